@@ -1,0 +1,117 @@
+"""The trainer beside a bare PyTorch loop: what the framework costs.
+
+Both train the same model on the same resident data with the same optimizer and micro-batches, in one process,
+alternating; who goes first alternates too. The figure is the median over pairs of trainer / bare.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.table
+import torch
+
+from largebatch import config, distributed, record
+from largebatch.assemble import Job, assemble
+from largebatch.bench.bare_loop import bare_loop
+from largebatch.data.resident import ResidentSplit
+from largebatch.errors import UserError
+from largebatch.train import Loop
+
+
+def measure(run: config.Run, pairs: int, steps: int, command: str) -> dict[str, Any]:
+    """Examples per second of both, and their ratio; every number with its unit in its name."""
+    if distributed.world_size() > 1:
+        raise UserError("bench throughput measures one process; start it without a launcher")
+    device = distributed.choose_device(run.device)
+    timed = run.model_copy(
+        update={
+            "epochs": None,
+            "steps": steps,
+            "checkpoint": config.Checkpoint(every_epochs=0),
+            "lr": run.lr.model_copy(update={"warmup": config.Warmup()}),
+        }
+    )
+    job = assemble(timed, device)
+    if not isinstance(job.dataset.train, ResidentSplit):
+        raise UserError(f"bench throughput measures sets that live on the device; {run.data.name} is read from files")
+    halves = {"trainer": lambda: _seconds_of_trainer(job), "bare": lambda: _seconds_of_bare_loop(job)}
+    for half in halves.values():
+        half()  # warm-up: allocator, kernels, threads
+    seconds: dict[str, list[float]] = {name: [] for name in halves}
+    for pair in range(pairs):
+        for name in sorted(halves, reverse=bool(pair % 2)):
+            seconds[name].append(halves[name]())
+    examples = steps * job.plan.global_batch_size
+    ratios = [bare / trainer for trainer, bare in zip(seconds["trainer"], seconds["bare"], strict=True)]
+    return {
+        "recipe": run.name,
+        "model": run.model.name,
+        "global_batch_size": job.plan.global_batch_size,
+        "micro_batch_size": job.plan.micro_batch_size,
+        "steps_timed": steps,
+        "pairs": pairs,
+        "trainer_examples_per_second": [examples / s for s in seconds["trainer"]],
+        "bare_loop_examples_per_second": [examples / s for s in seconds["bare"]],
+        "trainer_over_bare_loop": ratios,
+        "trainer_over_bare_loop_median": statistics.median(ratios),
+        "command": command,
+        "machine": record.machine(device),
+        "versions": record.versions(),
+        "commit": record.commit(),
+    }
+
+
+def table(facts: dict[str, Any]) -> rich.table.Table:
+    title = f"{facts['recipe']}: {facts['model']}, global batch {facts['global_batch_size']:,}, {facts['pairs']} pairs"
+    shown = rich.table.Table(title=title)
+    for heading in ("", "median", "least", "most"):
+        shown.add_column(heading, justify="left" if not heading else "right")
+    for label, key, form in (
+        ("trainer, examples/s", "trainer_examples_per_second", "{:,.0f}"),
+        ("bare loop, examples/s", "bare_loop_examples_per_second", "{:,.0f}"),
+        ("trainer / bare loop", "trainer_over_bare_loop", "{:.3f}"),
+    ):
+        values = facts[key]
+        cells = (statistics.median(values), min(values), max(values))
+        shown.add_row(label, *(form.format(value) for value in cells))
+    return shown
+
+
+def _seconds_of_trainer(job: Job) -> float:
+    """The real loop with its records, losses read and TensorBoard written; no evaluation falls into it."""
+    with tempfile.TemporaryDirectory() as folder:
+        silent = rich.console.Console(quiet=True)
+        with Loop(job, Path(folder), silent, quiet=True) as loop:
+            start = time.perf_counter()
+            loop.train_steps(noticed=[])
+            return time.perf_counter() - start
+
+
+def _seconds_of_bare_loop(job: Job) -> float:
+    split, engine = job.dataset.train, job.engine
+    assert isinstance(split, ResidentSplit)
+    images, labels = split.resident(job.device)
+    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
+    mean, std = (255 * torch.tensor(values).view(-1, 1, 1).to(job.device) for values in split.statistics)
+    engine.model.train()
+    start = time.perf_counter()
+    bare_loop(
+        engine.model,
+        engine.optimizer,
+        images.permute(0, 3, 1, 2),
+        labels,
+        mean,
+        std,
+        job.plan.global_batch_size,
+        job.plan.micro_batch_size,
+        job.plan.steps,
+        engine.autocast,
+        layout,
+    )
+    return time.perf_counter() - start

@@ -1,0 +1,244 @@
+"""Many runs, fairly: the same seeds, the same tuning effort, one table, failed runs counted.
+
+Rows are recipes × varied keys; every row is run once per seed, one after another in the same process group. With
+``tune``, every row's peak learning rate is first searched with the same budget (:mod:`largebatch.search`). What
+an interrupted comparison finished is not run again.
+
+    OUT/comparison.json            rows, seeds, searches
+    OUT/<row>/seed-<n>/            run directories
+    OUT/<row>/search/lr-<peak>/    the trials of the search
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import rich.console
+
+from largebatch import config, distributed, record, search
+from largebatch.assemble import peak_of
+from largebatch.errors import UserError
+from largebatch.train import Result, science_of, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How every row's learning rate is searched."""
+
+    trials: int = 7
+    hold_out: int = 10_000
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    id: str
+    recipe: Path
+    overrides: tuple[str, ...]
+
+    def run(self, *more: str) -> config.Run:
+        return config.load(self.recipe, [*self.overrides, *more])
+
+
+class Interrupted(Exception):
+    """A run was stopped by a signal, and the comparison with it."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        super().__init__(result.reason)
+
+
+def compare(
+    recipes: list[Path],
+    out: Path,
+    *,
+    vary: list[str] = [],  # noqa: B006
+    overrides: list[str] = [],  # noqa: B006
+    seeds: int = 1,
+    tuning: Tuning | None = None,
+    baseline: str | None = None,
+    command: str = "",
+    console: rich.console.Console | None = None,
+) -> Path:
+    """Run what is missing and keep ``OUT/comparison.json`` up to date; its folder is returned.
+
+    The baseline is the row with the smallest global batch unless named. Every recipe is read before the first
+    run starts.
+    """
+    console = console or rich.console.Console()
+    rows = rows_of(recipes, vary, overrides)
+    runs = {row.id: row.run() for row in rows}
+    for row in rows:
+        if tuning is not None and runs[row.id].lr.base is None:
+            raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
+    if baseline is None:
+        baseline = min(rows, key=lambda row: runs[row.id].batch.global_batch_size).id
+    elif baseline not in runs:
+        raise UserError(f"--baseline {baseline} is no row of this comparison; rows: {', '.join(runs)}")
+    facts: dict[str, Any] = {
+        "name": out.name,
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seeds": list(range(seeds)),
+        "baseline": baseline,
+        "rows": [row_facts(row, runs[row.id], seeds) for row in rows],
+        "notes": notes(seeds, tuning),
+    }
+    keep(out, facts)
+    for row, described in zip(rows, facts["rows"], strict=True):
+        chosen: tuple[str, ...] = ()
+        if tuning is not None:
+            found = search_lr(row, out, tuning, command, console)
+            described["learning_rate_search"] = found
+            if found["chosen_base"] is not None:
+                chosen = (f"lr.base={found['chosen_base']:.12g}",)
+                described["overrides"] = [*row.overrides, *chosen]
+            keep(out, facts)
+        for seed, folder in enumerate(described["runs"]):
+            run_once(row, (*chosen, f"seed={seed}"), out / folder, command, console)
+    return out
+
+
+def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[Row]:
+    keys = [varied(text) for text in vary]
+    rows = []
+    for recipe, values in itertools.product(recipes, itertools.product(*keys)):
+        suffix = "".join(f"_{value.rpartition('.')[2]}" for value in values)
+        rows.append(Row(slug(recipe.stem + suffix), recipe, (*overrides, *values)))
+    twice = {row.id for row in rows if sum(other.id == row.id for other in rows) > 1}
+    if twice:
+        raise UserError(f"two rows would be called {sorted(twice)[0]}; give the recipes different file names")
+    return rows
+
+
+def varied(text: str) -> list[str]:
+    """``'a.b=1,2'`` -> ``['a.b=1', 'a.b=2']``; commas inside brackets do not separate."""
+    key, equals, values = text.partition("=")
+    parts = [part.strip() for part in re.split(r",(?![^\[{]*[\]}])", values)]
+    if not equals or not key or not all(parts):
+        raise UserError(f"--vary {text} is not of the form key=a,b,c")
+    return [f"{key}={part}" for part in parts]
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
+
+
+def row_facts(row: Row, run: config.Run, seeds: int) -> dict[str, Any]:
+    variations = [text for text in row.overrides if text]
+    return {
+        "id": row.id,
+        "label": run.title or row.id,
+        "config": str(row.recipe),
+        "overrides": variations,
+        "runs": [f"{row.id}/seed-{seed}" for seed in range(seeds)],
+        "learning_rate_search": None,
+        "expect": run.expect.model_dump(exclude_none=True) if run.expect else None,
+    }
+
+
+def notes(seeds: int, tuning: Tuning | None) -> list[str]:
+    """The sentences that say what is fair here and what is not."""
+    found = ["Every row sees the same examples of the same seeds, and its own number of steps."]
+    if tuning is not None:
+        found.append(
+            f"The peak learning rate of every row was searched with the same budget: {tuning.trials} trials on "
+            f"{tuning.hold_out:,} held-out training images, never on the test set."
+        )
+    else:
+        found.append("Learning rates are those of the files; no search was part of this comparison.")
+    if seeds == 1:
+        found.append("One seed: differences of a few tenths of a point may be chance.")
+    return found
+
+
+def search_lr(row: Row, out: Path, tuning: Tuning, command: str, console: rich.console.Console) -> dict[str, Any]:
+    own = row.run()
+    assert own.lr.base is not None
+    own_peak, _ = peak_of(own.lr, own.batch.global_batch_size)
+
+    def measure(peak: float) -> search.Trial:
+        base = own.lr.base * (peak / own_peak)  # type: ignore[operator]
+        result = run_once(
+            row,
+            (
+                f"lr.base={base:.12g}",
+                f"seed={tuning.seed}",
+                f"data.hold_out={tuning.hold_out}",
+                "evaluate.train=false",
+                "evaluate.every_epochs=1000000",
+                "record.tensorboard=false",
+                "checkpoint.keep=1",
+            ),
+            out / row.id / "search" / f"lr-{peak:.6g}",
+            command,
+            console,
+        )
+        accuracy = result.numbers.get("test_accuracy_percent")
+        return search.Trial(peak, accuracy, result.status)
+
+    trials = search.search(own_peak, tuning.trials, measure)
+    chosen = search.best(trials)
+    return {
+        "key": "lr.base",
+        "budget": tuning.trials,
+        "metric": "held-out accuracy",
+        "hold_out": tuning.hold_out,
+        "chosen": chosen and chosen.peak_lr,
+        "chosen_base": chosen and own.lr.base * (chosen.peak_lr / own_peak),
+        "trials": [trial._asdict() for trial in trials],
+    }
+
+
+def run_once(row: Row, more: tuple[str, ...], directory: Path, command: str, console: rich.console.Console) -> Result:
+    """Train, or read what was trained before; a diverged run is a result like another."""
+    run = row.run(*more, f"record.dir={directory}")
+    done = distributed.gather(finished_before(run, directory))[0]
+    if done is not None:
+        return Result(done["status"], done["reason"], directory, done)
+    result = train(run, command=command, console=console, quiet=True)
+    if result.status == "stopped":
+        raise Interrupted(result)
+    if distributed.is_first():
+        console.print(one_line(directory, result), markup=False, highlight=False, soft_wrap=True)
+    return result
+
+
+def finished_before(run: config.Run, directory: Path) -> dict[str, Any] | None:
+    result = record.read_result(directory)
+    if result is None or result["status"] == "stopped":
+        return None
+    there = config.parse((directory / "run.yaml").read_text(), str(directory / "run.yaml"))
+    if record.differences(science_of(there), run.science()):
+        return None  # train refuses the folder, and says what differs
+    return result
+
+
+def one_line(directory: Path, result: Result) -> str:
+    numbers = result.numbers
+    name = "/".join(directory.parts[-3 if directory.parts[-2] == "search" else -2 :])
+    if result.status == "failed":
+        return f"{name:<32} failed: {result.reason}"
+    on = numbers["evaluated_on"].replace("_", "-")
+    return (
+        f"{name:<32} {numbers['test_accuracy_percent']:6.2f} % {on}  peak lr {numbers['peak_lr']:<8.4g} "
+        f"{numbers['steps']:>6} steps  {numbers['seconds_total']:6.1f} s"
+    )
+
+
+def keep(out: Path, facts: dict[str, Any]) -> None:
+    problem = None
+    if distributed.is_first():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            record.write_json(out / "comparison.json", facts)
+        except OSError as error:
+            problem = f"--out {out} cannot be written: {error.strerror or error}"
+    problem = distributed.gather(problem)[0]
+    if problem:
+        raise UserError(problem)

@@ -1,0 +1,207 @@
+"""Data sets by name, each read from its public format.
+
+Small sets (``mnist``, ``fashion_mnist``, ``cifar10``, ``cifar100``, ``digits``, ``synthetic``) live on the
+device as uint8 and are augmented there; image folders (``folder``, ``imagenet``) are read by worker
+processes. :func:`build` takes plain arguments; ``data.<argument>`` in messages is the recipe's key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from largebatch.data import augment as augmentation
+from largebatch.data import places
+from largebatch.data.dataset import Dataset, Placement, Split, Statistics
+from largebatch.data.facts import FACTS, Facts, uniform
+from largebatch.data.folder import image_folder
+from largebatch.data.formats import Arrays
+from largebatch.data.resident import ResidentSplit, held_out
+from largebatch.errors import UserError, suggestion
+
+__all__ = ["NAMES", "Dataset", "Placement", "Split", "build"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wish:
+    """The arguments of :func:`build`, on their way to a builder."""
+
+    name: str
+    root: str | None
+    image_size: int | None
+    augment: str
+    hold_out: int
+    workers: int | None
+    num_classes: int | None
+    image_shape: tuple[int, int, int] | None
+    examples: int | None
+    seed: int
+
+
+def build(
+    name: str,
+    *,
+    root: str | None = None,
+    image_size: int | None = None,
+    augment: str = "auto",
+    hold_out: int = 0,
+    workers: int | None = None,
+    num_classes: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    examples: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """The data set called ``name``, ready to be read.
+
+    ``root`` is the only place looked at when given. ``image_size`` is the side of what an image folder
+    gives (default 224). ``augment`` is one of :mod:`largebatch.data.augment`; ``auto`` is the set's standard.
+    ``hold_out`` training examples, stratified by class where the set is small (at random in image folders),
+    become ``test`` and leave ``train``; the choice never depends on a run's seed, and the test set is not
+    read. ``workers`` are the processes per rank that read image folders (default: one per processor, at most
+    8; 0 reads in the trainer's own process); small sets need none. ``num_classes``, ``image_shape`` (C, H, W)
+    ``examples`` and ``seed`` describe ``synthetic`` alone.
+    """
+    if name not in _BUILDERS:
+        raise UserError(f"data.name = {name!r} is not a data set{suggestion(name, NAMES)}")
+    wish = _Wish(name, root, image_size, augment, hold_out, workers, num_classes, image_shape, examples, seed)
+    _check(wish)
+    return _BUILDERS[name](wish)
+
+
+def _check(wish: _Wish) -> None:
+    least = {"hold_out": 0, "image_size": 1, "workers": 0, "num_classes": 1, "examples": 1}
+    for key, bound in least.items():
+        value = getattr(wish, key)
+        if value is not None and value < bound:
+            raise UserError(f"data.{key} = {value} is out of range; at least {bound}")
+    if wish.image_shape is not None and (len(wish.image_shape) != 3 or min(wish.image_shape) < 1):
+        raise UserError(
+            f"data.image_shape = {list(wish.image_shape)} should be three positive sizes: channels, height, width"
+        )
+    if wish.name != "synthetic":
+        for key in ("num_classes", "image_shape", "examples"):
+            if getattr(wish, key) is not None:
+                raise UserError(f"data.{key} is for synthetic only; data set {wish.name} has its own")
+    if wish.name in ("digits", "synthetic") and wish.root is not None:
+        raise UserError(f"data.root = {wish.root!r} is not used: data set {wish.name} has no files")
+
+
+def _from_files(wish: _Wish) -> Dataset:
+    facts = FACTS[wish.name]
+    found = places.located(wish.name, wish.root)
+    assert found.form is not None
+    title = f"{facts.title} (JPEG)" if "JPEG" in found.form.title else facts.title
+
+    def load(part: str) -> Arrays:
+        images, labels = found.arrays(part)
+        _check_contents(found.path, part, facts, images, labels)
+        return images, labels
+
+    return _resident(wish, facts, load, f"{title}, {found.form.title}, {found.path}")
+
+
+def _check_contents(path: Path, part: str, facts: Facts, images: np.ndarray, labels: np.ndarray) -> None:
+    channels, height, width = facts.shape
+    if images.shape[1:] != (height, width, channels):
+        found = "x".join(map(str, images.shape[1:]))
+        raise UserError(f"{path}: {part} images should be {height}x{width}x{channels}, found {found}")
+    if not len(labels):
+        raise UserError(f"{path}: the {part} files hold no images")
+    if labels.max() >= len(facts.classes):
+        raise UserError(f"{path}: {part} labels should be below {len(facts.classes)}, found {labels.max()}")
+
+
+def _digits(wish: _Wish) -> Dataset:
+    """scikit-learn's 1,797 digits of 8×8 (0..16 scaled to 0..255): 1,500 to train, 297 to test."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("data set digits comes with scikit-learn, which is not installed") from None
+    raw, labels = load_digits(return_X_y=True)
+    images = np.rint(np.asarray(raw) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    order = np.random.Generator(np.random.PCG64(1797)).permutation(len(images))
+    parts = {"train": order[:1500], "test": order[1500:]}
+    load = lambda part: (images[parts[part]], np.asarray(labels)[parts[part]])  # noqa: E731
+    return _resident(wish, FACTS["digits"], load, "digits, scikit-learn's load_digits")
+
+
+def _synthetic(wish: _Wish) -> Dataset:
+    """Uniform random pixels and labels: nothing to learn, any shape, for measuring throughput."""
+    size = wish.image_size or 32
+    shape, count = wish.image_shape or (3, size, size), wish.examples or 10_000
+    classes = wish.num_classes or 10
+    facts = Facts("synthetic", tuple(str(label) for label in range(classes)), shape, uniform(shape[0]))
+    counts = {"train": count, "test": max(1, count // 10)}
+
+    def load(part: str) -> Arrays:
+        rng = np.random.Generator(np.random.PCG64([wish.seed, len(part)]))
+        images = np.frombuffer(rng.bytes(counts[part] * int(np.prod(shape))), np.uint8)
+        channels, height, width = shape
+        labels = rng.integers(0, classes, size=counts[part])
+        return images.reshape(-1, height, width, channels).copy(), labels
+
+    return _resident(wish, facts, load, f"synthetic, seed {wish.seed}")
+
+
+def _resident(wish: _Wish, facts: Facts, load: Callable[[str], Arrays], source: str) -> Dataset:
+    _, height, width = facts.shape
+    if wish.image_size is not None and (wish.image_size, wish.image_size) != (height, width):
+        raise UserError(
+            f"data.image_size = {wish.image_size} does not fit data set {wish.name}; its images are {height}x{width}"
+        )
+    augment = augmentation.resolved(wish.augment, facts.augment, augmentation.RESIDENT, wish.name)
+    train = load("train")
+    if wish.hold_out:
+        if wish.hold_out >= len(train[1]):
+            raise UserError(f"data.hold_out = {wish.hold_out} leaves nothing to train on; at most {len(train[1]) - 1}")
+        mask = held_out(train[1], wish.hold_out)
+        train, test = (train[0][~mask], train[1][~mask]), (train[0][mask], train[1][mask])
+    else:
+        test = load("test")
+    return Dataset(
+        name=wish.name,
+        num_classes=len(facts.classes),
+        image_shape=facts.shape,
+        train=_split(train, facts.statistics, augment),
+        test=_split(test, facts.statistics, augment),
+        classes=list(facts.classes),
+        source=source,
+        facts={"augment": augment, "evaluated on": _evaluated_on(wish.hold_out)},
+    )
+
+
+def _split(arrays: Arrays, statistics: Statistics, augment: str) -> ResidentSplit:
+    return ResidentSplit(arrays[0], arrays[1], statistics, augment)
+
+
+def _evaluated_on(hold_out: int) -> str:
+    return f"{hold_out} held-out training examples" if hold_out else "the test set"
+
+
+def _images(wish: _Wish) -> Dataset:
+    augment = augmentation.resolved(wish.augment, "resized_crop_flip", augmentation.FOLDER, wish.name)
+    if wish.name == "folder" and wish.root is None:
+        raise UserError("data.root is missing: data set folder needs a folder with train/<class>/*.jpg")
+    root = places.located(wish.name, wish.root).path
+    dataset = image_folder(
+        wish.name, root, image_size=wish.image_size or 224, augment=augment, hold_out=wish.hold_out,
+        workers=wish.workers, classes_expected=1000 if wish.name == "imagenet" else None,
+    )  # fmt: skip
+    facts = {"augment": augment, "evaluated on": _evaluated_on(wish.hold_out), **dataset.facts}
+    return dataclasses.replace(dataset, facts=facts)
+
+
+_BUILDERS: dict[str, Callable[[_Wish], Dataset]] = {
+    "fashion_mnist": _from_files,
+    "mnist": _from_files,
+    "cifar10": _from_files,
+    "cifar100": _from_files,
+    "digits": _digits,
+    "folder": _images,
+    "imagenet": _images,
+    "synthetic": _synthetic,
+}
+NAMES: list[str] = list(_BUILDERS)

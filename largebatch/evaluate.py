@@ -1,0 +1,43 @@
+"""Exact evaluation: every example once, whatever the world size.
+
+Each rank evaluates its contiguous share, shares may differ by one; loss, correct answers and examples are
+summed over ranks in float64. No padding, no dropped remainder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from largebatch import distributed
+
+
+class Evaluation(NamedTuple):
+    loss: float  # mean cross-entropy, without label smoothing
+    accuracy_percent: float
+    examples: int
+
+
+def evaluate(
+    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+) -> Evaluation:
+    """``forward`` in evaluation mode over this rank's ``batches``; ``model`` is returned to its mode after."""
+    training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, examples
+    with torch.inference_mode():
+        for images, labels in batches:
+            outputs = forward(images)
+            sums[0] += F.cross_entropy(outputs, labels, reduction="sum")
+            sums[1] += (outputs.argmax(dim=1) == labels).sum()
+            sums[2] += labels.numel()
+    model.train(training)
+    loss, correct, examples = distributed.sum_(sums).tolist()
+    return Evaluation(loss / examples, 100.0 * correct / examples, int(examples))

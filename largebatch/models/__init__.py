@@ -1,0 +1,139 @@
+"""Models by name: our small ones, then anything torchvision or timm creates.
+
+``resnet50`` is torchvision's and ``timm/resnet50`` is timm's; a plain name that torchvision lacks is timm's.
+Weights are always freshly initialised: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from largebatch.errors import UserError, suggestion
+from largebatch.models import small
+
+SMALL: dict[str, Callable[..., nn.Module]] = {
+    "tiny_cnn": small.tiny_cnn,
+    "mlp": small.mlp,
+    "resnet20": small.resnet20,
+    "resnet18_small": small.resnet18,
+    "resnet9": small.resnet9,
+}
+
+
+def build(
+    name: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    seed: int = 0,
+    arguments: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A freshly initialised model on the CPU in float32, the same for the same seed.
+
+    ``image_shape`` is (channels, height, width). The global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = _builder(name)(num_classes, image_shape, dict(arguments or {}))
+        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"model {name} cannot be built with {arguments or 'these data'}: {reason}") from error
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"model {name} has no parameters to train")
+    return model
+
+
+def check(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuse a model whose output does not fit the data, before any time is spent."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            parameter = next(model.parameters())
+            output = model(torch.zeros(2, *image_shape, dtype=parameter.dtype, device=parameter.device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        size = "×".join(map(str, image_shape))
+        raise UserError(f"model {name} does not take images of {size} (channels×height×width): {reason}") from error
+    finally:
+        model.train(training)
+    if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
+        shape = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UserError(f"model {name} gives {shape} per image; the data set has {num_classes} classes")
+
+
+def _builder(name: str) -> Callable[[int, tuple[int, int, int], dict[str, Any]], nn.Module]:
+    source, _, plain = name.rpartition("/")
+    if source not in ("", "timm", "torchvision"):
+        raise UserError(f"model.name = {name}: {source} is no source of models; valid: timm/..., torchvision/...")
+    if not source and name in SMALL:
+        return lambda classes, shape, arguments: _small(name, classes, shape, arguments)
+    if source != "timm":
+        import torchvision
+        from torchvision.models import get_model_builder, list_models
+
+        if plain in list_models(module=torchvision.models):
+            return lambda classes, shape, arguments: _torchvision(
+                get_model_builder(plain), plain, classes, shape, arguments
+            )
+    if source != "torchvision":
+        import timm
+
+        if timm.is_model(plain):
+            return lambda classes, shape, arguments: _timm(plain, classes, shape, arguments)
+    raise UserError(f"model.name = {name} is not known{suggestion(plain, _all_names(source))}")
+
+
+def _all_names(source: str) -> list[str]:
+    import timm
+    import torchvision
+
+    names = [] if source else list(SMALL)
+    names += [] if source == "timm" else torchvision.models.list_models(module=torchvision.models)
+    names += [] if source == "torchvision" else timm.list_models()
+    return names
+
+
+def _small(name: str, num_classes: int, image_shape: tuple[int, int, int], arguments: dict[str, Any]) -> nn.Module:
+    builder = SMALL[name]
+    valid = [p for p in inspect.signature(builder).parameters if p not in ("num_classes", "image_shape")]
+    for key in arguments:
+        if key not in valid:
+            raise UserError(f"unknown key model.{key} for {name}{suggestion(key, valid)}")
+    return builder(num_classes, image_shape, **arguments)
+
+
+def _torchvision(
+    builder: Callable[..., nn.Module],
+    name: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    arguments: dict[str, Any],
+) -> nn.Module:
+    if image_shape[0] != 3:
+        raise UserError(
+            f"model {name} of torchvision takes 3 channels, the images have {image_shape[0]}; "
+            f"timm/{name} or one of {', '.join(SMALL)} takes them"
+        )
+    if arguments.get("weights") is not None or arguments.get("pretrained"):
+        raise UserError("model.weights: training starts from fresh weights; take the key out")
+    if "googlenet" in name or "inception" in name:
+        arguments = {"aux_logits": False, "init_weights": True, **arguments}
+    return builder(weights=None, num_classes=num_classes, **arguments)
+
+
+def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], arguments: dict[str, Any]) -> nn.Module:
+    import timm
+
+    if arguments.get("pretrained"):
+        raise UserError("model.pretrained: training starts from fresh weights; take the key out")
+    if "zero_init_residual" in arguments:  # torchvision's word for it
+        arguments["zero_init_last"] = arguments.pop("zero_init_residual")
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=image_shape[0], **arguments)

@@ -1,0 +1,8 @@
+"""Optimizers: each states its equation in its module. Usable without the rest of the project."""
+
+from largebatch.optim.groups import Treatment, parameter_groups, treatments
+from largebatch.optim.heavy_ball import HeavyBall
+from largebatch.optim.lamb import Lamb
+from largebatch.optim.lars import Lars
+
+__all__ = ["HeavyBall", "Lamb", "Lars", "Treatment", "parameter_groups", "treatments"]

@@ -1,0 +1,260 @@
+"""Scalars -> JSON lines, TensorBoard, the log file, the terminal; and the run directory they live in.
+
+    RUN/run.yaml  plan.json  metrics.jsonl  train.log  tensorboard/  checkpoints/  result.json
+
+``report``, ``compare`` and ``diagnose`` read nothing else. Only rank zero writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import rich.console
+import rich.progress
+import yaml
+
+from largebatch import distributed
+from largebatch.errors import UserError
+
+PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy")
+
+
+Recipe = dict[str, Any]
+
+
+def open_directory(directory: Path, written: Recipe, science: Callable[[Recipe], Recipe], resume: str) -> None:
+    """Make RUN and its ``run.yaml``, or recognise it as ours; collective, refused on every rank alike.
+
+    ``written`` is the whole recipe; ``science`` gives the part that two runs must share to continue one another.
+    """
+    problem = None
+    if distributed.is_first():
+        try:
+            _open_directory(directory, written, science, resume)
+        except OSError as error:
+            problem = f"record.dir = {directory} cannot be written: {error.strerror or error}"
+        except UserError as error:
+            problem = str(error)
+    problem = distributed.gather(problem)[0]
+    if problem:
+        raise UserError(problem)
+
+
+def _open_directory(directory: Path, written: Recipe, science: Callable[[Recipe], Recipe], resume: str) -> None:
+    file = directory / "run.yaml"
+    if file.exists():
+        if resume == "never":
+            raise UserError(
+                f"record.dir = {directory} already holds a run; resume=auto continues it, another record.dir leaves it"
+            )
+        try:
+            there = science(yaml.safe_load(file.read_text()))
+        except (yaml.YAMLError, UserError) as error:
+            raise UserError(f"{file} is not readable as a run; choose another record.dir") from error
+        if different := differences(there, science(written)):
+            raise UserError(
+                f"record.dir = {directory} belongs to another config ({'; '.join(different)}); "
+                "choose another record.dir"
+            )
+        return
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"record.dir = {directory} is a file; choose a folder")
+    if directory.exists() and any(directory.glob("checkpoints/step-*.pt")):
+        raise UserError(f"record.dir = {directory} holds checkpoints but no run.yaml; choose another record.dir")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(file, yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
+
+
+def differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """``'lr.base: 0.1 there, 0.2 here'`` for every leaf that differs, at most three."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = []
+        for name in sorted({*there, *here}):
+            found += differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+        return found[:3]
+    return [] if there == here else [f"{key}: {there} there, {here} here"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no NaN: what is not finite becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def machine(device: Any = None) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+
+    cuda = device is not None and device.type == "cuda"
+    return {
+        "host_cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if cuda else None,
+        "os": platform.platform(terse=True),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    import importlib.metadata
+
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def commit() -> str | None:
+    """The project's own commit, with ``+`` if files were changed; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        inside = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", "record.py"],
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+        if inside.returncode:
+            return None
+        describe = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+class Recorder:
+    """Where the loop sends its numbers. On ranks other than zero it does nothing."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        total_steps: int,
+        first_step: int,
+        name: str,
+        tensorboard: bool,
+        quiet: bool = False,
+        console: rich.console.Console | None = None,
+    ) -> None:
+        self.active = distributed.is_first()
+        self.console = console or rich.console.Console()
+        self.quiet = quiet
+        self._progress: rich.progress.Progress | None = None
+        self._board: Any = None
+        if not self.active:
+            return
+        self._lines: TextIO = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._log: TextIO = open(directory / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+        if tensorboard:
+            self._board = _tensorboard(directory / "tensorboard", first_step)
+        if self.console.is_terminal:
+            self._progress = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TextColumn("{task.fields[now]}"),
+                rich.progress.TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(name, total=total_steps, completed=first_step, now="")
+
+    def event(self, event: str, **numbers: Any) -> None:
+        """One line of metrics.jsonl; in TensorBoard ``loss/training``, ``loss/test``, ``lr/training``, ..."""
+        if not self.active:
+            return
+        self._lines.write(json.dumps(finite({"event": event, **numbers}), ensure_ascii=False) + "\n")
+        self._lines.flush()
+        if self._board is not None:
+            whose = numbers.get("split", "training")
+            for key, value in numbers.items():
+                if key not in ("step", "examples_seen") and isinstance(value, float):
+                    self._board.add_scalar(f"{key}/{whose}", value, numbers["step"])
+
+    def training(self, **numbers: Any) -> None:
+        self.event("train", **numbers)
+        if not self.active:
+            return
+        norm = f"  |g| {numbers['grad_norm']:.3g}" if numbers.get("grad_norm") is not None else ""
+        now = (
+            f"loss {numbers['loss']:.4f}  lr {numbers['lr']:.4g}{norm}  "
+            f"{numbers['examples_per_second']:,.0f} examples/s"
+        )
+        self._write_log(f"step {numbers['step']}  epoch {numbers['epoch']:.3f}  {now}")
+        if self._progress is not None:
+            self._progress.update(self._task, completed=numbers["step"], now=now)
+
+    def say(self, text: str) -> None:
+        """A sentence for the log and, unless ``quiet``, the terminal."""
+        if self.active:
+            self._write_log(text)
+        if self.active and not self.quiet:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A sentence for the log alone."""
+        if self.active:
+            self._write_log(text)
+
+    def _write_log(self, text: str) -> None:
+        self._log.write(text + "\n")
+        self._log.flush()
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        if self._progress is not None:
+            self._progress.stop()
+        if self._board is not None:
+            self._board.close()
+        self._lines.close()
+        self._log.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _tensorboard(directory: Path, first_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(directory), purge_step=first_step)
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    file = directory / "result.json"
+    return json.loads(file.read_text()) if file.exists() else None

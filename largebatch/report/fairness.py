@@ -1,0 +1,86 @@
+"""What was equal between the rows and what was not, read off the runs: budget, seeds, data, machine."""
+
+from collections.abc import Callable
+from typing import Any
+
+from largebatch.report.numerals import count, duration, listing, plain
+from largebatch.report.read import Run, finite
+from largebatch.report.summary import Comparison, Row
+
+SPLIT_NAMES = {"test": "the test set", "held_out": "a held-out part of the training set"}
+
+
+def fairness(comparison: Comparison) -> list[str]:
+    """One sentence for each thing that a fair comparison keeps equal; what differs is listed by row."""
+    return [
+        _same(comparison, "number of training examples", _planned("budget_examples", count)),
+        _same(comparison, "epochs", _planned("epochs", plain)),
+        _same(comparison, "seeds", lambda row: ", ".join(map(str, sorted(run.seed for run in row.runs)))),
+        _same(comparison, "data", _of_runs(lambda run: run.plan.get("dataset"))),
+        _same(comparison, "model", _of_runs(model)),
+        _same(comparison, "evaluation", _of_runs(lambda run: SPLIT_NAMES[run.evaluated_on])),
+        _same(comparison, "device", _of_runs(lambda run: run.plan.get("device"))),
+        _same(comparison, "precision", _of_runs(lambda run: run.plan.get("precision"))),
+        _same(comparison, "machine", _of_runs(machine)),
+        _same(comparison, "tuning", _tuning),
+    ]
+
+
+def setting(comparison: Comparison) -> str:
+    """Data, model, seeds and what it all took, in a line; from the baseline's first run."""
+    run = comparison.baseline.runs[0]
+    sizes = [
+        f"{count(size)} {what}"
+        for key, what in (("dataset_size", "training"), ("test_size", "test"))
+        if (size := finite(run.plan.get(key)))
+    ]
+    seeds = sorted({run.seed for run in comparison.runs})
+    seconds = sum(run.measured("seconds_total") or 0 for run in comparison.runs)
+    parts = [
+        str(run.plan.get("dataset") or "unnamed data") + (f" ({' and '.join(sizes)} examples)" if sizes else ""),
+        model(run),
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
+        f"{len(comparison.runs)} run{'s' * (len(comparison.runs) > 1)} in {duration(seconds)}",
+    ]
+    return " · ".join(parts)
+
+
+def machine(run: Run) -> str:
+    """The machine in one line, without what it lacks."""
+    parts = run.plan.get("machine") or {}
+    words = [f"{value} {key}" if key == "cores" else str(value) for key, value in parts.items() if value]
+    return ", ".join(words) or "not recorded"
+
+
+def model(run: Run) -> str:
+    """Its name and size: ``tiny_cnn with 93,322 parameters``."""
+    section = run.config.get("model")
+    name = section.get("name") if isinstance(section, dict) else None
+    parameters = finite(run.plan.get("parameters"))
+    return str(name or "unnamed model") + (f" with {count(parameters)} parameters" if parameters else "")
+
+
+def _same(comparison: Comparison, what: str, value: Callable[[Row], str]) -> str:
+    values = [(value(row), row.label) for row in comparison.rows]
+    kinds = list(dict.fromkeys(kind for kind, _ in values))
+    if len(comparison.rows) == 1:
+        return f"{what.capitalize()}: {kinds[0]}."
+    if len(kinds) == 1:
+        return f"Same {what} for every row: {kinds[0]}."
+    listed = (f"{kind} ({', '.join(label for own, label in values if own == kind)})" for kind in kinds)
+    return f"Not the same {what}: {'; '.join(listed)}."
+
+
+def _of_runs(value: Callable[[Run], Any]) -> Callable[[Row], str]:
+    return lambda row: listing(dict.fromkeys(str(value(run) or "not recorded") for run in row.runs))
+
+
+def _planned(key: str, write: Callable[[float | None], str]) -> Callable[[Row], str]:
+    return _of_runs(lambda run: write(finite(run.plan.get(key))))
+
+
+def _tuning(row: Row) -> str:
+    if not row.search:
+        return "the recipe’s learning rate, none searched here"
+    trials = row.search.get("budget") or len(row.search.get("trials") or [])
+    return f"{trials} peak learning rates tried on held-out training examples"

@@ -1,0 +1,196 @@
+"""Comparison -> one self-contained HTML page, and the same tables and sentences as Markdown.
+
+Nothing on the page is fetched: style sheet, pictures and text are in the one file. The same runs give the
+same bytes: nothing is stamped with the time of writing.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from largebatch.report import table
+from largebatch.report.fairness import fairness, machine, setting
+from largebatch.report.figures import pictures
+from largebatch.report.frame import Picture
+from largebatch.report.looks import looks
+from largebatch.report.numerals import listing
+from largebatch.report.read import Run
+from largebatch.report.summary import Comparison
+from largebatch.report.table import Table
+from largebatch.report.verdict import verdict
+
+HERE = Path(__file__).parent
+
+
+def html(comparison: Comparison) -> str:
+    """The whole page."""
+    drawn = pictures(comparison)
+    sections: dict[str, list[Picture]] = {}
+    for picture in drawn:
+        sections.setdefault(picture.section, []).append(picture)
+    style = looks(comparison)
+    return _template().render(
+        comparison=comparison,
+        setting=setting(comparison),
+        verdict=verdict(comparison),
+        results=table.results(comparison),
+        looks=style,
+        notes=notes(comparison),
+        sections=list(sections.items()),
+        shared_key=tuple((style[row.id], row.label) for row in comparison.rows),
+        reading=_reading(comparison),
+        searches=table.searches(comparison),
+        searches_shown="Tuning" in sections,
+        fairness=[*fairness(comparison), *comparison.notes],
+        published=table.published(comparison),
+        every_run=table.every_run(comparison),
+        commands=commands(comparison),
+        facts=facts(comparison),
+        configs=[(row.label, row.runs[0].config_text) for row in comparison.rows],
+    )
+
+
+def markdown(comparison: Comparison) -> str:
+    """The same sentences and tables without the pictures."""
+    parts = [
+        f"# {_plain(comparison.name)}",
+        _plain(setting(comparison)),
+        f"**{_plain(verdict(comparison))}**",
+        "## Results",
+    ]
+    parts += [_markdown_table(table.results(comparison)), _bullets(notes(comparison))]
+    if searches := table.searches(comparison):
+        parts += ["## Tuning", _markdown_table(searches)]
+    parts += ["## How fair it was", _bullets([*fairness(comparison), *comparison.notes])]
+    if published := table.published(comparison):
+        parts += ["## What the papers report", _markdown_table(published)]
+    parts += ["## Every run", _markdown_table(table.every_run(comparison)), "## To repeat this"]
+    parts += ["\n".join(f"    {line}" for line in command.splitlines()) for command in commands(comparison)]
+    parts += [_bullets([f"{term}: {value}" for term, value in facts(comparison)])]
+    return "\n\n".join(parts) + "\n"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader of the main table has to know."""
+    said = []
+    held_out = [row.label for row in comparison.rows if row.evaluated_on == "held_out"]
+    if len(held_out) == len(comparison.rows):
+        said.append("Accuracies are of a held-out part of the training set, not of the test set.")
+    elif held_out:
+        said.append(
+            f"{listing(held_out)}: evaluated on a held-out part of the training set, the others on the"
+            " test set; no difference is taken between the two."
+        )
+    if len(comparison.rows) == 1:
+        pass
+    elif any(row.difference and row.difference.low is not None for row in comparison.rows):
+        said.append("Differences are from the baseline’s mean, with Welch’s 95 % interval over seeds.")
+    else:
+        said.append("Differences are from the baseline’s mean, in percentage points.")
+    if alone := [row.label for row in comparison.rows if len(row.finished) == 1]:
+        said.append(
+            "One seed: no interval."
+            if len(alone) == len(comparison.rows)
+            else f"One finished seed, so no interval: {listing(alone)}."
+        )
+    broken = [run for run in comparison.runs if not run.finished]
+    said.append(
+        f"{len(broken)} of {len(comparison.runs)} runs did not finish; they are counted and enter no mean."
+        if broken
+        else f"All {len(comparison.runs)} runs finished."
+        if len(comparison.runs) > 1
+        else "The run finished."
+    )
+    return said
+
+
+def commands(comparison: Comparison) -> list[str]:
+    """What to type: the comparison's command, or each run's own."""
+    if comparison.command:
+        return [comparison.command]
+    return list(dict.fromkeys(str(run.plan["command"]) for run in comparison.runs if run.plan.get("command")))
+
+
+def facts(comparison: Comparison) -> list[tuple[str, str]]:
+    """Seeds, versions, machine and commit; what differs between runs is listed with the number of runs."""
+    runs = comparison.runs
+    broken = sum(not run.finished for run in runs)
+    seeds = sorted({run.seed for run in runs})
+    said = [
+        ("seeds", ", ".join(map(str, seeds))),
+        (
+            "runs",
+            f"{len(runs)}, of which {broken} did not finish" if broken else f"{len(runs)}, all finished",
+        ),
+        ("started", _kinds(runs[:1], lambda run: run.plan.get("started"))),
+        ("machine", _kinds(runs, machine)),
+        ("device", _kinds(runs, lambda run: run.plan.get("device"))),
+        ("precision", _kinds(runs, lambda run: run.plan.get("precision"))),
+        ("engine", _kinds(runs, lambda run: f"{run.plan.get('engine')}, {_processes(run)}")),
+        ("commit", _kinds(runs, lambda run: run.plan.get("commit"))),
+    ]
+    names = list(dict.fromkeys(name for run in runs for name in run.plan.get("versions") or {}))
+    return said + [
+        (name, _kinds(runs, lambda run, name=name: (run.plan.get("versions") or {}).get(name))) for name in names
+    ]
+
+
+def _processes(run: Run) -> str:
+    world = run.plan.get("world_size") or 1
+    return "1 process" if world == 1 else f"{world} processes"
+
+
+def _kinds(runs: tuple[Run, ...], value: Callable[[Run], Any]) -> str:
+    values = [str(value(run) or "not recorded") for run in runs]
+    kinds = list(dict.fromkeys(values))
+    return kinds[0] if len(kinds) == 1 else "; ".join(f"{kind} ({values.count(kind)} runs)" for kind in kinds)
+
+
+def _reading(comparison: Comparison) -> str:
+    """How to read the pictures, said once."""
+    said = ["Every row keeps its line and marker through all pictures; the baseline has the colour of the text."]
+    if any(len(row.finished) > 1 for row in comparison.rows):
+        said.append("Lines are means over the finished seeds; bands reach from the lowest to the highest of them.")
+    if any(not run.finished for run in comparison.runs):
+        said.append("A thin line that ends in a cross is a run that did not finish.")
+    return " ".join(said)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
+    environment.filters["whole"] = _whole
+    return environment.get_template("page.html.j2")
+
+
+def _whole(text: str) -> str:
+    """A number stays on one line with its unit."""
+    return re.sub(r"(\d) (?=%|points|seeds?\b|epochs|steps|runs|min\b|s\b)", "\\1\u00a0", text)
+
+
+def _markdown_table(data: Table) -> str:
+    lines = [
+        "| " + " | ".join(_plain(column.heading) for column in data.columns) + " |",
+        "|" + "|".join("---:" if column.number else ":---" for column in data.columns) + "|",
+    ]
+    for line in data.lines:
+        remarks = [remark for remark in (line.mark, line.trouble) if remark]
+        first = _plain(line.cells[0]) + "".join(f"<br>{_plain(remark)}" for remark in remarks)
+        lines.append("| " + " | ".join([first, *map(_plain, line.cells[1:])]) + " |")
+    return "\n".join(lines) + f"\n\n{_plain(data.caption)}"
+
+
+def _bullets(sentences: list[str]) -> str:
+    return "\n".join(f"* {_plain(sentence)}" for sentence in sentences)
+
+
+def _plain(text: str) -> str:
+    """Text that no Markdown reader takes for markup or for the edge of a cell."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for sign in "\\|*_`[]":
+        text = text.replace(sign, f"\\{sign}")
+    return text

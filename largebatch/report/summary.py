@@ -1,0 +1,197 @@
+"""Rows, seeds, differences: the numbers of a comparison, once, for the page, the Markdown and the terminal.
+
+Over the n finished seeds of a row: mean and sample standard deviation, s² = Σ(x − m)² / (n − 1). The
+difference from the baseline is m − m₀ with Welch's standard error, √(s²/n + s₀²/n₀), and a 95 % interval
+from Student's t at the Welch–Satterthwaite degrees of freedom (Welch 1947). Seeds are not paired: the same
+seed at another batch is another sequence of gradients. One seed gives no interval. Failed, stopped and
+unfinished runs enter no mean; they are counted.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy.special import stdtrit
+
+from largebatch.errors import UserError
+from largebatch.report.read import Group, Run, Source, finite, read
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` seeds; ``std`` is the sample standard deviation, None for one seed."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Percentage points from the baseline; the rest is None unless both sides have two seeds or more."""
+
+    points: float
+    standard_error: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe at one batch over its seeds, measured; what no finished seed measured is None."""
+
+    id: str
+    label: str
+    is_baseline: bool
+    config: str | None
+    overrides: tuple[str, ...]
+    runs: tuple[Run, ...]
+    global_batch_size: int
+    steps: int
+    epochs: float | None
+    peak_lr: float | None
+    evaluated_on: str
+    train_accuracy: Estimate | None
+    test_accuracy: Estimate | None
+    seconds_per_step: Estimate | None
+    seconds_per_epoch: Estimate | None
+    seconds_total: Estimate | None
+    difference: Difference | None
+    fewer_steps: float
+    """Steps of the baseline / steps of this row."""
+    search: Mapping[str, Any] | None
+    expect: Mapping[str, Any] | None
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.finished)
+
+    @property
+    def broken(self) -> tuple[Run, ...]:
+        """Runs that failed, were stopped or never ended."""
+        return tuple(run for run in self.runs if not run.finished)
+
+    @property
+    def trouble(self) -> str | None:
+        """``2 failed, 1 stopped: <the first reason>``, or None where every seed finished."""
+        if not self.broken:
+            return None
+        statuses = [run.status for run in self.broken]
+        counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+        return f"{counts}: {self.broken[0].reason}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a report says in numbers. The baseline is one of ``rows``."""
+
+    name: str
+    folder: Path
+    command: str | None
+    created: str | None
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def baseline(self) -> Row:
+        return next(row for row in self.rows if row.is_baseline)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for row in self.rows for run in row.runs)
+
+    @property
+    def accuracy_name(self) -> str:
+        """``test accuracy``, ``held-out accuracy`` or, where rows differ, ``final accuracy``."""
+        splits = sorted({row.evaluated_on for row in self.rows})
+        if len(splits) > 1:
+            return "final accuracy"
+        return {"test": "test accuracy", "held_out": "held-out accuracy"}[splits[0]]
+
+
+def summarize(paths: Path | Sequence[Path]) -> Comparison:
+    """The numbers of one comparison folder, or of run folders with the first as the baseline."""
+    return measure(read([paths] if isinstance(paths, Path) else paths))
+
+
+def measure(source: Source) -> Comparison:
+    """Means, differences and ratios of what was read."""
+    reference = next(group for group in source.groups if group.id == source.baseline)
+    rows = tuple(_row(group, reference) for group in source.groups)
+    return Comparison(source.name, source.folder, source.command, source.created, rows, source.notes)
+
+
+def estimate(values: Iterable[float | None]) -> Estimate | None:
+    """Mean and sample standard deviation of the values that are there; None where none is."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return None
+    n = len(numbers)
+    mean = math.fsum(numbers) / n
+    std = math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (n - 1)) if n > 1 else None
+    return Estimate(mean, std, n)
+
+
+def difference(row: Estimate, baseline: Estimate) -> Difference:
+    """``row`` − ``baseline`` with Welch's 95 % interval where both have a standard deviation."""
+    points = row.mean - baseline.mean
+    if row.std is None or baseline.std is None:
+        return Difference(points)
+    a, b = row.std**2 / row.n, baseline.std**2 / baseline.n
+    error = math.sqrt(a + b)
+    if error == 0:
+        return Difference(points, 0.0, points, points)
+    freedom = (a + b) ** 2 / (a**2 / (row.n - 1) + b**2 / (baseline.n - 1))
+    half = float(stdtrit(freedom, 0.975)) * error
+    return Difference(points, error, points - half, points + half)
+
+
+def _row(group: Group, reference: Group) -> Row:
+    plan, other = group.runs[0].plan, reference.runs[0].plan
+    for key in ("global_batch_size", "steps"):
+        values = sorted({run.plan[key] for run in group.runs})
+        if len(values) > 1:
+            raise UserError(f"row {group.label!r} mixes {key} {', '.join(map(str, values))}; seeds alone may differ")
+    accuracy, baseline = (
+        _over_seeds(group, "test_accuracy_percent"),
+        _over_seeds(reference, "test_accuracy_percent"),
+    )
+    comparable = group is not reference and _split(group) == _split(reference)
+    return Row(
+        id=group.id,
+        label=group.label,
+        is_baseline=group is reference,
+        config=group.config,
+        overrides=group.overrides,
+        runs=group.runs,
+        global_batch_size=plan["global_batch_size"],
+        steps=plan["steps"],
+        epochs=finite(plan.get("epochs")),
+        peak_lr=_peak_lr(group.runs[0]),
+        evaluated_on=_split(group),
+        train_accuracy=_over_seeds(group, "train_accuracy_percent"),
+        test_accuracy=accuracy,
+        seconds_per_step=_over_seeds(group, "seconds_per_step"),
+        seconds_per_epoch=_over_seeds(group, "seconds_per_epoch"),
+        seconds_total=_over_seeds(group, "seconds_total"),
+        difference=difference(accuracy, baseline) if accuracy and baseline and comparable else None,
+        fewer_steps=other["steps"] / plan["steps"] if plan["steps"] else math.nan,
+        search=group.search,
+        expect=group.expect,
+    )
+
+
+def _over_seeds(group: Group, key: str) -> Estimate | None:
+    return estimate(run.measured(key) for run in group.runs if run.finished)
+
+
+def _split(group: Group) -> str:
+    return next((run.evaluated_on for run in group.runs if run.finished), group.runs[0].evaluated_on)
+
+
+def _peak_lr(run: Run) -> float | None:
+    planned = run.plan.get("lr")
+    peak = finite(planned.get("peak")) if isinstance(planned, Mapping) else None
+    return peak if peak is not None else run.measured("peak_lr")

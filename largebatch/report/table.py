@@ -1,0 +1,253 @@
+"""The tables as text: the page, the Markdown and the terminal print these cells and no others."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from largebatch.report.numerals import ABSENT, count, decimals, interval, percent, plain, ratio, signed
+from largebatch.report.read import finite
+from largebatch.report.summary import Comparison, Estimate, Row
+from largebatch.report.verdict import best_large_batch
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+
+@dataclass(frozen=True)
+class Column:
+    """A narrow terminal leaves ``wide`` columns out; the page sets ``under`` ones below their neighbour."""
+
+    title: str
+    unit: str = ""
+    number: bool = True
+    wide: bool = False
+    under: bool = False
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+@dataclass(frozen=True)
+class Line:
+    """``mark`` is a word such as "baseline"; ``trouble`` says what went wrong with the row's runs."""
+
+    id: str
+    cells: tuple[str, ...]
+    mark: str = ""
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Prints itself in a terminal with rich; elsewhere ``columns`` and ``lines`` are plain data."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        """All columns from 130 characters on, the essential ones below."""
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        shown = [index for index, column in enumerate(self.columns) if options.max_width >= 130 or not column.wide]
+        table = RichTable(box=None, padding=(0, 2, 0, 0), show_edge=False)
+        for index in shown:
+            column = self.columns[index]
+            heading = "\n".join([*column.title.split(" "), column.unit]) if column.number else column.title
+            table.add_column(
+                heading.rstrip(),
+                justify="right" if column.number else "left",
+                vertical="bottom",
+                no_wrap=column.number,
+            )
+        for line in self.lines:
+            cells = [Text(line.cells[index]) for index in shown]
+            if line.mark:
+                cells[0].append(f" ({line.mark})", style="dim")
+            table.add_row(*cells)
+        yield table
+        for line in self.lines:
+            if line.trouble:
+                yield Text(f"{line.cells[0]}: {line.trouble}", style="red")
+
+
+def results(comparison: Comparison) -> Table:
+    """The main table. Seconds share the decimals of their column."""
+    rows, best = comparison.rows, best_large_batch(comparison)
+    columns = (
+        Column("recipe", number=False),
+        Column("global batch"),
+        Column("steps"),
+        Column("peak lr", wide=True),
+        Column("train accuracy", "%", wide=True),
+        Column(comparison.accuracy_name, "%"),
+        Column("difference", "points"),
+        Column("95\u00a0% interval", "points", wide=True, under=True),
+        Column("seeds"),
+        Column("fewer steps", "times"),
+        Column("per step", "s", wide=True),
+        Column("per epoch", "s", wide=True),
+        Column("in total", "s", wide=True),
+    )
+    seconds = [_seconds(rows, key) for key in ("seconds_per_step", "seconds_per_epoch", "seconds_total")]
+    return Table(
+        f"Each accuracy is the mean over the finished seeds ± their sample standard deviation"
+        f"{'' if any(len(row.finished) > 1 for row in rows) else '; one seed: no interval'}.",
+        columns,
+        tuple(
+            Line(
+                row.id,
+                (
+                    row.label,
+                    count(row.global_batch_size),
+                    count(row.steps),
+                    plain(row.peak_lr),
+                    percent(row.train_accuracy),
+                    percent(row.test_accuracy) if row.test_accuracy else row.runs[0].status,
+                    signed(row.difference.points) if row.difference else ABSENT,
+                    interval(row.difference) or ABSENT,
+                    str(len(row.runs)) if not row.broken else f"{len(row.finished)} of {len(row.runs)}",
+                    ratio(row.fewer_steps),
+                    *(text(row) for text in seconds),
+                ),
+                mark=""
+                if len(rows) == 1
+                else "baseline"
+                if row.is_baseline
+                else "best large batch"
+                if row is best
+                else "",
+                trouble=row.trouble or "",
+            )
+            for row in rows
+        ),
+    )
+
+
+def searches(comparison: Comparison) -> Table | None:
+    """What tuning each row got; None where none was tuned."""
+    tuned = [row for row in comparison.rows if row.search]
+    if not tuned:
+        return None
+    columns = (
+        Column("recipe", number=False),
+        Column("searched key", number=False),
+        Column("trials"),
+        Column("failed trials"),
+        Column("chosen"),
+        Column("best at the chosen", "%"),
+        Column("held-out examples"),
+    )
+    lines = []
+    for row in tuned:
+        search = row.search or {}
+        trials = search.get("trials") or []
+        at_chosen = [
+            finite(trial.get("accuracy_percent")) for trial in trials if trial.get("peak_lr") == search.get("chosen")
+        ]
+        best = max((value for value in at_chosen if value is not None), default=None)
+        failed = sum(finite(trial.get("accuracy_percent")) is None for trial in trials)
+        lines.append(
+            Line(
+                row.id,
+                (
+                    row.label,
+                    str(search.get("key") or ABSENT),
+                    str(search.get("budget") or len(trials)),
+                    str(failed),
+                    plain(finite(search.get("chosen"))),
+                    ABSENT if best is None else f"{best:.2f}",
+                    count(finite(search.get("hold_out"))),
+                ),
+            )
+        )
+    return Table(
+        "Learning rates searched, judged on a held-out part of the training set, never on the test set.",
+        columns,
+        tuple(lines),
+    )
+
+
+def published(comparison: Comparison) -> Table | None:
+    """What the papers report, beside what was measured here; None where no recipe cites a result."""
+    cited = [row for row in comparison.rows if row.expect]
+    if not cited:
+        return None
+    columns = (
+        Column("recipe", number=False),
+        Column("published", "%"),
+        Column("source", number=False),
+        Column("measured here", "%"),
+    )
+    return Table(
+        "Published results belong to the paper's own workload (its data, model and budget);"
+        " they are to be expected here only where the workload is the same.",
+        columns,
+        tuple(
+            Line(
+                row.id,
+                (
+                    row.label,
+                    ", ".join(f"{key} {_cited(value)}" for key, value in (row.expect or {}).items() if key != "source")
+                    or ABSENT,
+                    str((row.expect or {}).get("source") or ABSENT),
+                    percent(row.test_accuracy),
+                ),
+            )
+            for row in cited
+        ),
+    )
+
+
+def every_run(comparison: Comparison) -> Table:
+    """One line a run, so that no seed is lost in a mean."""
+    columns = (
+        Column("run", number=False),
+        Column("seed"),
+        Column("status", number=False),
+        Column("steps done"),
+        Column("train accuracy", "%"),
+        Column(comparison.accuracy_name, "%"),
+        Column("in total", "s"),
+    )
+    total = decimals(run.measured("seconds_total") for run in comparison.runs)
+    return Table(
+        "Every run, with its folder.",
+        columns,
+        tuple(
+            Line(
+                run.name,
+                (
+                    run.name,
+                    str(run.seed),
+                    run.status
+                    if run.finished
+                    else f"{run.status}: {run.reason}"
+                    if run.reason != run.status
+                    else run.status,
+                    count(run.measured("steps")),
+                    percent(_alone(run.measured("train_accuracy_percent"))),
+                    percent(_alone(run.measured("test_accuracy_percent"))),
+                    ABSENT if (seconds := run.measured("seconds_total")) is None else f"{seconds:,.{total}f}",
+                ),
+            )
+            for run in comparison.runs
+        ),
+    )
+
+
+def _cited(value: object) -> str:
+    number = finite(value)
+    return str(value) if number is None else f"{number:g}"
+
+
+def _alone(value: float | None) -> Estimate | None:
+    return None if value is None else Estimate(value, None, 1)
+
+
+def _seconds(rows: tuple[Row, ...], key: str) -> Callable[[Row], str]:
+    means = {row.id: estimate.mean for row in rows if (estimate := getattr(row, key))}
+    digits = decimals(means.values())
+    return lambda row: f"{means[row.id]:,.{digits}f}" if row.id in means else ABSENT

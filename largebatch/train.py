@@ -1,0 +1,396 @@
+"""The loop, top to bottom.
+
+    for every step:   set the lr of the examples seen
+        for every micro-batch of this rank's slice:   summed loss / global batch size -> backward
+        the engine's step
+        every few steps record; at their marks evaluate and checkpoint
+
+Losses stay on the device and are read at the recording marks: then the loss of every step since the last mark
+is known, so that a loss that is not finite is named with its exact step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import rich.console
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from largebatch import checkpoint, config, distributed, record
+from largebatch.assemble import Job, assemble
+from largebatch.data.resident import ResidentSplit
+from largebatch.errors import UserError
+from largebatch.evaluate import Evaluation, evaluate
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended; the content of ``result.json``."""
+
+    status: str  # finished, failed, stopped
+    reason: str | None
+    directory: Path
+    numbers: dict[str, Any]
+    signal: int | None = None
+
+
+class Diverged(Exception):
+    """The loss is not finite any more."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+        super().__init__(signal.Signals(number).name)
+
+
+def train(
+    run: config.Run, *, command: str = "", console: rich.console.Console | None = None, quiet: bool = False
+) -> Result:
+    """One run, from its recipe to its ``result.json``. Collective: every rank of the group calls it.
+
+    A run directory that holds an unfinished run of the same recipe is continued; a finished one is read.
+    """
+    device = distributed.choose_device(run.device)
+    console = console or rich.console.Console()
+    checkpoint.seed_rank(run.seed)
+    job = assemble(run, device)
+    directory = run.directory
+    record.open_directory(directory, run.as_written(), science_of, run.resume)
+    finished = record.read_result(directory)
+    if finished is not None and finished["status"] == "finished":
+        if distributed.is_first() and not quiet:
+            console.print(f"{directory} is finished already: nothing to train", markup=False)
+        return Result("finished", None, directory, finished)
+    if distributed.is_first():
+        record.write_json(directory / "plan.json", plan_facts(job, command))
+        if not quiet:
+            announce(job, directory, console)
+    with Loop(job, directory, console, quiet) as loop:
+        return loop.run_to_the_end()
+
+
+def science_of(written: dict[str, Any]) -> dict[str, Any]:
+    return config.from_dict(written).science()
+
+
+class Loop:
+    """The state of one run in progress: the step it is at, and the losses not yet read."""
+
+    def __init__(self, job: Job, directory: Path, console: rich.console.Console, quiet: bool) -> None:
+        self.job, self.directory, self.plan, self.engine = job, directory, job.plan, job.engine
+        self.step = 0  # steps done
+        self.seconds = 0.0  # spent in training steps, over all sessions
+        self.last_checkpoint: Path | None = None
+        self.losses: list[Tensor] = []
+        self.norm: Tensor | None = None
+        self.evaluations: dict[str, Evaluation] = {}
+        self.started = time.perf_counter()
+        self.total_before = 0.0
+        complaints = self._resume()
+        self.window_step, self.window_seconds = self.step, self.seconds
+        self.recorder = record.Recorder(
+            directory,
+            total_steps=self.plan.steps,
+            first_step=self.step,
+            name=job.run.name,
+            tensorboard=job.run.record.tensorboard,
+            quiet=quiet,
+            console=console,
+        )
+        for complaint in complaints:
+            self.recorder.say(complaint)
+        if self.step:
+            self.recorder.event("resume", step=self.step, examples_seen=self.examples_seen)
+            self.recorder.say(f"resumed at step {self.step} of {self.plan.steps} from {self.last_checkpoint}")
+        for row in job.treatments:
+            self.recorder.note(
+                f"{row.name} {tuple(row.shape)}: {row.kind}, {'decayed' if row.decayed else 'not decayed'}, "
+                f"{'adapted' if row.adapted else 'not adapted'}"
+            )
+
+    @property
+    def examples_seen(self) -> int:
+        return self.step * self.plan.global_batch_size
+
+    def run_to_the_end(self) -> Result:
+        if distributed.is_first():
+            (self.directory / "result.json").unlink(missing_ok=True)
+        try:
+            with signals_noticed() as noticed:
+                self.train_steps(noticed)
+            self.measure_result()
+            return self._result("finished")
+        except Diverged as problem:
+            return self._result("failed", str(problem))
+        except Stopped as stop:
+            self.recorder.event("stop", step=self.step, reason=str(stop))
+            saved = f"; saved as {self.last_checkpoint}, the same command goes on" if self.last_checkpoint else ""
+            return self._result("stopped", f"{stop} after step {self.step}{saved}", stop.signal)
+
+    def train_steps(self, noticed: list[int]) -> None:
+        run, plan, engine = self.job.run, self.plan, self.engine
+        evaluations = marks(plan, run.evaluate.every_epochs)
+        saves = marks(plan, run.checkpoint.every_epochs)
+        stream = self.job.dataset.train.steps(plan, distributed.rank(), self.step, self.job.placement, run.seed)
+        engine.model.train()
+        clock = time.perf_counter()
+        for micro_batches in stream:
+            recording = (self.step + 1) % run.record.every_steps == 0
+            self.one_step(micro_batches, measure=recording)
+            self.step += 1
+            evaluating, saving = self.step in evaluations, self.step in saves
+            stopping = bool(noticed) and distributed.world_size() == 1
+            if not (recording or evaluating or saving or stopping or self.step == plan.steps):
+                continue
+            stop = self.read_losses(noticed, since=clock)
+            if evaluating and self.step < plan.steps:
+                self.evaluate_on(self.job.dataset.test, self.evaluated_on)
+            if saving or (stop and run.checkpoint.every_epochs):
+                self.save()
+            if stop:
+                raise Stopped(stop)
+            clock = time.perf_counter()
+
+    def one_step(self, micro_batches: Any, measure: bool) -> None:
+        run, plan, engine = self.job.run, self.plan, self.engine
+        lr = self.job.lr.schedule(self.examples_seen)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        loss_of_step: Tensor | None = None
+        for number, (images, labels) in enumerate(micro_batches, start=1):
+            outputs = engine.forward(images, last=number == plan.accumulation_steps)
+            summed = F.cross_entropy(outputs, labels, label_smoothing=run.loss.label_smoothing, reduction="sum")
+            loss = summed / plan.global_batch_size
+            engine.backward(loss)
+            loss_of_step = loss.detach() if loss_of_step is None else loss_of_step + loss.detach()
+        assert loss_of_step is not None
+        self.losses.append(loss_of_step)
+        self.norm = engine.step(run.max_grad_norm, measure=measure)
+
+    def read_losses(self, noticed: list[int], since: float) -> int:
+        """Sum the unread losses over ranks, record them, stop at one that is not finite.
+
+        Returns the signal that any rank has noticed, 0 if none: here the ranks agree on it.
+        """
+        flags = torch.tensor(
+            [float(number in noticed) for number in STOPPING], dtype=torch.float64, device=self.job.device
+        )
+        read = distributed.sum_(torch.cat([torch.stack(self.losses).double(), flags])).tolist()
+        losses, flagged = read[: len(self.losses)], read[len(self.losses) :]
+        self.losses.clear()
+        self.seconds += time.perf_counter() - since
+        first = self.window_step
+        for offset, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise Diverged(self._divergence(first + offset, loss))
+        spent = self.seconds - self.window_seconds
+        self.recorder.training(
+            step=self.step,
+            examples_seen=self.examples_seen,
+            epoch=self.examples_seen / self.plan.dataset_size,
+            seconds=self.seconds,
+            lr=self.job.lr.schedule((self.step - 1) * self.plan.global_batch_size),
+            loss=sum(losses) / len(losses),
+            grad_norm=self.norm.item() if self.norm is not None else None,
+            examples_per_second=(self.step - first) * self.plan.global_batch_size / spent,
+        )
+        self.window_step, self.window_seconds = self.step, self.seconds
+        return next((number for number, flag in zip(STOPPING, flagged, strict=True) if flag), 0)
+
+    def _divergence(self, step: int, loss: float) -> str:
+        lr = self.job.lr.schedule(step * self.plan.global_batch_size)
+        good = self.last_checkpoint or "none was saved"
+        return f"the loss is {loss} in step {step + 1} at lr {lr:g}; last good checkpoint: {good}"
+
+    @property
+    def evaluated_on(self) -> str:
+        return "held_out" if self.job.run.data.hold_out else "test"
+
+    def evaluate_on(self, split: Any, name: str) -> None:
+        world, rank = distributed.world_size(), distributed.rank()
+        batches = split.batches(rank, world, self.job.run.evaluate.batch_size, self.job.placement)
+        with self.engine.averaged_statistics():
+            evaluation = evaluate(self.engine.model, self.engine.predict, batches, self.job.device)
+        assert evaluation.examples == len(split), "an example was missed or counted twice"
+        self.evaluations[name] = evaluation
+        self.recorder.event(
+            "evaluate",
+            step=self.step,
+            examples_seen=self.examples_seen,
+            epoch=self.examples_seen / self.plan.dataset_size,
+            seconds=self.seconds,
+            split=name,
+            loss=evaluation.loss,
+            accuracy_percent=evaluation.accuracy_percent,
+            examples=evaluation.examples,
+        )
+        self.recorder.say(
+            f"epoch {self.examples_seen / self.plan.dataset_size:6.2f}  step {self.step:>6}  "
+            f"{name.replace('_', '-')} accuracy {evaluation.accuracy_percent:.2f} %  loss {evaluation.loss:.4f}"
+        )
+
+    def measure_result(self) -> None:
+        self.evaluate_on(self.job.dataset.test, self.evaluated_on)
+        asked, split = self.job.run.evaluate.train, self.job.dataset.train
+        if asked or (asked is None and isinstance(split, ResidentSplit)):
+            self.evaluate_on(split, "train")
+
+    def save(self) -> None:
+        state = {**self.engine.save(), "seconds": self.seconds, "total_seconds": self._total_seconds()}
+        self.last_checkpoint = checkpoint.save(
+            self.directory / "checkpoints", self.step, state, self.job.run.checkpoint.keep
+        )
+
+    def _resume(self) -> list[str]:
+        found = checkpoint.load_newest(self.directory / "checkpoints")
+        if found is None:
+            return []
+        self.last_checkpoint, state, complaints = found
+        if state["step"] > self.plan.steps:
+            raise UserError(f"{self.last_checkpoint} lies beyond the run's {self.plan.steps} steps")
+        self.engine.load(state)
+        checkpoint.restore_random(state, self.job.run.seed)
+        self.step, self.seconds, self.total_before = state["step"], state["seconds"], state["total_seconds"]
+        return complaints
+
+    def _total_seconds(self) -> float:
+        return self.total_before + time.perf_counter() - self.started
+
+    def _result(self, status: str, reason: str | None = None, number: int | None = None) -> Result:
+        test = self.evaluations.get(self.evaluated_on) if status == "finished" else None
+        training = self.evaluations.get("train") if status == "finished" else None
+        per_step = self.seconds / self.step if self.step else None
+        numbers = {
+            "status": status,
+            "reason": reason,
+            "steps": self.step,
+            "examples_seen": self.examples_seen,
+            "evaluated_on": self.evaluated_on,
+            "test_loss": test and test.loss,
+            "test_accuracy_percent": test and test.accuracy_percent,
+            "train_loss": training and training.loss,
+            "train_accuracy_percent": training and training.accuracy_percent,
+            "peak_lr": self.job.lr.schedule.peak,
+            "seconds_training": self.seconds,
+            "seconds_total": self._total_seconds(),
+            "seconds_per_step": per_step,
+            "seconds_per_epoch": per_step and per_step * self.plan.steps_per_epoch,
+            "examples_per_second": self.examples_seen / self.seconds if self.seconds else None,
+            "parameters": sum(p.numel() for p in self.engine.model.parameters()),
+        }
+        if distributed.is_first():
+            record.write_json(self.directory / "result.json", numbers)
+        if reason:
+            self.recorder.note(f"{status}: {reason}")
+        return Result(status, reason, self.directory, numbers, number)
+
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.recorder.close()
+
+
+def marks(plan: Any, every_epochs: float) -> set[int]:
+    """Steps at whose end another ``every_epochs`` are complete, and the last; none for 0."""
+    if not every_epochs:
+        return set()
+    count = math.floor(plan.examples / (every_epochs * plan.dataset_size) + 1e-9)
+    steps = {plan.first_step_at(k * every_epochs * plan.dataset_size) for k in range(1, count + 1)}
+    return steps | {plan.steps}
+
+
+@contextmanager
+def signals_noticed() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM are noted, to be obeyed after the step; a second SIGINT interrupts at once."""
+    noticed: list[int] = []
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        if noticed and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        noticed.append(number)
+        if distributed.is_first():
+            print("finishing the step, then saving a checkpoint ...", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, notice) for number in STOPPING}
+    try:
+        yield noticed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def plan_facts(job: Job, command: str) -> dict[str, Any]:
+    """What was decided before time was spent; the content of ``plan.json``."""
+    plan, run = job.plan, job.run
+    return {
+        "name": run.name,
+        "title": run.title,
+        "dataset": run.data.name,
+        "dataset_source": job.dataset.source,
+        "dataset_size": plan.dataset_size,
+        "test_size": len(job.dataset.test),
+        "global_batch_size": plan.global_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "accumulation_steps": plan.accumulation_steps,
+        "world_size": plan.world_size,
+        "steps": plan.steps,
+        "budget_examples": plan.budget_examples,
+        "epochs": plan.budget_examples / plan.dataset_size,
+        "lr": {
+            "peak": job.lr.schedule.peak,
+            "rule": job.lr.rule,
+            "warmup": job.lr.warmup,
+            "decay": job.lr.decay,
+        },
+        "parameters": sum(p.numel() for p in job.engine.model.parameters()),
+        "device": str(job.device),
+        "precision": job.precision,
+        "engine": run.engine.name,
+        "seed": run.seed,
+        "command": command,
+        "machine": record.machine(job.device),
+        "versions": record.versions(),
+        "commit": record.commit(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def announce(job: Job, directory: Path, console: rich.console.Console) -> None:
+    """The decisions, on the terminal, before time is spent."""
+    plan, run = job.plan, job.run
+    parameters = sum(p.numel() for p in job.engine.model.parameters())
+    decayed = sum(row.decayed for row in job.treatments)
+    adapted = sum(row.adapted for row in job.treatments)
+    made_of = f"{plan.world_size} × {plan.micro_batch_size} × {plan.accumulation_steps}"
+    rows = {
+        "run": f"{run.name}, seed {run.seed}, in {directory}",
+        "model": f"{run.model.name}, {parameters:,} parameters",
+        "data": f"{run.data.name}: {plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
+        f"({job.dataset.source})",
+        "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation)",
+        "budget": f"{plan.steps:,} steps, {plan.budget_examples / plan.dataset_size:g} epochs",
+        "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
+        "optimizer": f"{run.optimizer.name}; weight decay {run.weight_decay.value:g} on {decayed} of "
+        f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
+        "machine": f"{job.device}, {job.precision}, engine {run.engine.name}",
+    }
+    for key, text in rows.items():
+        console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,61 @@
+"""Who is decayed and who is adapted, on real models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from largebatch import models
+from largebatch.optim import parameter_groups, treatments
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18", "timm/convnext_atto", "resnet20"])
+def test_norm_layers_and_biases_are_neither_decayed_nor_adapted(name):
+    model = models.build(name, 10, (3, 32, 32))
+    norms = {
+        f"{prefix}.{key}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm))
+        for key, _ in module.named_parameters(recurse=False)
+    }
+    table = treatments(model, ("norm", "bias"), ("norm", "bias"))
+    assert [row.name for row in table] == [name for name, _ in model.named_parameters()]
+    for row in table:
+        spared = row.name in norms or row.name.endswith("bias")
+        assert row.decayed == (not spared), row
+        assert row.adapted == (not spared), row
+        assert (row.kind == "norm") == (row.name in norms), row
+
+
+def test_groups_hold_every_parameter_once_with_its_own_decay():
+    model = models.build("tiny_cnn", 10, (1, 28, 28))
+    groups = parameter_groups(model, 5e-4, treatments(model, ("norm",), ("norm", "bias")))
+    assert len({id(p) for g in groups for p in g["params"]}) == len(list(model.parameters()))
+    found = {name: (g["weight_decay"], g["adapt"]) for g in groups for name in g["names"]}
+    assert found["0.weight"] == (5e-4, True)
+    assert found["1.weight"] == (0.0, False)
+    assert found["11.bias"] == (5e-4, False)
+
+
+def test_a_shared_parameter_is_counted_once():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3, bias=False)
+            self.second = nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+
+    assert [row.name for row in treatments(Tied(), (), ())] == ["first.weight"]
+
+
+def test_a_zero_initialised_bias_moves_under_lars():
+    from largebatch.optim import Lars
+
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    nn.init.zeros_(model[1].bias)
+    table = treatments(model, ("norm", "bias"), ("norm", "bias"))
+    optimizer = Lars(parameter_groups(model, 1e-4, table), lr=1.0)
+    model(torch.ones(5, 4)).sum().backward()
+    optimizer.step()
+    assert (model[1].bias != 0).all()

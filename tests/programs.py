@@ -1,0 +1,36 @@
+"""The program as a user starts it: in a process of its own, alone or under torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment without a launcher's variables; one thread per process."""
+    kept = {key: value for key, value in os.environ.items() if key not in LAUNCHER}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
+
+
+def largebatch(*arguments: object, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "largebatch", *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, cwd=cwd, env=environment(**more),
+    )  # fmt: skip
+
+
+def torchrun(ranks: int, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """``torchrun --nproc-per-node RANKS ARGUMENTS`` on loopback with a free port."""
+    return subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
+            *map(str, arguments),
+        ],
+        capture_output=True, text=True, timeout=300, cwd=cwd, env=environment(),
+    )  # fmt: skip

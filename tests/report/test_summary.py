@@ -1,0 +1,114 @@
+import math
+
+import pytest
+from scipy import stats
+
+from largebatch.report import summarize, verdict
+from largebatch.report.fairness import fairness
+from largebatch.report.summary import Estimate, difference, estimate
+from largebatch.report.table import results
+
+
+def test_a_row_by_hand(tmp_path, write_comparison):
+    folder = write_comparison(tmp_path / "c", {"base": (64, [91.0, 92.0, 93.0]), "lamb": (640, [91.0, 92.0, None])})
+    base, lamb = summarize(folder).rows
+    assert (base.test_accuracy.mean, base.test_accuracy.std, base.test_accuracy.n) == (92.0, 1.0, 3)
+    assert lamb.test_accuracy.mean == 91.5
+    assert lamb.test_accuracy.std == pytest.approx(math.sqrt(0.5))
+    assert lamb.test_accuracy.n == 2
+    assert (len(lamb.broken), lamb.trouble) == (1, "1 failed: loss is nan at step 17")
+    assert (base.steps, lamb.steps, lamb.fewer_steps) == (100, 10, 10.0)
+    assert lamb.difference.points == -0.5
+    assert lamb.difference.standard_error == pytest.approx(math.sqrt(0.5 / 2 + 1 / 3))
+    assert base.difference is None
+
+
+def test_the_interval_is_welchs():
+    a, b = [90.1, 90.7, 91.0], [91.5, 91.9, 91.6, 91.4]
+    own = difference(estimate(a), estimate(b))
+    peer = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert (own.low, own.high) == pytest.approx((peer.low, peer.high), rel=1e-9)
+
+
+def test_one_seed_has_no_interval_and_equal_seeds_have_an_empty_one():
+    assert difference(Estimate(90, None, 1), Estimate(91, 0.5, 3)).low is None
+    assert estimate([90.0, None]) == Estimate(90.0, None, 1)
+    assert estimate([None]) is None
+    same = difference(estimate([90.0, 90.0]), estimate([91.0, 91.0]))
+    assert (same.points, same.low, same.high) == (-1.0, -1.0, -1.0)
+
+
+def test_the_verdict_takes_the_largest_batch_that_is_near(tmp_path, write_comparison):
+    folder = write_comparison(
+        tmp_path / "c",
+        {
+            "base": (64, [91.5, 91.5]),
+            "small": (128, [91.6, 91.6]),
+            "near": (320, [91.0, 91.0]),
+            "naive": (320, [88.4, 88.4]),
+            "broken": (320, [None, None]),
+            "too large": (640, [90.5, 90.5]),
+        },
+    )
+    assert verdict(summarize(folder)) == (
+        "At batch 320, near ends at 91.00 % test accuracy against the baseline’s 91.50 % at batch 64 (−0.50"
+        " points, 95 % interval −0.50 to −0.50, 2 seeds): within 0.5 points with 5.0 times fewer steps and"
+        " the same 10 epochs; naive loses 3.10 points there; broken finishes at no seed;"
+        " at batch 640 the nearest, too large, falls 1.00 points short."
+    )
+    assert [line.mark for line in results(summarize(folder)).lines] == [
+        "baseline",
+        "",
+        "best large batch",
+        "",
+        "",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            {"base": (64, [91.5]), "far, far": (640, [90.0])},
+            "No row at a larger batch ends within 0.5",
+        ),
+        ({"base": (64, [91.5]), "far, far": (640, [90.0])}, "“far, far” ends at 90.00 %"),
+        (
+            {"base": (64, [91.5]), "near": (640, [91.7])},
+            "(+0.20 points, one seed: no interval): within 0.5 points",
+        ),
+        (
+            {"base": (64, [91.5]), "near": (640, [91.7, 91.5])},
+            "(+0.10 points, 2 against 1 seeds: no interval)",
+        ),
+        (
+            {"base": (64, [91.5]), "lost": (640, [None])},
+            "than the baseline’s batch 64 has a finished run",
+        ),
+        ({"base": (64, [None]), "near": (640, [91.7])}, "has no finished run with an accuracy"),
+        (
+            {"base": (64, [91.5]), "other": (32, [91.7])},
+            "No row has a larger batch than the baseline’s",
+        ),
+        ({"base": (64, [91.5])}, "there is nothing to compare it with"),
+    ],
+)
+def test_the_verdict_admits_what_is_not_there(tmp_path, write_comparison, rows, said):
+    assert said in verdict(summarize(write_comparison(tmp_path / "c", rows)))
+
+
+def test_unequal_budgets_splits_and_seeds_are_said(tmp_path, write_run):
+    base = write_run(tmp_path / "a" / "0", 91.0)
+    runs = [base, write_run(tmp_path / "b" / "0", 91.2, 640, seed=3, epochs=20.0, budget_examples=12800)]
+    comparison = summarize(runs)
+    assert "20 epochs instead of 10" in verdict(comparison)
+    said = fairness(comparison)
+    assert "Not the same number of training examples: 6,400 (a); 12,800 (b)." in said
+    assert "Not the same seeds: 0 (a); 3 (b)." in said
+    assert "Same data for every row: digits." in said
+    held_out = write_run(tmp_path / "c" / "0", 99.0, 640, evaluated_on="held_out")
+    mixed = summarize([base, held_out])
+    assert mixed.rows[1].difference is None
+    assert mixed.accuracy_name == "final accuracy"
+    assert "was evaluated as the baseline was" in verdict(mixed)

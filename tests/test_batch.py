@@ -1,0 +1,106 @@
+"""The batch plan as arithmetic: no example lost, none depends on the machine, refusals name what would fit."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from largebatch import batch
+from largebatch.batch import epoch_order, largest_divisor, resolve
+from largebatch.errors import UserError
+
+
+def test_the_stream_is_epochs_of_permutations_laid_end_to_end():
+    plan = resolve(dataset_size=50, global_batch_size=32, epochs=3, seed=7)
+    seen = np.concatenate([plan.examples_of(step).indices for step in range(plan.steps)])
+    stream = np.concatenate([epoch_order(50, 7, epoch) for epoch in range(4)])
+    assert plan.steps == 5
+    np.testing.assert_array_equal(seen, stream[:160])
+    for epoch in range(3):
+        assert sorted(seen[50 * epoch : 50 * (epoch + 1)]) == list(range(50))
+    assert len({tuple(epoch_order(50, 7, epoch)) for epoch in range(3)}) == 3, "shuffled anew every epoch"
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 4), st.integers(1, 5), st.integers(1, 4),
+    st.floats(0.1, 4), st.integers(0, 5),
+)  # fmt: skip
+def test_examples_of_a_step_do_not_depend_on_the_world(size, world, micro, accumulation, epochs, seed):
+    batch_size = world * micro * accumulation
+    if batch_size > size:
+        with pytest.raises(UserError, match="larger than the training set"):
+            resolve(dataset_size=size, global_batch_size=batch_size, world_size=world, epochs=epochs)
+        return
+    alone = resolve(dataset_size=size, global_batch_size=batch_size, epochs=epochs, seed=seed)
+    many = resolve(
+        dataset_size=size, global_batch_size=batch_size, world_size=world, micro_batch_size=micro,
+        epochs=epochs, seed=seed,
+    )  # fmt: skip
+    assert many.steps == alone.steps == math.ceil(max(1, round(epochs * size)) / batch_size)
+    assert many.accumulation_steps == accumulation
+    assert 0 <= many.examples - many.budget_examples < batch_size
+    for step in range(many.steps):
+        ranks = [many.examples_of(step, rank) for rank in range(world)]
+        for field in ("positions", "epochs", "indices"):
+            joined = np.concatenate([getattr(rank, field) for rank in ranks])
+            np.testing.assert_array_equal(joined, getattr(alone.examples_of(step), field))
+
+
+def test_a_budget_of_steps_is_that_many_full_batches():
+    plan = resolve(dataset_size=100, global_batch_size=64, steps=5)
+    assert (plan.steps, plan.budget_examples, plan.examples) == (5, 320, 320)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "epochs", "steps"),
+    [(32_768, 90, 3519), (8_192, 90, 14_076), (256, 90, 450_411)],  # 3519: You et al. 2019's own release
+)
+def test_steps_of_imagenet_budgets(batch_size, epochs, steps):
+    assert resolve(dataset_size=1_281_167, global_batch_size=batch_size, epochs=epochs).steps == steps
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"global_batch_size": 100, "world_size": 3, "epochs": 1}, "into 3 ranks; nearest that do: 99 or 102"),
+        (
+            {"global_batch_size": 1000, "micro_batch_size": 64, "world_size": 2, "epochs": 1},
+            "2 ranks × micro-batches of 64; nearest that do: 896 or 1024",
+        ),
+        ({"global_batch_size": 100, "micro_batch_size": 64, "epochs": 1}, "nearest that do: 64 or 128"),
+        ({"global_batch_size": 5000, "epochs": 1}, "at most 2000 examples"),
+        ({"global_batch_size": 10}, "exactly one of epochs and steps"),
+        ({"global_batch_size": 10, "epochs": 1, "steps": 3}, "exactly one of epochs and steps"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_what_would(wish, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        resolve(dataset_size=2000, **wish)
+
+
+def test_the_nearest_sizes_do_factor():
+    for size in (99, 102):
+        assert resolve(dataset_size=2000, global_batch_size=size, world_size=3, epochs=1).steps > 0
+
+
+@pytest.mark.parametrize(("share", "largest", "micro"), [(2048, 512, 512), (96, 64, 48), (7, 4, 1), (30, 30, 30)])
+def test_the_micro_batch_is_the_largest_divisor_that_fits(share, largest, micro):
+    assert largest_divisor(share, largest) == micro
+    plan = resolve(dataset_size=10_000, global_batch_size=share, largest_micro_batch=largest, steps=1)
+    assert plan.micro_batch_size == micro
+
+
+def test_marks_are_the_first_steps_that_reach_an_epoch():
+    plan = resolve(dataset_size=100, global_batch_size=30, epochs=3)
+    assert [plan.first_step_at(100 * k) for k in (1, 2, 3)] == [4, 7, 10]
+    assert resolve(dataset_size=90, global_batch_size=30, epochs=1).first_step_at(90) == 3
+
+
+def test_an_order_cannot_be_changed_by_its_reader():
+    with pytest.raises(ValueError, match="read-only"):
+        batch.epoch_order(10, 0, 0)[0] = 3

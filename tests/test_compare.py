@@ -1,0 +1,141 @@
+"""Comparisons: rows, seeds, equal tuning, continuing, failures counted, and the report at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from programs import environment, largebatch
+
+from largebatch import compare as module
+from largebatch.compare import Tuning, compare, rows_of, varied
+from largebatch.errors import UserError
+
+
+def facts(out: Path) -> dict:
+    return json.loads((out / "comparison.json").read_text())
+
+
+def result(out: Path, run: str) -> dict:
+    return json.loads((out / run / "result.json").read_text())
+
+
+def test_rows_are_recipes_times_values(recipe):
+    rows = rows_of([recipe("a"), recipe("b")], ["batch.global_batch_size=50,100", "lr.base=0.1,0.2"], ["epochs=1"])
+    assert len(rows) == 8
+    assert rows[0].overrides == ("epochs=1", "batch.global_batch_size=50", "lr.base=0.1")
+    assert len({row.id for row in rows}) == 8
+    assert varied("optimizer={name: lars, eps: 0},{name: lamb}") == [
+        "optimizer={name: lars, eps: 0}",
+        "optimizer={name: lamb}",
+    ]
+
+
+def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, tmp_path):
+    small, large = recipe("small", batch={"global_batch_size": 25}), recipe("large")
+    wild = recipe("wild", lr={"base": 1e30})
+    out = tmp_path / "out"
+    arguments = ["compare", small, large, wild, "--seeds", 2, "--tune", "lr", "--trials", 3, "--hold-out", 300]
+    ended = largebatch(*arguments, "--out", out, COLUMNS="200")
+    assert ended.returncode == 0, ended.stderr
+    written = facts(out)
+    assert written["baseline"] == "small"
+    assert written["seeds"] == [0, 1]
+    for row in written["rows"]:
+        found = row["learning_rate_search"]
+        assert len(found["trials"]) == found["budget"] == 3, "the same budget for every row"
+        assert found["hold_out"] == 300
+        for trial in (out / row["id"] / "search").iterdir():
+            plan = json.loads((trial / "plan.json").read_text())
+            assert (plan["dataset_size"], plan["test_size"]) == (1200, 300), "held out of the training set"
+    chosen = written["rows"][0]["learning_rate_search"]["chosen"]
+    assert result(out, "small/seed-0")["peak_lr"] == pytest.approx(chosen)
+    assert result(out, "small/seed-0")["evaluated_on"] == "test"
+    assert written["rows"][2]["learning_rate_search"]["chosen"] is None
+    assert result(out, "wild/seed-1")["status"] == "failed"
+    page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
+    accuracies = [result(out, f"small/seed-{seed}")["test_accuracy_percent"] for seed in (0, 1)]
+    mean = f"{sum(accuracies) / 2:.2f}"
+    for shown in (page, text, ended.stdout):
+        assert mean in shown
+        assert "failed" in shown
+    assert f"report: {out / 'report.html'}" in ended.stdout
+
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")}
+    (out / "large" / "seed-1" / "result.json").unlink()  # as if it had been interrupted
+    again = largebatch(*arguments, "--out", out)
+    assert again.returncode == 0
+    changed = [file for file, time_before in before.items() if file.stat().st_mtime_ns != time_before]
+    assert changed == [out / "large" / "seed-1" / "metrics.jsonl"], "only what was missing ran again"
+    assert "large/seed-1" in again.stdout
+    assert "small/seed-0" not in again.stdout
+
+    remade = largebatch("report", out, "--out", tmp_path / "again")
+    assert remade.returncode == 0
+    assert (tmp_path / "again" / "report.md").read_text().splitlines()[:5] == text.splitlines()[:5]
+
+
+def test_an_interrupted_comparison_stops_and_goes_on_where_it_was(recipe, tmp_path):
+    path, out = recipe("long", epochs=300), tmp_path / "out"
+    command = [sys.executable, "-m", "largebatch", "compare", str(path), "--seeds", "2", "--out", str(out)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out / "long" / "seed-0" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "stopped: SIGTERM after step" in printed
+    assert not (out / "long" / "seed-1").exists()
+    assert largebatch(*command[3:]).returncode == 0
+    log = (out / "long" / "seed-0" / "train.log").read_text()
+    assert "resumed at step" in log
+    assert result(out, "long/seed-1")["status"] == "finished"
+
+
+def test_the_tuned_rows_have_searched_equally_whatever_the_recipe_said(recipe, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        module,
+        "run_once",
+        lambda row, more, directory, command, console: (
+            calls.append((row.id, more))
+            or module.Result("finished", None, directory, {"test_accuracy_percent": 50.0, "evaluated_on": "test"})
+        ),
+    )
+    compare([recipe("a"), recipe("b", lr={"base": 3.0})], tmp_path / "out", tuning=Tuning(trials=4))
+    searched = [row for row, more in calls if any(text.startswith("data.hold_out=") for text in more)]
+    assert [searched.count(row) for row in ("a", "b")] == [4, 4]
+    final = [more for _, more in calls if not any(text.startswith("data.hold_out=") for text in more)]
+    assert len(final) == 2
+    assert all(any(text.startswith("lr.base=") for text in more) for more in final)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "sentence"),
+    [
+        ({}, {"vary": ["lr.base"]}, "--vary lr.base is not of the form key=a,b,c"),
+        ({}, {"vary": ["lr.base=1,,2"]}, "is not of the form"),
+        ({}, {"vary": ["lr.bse=1,2"]}, "unknown key lr.bse; did you mean base?"),
+        ({}, {"baseline": "nobody"}, "--baseline nobody is no row of this comparison; rows: tiny"),
+        ({"lr": {"table": {100: 1.0}}}, {"tuning": Tuning()}, "--tune lr needs lr.base"),
+    ],
+)
+def test_bad_comparisons_are_refused_before_anything_runs(recipe, tmp_path, changes, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        compare([recipe(**changes)], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipes_of_one_name_are_refused(recipe, tmp_path):
+    first = recipe("same")
+    (tmp_path / "other").mkdir()
+    second = tmp_path / "other" / "same.yaml"
+    second.write_text(first.read_text())
+    with pytest.raises(UserError, match="two rows would be called same"):
+        rows_of([first, second], [], [])

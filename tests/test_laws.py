@@ -1,0 +1,203 @@
+"""The laws of the house: who may import whom, what a README may say, what the quickstart's files must say."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from programs import REPOSITORY, environment
+
+from largebatch import config
+from largebatch.assemble import peak_of
+
+PACKAGE = REPOSITORY / "largebatch"
+SCIENCE = {"errors"}
+ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is assembly and may import anything
+    "errors": set(),
+    "config": SCIENCE,
+    "batch": SCIENCE,
+    "schedules": SCIENCE,
+    "search": SCIENCE,
+    "distributed": SCIENCE,
+    "report": SCIENCE,
+    "optim": SCIENCE,
+    "models": SCIENCE,
+    "data": SCIENCE | {"batch"},
+    "engines": SCIENCE | {"distributed", "optim"},
+    "checkpoint": SCIENCE | {"distributed"},
+    "record": SCIENCE | {"distributed"},
+    "evaluate": SCIENCE | {"distributed"},
+}
+ASSEMBLY = {"__init__", "__main__", "assemble", "train", "compare", "bench", "cli"}
+
+
+def imports(file: Path) -> set[str]:
+    """Rooms of ours that a file imports, and ``deepspeed`` if it does."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = [node.module or ""]
+            if node.module == "largebatch":
+                names = [f"largebatch.{alias.name}" for alias in node.names]
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "largebatch":
+                found.add(rest.partition(".")[0])
+            if top == "deepspeed":
+                found.add("deepspeed")
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_who_may_import_whom(file):
+    room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert room in ALLOWED or room in ASSEMBLY, f"{room} is a room without a law: add it to docs/design.md and here"
+    found = imports(file) - {""}
+    if file.name != "deepspeed.py":
+        assert "deepspeed" not in found
+    if room in ALLOWED:
+        assert found - {room, "deepspeed"} <= ALLOWED[room]
+
+
+def test_the_law_finds_what_it_forbids(tmp_path):
+    file = tmp_path / "room.py"
+    file.write_text("from largebatch import config\nimport largebatch.train\nfrom largebatch.optim.lars import Lars\n")
+    assert imports(file) == {"config", "train", "optim"}
+
+
+@pytest.mark.parametrize("room", ["config", "batch", "schedules", "search", "errors", "report", "cli"])
+def test_these_rooms_load_no_torch(room):
+    code = f"import largebatch.{room}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+QUICKSTART = sorted((REPOSITORY / "configs" / "quickstart").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_reads_and_cites(path):
+    run = config.load(path)
+    header = path.read_text().partition("\nmodel:")[0]
+    assert run.title
+    if path.stem not in ("baseline", "naive"):
+        assert re.search(r"arXiv:\d{4}\.\d{5}", header), "a recipe cites its paper"
+
+
+def test_the_quickstart_differs_only_in_what_it_compares():
+    """Same model, data, epochs and seed everywhere; one batch for all but the baseline."""
+    runs = {path.stem: config.load(path) for path in QUICKSTART}
+    assert set(runs) == {"baseline", "naive", "goyal2017", "nesterov2021", "lars2017", "lamb2019"}
+    for run in runs.values():
+        assert (run.model, run.data, run.epochs, run.seed) == (
+            runs["baseline"].model,
+            runs["baseline"].data,
+            runs["baseline"].epochs,
+            0,
+        )
+    large = {run.batch.global_batch_size for name, run in runs.items() if name != "baseline"}
+    assert len(large) == 1
+    assert large.pop() >= 16 * runs["baseline"].batch.global_batch_size
+
+
+def test_the_naive_row_is_the_baseline_with_another_batch():
+    baseline, naive = (
+        yaml.safe_load((REPOSITORY / f"configs/quickstart/{n}.yaml").read_text()) for n in ("baseline", "naive")
+    )
+    assert naive["batch"].pop("global_batch_size") != baseline["batch"].pop("global_batch_size")
+    naive.pop("title"), baseline.pop("title")
+    assert naive == baseline
+
+
+def test_the_papers_numbers_in_the_quickstart():
+    """Numbers that the files take from the papers (the learning rates are searched and say so)."""
+    runs = {path.stem: config.load(path) for path in QUICKSTART}
+    goyal = runs["goyal2017"]
+    assert (goyal.lr.scaling, goyal.lr.warmup.start, goyal.optimizer.momentum) == ("linear", "base", 0.9)
+    assert goyal.lr.reference_batch_size == runs["baseline"].batch.global_batch_size
+    peak, _ = peak_of(goyal.lr, goyal.batch.global_batch_size)
+    assert goyal.lr.base is not None
+    assert peak == pytest.approx(goyal.lr.base * goyal.batch.global_batch_size / goyal.lr.reference_batch_size)
+    lars = runs["lars2017"]
+    assert (lars.optimizer.variant, lars.optimizer.trust_coefficient, lars.optimizer.eps) == ("you2017", 0.001, 0)
+    assert (lars.optimizer.momentum, lars.lr.decay.name, lars.lr.decay.power) == (0.9, "polynomial", 2)
+    lamb = runs["lamb2019"]
+    assert (lamb.optimizer.beta1, lamb.optimizer.beta2, lamb.optimizer.eps) == (0.9, 0.999, 1e-6)
+    assert runs["nesterov2021"].optimizer.nesterov
+    for run in runs.values():
+        assert set(run.weight_decay.skip) == {"norm", "bias"}
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:sh|console)?\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in joined.splitlines() if re.match(r"(make|largebatch|torchrun) ", line)]
+
+
+def test_the_readme_names_only_targets_that_the_makefile_has():
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    named = {word for line in readme_commands() if line.startswith("make ") for word in line.split()[1:]}
+    assert {"demo", "test"} <= named <= targets
+    helped = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+    for target in targets:
+        assert f"make {target}" in helped
+
+
+@pytest.fixture(scope="module")
+def working_folder(tmp_path_factory) -> Path:
+    """Where a reader stands after `make install`: the checkout's files, and nothing in runs/ yet."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("configs", "largebatch"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+@pytest.mark.real_data
+def test_every_command_of_the_readme_runs(working_folder):
+    """In the README's order, in one folder, made short where they train."""
+    commands = [line for line in readme_commands() if not line.startswith("make ")]
+    assert any(line.startswith("torchrun ") for line in commands)
+    assert len(commands) >= 5
+    for command in commands:
+        words = shlex.split(command)
+        program = {
+            "largebatch": [sys.executable, "-m", "largebatch"],
+            "torchrun": [sys.executable, "-m", "torch.distributed.run"],
+        }[words[0]]
+        words = [*program, *(part for word in words[1:] for part in expanded(word, working_folder))]
+        if " train " in command:
+            words += ["epochs=0.05", "lr.warmup.epochs=0"]
+        if " compare " in command:
+            words += ["epochs=0.02", "lr.warmup.epochs=0", "--trials", "1"]
+        if " bench " in command:
+            words += ["--pairs", "1", "--steps", "2"]
+        ended = subprocess.run(
+            words, cwd=working_folder, capture_output=True, text=True, timeout=300, env=environment()
+        )
+        assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+
+
+def expanded(word: str, folder: Path) -> list[str]:
+    """What a shell makes of a word with a star."""
+    if "*" not in word:
+        return [word]
+    return [os.path.relpath(path, folder) for path in sorted(folder.glob(word))] or [word]
+
+
+def test_nothing_names_the_machine_it_was_built_on():
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True).stdout.splitlines()
+    for name in tracked:
+        file = REPOSITORY / name
+        if file.is_file() and file.suffix not in (".png", ".svg"):
+            text = file.read_text(encoding="utf-8", errors="ignore")
+            assert not re.search(r"/(home|root|Users)/\w", text), name

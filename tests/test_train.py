@@ -1,0 +1,278 @@
+"""The loop: exact resume, exact accumulation, honest failure, and signals obeyed after the step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from programs import environment, largebatch
+
+from largebatch import config
+from largebatch.errors import UserError
+from largebatch.train import marks, train
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((directory / "checkpoints").glob("step-*.pt"))[-1]
+    return torch.load(newest, weights_only=True)["model"]
+
+
+def finished(path: Path, *overrides: str) -> Path:
+    run = config.load(path, overrides)
+    assert train(run, quiet=True).status == "finished"
+    return run.directory
+
+
+def lines(directory: Path, event: str) -> list[dict]:
+    text = (directory / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, text) if line["event"] == event]
+
+
+def equal(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> bool:
+    return these.keys() == those.keys() and all(torch.equal(these[k], those[k]) for k in these)
+
+
+def test_a_run_leaves_what_the_report_reads(recipe):
+    directory = finished(recipe())
+    result = json.loads((directory / "result.json").read_text())
+    plan = json.loads((directory / "plan.json").read_text())
+    assert (result["status"], result["steps"], result["examples_seen"]) == ("finished", 30, 3000)
+    assert result["test_accuracy_percent"] > 80, "it learns digits"
+    assert result["train_accuracy_percent"] > 80
+    assert (plan["global_batch_size"], plan["accumulation_steps"], plan["lr"]["peak"]) == (100, 1, 0.1)
+    assert [line["step"] for line in lines(directory, "train")] == [10, 15, 20, 30]
+    assert [(line["split"], line["step"]) for line in lines(directory, "evaluate")] == [
+        ("test", 15), ("test", 30), ("train", 30),
+    ]  # fmt: skip
+    assert config.from_dict(config.parse((directory / "run.yaml").read_text(), "run.yaml")) == config.load(recipe())
+
+
+def test_the_loop_is_the_dumb_loop(recipe):
+    """Ten steps against ten lines of plain PyTorch in float64: same examples, same lr, same weights."""
+    from largebatch import data, models
+    from largebatch.batch import epoch_order
+
+    directory = finished(recipe(precision="fp64", steps=10, epochs=None, loss={"label_smoothing": 0.1},
+                                weight_decay={"value": 0.01, "skip": []}, max_grad_norm=0.5))  # fmt: skip
+    split = data.build("digits").train
+    model = models.build("mlp", 10, (1, 8, 8), 0, {"width": 16, "depth": 1}).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0, 0.9, weight_decay=0.01)
+    images, labels = next(
+        iter(split.batches(0, 1, len(split), data.Placement(torch.device("cpu"), torch.float64, False)))
+    )
+    for step in range(10):
+        chosen = torch.from_numpy(epoch_order(len(split), 0, 0)[100 * step : 100 * (step + 1)].copy())
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / 10)) / 2
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen], label_smoothing=0.1)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+    for name, tensor in weights(directory).items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-12, atol=1e-14)
+    assert lines(directory, "train")[0]["loss"] > loss.item()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "heavy_ball", "lars", "lamb", "adamw"])
+def test_accumulation_does_not_change_the_weights(recipe, optimizer):
+    whole, parts = (
+        weights(finished(recipe(f"micro{micro}", precision="fp64", optimizer={"name": optimizer},
+                                batch__micro_batch_size=micro, max_grad_norm=1.0)))
+        for micro in (100, 20)
+    )  # fmt: skip
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-12, atol=1e-12)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing gets a chance to clean up."""
+
+
+@pytest.mark.parametrize("trial", range(4))
+def test_a_run_killed_at_a_random_step_and_resumed_ends_bitwise_equal(recipe, monkeypatch, trial):
+    """With batch norm, dropout, augmentation and momentum, on every optimizer that keeps state of its own kind."""
+    from largebatch.train import Loop
+
+    seed = random.SystemRandom().randrange(10**6)
+    print("seed of this kill:", seed)
+    chance = random.Random(seed)
+    changes = {
+        "model": {"name": "tiny_cnn", "channels": [4, 4], "dropout": 0.3},
+        "data": {"name": "digits", "augment": "crop_flip"},
+        "optimizer": {"name": ["heavy_ball", "lars", "lamb", "adamw"][trial]},
+        "epochs": 3,
+        "checkpoint": {"every_epochs": 0.4},
+    }
+    whole = finished(recipe("whole", **changes))
+    victim = recipe("killed", **changes)
+    one_step = Loop.one_step
+    for _ in range(2):
+        at = chance.randrange(1, 45)
+
+        def dies(self, micro_batches, measure, at=at):
+            if self.step == at:
+                raise Killed
+            one_step(self, micro_batches, measure)
+
+        monkeypatch.setattr(Loop, "one_step", dies)
+        with contextlib.suppress(Killed):
+            train(config.load(victim), quiet=True)
+    monkeypatch.setattr(Loop, "one_step", one_step)
+    killed = finished(victim)
+    assert equal(weights(whole), weights(killed))
+    measured = [json.loads((d / "result.json").read_text()) for d in (whole, killed)]
+    assert measured[0]["test_loss"] == measured[1]["test_loss"]
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(recipe):
+    changes = {"epochs": 60, "checkpoint": {"every_epochs": 0.1, "keep": 3}}
+    whole = finished(recipe("whole", **changes))
+    victim = recipe("killed", **changes)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "largebatch", "train", str(victim)],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    folder = config.load(victim).directory / "checkpoints"
+    while process.poll() is None and len(list(folder.glob("step-*.pt"))) < 2:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    acknowledged = sorted(folder.glob("step-*.pt"))[-1].name
+    second = largebatch("train", victim)
+    assert second.returncode == 0, second.stderr
+    assert f"from {folder / acknowledged}" in second.stdout
+    assert equal(weights(whole), weights(folder.parent))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_says_so(recipe, number, code):
+    path = recipe("stopped", epochs=400)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "largebatch", "train", str(path)],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    directory = config.load(path).directory
+    while process.poll() is None and not (directory / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    result = json.loads((directory / "result.json").read_text())
+    assert result["status"] == "stopped"
+    assert f"after step {result['steps']}" in out
+    assert (directory / "checkpoints" / f"step-{result['steps']:08d}.pt").exists()
+    assert "Traceback" not in err
+    short = largebatch("train", path, "record.every_steps=1000")
+    assert short.returncode == 0
+    assert f"resumed at step {result['steps']} of 6000" in short.stdout
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(recipe):
+    path = recipe("diverges", lr={"base": 1e30}, checkpoint={"every_epochs": 0.07})
+    ended = largebatch("train", path)
+    assert ended.returncode == 1
+    result = json.loads((config.load(path).directory / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert result["test_accuracy_percent"] is None
+    assert "last good checkpoint: " in result["reason"]
+    assert "at lr 1e+30" in ended.stdout
+    step = int(result["reason"].split("in step ")[1].split()[0])
+    losses = []  # the step that is named is the first whose loss is not finite
+    short = recipe("one_by_one", lr={"base": 1e30}, record={"every_steps": 1, "tensorboard": False,
+                                                           "dir": str(path.parent / "runs" / "steps")})  # fmt: skip
+    train(config.load(short), quiet=True)
+    losses = [line["loss"] for line in lines(path.parent / "runs" / "steps", "train")]
+    assert len(losses) == step - 1
+    saved = sorted((config.load(path).directory / "checkpoints").glob("step-*.pt"))
+    for file in saved:
+        assert int(file.stem.split("-")[1]) < step
+
+
+def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(recipe):
+    path = recipe()
+    directory = finished(path)
+    before = (directory / "metrics.jsonl").read_text()
+    again = largebatch("train", path)
+    assert (again.returncode, (directory / "metrics.jsonl").read_text()) == (0, before)
+    assert "finished already" in again.stdout
+    other = largebatch("train", path, "lr.base=0.2")
+    assert other.returncode == 2
+    assert "belongs to another config (lr.base: 0.1 there, 0.2 here)" in other.stderr
+    with pytest.raises(UserError, match="already holds a run"):
+        train(config.load(path, ["resume=never"]))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(recipe):
+    path = recipe("damaged", epochs=3)
+    whole = weights(finished(path))
+    directory = config.load(path).directory
+    newest, before = sorted((directory / "checkpoints").glob("step-*.pt"))[::-1]
+    newest.write_bytes(newest.read_bytes()[:500])
+    (directory / "result.json").unlink()
+    again = largebatch("train", path)
+    assert f"checkpoint {newest.name} cannot be read" in again.stdout
+    assert f"resumed at step 30 of 45 from {before}" in again.stdout
+    assert equal(whole, weights(directory))
+    for file in (newest, before):
+        file.write_bytes(b"nothing")
+    (directory / "result.json").unlink()
+    hopeless = largebatch("train", path)
+    assert hopeless.returncode == 2
+    assert "no checkpoint" in hopeless.stderr
+
+
+def test_a_checkpoint_of_another_model_is_refused(recipe):
+    first, second = recipe("first"), recipe("second", model={"name": "mlp", "width": 8, "depth": 1})
+    finished(first)
+    folder = config.load(second).directory
+    config.load(first).directory.rename(folder)
+    (folder / "result.json").unlink()
+    (folder / "run.yaml").write_text((folder / "run.yaml").read_text().replace("width: 16", "width: 8"))
+    with pytest.raises(UserError, match="checkpoint belongs to another model or optimizer"):
+        train(config.load(second), quiet=True)
+
+
+def test_fp16_and_bf16_train_on_the_cpu_too(recipe):
+    for precision in ("bf16", "fp16"):
+        directory = finished(recipe(precision, precision=precision, max_grad_norm=1.0))
+        assert json.loads((directory / "result.json").read_text())["test_accuracy_percent"] > 80
+
+
+def test_tensorboard_holds_the_same_numbers(recipe):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    directory = finished(recipe("board", record__tensorboard=True))
+    board = EventAccumulator(str(directory / "tensorboard")).Reload()
+    expected = {line["step"]: line["loss"] for line in lines(directory, "train")}
+    assert {s.step: s.value for s in board.Scalars("loss/training")} == pytest.approx(expected)
+    assert len(board.Scalars("accuracy_percent/test")) == 2
+
+
+def test_evaluation_falls_on_the_first_step_of_every_mark():
+    from largebatch.batch import resolve
+
+    plan = resolve(dataset_size=100, global_batch_size=30, epochs=3)
+    assert marks(plan, 1.0) == {4, 7, 10}
+    assert marks(plan, 0.5) == {2, 4, 5, 7, 9, 10}
+    assert marks(plan, 100.0) == {10}
+    assert marks(plan, 0) == set()
+
+
+@pytest.mark.gpu
+def test_the_loop_runs_on_cuda(recipe):
+    directory = finished(recipe("cuda", device="cuda", model={"name": "tiny_cnn"}))
+    plan = json.loads((directory / "plan.json").read_text())
+    assert (plan["device"], plan["precision"]) == ("cuda:0", "bf16")
+    assert json.loads((directory / "result.json").read_text())["test_accuracy_percent"] > 80
