@@ -151,7 +151,7 @@ def optimizer_of(
     torch's fused SGD leaves an uninitialised momentum buffer behind when the loss scaler skips the first step
     (seen with torch 2.15 on the CPU), so fp16 takes the foreach form.
     """
-    fused = precision != "fp16"
+    fused = True if precision != "fp16" else None
     groups = list(groups)
     if not groups:
         raise UserError("the model has no trainable parameters")

@@ -102,17 +102,22 @@ def resolve(
         )
     unit = world_size * (micro_batch_size or 1)
     if global_batch_size % unit:
-        below, above = global_batch_size // unit * unit, -(-global_batch_size // unit) * unit
-        nearest = " or ".join(str(size) for size in (below, above) if 0 < size <= dataset_size)
         made_of = f"{world_size} ranks" if world_size > 1 else "1 rank"
         if micro_batch_size:
             made_of += f" × micro-batches of {micro_batch_size}"
         raise UserError(
             f"batch.global_batch_size = {global_batch_size} does not factor into {made_of}; "
-            f"nearest that do: {nearest or 'none within the training set'}"
+            f"nearest that do: {multiples_near(global_batch_size, unit, dataset_size)}"
         )
     share = global_batch_size // world_size
     micro = micro_batch_size or largest_divisor(share, largest_micro_batch)
+    if micro_batch_size is None and 4 * micro < min(share, largest_micro_batch):
+        near = multiples_near(global_batch_size, world_size * largest_micro_batch, dataset_size)
+        raise UserError(
+            f"batch.global_batch_size = {global_batch_size} leaves {share} examples per rank, which have no divisor "
+            f"between {micro} and {largest_micro_batch} for a micro-batch; nearest that do: {near}; or state "
+            "batch.micro_batch_size"
+        )
     if steps is None:
         assert epochs is not None
         budget = max(1, round(epochs * dataset_size))
@@ -120,6 +125,13 @@ def resolve(
     else:
         budget = steps * global_batch_size
     return BatchPlan(dataset_size, global_batch_size, micro, world_size, steps, budget, seed)
+
+
+def multiples_near(size: int, unit: int, at_most: int) -> str:
+    """``'99 or 102'``: the multiples of ``unit`` on both sides of ``size``, as far as they are possible."""
+    below = size // unit * unit
+    possible = [str(multiple) for multiple in (below, below + unit) if 0 < multiple <= at_most]
+    return " or ".join(possible) or "none within the training set"
 
 
 def largest_divisor(number: int, at_most: int) -> int:

@@ -2,16 +2,17 @@
 
 ``RUN/checkpoints/step-00000120.pt`` holds the engine's state, the random states of every rank and the number of
 steps done. It is written beside its final name, flushed to disk, and renamed: a file of that name is whole. Rank
-zero writes; every rank reads. Loading uses torch's restricted unpickler, which builds tensors and plain
-containers only.
+zero writes; every rank reads. Reading checks the CRC-32 of every record, then uses torch's restricted unpickler,
+which builds tensors and plain containers only.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +20,7 @@ from largebatch import distributed
 from largebatch.errors import UserError
 
 FORMAT = 1
+READING = (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def path_of(directory: Path, step: int) -> Path:
@@ -40,8 +42,9 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
             write_atomically(path, everything)
             for old in existing(directory)[keep:]:
                 old.unlink()
-        except OSError as error:
-            problem = f"cannot write the checkpoint {path}: {error.strerror or error}"
+        except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError
+            reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+            problem = f"cannot write the checkpoint {path}: {reason}"
     problem = distributed.gather(problem)[0]
     if problem:
         raise UserError(problem)
@@ -67,16 +70,45 @@ def write_atomically(path: Path, state: dict[str, Any]) -> None:
         os.close(folder)
 
 
-def load_newest(directory: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The newest readable checkpoint, and a sentence for each newer one that was not readable."""
+class Loaded(NamedTuple):
+    path: Path
+    state: dict[str, Any]
+    complaints: list[str]  # a sentence for each newer checkpoint that could not be read
+
+
+def load_newest(directory: Path) -> Loaded | None:
+    """The newest readable checkpoint, the same on every rank. Collective: refused where ranks see different files."""
+    found: Loaded | None = None
+    problem = None
+    try:
+        found = _load_newest(directory)
+    except UserError as error:
+        problem = str(error)
+    seen = distributed.gather((found.path.name if found else None, problem))
+    for _, one in seen:
+        if one:
+            raise UserError(one)
+    names = {name for name, _ in seen}
+    if len(names) > 1:
+        raise UserError(
+            f"the ranks read different checkpoints in {directory} ({', '.join(sorted(str(name) for name in names))}); "
+            "record.dir must be one folder that every rank sees"
+        )
+    return found
+
+
+def _load_newest(directory: Path) -> Loaded | None:
     complaints: list[str] = []
     for path in existing(directory):
         try:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise OSError(f"the checksum of {damaged} does not fit")
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["format"] != FORMAT:
                 raise UserError(f"checkpoint {path} has format {state['format']}, this version reads {FORMAT}")
-            return path, state, complaints
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            return Loaded(path, state, complaints)
+        except READING as error:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             complaints.append(f"checkpoint {path.name} cannot be read ({reason}); the one before it is used")
     if complaints:

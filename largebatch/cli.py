@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
-from largebatch.errors import UserError
+from largebatch.errors import LocalError, UserError
 
 app = typer.Typer(
     name="largebatch",
@@ -41,7 +41,7 @@ Overrides = Annotated[
 
 @app.command()
 def train(recipe: Recipe, overrides: Overrides = None) -> None:
-    """One run; alone, or under torchrun, deepspeed or srun."""
+    """One run; alone, or one rank of many under torchrun."""
     from largebatch import config
 
     run = config.load(recipe, overrides or [])
@@ -134,6 +134,8 @@ def throughput(
     from largebatch import config
 
     run = config.load(recipe, overrides or [])
+    if json_file and not json_file.parent.is_dir():
+        raise UserError(f"--json {json_file}: the folder {json_file.parent} does not exist")
     with _group(run.device) as console:
         from largebatch.bench import throughput
 
@@ -208,8 +210,9 @@ def main() -> None:
     try:
         app(args=arguments)
     except UserError as error:
-        if rank == 0:
-            print(f"largebatch: {error}", file=sys.stderr, flush=True)
+        if rank == 0 or isinstance(error, LocalError):
+            whose = f"rank {rank}: " if rank else ""
+            print(f"largebatch: {whose}{error}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

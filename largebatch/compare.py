@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import rich.console
 
 from largebatch import config, distributed, record, search
-from largebatch.assemble import peak_of
+from largebatch.assemble import dataset_of, learning_rate_of, peak_of, plan_of
 from largebatch.errors import UserError
 from largebatch.train import Result, science_of, train
 
@@ -37,12 +38,15 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
+    """A recipe as its file stood when the comparison began, with the row's overrides."""
+
     id: str
     recipe: Path
+    written: dict[str, Any]
     overrides: tuple[str, ...]
 
     def run(self, *more: str) -> config.Run:
-        return config.load(self.recipe, [*self.overrides, *more])
+        return config.from_dict(config.overlay(self.written, [*self.overrides, *more]), str(self.recipe))
 
 
 class Interrupted(Exception):
@@ -74,8 +78,7 @@ def compare(
     rows = rows_of(recipes, vary, overrides)
     runs = {row.id: row.run() for row in rows}
     for row in rows:
-        if tuning is not None and runs[row.id].lr.base is None:
-            raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
+        check(row, tuning)
     if baseline is None:
         baseline = min(rows, key=lambda row: runs[row.id].batch.global_batch_size).id
     elif baseline not in runs:
@@ -85,31 +88,74 @@ def compare(
         "command": command,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seeds": list(range(seeds)),
+        "tuning": dataclasses.asdict(tuning) if tuning else None,
         "baseline": baseline,
         "rows": [row_facts(row, runs[row.id], seeds) for row in rows],
         "notes": notes(seeds, tuning),
     }
+    begun = distributed.gather(existing(out))[0]
+    if begun is not None:
+        go_on(out, begun, facts)
     keep(out, facts)
     for row, described in zip(rows, facts["rows"], strict=True):
-        chosen: tuple[str, ...] = ()
         if tuning is not None:
             found = search_lr(row, out, tuning, command, console)
             described["learning_rate_search"] = found
-            if found["chosen_base"] is not None:
-                chosen = (f"lr.base={found['chosen_base']:.12g}",)
-                described["overrides"] = [*row.overrides, *chosen]
             keep(out, facts)
+        chosen = chosen_lr(described)
         for seed, folder in enumerate(described["runs"]):
             run_once(row, (*chosen, f"seed={seed}"), out / folder, command, console)
     return out
 
 
+def check(row: Row, tuning: Tuning | None) -> None:
+    """Find the mistakes of every row before the first one trains."""
+    run = row.run(*(["data.hold_out=" + str(tuning.hold_out)] if tuning else []))
+    if tuning is not None and run.lr.base is None:
+        raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
+    dataset = dataset_of(run.data)
+    device = distributed.choose_device(run.device)
+    learning_rate_of(run, plan_of(run, len(dataset.train), dataset.image_shape, device))
+
+
+def existing(out: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out / 'comparison.json'} cannot be read ({error}); choose another --out") from None
+
+
+def go_on(out: Path, begun: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Keep what was searched; refuse a folder that holds another comparison. More seeds may be added."""
+    asked = {key: facts[key] for key in ("baseline", "tuning")}
+    there = {key: begun.get(key) for key in asked}
+    for found, facts_of in ((there, begun), (asked, facts)):
+        found["rows"] = [[row["id"], row["overrides"]] for row in facts_of["rows"]]
+    if different := record.differences(there, asked):
+        raise UserError(f"--out {out} holds another comparison ({'; '.join(different)}); choose another --out")
+    for row, row_begun in zip(facts["rows"], begun["rows"], strict=True):
+        row["learning_rate_search"] = row_begun["learning_rate_search"]
+
+
+def chosen_lr(described: dict[str, Any]) -> tuple[str, ...]:
+    found = described["learning_rate_search"]
+    return (f"lr.base={found['chosen_base']:.12g}",) if found and found["chosen_base"] is not None else ()
+
+
 def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[Row]:
-    keys = [varied(text) for text in vary]
+    for text in (*vary, *overrides):
+        for key, instead in (("seed", "--seeds N runs the seeds 0 to N - 1"), ("record.dir", "--out names the folder")):
+            if text.partition("=")[0] == key:
+                raise UserError(f"{text}: a comparison sets {key} itself; {instead}")
+    values_of_keys = [varied(text) for text in vary]
     rows = []
-    for recipe, values in itertools.product(recipes, itertools.product(*keys)):
-        suffix = "".join(f"_{value.rpartition('.')[2]}" for value in values)
-        rows.append(Row(slug(recipe.stem + suffix), recipe, (*overrides, *values)))
+    for recipe in recipes:
+        written = config.read(recipe)
+        for values in itertools.product(*values_of_keys):
+            suffix = "".join(f"_{short(value)}" for value in values)
+            rows.append(Row(slug(recipe.stem + suffix), recipe, written, (*overrides, *values)))
     twice = {row.id for row in rows if sum(other.id == row.id for other in rows) > 1}
     if twice:
         raise UserError(f"two rows would be called {sorted(twice)[0]}; give the recipes different file names")
@@ -125,17 +171,22 @@ def varied(text: str) -> list[str]:
     return [f"{key}={part}" for part in parts]
 
 
+def short(override: str) -> str:
+    """``'lr.base=0.1'`` -> ``'base=0.1'``."""
+    key, _, value = override.partition("=")
+    return f"{key.rpartition('.')[2]}={value}"
+
+
 def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
 
 
 def row_facts(row: Row, run: config.Run, seeds: int) -> dict[str, Any]:
-    variations = [text for text in row.overrides if text]
     return {
         "id": row.id,
         "label": run.title or row.id,
         "config": str(row.recipe),
-        "overrides": variations,
+        "overrides": list(row.overrides),
         "runs": [f"{row.id}/seed-{seed}" for seed in range(seeds)],
         "learning_rate_search": None,
         "expect": run.expect.model_dump(exclude_none=True) if run.expect else None,
@@ -144,14 +195,13 @@ def row_facts(row: Row, run: config.Run, seeds: int) -> dict[str, Any]:
 
 def notes(seeds: int, tuning: Tuning | None) -> list[str]:
     """The sentences that say what is fair here and what is not."""
-    found = ["Every row sees the same examples of the same seeds, and its own number of steps."]
     if tuning is not None:
-        found.append(
+        found = [
             f"The peak learning rate of every row was searched with the same budget: {tuning.trials} trials on "
             f"{tuning.hold_out:,} held-out training images, never on the test set."
-        )
+        ]
     else:
-        found.append("Learning rates are those of the files; no search was part of this comparison.")
+        found = ["Learning rates are those of the files; no search was part of this comparison."]
     if seeds == 1:
         found.append("One seed: differences of a few tenths of a point may be chance.")
     return found
@@ -163,6 +213,8 @@ def search_lr(row: Row, out: Path, tuning: Tuning, command: str, console: rich.c
     own_peak, _ = peak_of(own.lr, own.batch.global_batch_size)
 
     def measure(peak: float) -> search.Trial:
+        if peak < getattr(own.lr.decay, "end_lr", 0.0):
+            return search.Trial(peak, None, "failed")  # a decay cannot end above its peak
         base = own.lr.base * (peak / own_peak)  # type: ignore[operator]
         result = run_once(
             row,
@@ -213,10 +265,11 @@ def finished_before(run: config.Run, directory: Path) -> dict[str, Any] | None:
     result = record.read_result(directory)
     if result is None or result["status"] == "stopped":
         return None
-    there = config.parse((directory / "run.yaml").read_text(), str(directory / "run.yaml"))
-    if record.differences(science_of(there), run.science()):
-        return None  # train refuses the folder, and says what differs
-    return result
+    try:
+        there = science_of(config.parse((directory / "run.yaml").read_text(), "run.yaml"))
+    except (OSError, UserError):
+        return None  # train looks again, and says what is wrong
+    return None if record.differences(there, run.science()) else result
 
 
 def one_line(directory: Path, result: Result) -> str:

@@ -7,6 +7,7 @@ the key. Nothing derived is ever written back here.
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -131,7 +132,7 @@ class ConstantDecay(Section):
 
 class StepsDecay(Section):
     name: Literal["steps"]
-    at_epochs: tuple[PositiveFloat, ...]
+    at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
@@ -160,7 +161,7 @@ class LearningRate(Section):
     base: PositiveFloat | None = None
     reference_batch_size: PositiveInt | None = None
     scaling: Literal["linear", "sqrt", "none"] = "none"
-    table: dict[PositiveInt, PositiveFloat] | None = None
+    table: Annotated[dict[PositiveInt, PositiveFloat], Field(min_length=1)] | None = None
     interpolate: bool = False
     warmup: Warmup = Warmup()
     decay: Decay = ConstantDecay()
@@ -175,6 +176,8 @@ class LearningRate(Section):
             raise ValueError(
                 f"lr.scaling = {self.scaling} needs lr.reference_batch_size, the batch where lr.base holds"
             )
+        if self.scaling == "none" and self.reference_batch_size is not None:
+            raise ValueError("lr.reference_batch_size has no effect without lr.scaling = linear or sqrt")
         if self.interpolate and self.table is None:
             raise ValueError("lr.interpolate = true needs lr.table")
         if self.table is not None and self.warmup.start == "base":
@@ -216,7 +219,7 @@ class Run(Section):
 
     name: str
     title: str | None = None
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on cuda, else fp32
     channels_last: bool | None = None  # else wherever the model has convolutions
@@ -260,7 +263,6 @@ class Run(Section):
             "checkpoint", "record", "expect",
         ):  # fmt: skip
             everything.pop(machine)
-        everything["batch"].pop("micro_batch_size")
         for reading in ("root", "workers"):
             everything["data"].pop(reading)
         return everything
@@ -268,6 +270,11 @@ class Run(Section):
 
 def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Run:
     """The Run in a YAML file, with ``a.b=value`` overrides laid over it."""
+    return from_dict(overlay(read(path), overrides), str(path))
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """What a recipe file says, unchecked but for its form; ``name`` is the file's where it gives none."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -279,7 +286,7 @@ def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Run:
     if not isinstance(written, dict):
         raise UserError(f"{path} is not a recipe: expected keys such as model, data, batch, lr")
     written.setdefault("name", path.stem)
-    return from_dict(overlay(written, overrides), str(path))
+    return written
 
 
 def from_dict(written: dict[str, Any], source: str = "the recipe") -> Run:
@@ -290,7 +297,8 @@ def from_dict(written: dict[str, Any], source: str = "the recipe") -> Run:
 
 
 def overlay(written: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """``written`` with every ``a.b=value`` set; ``epochs`` and ``steps`` take each other's place."""
+    """A copy of ``written`` with every ``a.b=value`` set; ``epochs`` and ``steps`` take each other's place."""
+    written = copy.deepcopy(written)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):

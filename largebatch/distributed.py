@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from largebatch.errors import UserError
+from largebatch.errors import LocalError, UserError
 
 
 def rank() -> int:
@@ -42,7 +42,7 @@ def choose_device(asked: str) -> torch.device:
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank() >= torch.cuda.device_count():
-        raise UserError(
+        raise LocalError(
             f"local rank {local_rank()} has no CUDA device: {torch.cuda.device_count()} visible; "
             "start at most one rank per device"
         )
@@ -87,3 +87,41 @@ def gather(thing: Any) -> list[Any]:
     things: list[Any] = [None] * world_size()
     dist.all_gather_object(things, thing)
     return things
+
+
+class Flag:
+    """A number that every rank learns of without waiting: the largest that any rank raised, one call later.
+
+    Each exchange starts one small all-reduce on a gloo group of its own and returns the result of the one before.
+    All ranks exchange equally often. Alone it is the number itself, at once.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def __enter__(self) -> Flag:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the last exchange, unless this rank leaves alone: then the others never come."""
+        if self._group is not None and not (kind and issubclass(kind, LocalError)):
+            self._settle()
+            dist.destroy_process_group(self._group)
+
+    def exchange(self, own: int) -> int:
+        if self._group is None:
+            return own
+        agreed = self._settle()
+        raised = torch.tensor([own])
+        work = dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (work, raised)
+        return agreed
+
+    def _settle(self) -> int:
+        if self._pending is None:
+            return 0
+        work, raised = self._pending
+        self._pending = None
+        work.wait()
+        return int(raised.item())

@@ -12,6 +12,10 @@ class UserError(ValueError):
         super().__init__(" ".join(sentence.split()))
 
 
+class LocalError(UserError):
+    """A mistake that only some ranks meet, such as an image that cannot be read: each that meets it tells it."""
+
+
 def suggestion(word: str, valid: list[str]) -> str:
     """``'; did you mean X?'`` for the closest valid word, else ``'; valid: ...'``."""
     import difflib
@@ -19,4 +23,4 @@ def suggestion(word: str, valid: list[str]) -> str:
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; valid: {', '.join(sorted(valid))}" if valid else ""
+    return f"; valid: {', '.join(sorted(valid))}" if 0 < len(valid) <= 20 else ""

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -35,10 +36,15 @@ def open_directory(directory: Path, written: Recipe, science: Callable[[Recipe],
 
     ``written`` is the whole recipe; ``science`` gives the part that two runs must share to continue one another.
     """
+    _on_first_rank(directory, lambda: _open_directory(directory, written, science, resume))
+
+
+def _on_first_rank(directory: Path, act: Callable[[], None]) -> None:
+    """``act`` on rank zero; where it fails, every rank raises the same sentence."""
     problem = None
     if distributed.is_first():
         try:
-            _open_directory(directory, written, science, resume)
+            act()
         except OSError as error:
             problem = f"record.dir = {directory} cannot be written: {error.strerror or error}"
         except UserError as error:
@@ -154,42 +160,51 @@ def commit() -> str | None:
 
 
 class Recorder:
-    """Where the loop sends its numbers. On ranks other than zero it does nothing."""
+    """Where the loop sends its numbers. On ranks other than zero it does nothing.
+
+    While it is open, the run directory is locked: a second process that trains there is refused.
+    """
 
     def __init__(
         self,
         directory: Path,
+        plan: dict[str, Any],
         *,
-        total_steps: int,
         first_step: int,
-        name: str,
         tensorboard: bool,
-        quiet: bool = False,
-        console: rich.console.Console | None = None,
+        console: rich.console.Console,
+        quiet: bool,
     ) -> None:
         self.active = distributed.is_first()
-        self.console = console or rich.console.Console()
-        self.quiet = quiet
+        self.console, self.quiet = console, quiet
         self._progress: rich.progress.Progress | None = None
         self._board: Any = None
-        if not self.active:
-            return
-        self._lines: TextIO = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._log: TextIO = open(directory / "train.log", "a", encoding="utf-8")  # noqa: SIM115
-        if tensorboard:
-            self._board = _tensorboard(directory / "tensorboard", first_step)
-        if self.console.is_terminal:
+        _on_first_rank(directory, lambda: self._open(directory, plan, first_step, tensorboard))
+        if self.active and console.is_terminal:
             self._progress = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),
                 rich.progress.BarColumn(),
                 rich.progress.MofNCompleteColumn(),
                 rich.progress.TextColumn("{task.fields[now]}"),
                 rich.progress.TimeRemainingColumn(),
-                console=self.console,
+                console=console,
                 transient=True,
             )
             self._progress.start()
-            self._task = self._progress.add_task(name, total=total_steps, completed=first_step, now="")
+            self._task = self._progress.add_task(plan["name"], total=plan["steps"], completed=first_step, now="")
+
+    def _open(self, directory: Path, plan: dict[str, Any], first_step: int, tensorboard: bool) -> None:
+        self._lines: TextIO = open(directory / "metrics.jsonl", "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"record.dir = {directory} is being trained in by another process") from None
+        drop_torn_line(directory / "metrics.jsonl")
+        self._log: TextIO = open(directory / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+        write_json(directory / "plan.json", plan)
+        (directory / "result.json").unlink(missing_ok=True)
+        if tensorboard:
+            self._board = _tensorboard(directory / "tensorboard", first_step)
 
     def event(self, event: str, **numbers: Any) -> None:
         """One line of metrics.jsonl; in TensorBoard ``loss/training``, ``loss/test``, ``lr/training``, ..."""
@@ -242,12 +257,6 @@ class Recorder:
         self._lines.close()
         self._log.close()
 
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def _tensorboard(directory: Path, first_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
@@ -255,6 +264,17 @@ def _tensorboard(directory: Path, first_step: int) -> Any:
     return SummaryWriter(str(directory), purge_step=first_step)
 
 
+def drop_torn_line(path: Path) -> None:
+    """A line that a power cut left without its end would swallow the next one."""
+    whole = path.read_bytes()
+    if whole and not whole.endswith(b"\n"):
+        os.truncate(path, whole.rfind(b"\n") + 1)
+
+
 def read_result(directory: Path) -> dict[str, Any] | None:
-    file = directory / "result.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    """``result.json``, None where there is none or it is not whole."""
+    try:
+        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        return result if isinstance(result, dict) and "status" in result else None
+    except (FileNotFoundError, ValueError):
+        return None

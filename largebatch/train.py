@@ -73,16 +73,14 @@ def train(
     job = assemble(run, device)
     directory = run.directory
     record.open_directory(directory, run.as_written(), science_of, run.resume)
-    finished = record.read_result(directory)
+    finished = distributed.gather(record.read_result(directory))[0]
     if finished is not None and finished["status"] == "finished":
         if distributed.is_first() and not quiet:
             console.print(f"{directory} is finished already: nothing to train", markup=False)
         return Result("finished", None, directory, finished)
-    if distributed.is_first():
-        record.write_json(directory / "plan.json", plan_facts(job, command))
-        if not quiet:
-            announce(job, directory, console)
-    with Loop(job, directory, console, quiet) as loop:
+    if distributed.is_first() and not quiet:
+        announce(job, directory, console)
+    with Loop(job, directory, console, quiet, command) as loop:
         return loop.run_to_the_end()
 
 
@@ -93,7 +91,9 @@ def science_of(written: dict[str, Any]) -> dict[str, Any]:
 class Loop:
     """The state of one run in progress: the step it is at, and the losses not yet read."""
 
-    def __init__(self, job: Job, directory: Path, console: rich.console.Console, quiet: bool) -> None:
+    def __init__(
+        self, job: Job, directory: Path, console: rich.console.Console, quiet: bool, command: str = ""
+    ) -> None:
         self.job, self.directory, self.plan, self.engine = job, directory, job.plan, job.engine
         self.step = 0  # steps done
         self.seconds = 0.0  # spent in training steps, over all sessions
@@ -107,9 +107,8 @@ class Loop:
         self.window_step, self.window_seconds = self.step, self.seconds
         self.recorder = record.Recorder(
             directory,
-            total_steps=self.plan.steps,
+            plan_facts(job, command),
             first_step=self.step,
-            name=job.run.name,
             tensorboard=job.run.record.tensorboard,
             quiet=quiet,
             console=console,
@@ -117,7 +116,7 @@ class Loop:
         for complaint in complaints:
             self.recorder.say(complaint)
         if self.step:
-            self.recorder.event("resume", step=self.step, examples_seen=self.examples_seen)
+            self.recorder.event("resume", step=self.step, examples_seen=self.examples_seen, **self._machine())
             self.recorder.say(f"resumed at step {self.step} of {self.plan.steps} from {self.last_checkpoint}")
         for row in job.treatments:
             self.recorder.note(
@@ -130,12 +129,12 @@ class Loop:
         return self.step * self.plan.global_batch_size
 
     def run_to_the_end(self) -> Result:
-        if distributed.is_first():
-            (self.directory / "result.json").unlink(missing_ok=True)
         try:
             with signals_noticed() as noticed:
                 self.train_steps(noticed)
-            self.measure_result()
+                self.measure_result()
+            if self.job.run.checkpoint.every_epochs:
+                self.save()  # only now: a checkpoint that evaluates to nonsense is not a good one
             return self._result("finished")
         except Diverged as problem:
             return self._result("failed", str(problem))
@@ -150,23 +149,25 @@ class Loop:
         saves = marks(plan, run.checkpoint.every_epochs)
         stream = self.job.dataset.train.steps(plan, distributed.rank(), self.step, self.job.placement, run.seed)
         engine.model.train()
-        clock = time.perf_counter()
-        for micro_batches in stream:
-            recording = (self.step + 1) % run.record.every_steps == 0
-            self.one_step(micro_batches, measure=recording)
-            self.step += 1
-            evaluating, saving = self.step in evaluations, self.step in saves
-            stopping = bool(noticed) and distributed.world_size() == 1
-            if not (recording or evaluating or saving or stopping or self.step == plan.steps):
-                continue
-            stop = self.read_losses(noticed, since=clock)
-            if evaluating and self.step < plan.steps:
-                self.evaluate_on(self.job.dataset.test, self.evaluated_on)
-            if saving or (stop and run.checkpoint.every_epochs):
-                self.save()
-            if stop:
-                raise Stopped(stop)
+        with distributed.Flag() as flag:
             clock = time.perf_counter()
+            for micro_batches in stream:
+                recording = (self.step + 1) % run.record.every_steps == 0
+                self.one_step(micro_batches, measure=recording)
+                self.step += 1
+                last = self.step == plan.steps
+                evaluating, saving = self.step in evaluations, self.step in saves
+                stop = flag.exchange(noticed[0] if noticed else 0) if not last else 0
+                if not (recording or evaluating or saving or stop or last):
+                    continue
+                self.read_losses(since=clock)
+                if evaluating and not last:
+                    self.evaluate_on(self.job.dataset.test, self.evaluated_on)
+                if (saving and not last) or (stop and run.checkpoint.every_epochs):
+                    self.save()
+                if stop:
+                    raise Stopped(stop)
+                clock = time.perf_counter()
 
     def one_step(self, micro_batches: Any, measure: bool) -> None:
         run, plan, engine = self.job.run, self.plan, self.engine
@@ -184,16 +185,9 @@ class Loop:
         self.losses.append(loss_of_step)
         self.norm = engine.step(run.max_grad_norm, measure=measure)
 
-    def read_losses(self, noticed: list[int], since: float) -> int:
-        """Sum the unread losses over ranks, record them, stop at one that is not finite.
-
-        Returns the signal that any rank has noticed, 0 if none: here the ranks agree on it.
-        """
-        flags = torch.tensor(
-            [float(number in noticed) for number in STOPPING], dtype=torch.float64, device=self.job.device
-        )
-        read = distributed.sum_(torch.cat([torch.stack(self.losses).double(), flags])).tolist()
-        losses, flagged = read[: len(self.losses)], read[len(self.losses) :]
+    def read_losses(self, since: float) -> None:
+        """Sum the unread losses over ranks, record them, stop at one that is not finite."""
+        losses = distributed.sum_(torch.stack(self.losses).double()).tolist()
         self.losses.clear()
         self.seconds += time.perf_counter() - since
         first = self.window_step
@@ -212,7 +206,6 @@ class Loop:
             examples_per_second=(self.step - first) * self.plan.global_batch_size / spent,
         )
         self.window_step, self.window_seconds = self.step, self.seconds
-        return next((number for number, flag in zip(STOPPING, flagged, strict=True) if flag), 0)
 
     def _divergence(self, step: int, loss: float) -> str:
         lr = self.job.lr.schedule(step * self.plan.global_batch_size)
@@ -229,6 +222,11 @@ class Loop:
         with self.engine.averaged_statistics():
             evaluation = evaluate(self.engine.model, self.engine.predict, batches, self.job.device)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
+        if not math.isfinite(evaluation.loss):
+            raise Diverged(
+                f"the {name.replace('_', '-')} loss is {evaluation.loss} after step {self.step}; "
+                f"last good checkpoint: {self.last_checkpoint or 'none was saved'}"
+            )
         self.evaluations[name] = evaluation
         self.recorder.event(
             "evaluate",
@@ -253,22 +251,45 @@ class Loop:
             self.evaluate_on(split, "train")
 
     def save(self) -> None:
-        state = {**self.engine.save(), "seconds": self.seconds, "total_seconds": self._total_seconds()}
+        if not all(torch.isfinite(parameter).all() for parameter in self.engine.model.parameters()):
+            good = self.last_checkpoint or "none was saved"
+            raise Diverged(f"weights are not finite after step {self.step}; last good checkpoint: {good}")
+        state = {
+            **self.engine.save(),
+            **self._machine(),
+            "seconds": self.seconds,
+            "total_seconds": self._total_seconds(),
+        }
         self.last_checkpoint = checkpoint.save(
             self.directory / "checkpoints", self.step, state, self.job.run.checkpoint.keep
         )
 
     def _resume(self) -> list[str]:
+        """Go on from the newest checkpoint; what is worth saying about it."""
         found = checkpoint.load_newest(self.directory / "checkpoints")
         if found is None:
             return []
-        self.last_checkpoint, state, complaints = found
+        state, self.last_checkpoint = found.state, found.path
         if state["step"] > self.plan.steps:
-            raise UserError(f"{self.last_checkpoint} lies beyond the run's {self.plan.steps} steps")
+            raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
         self.engine.load(state)
         checkpoint.restore_random(state, self.job.run.seed)
         self.step, self.seconds, self.total_before = state["step"], state["seconds"], state["total_seconds"]
-        return complaints
+        changed = [
+            f"{key.replace('_', ' ')} is {now}, it was {state[key]}"
+            for key, now in self._machine().items()
+            if key in state and state[key] != now
+        ]
+        return found.complaints + changed
+
+    def _machine(self) -> dict[str, Any]:
+        """What the machine decided, and a resume on another one may change: batch norm sees the micro-batch."""
+        return {
+            "world_size": self.plan.world_size,
+            "micro_batch_size": self.plan.micro_batch_size,
+            "precision": self.job.precision,
+            "device": self.job.device.type,
+        }
 
     def _total_seconds(self) -> float:
         return self.total_before + time.perf_counter() - self.started
@@ -384,9 +405,9 @@ def announce(job: Job, directory: Path, console: rich.console.Console) -> None:
         "run": f"{run.name}, seed {run.seed}, in {directory}",
         "model": f"{run.model.name}, {parameters:,} parameters",
         "data": f"{run.data.name}: {plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
-        f"({job.dataset.source})",
+        f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
         "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation)",
-        "budget": f"{plan.steps:,} steps, {plan.budget_examples / plan.dataset_size:g} epochs",
+        "budget": f"{plan.steps:,} steps, {plan.budget_examples / plan.dataset_size:.4g} epochs",
         "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
         "optimizer": f"{run.optimizer.name}; weight decay {run.weight_decay.value:g} on {decayed} of "
         f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",

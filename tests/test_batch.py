@@ -73,6 +73,7 @@ def test_steps_of_imagenet_budgets(batch_size, epochs, steps):
             "2 ranks × micro-batches of 64; nearest that do: 896 or 1024",
         ),
         ({"global_batch_size": 100, "micro_batch_size": 64, "epochs": 1}, "nearest that do: 64 or 128"),
+        ({"global_batch_size": 1021, "epochs": 1}, "nearest that do: 512 or 1024; or state batch.micro_batch_size"),
         ({"global_batch_size": 5000, "epochs": 1}, "at most 2000 examples"),
         ({"global_batch_size": 10}, "exactly one of epochs and steps"),
         ({"global_batch_size": 10, "epochs": 1, "steps": 3}, "exactly one of epochs and steps"),
@@ -88,7 +89,9 @@ def test_the_nearest_sizes_do_factor():
         assert resolve(dataset_size=2000, global_batch_size=size, world_size=3, epochs=1).steps > 0
 
 
-@pytest.mark.parametrize(("share", "largest", "micro"), [(2048, 512, 512), (96, 64, 48), (7, 4, 1), (30, 30, 30)])
+@pytest.mark.parametrize(
+    ("share", "largest", "micro"), [(2048, 512, 512), (96, 64, 48), (7, 4, 1), (30, 30, 30), (509, 512, 509)]
+)
 def test_the_micro_batch_is_the_largest_divisor_that_fits(share, largest, micro):
     assert largest_divisor(share, largest) == micro
     plan = resolve(dataset_size=10_000, global_batch_size=share, largest_micro_batch=largest, steps=1)

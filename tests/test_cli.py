@@ -10,14 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from programs import environment, largebatch, torchrun
 
 BAD = [
     ({"lr": {"bse": 0.1}}, [], "unknown key lr.bse; did you mean base?"),
     ({}, ["lr.base=-1"], "lr.base = -1 should be greater than 0"),
-    ({}, ["batch.micro_batch_size=64"], "100 does not factor into 1 rank × micro-batches of 64; nearest that do: 64 or 128"),
+    ({}, ["batch.micro_batch_size=64"], "into 1 rank × micro-batches of 64; nearest that do: 64 or 128"),
+    ({}, ["batch.global_batch_size=1021"], "no divisor between 1 and 512 for a micro-batch; nearest that do: 512 or"),
     ({}, ["batch.global_batch_size=1501"], "larger than the training set; at most 1500 examples"),
     ({}, ["model.num_classes=7"], "model.num_classes = 7 does not fit data.name = digits, which has 10 classes"),
     ({}, ["data={name: mnist, root: ROOT}"], "mnist"),

@@ -122,6 +122,10 @@ def test_the_tuned_rows_have_searched_equally_whatever_the_recipe_said(recipe, t
         ({}, {"vary": ["lr.base"]}, "--vary lr.base is not of the form key=a,b,c"),
         ({}, {"vary": ["lr.base=1,,2"]}, "is not of the form"),
         ({}, {"vary": ["lr.bse=1,2"]}, "unknown key lr.bse; did you mean base?"),
+        ({}, {"vary": ["seed=1,2"]}, "a comparison sets seed itself; --seeds N"),
+        ({}, {"overrides": ["record.dir=x"]}, "a comparison sets record.dir itself"),
+        ({}, {"vary": ["batch.micro_batch_size=100,33"]}, "does not factor into 1 rank × micro-batches of 33"),
+        ({}, {"tuning": Tuning(hold_out=1450)}, "larger than the training set; at most 50"),
         ({}, {"baseline": "nobody"}, "--baseline nobody is no row of this comparison; rows: tiny"),
         ({"lr": {"table": {100: 1.0}}}, {"tuning": Tuning()}, "--tune lr needs lr.base"),
     ],
@@ -130,6 +134,38 @@ def test_bad_comparisons_are_refused_before_anything_runs(recipe, tmp_path, chan
     with pytest.raises(UserError, match=sentence):
         compare([recipe(**changes)], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_holds_one_comparison_and_may_get_more_seeds(recipe, tmp_path):
+    out, path = tmp_path / "out", recipe(epochs=1)
+    compare([path], out, tuning=Tuning(trials=2, hold_out=300))
+    searched = facts(out)["rows"][0]["learning_rate_search"]
+    compare([path], out, seeds=2, tuning=Tuning(trials=2, hold_out=300))
+    assert facts(out)["rows"][0]["learning_rate_search"] == searched
+    assert facts(out)["rows"][0]["runs"] == ["tiny/seed-0", "tiny/seed-1"]
+    before = facts(out)
+    for options in ({}, {"tuning": Tuning(trials=3, hold_out=300)}, {"vary": ["lr.base=1"]}):
+        with pytest.raises(UserError, match="holds another comparison .*; choose another --out"):
+            compare([path], out, **options)
+    assert facts(out) == before
+
+
+def test_a_row_is_the_file_as_it_stood_when_the_comparison_began(recipe, tmp_path, monkeypatch):
+    path = recipe(epochs=1)
+    train = module.train
+
+    def edits_the_file(run, **more):
+        path.write_text(path.read_text().replace("base: 0.1", "base: 0.9"))
+        return train(run, **more)
+
+    monkeypatch.setattr(module, "train", edits_the_file)
+    compare([path], tmp_path / "out", seeds=2)
+    assert [result(tmp_path / "out", f"tiny/seed-{seed}")["peak_lr"] for seed in (0, 1)] == [0.1, 0.1]
+
+
+def test_names_of_rows_keep_their_whole_value(recipe):
+    rows = rows_of([recipe()], ["lr.base=0.1,1.1"], [])
+    assert [row.id for row in rows] == ["tiny_base=0.1", "tiny_base=1.1"]
 
 
 def test_recipes_of_one_name_are_refused(recipe, tmp_path):

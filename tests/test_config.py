@@ -49,6 +49,9 @@ def test_a_recipe_reads_back_to_itself(path):
         ("lr.base=.nan", "lr.base = nan should be a finite number"),
         ("lr.base=big", "lr.base = 'big' should be a valid number"),
         ("lr.scaling=linear", "lr.scaling = linear needs lr.reference_batch_size"),
+        ("lr.reference_batch_size=64", "lr.reference_batch_size has no effect without lr.scaling"),
+        ("lr.decay={name: steps, at_epochs: []}", "lr.decay.at_epochs = [] tuple should have at least 1 item"),
+        ("seed=99999999999999999999", "seed = 99999999999999999999 should be less than"),
         ("lr.table={64: 1.0}", "give exactly one of lr.base and lr.table"),
         ("lr.decay={name: cosin}", "lr.decay.name = cosin is not known; did you mean cosine?"),
         ("lr.decay={name: steps}", "lr.decay.at_epochs is missing"),
@@ -103,14 +106,20 @@ def test_files_that_are_no_recipe(tmp_path):
 def test_what_may_differ_between_two_sessions_of_one_run(path):
     same = [
         "device=cpu",
-        "batch.micro_batch_size=8",
         "record.every_steps=3",
         "data.root=/elsewhere",
         "resume=never",
     ]
     for override in same:
         assert config.load(path, [override]).science() == config.load(path).science(), override
-    for override in ["seed=1", "epochs=2", "lr.base=2e-4", "batch.global_batch_size=128", "max_grad_norm=1"]:
+    for override in [
+        "seed=1",
+        "epochs=2",
+        "lr.base=2e-4",
+        "batch.global_batch_size=128",
+        "max_grad_norm=1",
+        "batch.micro_batch_size=8",
+    ]:
         assert config.load(path, [override]).science() != config.load(path).science(), override
 
 

@@ -141,7 +141,9 @@ def test_the_papers_numbers_in_the_quickstart():
 def readme_commands() -> list[str]:
     blocks = re.findall(r"```(?:sh|console)?\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
     joined = "\n".join(blocks).replace("\\\n", " ")
-    return [line.split("  #")[0].strip() for line in joined.splitlines() if re.match(r"(make|largebatch|torchrun) ", line)]
+    return [
+        line.split("  #")[0].strip() for line in joined.splitlines() if re.match(r"(make|largebatch|torchrun) ", line)
+    ]
 
 
 def test_the_readme_names_only_targets_that_the_makefile_has():

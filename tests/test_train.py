@@ -157,7 +157,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(recipe):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_says_so(recipe, number, code):
-    path = recipe("stopped", epochs=400)
+    path = recipe("stopped", epochs=200)
     process = subprocess.Popen(
         [sys.executable, "-m", "largebatch", "train", str(path)],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -176,7 +176,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(recipe, number, code):
     assert "Traceback" not in err
     short = largebatch("train", path, "record.every_steps=1000")
     assert short.returncode == 0
-    assert f"resumed at step {result['steps']} of 6000" in short.stdout
+    assert f"resumed at step {result['steps']} of 3000" in short.stdout
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(recipe):
@@ -198,6 +198,63 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(recipe):
     saved = sorted((config.load(path).directory / "checkpoints").glob("step-*.pt"))
     for file in saved:
         assert int(file.stem.split("-")[1]) < step
+
+
+def test_a_last_update_that_ruins_the_weights_is_a_failure_too(recipe):
+    path = recipe("last", lr={"base": 3e38}, steps=1, epochs=None, checkpoint={"every_epochs": 0.01})
+    assert largebatch("train", path).returncode == 1
+    result = json.loads((config.load(path).directory / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert result["reason"] == "the test loss is nan after step 1; last good checkpoint: none was saved"
+
+
+def test_one_process_at_a_time_trains_in_a_run_folder(recipe):
+    path = recipe("twice", epochs=4000)
+    first = subprocess.Popen([sys.executable, "-m", "largebatch", "train", str(path)], env=environment(),
+                             stdout=subprocess.DEVNULL)  # fmt: skip
+    while first.poll() is None and not (config.load(path).directory / "plan.json").exists():
+        time.sleep(0.01)
+    second = largebatch("train", path)
+    first.kill()
+    first.wait()
+    assert second.returncode == 2
+    assert "is being trained in by another process" in second.stderr
+
+
+def test_a_line_torn_by_a_power_cut_is_dropped_on_resume(recipe):
+    path = recipe()
+    directory = finished(path)
+    (directory / "result.json").unlink()
+    with open(directory / "metrics.jsonl", "a") as file:
+        file.write('{"event": "train", "st')
+    finished(path)
+    assert [line["event"] for line in lines(directory, "resume")] == ["resume"]
+
+
+def test_a_full_disk_is_one_sentence(recipe, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("enforce fail at inline_container.cc:664: unexpected pos\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="cannot write the checkpoint .*unexpected pos$"):
+        train(config.load(recipe()), quiet=True)
+    assert not list((config.load(recipe()).directory / "checkpoints").glob("*"))
+
+
+def test_a_flipped_bit_is_found_by_its_checksum(recipe):
+    path = recipe("flipped", epochs=3)
+    whole = weights(finished(path))
+    directory = config.load(path).directory
+    newest = sorted((directory / "checkpoints").glob("*"))[-1]
+    content = bytearray(newest.read_bytes())
+    at = content.find(whole["1.weight"].numpy().tobytes())
+    assert at > 0
+    content[at + 5] ^= 1
+    newest.write_bytes(content)
+    (directory / "result.json").unlink()
+    again = largebatch("train", path)
+    assert "the checksum of" in again.stdout
+    assert equal(whole, weights(directory))
 
 
 def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(recipe):
@@ -276,3 +333,11 @@ def test_the_loop_runs_on_cuda(recipe):
     plan = json.loads((directory / "plan.json").read_text())
     assert (plan["device"], plan["precision"]) == ("cuda:0", "bf16")
     assert json.loads((directory / "result.json").read_text())["test_accuracy_percent"] > 80
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_model_learns_the_same(recipe):
+    plain, compiled = (finished(recipe(name, compile=name == "compiled", epochs=1)) for name in ("plain", "compiled"))
+    assert "_orig_mod" not in "".join(weights(compiled)), "checkpoints keep the model's own names"
+    for key, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[key], tensor, rtol=1e-4, atol=1e-5)

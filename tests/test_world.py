@@ -212,3 +212,39 @@ def test_a_batch_that_two_ranks_cannot_share_is_one_sentence(recipe):
     assert told == [
         "largebatch: batch.global_batch_size = 101 does not factor into 2 ranks; nearest that do: 100 or 102"
     ]
+
+
+def test_a_signal_to_one_rank_stops_both_at_the_same_step(recipe):
+    path = recipe("signalled", epochs=40)
+    script = path.parent / "signalled.py"
+    script.write_text(
+        "import os, signal, sys\nfrom largebatch import config, distributed, train\nimport torch\n"
+        "one_step = train.Loop.one_step\n"
+        "def signalled(self, micros, measure):\n"
+        "    if self.step == 22 and distributed.rank() == 1:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    one_step(self, micros, measure)\n"
+        "train.Loop.one_step = signalled\n"
+        "with distributed.group(torch.device('cpu')):\n"
+        "    result = train.train(config.load(sys.argv[1]), quiet=True)\n"
+        "    print('END', result.status, result.numbers['steps'], result.signal, flush=True)\n"
+    )
+    ended = torchrun(2, script, path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("END stopped 24 15") == 2, ended.stdout  # noticed in step 23, agreed one later
+    folder = Path(yaml.safe_load(path.read_text())["record"]["dir"]) / "checkpoints"
+    assert sorted(file.name for file in folder.iterdir())[-1] == "step-00000024.pt"
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["goyal2017", "lamb2019"])
+def test_a_quickstart_recipe_on_two_ranks_is_the_one_on_one(tmp_path, name):
+    """As the README starts it, made short; without batch norm, in float64."""
+    path = REPOSITORY / "configs" / "quickstart" / f"{name}.yaml"
+    short = ["epochs=0.1", "lr.warmup.epochs=0.05", "model.norm=false", "precision=fp64", "data.name=mnist"]
+    directories = [tmp_path / "one", tmp_path / "two"]
+    assert largebatch("train", path, *short, f"record.dir={directories[0]}").returncode == 0
+    two = torchrun(2, "-m", "largebatch", "train", path, *short, f"record.dir={directories[1]}")
+    assert two.returncode == 0, two.stderr
+    one, other = (weights(directory) for directory in directories)
+    for key in one:
+        torch.testing.assert_close(other[key], one[key], rtol=1e-12, atol=1e-12)

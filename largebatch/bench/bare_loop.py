@@ -21,6 +21,7 @@ def bare_loop(
     micro_batch_size: int,
     steps: int,
     autocast: torch.autocast,
+    dtype: torch.dtype,
     layout: torch.memory_format,
 ) -> None:
     order = torch.randperm(len(labels), device=labels.device)
@@ -30,7 +31,7 @@ def bare_loop(
             order, place = torch.randperm(len(labels), device=labels.device), 0
         for start in range(place, place + global_batch_size, micro_batch_size):
             chosen = order[start : start + micro_batch_size]
-            batch = ((images[chosen].float() - mean) / std).contiguous(memory_format=layout)
+            batch = ((images[chosen].to(dtype) - mean) / std).contiguous(memory_format=layout)
             with autocast:
                 loss = F.cross_entropy(model(batch), labels[chosen], reduction="sum") / global_batch_size
             loss.backward()

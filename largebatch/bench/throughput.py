@@ -21,7 +21,7 @@ from largebatch.assemble import Job, assemble
 from largebatch.bench.bare_loop import bare_loop
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
-from largebatch.train import Loop
+from largebatch.train import Loop, marks
 
 
 def measure(run: config.Run, pairs: int, steps: int, command: str) -> dict[str, Any]:
@@ -34,12 +34,17 @@ def measure(run: config.Run, pairs: int, steps: int, command: str) -> dict[str, 
             "epochs": None,
             "steps": steps,
             "checkpoint": config.Checkpoint(every_epochs=0),
-            "lr": run.lr.model_copy(update={"warmup": config.Warmup()}),
+            "evaluate": run.evaluate.model_copy(update={"every_epochs": 1e9}),
+            "lr": config.LearningRate(base=1e-4),  # the time of a step does not depend on it, divergence does
         }
     )
+    if run.max_grad_norm is not None:
+        raise UserError("bench throughput compares with a loop that does not clip; leave max_grad_norm out")
     job = assemble(timed, device)
     if not isinstance(job.dataset.train, ResidentSplit):
         raise UserError(f"bench throughput measures sets that live on the device; {run.data.name} is read from files")
+    if job.dataset.train.augment != "none":
+        raise UserError("bench throughput compares with a loop that does not augment; add data.augment=none")
     halves = {"trainer": lambda: _seconds_of_trainer(job), "bare": lambda: _seconds_of_bare_loop(job)}
     for half in halves.values():
         half()  # warm-up: allocator, kernels, threads
@@ -88,6 +93,7 @@ def _seconds_of_trainer(job: Job) -> float:
     with tempfile.TemporaryDirectory() as folder:
         silent = rich.console.Console(quiet=True)
         with Loop(job, Path(folder), silent, quiet=True) as loop:
+            assert not marks(job.plan, job.run.evaluate.every_epochs) - {job.plan.steps}
             start = time.perf_counter()
             loop.train_steps(noticed=[])
             return time.perf_counter() - start
@@ -98,7 +104,7 @@ def _seconds_of_bare_loop(job: Job) -> float:
     assert isinstance(split, ResidentSplit)
     images, labels = split.resident(job.device)
     layout = torch.channels_last if engine.channels_last else torch.contiguous_format
-    mean, std = (255 * torch.tensor(values).view(-1, 1, 1).to(job.device) for values in split.statistics)
+    mean, std = (255 * torch.tensor(values).view(-1, 1, 1).to(job.device, engine.dtype) for values in split.statistics)
     engine.model.train()
     start = time.perf_counter()
     bare_loop(
@@ -112,6 +118,7 @@ def _seconds_of_bare_loop(job: Job) -> float:
         job.plan.micro_batch_size,
         job.plan.steps,
         engine.autocast,
+        engine.dtype,
         layout,
     )
     return time.perf_counter() - start

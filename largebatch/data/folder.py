@@ -36,7 +36,7 @@ from largebatch.data import augment as augmentation
 from largebatch.data.dataset import Batch, Dataset, Placement, normalised, share
 from largebatch.data.facts import IMAGENET
 from largebatch.data.resident import HOLD_OUT_SEED
-from largebatch.errors import UserError
+from largebatch.errors import LocalError, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 _CENTRE_FRACTION = 0.875
@@ -143,7 +143,7 @@ class FolderSplit:
         )
         for answer in loader:
             if isinstance(answer, _Unreadable):
-                raise UserError(answer.message)
+                raise LocalError(answer.message)
             images, labels = (tensor.to(placement.device, non_blocking=on_cuda) for tensor in answer)
             yield normalised(images, IMAGENET, placement), labels
 

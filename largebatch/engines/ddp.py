@@ -113,10 +113,11 @@ class Ddp:
                 buffer.copy_(value)
 
     def save(self) -> dict[str, Any]:
-        """Everything that decides what comes next. Collective: every rank calls it, every rank gets all of it."""
+        """Everything that decides what comes next. Collective; the model's weights are in rank zero's alone."""
         named = {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
         with self.averaged_statistics():
-            model = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            weights = self.model.state_dict().items() if distributed.is_first() else ()
+            model = {name: tensor.detach().cpu().clone() for name, tensor in weights}
         return {
             "model": model,
             "optimizer": self.optimizer.state_dict(),

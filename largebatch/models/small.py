@@ -27,6 +27,7 @@ def tiny_cnn(
     pool: int | None = None,
 ) -> nn.Module:
     """``pool``: the side to which the last maps are averaged before the linear layer; None leaves them as they are."""
+    at_least_1(pool=1 if pool is None else pool, channels=min(channels, default=0))
     inputs, height, width = image_shape
     layers: list[nn.Module] = []
     for outputs in channels:
@@ -50,6 +51,7 @@ def mlp(
     dropout: float = 0.0,
 ) -> nn.Module:
     """``depth`` hidden layers of ``width``."""
+    at_least_1(width=width)
     inputs = image_shape[0] * image_shape[1] * image_shape[2]
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(depth):
@@ -58,6 +60,12 @@ def mlp(
         layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, num_classes))
+
+
+def at_least_1(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} = {size} must be at least 1")
 
 
 class Residual(nn.Module):
@@ -107,6 +115,7 @@ def resnet20(
     zero_init_residual: bool = False,
 ) -> nn.Module:
     """``depth`` = 6n + 2; ``width`` multiplies the 16-32-64 channels."""
+    at_least_1(width=width)
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth = {depth} is not 6n + 2; nearest: {max(8, (depth - 2) // 6 * 6 + 2)}")
     n = (depth - 2) // 6
@@ -118,6 +127,7 @@ def resnet20(
 def resnet18(
     num_classes: int, image_shape: tuple[int, int, int], width: int = 64, zero_init_residual: bool = False
 ) -> nn.Module:
+    at_least_1(width=width)
     channels = [width, 2 * width, 4 * width, 8 * width]
     return residual_network(num_classes, image_shape, (2, 2, 2, 2), channels, zero_init_residual)
 
@@ -125,6 +135,7 @@ def resnet18(
 def resnet9(
     num_classes: int, image_shape: tuple[int, int, int], width: int = 64, zero_init_residual: bool = False
 ) -> nn.Module:
+    at_least_1(width=width)
     w = width
     layers: list[nn.Module] = [
         *convolution(image_shape[0], w),

@@ -8,6 +8,7 @@ read is a ``UserError`` that names the file.
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,8 +157,8 @@ def read_comparison(folder: Path) -> Source:
 
 def read_runs(paths: Sequence[Path]) -> Source:
     """Each folder its own row, labelled by the run's name, or by its folder where names repeat."""
-    folder = paths[0].resolve().parent
-    names = [_relative(path.resolve(), folder) for path in paths]
+    folder = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    names = [str(path.resolve().relative_to(folder)) for path in paths]
     twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
     if twice is not None:
         raise UserError(f"run {twice} is given twice; give each run folder once")
@@ -234,11 +235,6 @@ def _metrics(file: Path, *, required: bool) -> tuple[tuple[Mapping[str, Any], ..
         tuple(record for record in ordered if record["event"] == "train"),
         tuple(record for record in ordered if record["event"] == "evaluate"),
     )
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """Short and free of this machine's paths where the folders allow it."""
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else Path(path.parent.name, path.name))
 
 
 def _text(file: Path) -> str:

@@ -25,16 +25,16 @@ def test_the_bare_loop_trains_on_every_image_with_the_global_mean():
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
         optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
         off = torch.autocast("cpu", enabled=False)
-        bare_loop(model, optimizer, images, labels, mean, std, 12, micro, 3, off, torch.contiguous_format)
+        bare_loop(
+            model, optimizer, images, labels, mean, std, 12, micro, 3, off, torch.float32, torch.contiguous_format
+        )
         ends.append(model[1].weight.detach().clone())
     torch.testing.assert_close(ends[0], ends[1])
 
 
 def test_the_command_writes_its_numbers_with_units_and_circumstances(recipe, tmp_path):
     file = tmp_path / "bench.json"
-    ended = largebatch(
-        "bench", "throughput", recipe(), "--pairs", 3, "--steps", 4, "--json", file, COLUMNS="120"
-    )
+    ended = largebatch("bench", "throughput", recipe(), "--pairs", 3, "--steps", 4, "--json", file, COLUMNS="120")
     assert ended.returncode == 0, ended.stderr
     facts = json.loads(file.read_text())
     assert facts["pairs"] == len(facts["trainer_over_bare_loop"]) == 3
