@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from largebatch import batch, config, data, distributed, engines, models, optim, schedules
+from largebatch import batch, config, data, distributed, engines, models, optim, record, schedules
 from largebatch.batch import BatchPlan
 from largebatch.errors import UserError
 from largebatch.optim import Treatment
@@ -171,3 +173,60 @@ def optimizer_of(
         case config.Lamb():
             return optim.Lamb(groups, lr=lr, **arguments)
     raise AssertionError(section)
+
+
+def plan_facts(job: Job, command: str) -> dict[str, Any]:
+    """What was decided before time was spent; the content of ``plan.json``."""
+    plan, run = job.plan, job.run
+    return {
+        "name": run.name,
+        "title": run.title,
+        "dataset": run.data.name,
+        "dataset_source": job.dataset.source,
+        "dataset_size": plan.dataset_size,
+        "test_size": len(job.dataset.test),
+        "global_batch_size": plan.global_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "accumulation_steps": plan.accumulation_steps,
+        "world_size": plan.world_size,
+        "steps": plan.steps,
+        "budget_examples": plan.budget_examples,
+        "epochs": plan.budget_examples / plan.dataset_size,
+        "lr": {
+            "peak": job.lr.schedule.peak,
+            "rule": job.lr.rule,
+            "warmup": job.lr.warmup,
+            "decay": job.lr.decay,
+        },
+        "parameters": sum(p.numel() for p in job.engine.model.parameters()),
+        "device": str(job.device),
+        "precision": job.precision,
+        "engine": run.engine.name,
+        "seed": run.seed,
+        "command": command,
+        "machine": record.machine(job.device),
+        "versions": record.versions(),
+        "commit": record.commit(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def decisions(job: Job, directory: Path) -> dict[str, str]:
+    """What is printed before time is spent, a line each."""
+    plan, run = job.plan, job.run
+    parameters = sum(p.numel() for p in job.engine.model.parameters())
+    decayed = sum(row.decayed for row in job.treatments)
+    adapted = sum(row.adapted for row in job.treatments)
+    made_of = f"{plan.world_size} × {plan.micro_batch_size} × {plan.accumulation_steps}"
+    return {
+        "run": f"{run.name}, seed {run.seed}, in {directory}",
+        "model": f"{run.model.name}, {parameters:,} parameters",
+        "data": f"{run.data.name}: {plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
+        f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
+        "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation)",
+        "budget": f"{plan.steps:,} steps, {plan.budget_examples / plan.dataset_size:.4g} epochs",
+        "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
+        "optimizer": f"{run.optimizer.name}; weight decay {run.weight_decay.value:g} on {decayed} of "
+        f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
+        "machine": f"{job.device}, {job.precision}, engine {run.engine.name}",
+    }

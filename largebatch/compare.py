@@ -21,7 +21,7 @@ from typing import Any
 
 import rich.console
 
-from largebatch import config, distributed, record, search
+from largebatch import config, distributed, record, search, strict_yaml
 from largebatch.assemble import dataset_of, learning_rate_of, peak_of, plan_of
 from largebatch.errors import UserError
 from largebatch.train import Result, science_of, train
@@ -266,7 +266,7 @@ def finished_before(run: config.Run, directory: Path) -> dict[str, Any] | None:
     if result is None or result["status"] == "stopped":
         return None
     try:
-        there = science_of(config.parse((directory / "run.yaml").read_text(), "run.yaml"))
+        there = science_of(strict_yaml.parse((directory / "run.yaml").read_text(), "run.yaml"))
     except (OSError, UserError):
         return None  # train looks again, and says what is wrong
     return None if record.differences(there, run.science()) else result

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -25,6 +24,7 @@ from pydantic import (
 )
 
 from largebatch.errors import UserError, suggestion
+from largebatch.strict_yaml import parse
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ParameterKind = Literal["norm", "bias"]
@@ -315,42 +315,6 @@ def overlay(written: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> 
         if key in ("epochs", "steps"):
             written.pop("steps" if key == "epochs" else "epochs", None)
     return written
-
-
-class StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which ``1e-4`` is a number and a key given twice is an error."""
-
-
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def unique_keys(loader: StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, (list, dict)):
-            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key} is given twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, unique_keys)
-
-
-def parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=StrictLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(f"{source}{where}: {problem}") from None
 
 
 def sentence(error: pydantic.ValidationError) -> str:

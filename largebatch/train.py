@@ -12,7 +12,6 @@ is known, so that a loss that is not finite is named with its exact step.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 import signal
 import sys
@@ -29,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from largebatch import checkpoint, config, distributed, record
-from largebatch.assemble import Job, assemble
+from largebatch.assemble import Job, assemble, decisions, plan_facts
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
 from largebatch.evaluate import Evaluation, evaluate
@@ -79,7 +78,8 @@ def train(
             console.print(f"{directory} is finished already: nothing to train", markup=False)
         return Result("finished", None, directory, finished)
     if distributed.is_first() and not quiet:
-        announce(job, directory, console)
+        for key, text in decisions(job, directory).items():
+            console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)
     with Loop(job, directory, console, quiet, command) as loop:
         return loop.run_to_the_end()
 
@@ -356,62 +356,3 @@ def signals_noticed() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def plan_facts(job: Job, command: str) -> dict[str, Any]:
-    """What was decided before time was spent; the content of ``plan.json``."""
-    plan, run = job.plan, job.run
-    return {
-        "name": run.name,
-        "title": run.title,
-        "dataset": run.data.name,
-        "dataset_source": job.dataset.source,
-        "dataset_size": plan.dataset_size,
-        "test_size": len(job.dataset.test),
-        "global_batch_size": plan.global_batch_size,
-        "micro_batch_size": plan.micro_batch_size,
-        "accumulation_steps": plan.accumulation_steps,
-        "world_size": plan.world_size,
-        "steps": plan.steps,
-        "budget_examples": plan.budget_examples,
-        "epochs": plan.budget_examples / plan.dataset_size,
-        "lr": {
-            "peak": job.lr.schedule.peak,
-            "rule": job.lr.rule,
-            "warmup": job.lr.warmup,
-            "decay": job.lr.decay,
-        },
-        "parameters": sum(p.numel() for p in job.engine.model.parameters()),
-        "device": str(job.device),
-        "precision": job.precision,
-        "engine": run.engine.name,
-        "seed": run.seed,
-        "command": command,
-        "machine": record.machine(job.device),
-        "versions": record.versions(),
-        "commit": record.commit(),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def announce(job: Job, directory: Path, console: rich.console.Console) -> None:
-    """The decisions, on the terminal, before time is spent."""
-    plan, run = job.plan, job.run
-    parameters = sum(p.numel() for p in job.engine.model.parameters())
-    decayed = sum(row.decayed for row in job.treatments)
-    adapted = sum(row.adapted for row in job.treatments)
-    made_of = f"{plan.world_size} × {plan.micro_batch_size} × {plan.accumulation_steps}"
-    rows = {
-        "run": f"{run.name}, seed {run.seed}, in {directory}",
-        "model": f"{run.model.name}, {parameters:,} parameters",
-        "data": f"{run.data.name}: {plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
-        f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
-        "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation)",
-        "budget": f"{plan.steps:,} steps, {plan.budget_examples / plan.dataset_size:.4g} epochs",
-        "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
-        "optimizer": f"{run.optimizer.name}; weight decay {run.weight_decay.value:g} on {decayed} of "
-        f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
-        "machine": f"{job.device}, {job.precision}, engine {run.engine.name}",
-    }
-    for key, text in rows.items():
-        console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largebatch import config
+from largebatch import config, strict_yaml
 from largebatch.errors import UserError
 
 TEXT = """
@@ -82,7 +82,7 @@ def test_a_budget_given_on_the_command_line_takes_the_other_ones_place(path):
 
 
 def test_1e_4_is_a_number_and_a_repeated_key_an_error(tmp_path):
-    assert config.parse("[1e-4, 1E+3, -2e5, 3, 1.5]", "here") == [1e-4, 1e3, -2e5, 3, 1.5]
+    assert strict_yaml.parse("[1e-4, 1E+3, -2e5, 3, 1.5]", "here") == [1e-4, 1e3, -2e5, 3, 1.5]
     file = tmp_path / "twice.yaml"
     file.write_text(TEXT + "epochs: 2\n")
     with pytest.raises(UserError, match=r"twice.yaml, line 8: the key epochs is given twice"):
@@ -138,7 +138,7 @@ VALUES = st.one_of(
 @given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES).map("=".join), min_size=1, max_size=3))
 def test_no_override_makes_a_traceback(overrides):
     try:
-        run = config.from_dict(config.overlay(config.parse(TEXT, "here") | {"name": "x"}, overrides))
+        run = config.from_dict(config.overlay(strict_yaml.parse(TEXT, "here") | {"name": "x"}, overrides))
     except UserError as error:
         assert "\n" not in str(error)
     else:

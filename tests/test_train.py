@@ -17,7 +17,7 @@ import pytest
 import torch
 from programs import environment, largebatch
 
-from largebatch import config
+from largebatch import config, strict_yaml
 from largebatch.errors import UserError
 from largebatch.train import marks, train
 
@@ -54,7 +54,9 @@ def test_a_run_leaves_what_the_report_reads(recipe):
     assert [(line["split"], line["step"]) for line in lines(directory, "evaluate")] == [
         ("test", 15), ("test", 30), ("train", 30),
     ]  # fmt: skip
-    assert config.from_dict(config.parse((directory / "run.yaml").read_text(), "run.yaml")) == config.load(recipe())
+    assert config.from_dict(strict_yaml.parse((directory / "run.yaml").read_text(), "run.yaml")) == config.load(
+        recipe()
+    )
 
 
 def test_the_loop_is_the_dumb_loop(recipe):

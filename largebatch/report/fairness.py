@@ -48,7 +48,8 @@ def setting(comparison: Comparison) -> str:
 def machine(run: Run) -> str:
     """The machine in one line, without what it lacks."""
     parts = run.plan.get("machine") or {}
-    words = [f"{value} {key}" if key == "cores" else str(value) for key, value in parts.items() if value]
+    units = {"cores": "cores", "torch_threads": "threads"}
+    words = [f"{value} {units[key]}" if key in units else str(value) for key, value in parts.items() if value]
     return ", ".join(words) or "not recorded"
 
 
