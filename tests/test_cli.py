@@ -20,7 +20,7 @@ BAD = [
     ({}, ["batch.global_batch_size=1021"], "no divisor between 1 and 512 for a micro-batch; nearest that do: 512 or"),
     ({}, ["batch.global_batch_size=1501"], "larger than the training set; at most 1500 examples"),
     ({}, ["model.num_classes=7"], "model.num_classes = 7 does not fit data.name = digits, which has 10 classes"),
-    ({}, ["data={name: mnist, root: ROOT}"], "mnist"),
+    ({}, ["data={name: mnist, root: ROOT}"], "is truncated or corrupt: its header says 60000 images of 28x28"),
     ({}, ["record.dir=/proc/nowhere"], "record.dir = /proc/nowhere cannot be written"),
     ({}, ["lr.warmup.epochs=9"], "lr.warmup is longer than the run"),
     ({}, ["data.name=dgits"], "is not a data set; did you mean digits?"),
