@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
@@ -34,3 +35,10 @@ def torchrun(ranks: int, *arguments: object, cwd: Path | None = None) -> subproc
         ],
         capture_output=True, text=True, timeout=300, cwd=cwd, env=environment(),
     )  # fmt: skip
+
+
+def wait_for_first_line(process: subprocess.Popen[str], file: Path) -> None:
+    """Until the program has recorded something, so that it is known to be in its loop."""
+    while process.poll() is None and not (file.exists() and file.read_text()):
+        time.sleep(0.005)
+    assert process.poll() is None, "the program ended before it recorded anything"

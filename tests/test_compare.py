@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from programs import environment, largebatch
+from programs import environment, largebatch, wait_for_first_line
 
 from largebatch import compare as module
 from largebatch.compare import Tuning, compare, rows_of, varied
@@ -85,8 +84,7 @@ def test_an_interrupted_comparison_stops_and_goes_on_where_it_was(recipe, tmp_pa
     path, out = recipe("long", epochs=300), tmp_path / "out"
     command = [sys.executable, "-m", "largebatch", "compare", str(path), "--seeds", "2", "--out", str(out)]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
-    while process.poll() is None and not (out / "long" / "seed-0" / "metrics.jsonl").exists():
-        time.sleep(0.01)
+    wait_for_first_line(process, out / "long" / "seed-0" / "metrics.jsonl")
     os.kill(process.pid, signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143

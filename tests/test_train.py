@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import environment, largebatch
+from programs import environment, largebatch, wait_for_first_line
 
 from largebatch import config, strict_yaml
 from largebatch.errors import UserError
@@ -165,9 +165,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(recipe, number, code):
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     directory = config.load(path).directory
-    while process.poll() is None and not (directory / "metrics.jsonl").exists():
-        time.sleep(0.01)
-    time.sleep(0.2)
+    wait_for_first_line(process, directory / "metrics.jsonl")
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
