@@ -62,7 +62,9 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="runs per row, with seeds 0, 1, ...")] = 1,
     tune: Annotated[str | None, typer.Option(metavar="lr", help="search every row's peak lr first")] = None,
     trials: Annotated[int, typer.Option(min=1, help="trials of the search, the same for every row")] = 7,
-    hold_out: Annotated[int, typer.Option(min=1, help="training examples the search is judged on")] = 10_000,
+    hold_out: Annotated[
+        int | None, typer.Option(min=1, help="training examples the search is judged on; else a sixth")
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="the row compared with; else the smallest batch")] = None,
     out: Annotated[Path, typer.Option(help="folder of the comparison")] = Path("comparisons/comparison"),
 ) -> None:
@@ -204,6 +206,8 @@ def _command() -> str:
 
 def main() -> None:
     """The program, with its exit codes. ``--local_rank``, which some launchers append, is dropped."""
+    # On a machine that others use too, threads that spin while they wait cost more than they save.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rank = int(os.environ.get("RANK", "0"))
     arguments = [text for text in sys.argv[1:] if not text.startswith(("--local_rank=", "--local-rank="))]
     sys.argv[1:] = arguments

@@ -32,7 +32,7 @@ class Tuning:
     """How every row's learning rate is searched."""
 
     trials: int = 7
-    hold_out: int = 10_000
+    hold_out: int | None = None  # else a sixth of the training set
     seed: int = 0
 
 
@@ -77,6 +77,9 @@ def compare(
     console = console or rich.console.Console()
     rows = rows_of(recipes, vary, overrides)
     runs = {row.id: row.run() for row in rows}
+    if tuning is not None and tuning.hold_out is None:
+        size = min(len(dataset_of(run.data).train) for run in runs.values())
+        tuning = dataclasses.replace(tuning, hold_out=size // 6)
     for row in rows:
         check(row, tuning)
     if baseline is None:

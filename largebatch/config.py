@@ -270,7 +270,7 @@ class Run(Section):
 
 def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Run:
     """The Run in a YAML file, with ``a.b=value`` overrides laid over it."""
-    return from_dict(overlay(read(path), overrides), str(path))
+    return from_dict(overlay(read(path), overrides), f"{path}{' with its overrides' if overrides else ''}")
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -334,6 +334,8 @@ def sentence(error: pydantic.ValidationError) -> str:
         case "extra_forbidden":
             siblings = _fields(_section_at(problem["loc"][:-1]))
             return f"unknown key {key}{suggestion(path[-1], list(siblings))}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{key} = {value!r} is a value where keys are expected; write {key}.KEY=..., or {key}: {{KEY: ...}}"
         case "missing":
             return f"{key} is missing"
         case "union_tag_invalid":

@@ -106,7 +106,8 @@ def test_the_tuned_rows_have_searched_equally_whatever_the_recipe_said(recipe, t
             or module.Result("finished", None, directory, {"test_accuracy_percent": 50.0, "evaluated_on": "test"})
         ),
     )
-    compare([recipe("a"), recipe("b", lr={"base": 3.0})], tmp_path / "out", tuning=Tuning(trials=4, hold_out=300))
+    compare([recipe("a"), recipe("b", lr={"base": 3.0})], tmp_path / "out", tuning=Tuning(trials=4))
+    assert facts(tmp_path / "out")["tuning"]["hold_out"] == 250, "a sixth of the training set"
     searched = [row for row, more in calls if any(text.startswith("data.hold_out=") for text in more)]
     assert [searched.count(row) for row in ("a", "b")] == [4, 4]
     final = [more for _, more in calls if not any(text.startswith("data.hold_out=") for text in more)]

@@ -58,6 +58,7 @@ def test_a_recipe_reads_back_to_itself(path):
         ("lr.warmup.from=bse", "lr.warmup.from = 'bse' is not known; valid: zero or base"),
         ("data.augment=crp", "data.augment = 'crp' is not known; valid: auto, none, flip"),
         ("weight_decay.skip=[nrm]", "weight_decay.skip.0 = 'nrm' is not known; valid: norm or bias"),
+        ("lr=0.1", "lr = 0.1 is a value where keys are expected; write lr.KEY=..."),
         ("optimizer={}", "optimizer.name is missing"),
         ("batch={}", "batch.global_batch_size is missing"),
         ("epochs=0", "epochs = 0 should be greater than 0"),

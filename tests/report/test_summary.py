@@ -112,3 +112,10 @@ def test_unequal_budgets_splits_and_seeds_are_said(tmp_path, write_run):
     assert mixed.rows[1].difference is None
     assert mixed.accuracy_name == "final accuracy"
     assert "was evaluated as the baseline was" in verdict(mixed)
+
+
+def test_runs_on_different_data_are_not_judged(tmp_path, write_run):
+    first, second = (write_run(tmp_path / name, dataset=name) for name in ("digits", "mnist"))
+    assert verdict(summarize([first, second])) == (
+        "These runs cannot be compared: they were trained on different data (digits, mnist)."
+    )
