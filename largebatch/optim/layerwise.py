@@ -6,6 +6,7 @@ lists. Both see for each group the parameters that have a gradient, and never wr
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from largebatch.errors import UserError
 
 
-class LayerwiseOptimizer(Optimizer):
+class LayerwiseOptimizer(Optimizer, abc.ABC):
     """An optimizer whose step on a group is ``one_layer`` per tensor, or ``all_layers`` at once.
 
     Groups carry ``adapt``: whether their tensors take the trust ratio (default True). Both forms get the
@@ -33,13 +34,15 @@ class LayerwiseOptimizer(Optimizer):
         self.foreach = foreach
         super().__init__(params, {"adapt": True, "momentum": 0.0, "momentum_correction": False, **defaults})
 
+    @abc.abstractmethod
     def one_layer(self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        raise NotImplementedError  # the specification, in each optimizer
+        """One tensor's step: the specification."""
 
+    @abc.abstractmethod
     def all_layers(
         self, weights: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> None:
-        raise NotImplementedError  # the same algebra on lists
+        """The same algebra on lists."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
