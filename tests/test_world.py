@@ -226,7 +226,7 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(recipe):
         "train.Loop.one_step = signalled\n"
         "with distributed.group(torch.device('cpu')):\n"
         "    result = train.train(config.load(sys.argv[1]), quiet=True)\n"
-        "    print('END', result.status, result.numbers['steps'], result.signal, flush=True)\n"
+        "    os.write(1, f'END {result.status} {result.numbers[\"steps\"]} {result.signal}\\n'.encode())\n"
     )
     ended = torchrun(2, script, path)
     assert ended.returncode == 0, ended.stderr
