@@ -206,8 +206,6 @@ def _command() -> str:
 
 def main() -> None:
     """The program, with its exit codes. ``--local_rank``, which some launchers append, is dropped."""
-    # On a machine that others use too, threads that spin while they wait cost more than they save.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rank = int(os.environ.get("RANK", "0"))
     arguments = [text for text in sys.argv[1:] if not text.startswith(("--local_rank=", "--local-rank="))]
     sys.argv[1:] = arguments
