@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import math
 import os
@@ -26,7 +27,6 @@ from largebatch import distributed
 from largebatch.errors import UserError
 
 PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy")
-
 
 Recipe = dict[str, Any]
 
@@ -150,6 +150,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def commit() -> str | None:
     """The project's own commit, with ``+`` if files were changed; None outside a checkout."""
     here = Path(__file__).parent
