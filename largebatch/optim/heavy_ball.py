@@ -17,10 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largebatch.optim.layerwise import LayerwiseOptimizer, buffers
+from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
+from largebatch.optim.shards import Shards
 
 
 class HeavyBall(LayerwiseOptimizer):
+    """Element by element, so it needs no layer's norm; the fused form is the foreach form."""
+
+    BUFFERS = ("momentum_buffer",)
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -29,28 +34,37 @@ class HeavyBall(LayerwiseOptimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         momentum_correction: bool = False,
-        foreach: bool = True,
+        form: str = "auto",
     ) -> None:
         defaults = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
             "nesterov": nesterov, "momentum_correction": momentum_correction,
         }  # fmt: skip
-        super().__init__(params, defaults, foreach)
+        super().__init__(params, defaults, form)
 
-    def one_layer(self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        [m] = buffers([state], "momentum_buffer", [weight])
-        step = grad.add(weight, alpha=group["weight_decay"]).mul_(-group["lr"])
+    def adapts(self, group: dict[str, Any]) -> bool:
+        return False
+
+    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+        return layer.grad
+
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+        m = layer.buffers["momentum_buffer"]
+        step = layer.grad.add(layer.weight, alpha=group["weight_decay"]).mul_(-group["lr"])
         m.mul_(group["buffer_scale"]).add_(step)
-        weight.add_(step.add_(m, alpha=group["momentum"]) if group["nesterov"] else m)
+        layer.weight.add_(step.add_(m, alpha=group["momentum"]) if group["nesterov"] else m)
 
-    def all_layers(
-        self, weights: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
+    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+        return shards.grads
+
+    def advance_all(
+        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
     ) -> None:
-        m = buffers(states, "momentum_buffer", weights)
-        steps = torch._foreach_add(grads, weights, alpha=group["weight_decay"])
+        m = shards.buffers["momentum_buffer"]
+        steps = list(torch._foreach_add(shards.grads, shards.weights, alpha=group["weight_decay"]))
         torch._foreach_mul_(steps, -group["lr"])
         torch._foreach_mul_(m, group["buffer_scale"])
         torch._foreach_add_(m, steps)
         if group["nesterov"]:
             torch._foreach_add_(steps, m, alpha=group["momentum"])
-        torch._foreach_add_(weights, steps if group["nesterov"] else m)
+        torch._foreach_add_(shards.weights, steps if group["nesterov"] else m)

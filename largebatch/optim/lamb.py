@@ -5,88 +5,139 @@
     u = r + λ·w                                           the decay is inside the normalised update
     w ← w − η · φ(‖w‖)/‖u‖ · u                            per layer; ratio 1 for tensors not adapted
 
-φ(z) = min(z, max_weight_norm), the identity by default: the paper leaves its bounds open. Unlike apex's and
-timm's, this LAMB clips nothing by itself; the gradient norm is clipped by ``max_grad_norm`` of the run or not.
+φ(z) = min(z, max_weight_norm), the identity by default: the paper leaves its bounds open.
+
+    variant     bias correction   ratio of tensors without decay   whose
+    you2019     on                φ(‖w‖)/‖u‖                       paper; timm with always_adapt; apex with use_nvlamb
+    apex        on                1                                NVIDIA apex FusedLAMB, timm's default
+    nus         off               1                                NUS pytorch-lamb
+
+``apex`` and ``nus`` also clip the global gradient norm at 1 wherever they are used. A clip is nothing to hide: ask for
+it with ``max_grad_norm``, which scales what the moments see and leaves ``p.grad`` as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from largebatch.optim.layerwise import LayerwiseOptimizer, buffers
+from largebatch.errors import UserError, suggestion
+from largebatch.optim import cpu
+from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
+from largebatch.optim.shards import Shards
 from largebatch.optim.trust_ratio import trust_ratio
 
 
+class Variant(NamedTuple):
+    bias_correction: bool
+    adapts_undecayed: bool  # tensors without weight decay take a ratio too
+
+
+VARIANTS = {
+    "you2019": Variant(bias_correction=True, adapts_undecayed=True),
+    "apex": Variant(bias_correction=True, adapts_undecayed=False),
+    "nus": Variant(bias_correction=False, adapts_undecayed=False),
+}
+
+
 class Lamb(LayerwiseOptimizer):
-    """``p.grad`` is read, never written."""
+    """``p.grad`` is read, never written. ``bias_correction`` None is the variant's own.
+
+    ``max_weight_norm`` is the upper bound of φ, ``max_grad_norm`` the bound of the global gradient norm.
+    """
+
+    BUFFERS = ("first_moment", "second_moment")
+    COUNTED = True
+    PROPOSES_NEW_TENSORS = True
+    KERNELS = "lamb"
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float,
+        lr: float | Tensor,
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-6,
         weight_decay: float = 0.0,
-        bias_correction: bool = True,
+        bias_correction: bool | None = None,
         max_weight_norm: float | None = None,
-        foreach: bool = True,
+        variant: str = "you2019",
+        max_grad_norm: float | None = None,
+        form: str = "auto",
     ) -> None:
+        if variant not in VARIANTS:
+            raise UserError(f"LAMB variant {variant!r} is not known{suggestion(variant, list(VARIANTS))}")
+        if bias_correction is None:
+            bias_correction = VARIANTS[variant].bias_correction
         defaults = {
             "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay,
-            "bias_correction": bias_correction, "max_weight_norm": max_weight_norm,
+            "bias_correction": bias_correction, "max_weight_norm": max_weight_norm, "variant": variant,
         }  # fmt: skip
-        super().__init__(params, defaults, foreach)
+        super().__init__(params, defaults, form, max_grad_norm)
 
-    def one_layer(self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        [m] = buffers([state], "first_moment", [weight])
-        [v] = buffers([state], "second_moment", [weight])
-        beta1, beta2 = group["beta1"], group["beta2"]
-        m.lerp_(grad, 1 - beta1)
-        v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        correction1, correction2 = bias_corrections(state, group)
+    def adapts(self, group: dict[str, Any]) -> bool:
+        return group["adapt"] and (group["weight_decay"] > 0 or VARIANTS[group["variant"]].adapts_undecayed)
+
+    def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+        bounded = weight_norms if group["max_weight_norm"] is None else weight_norms.clamp(max=group["max_weight_norm"])
+        return trust_ratio(bounded, proposal_norms)
+
+    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+        m, v = layer.buffers["first_moment"], layer.buffers["second_moment"]
+        m.lerp_(layer.grad, 1 - group["beta1"])
+        v.mul_(group["beta2"]).addcmul_(layer.grad, layer.grad, value=1 - group["beta2"])
+        correction1, correction2 = bias_corrections(layer.step, group)
         denominator = v.sqrt().div_(correction2**0.5).add_(group["eps"])
         update = m.div(denominator).div_(correction1)
-        update.add_(weight, alpha=group["weight_decay"])
-        if group["adapt"]:
-            norm = torch.linalg.vector_norm
-            update.mul_(ratios(norm(weight), norm(update), group))
-        weight.add_(update, alpha=-group["lr"])
+        return update.add_(layer.weight, alpha=group["weight_decay"])
 
-    def all_layers(
-        self, weights: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
-    ) -> None:
-        m = buffers(states, "first_moment", weights)
-        v = buffers(states, "second_moment", weights)
-        beta1, beta2 = group["beta1"], group["beta2"]
-        torch._foreach_lerp_(m, grads, 1 - beta1)
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+        layer.weight.add_(proposal.mul_(ratio), alpha=-group["lr"])
+
+    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+        m, v = shards.buffers["first_moment"], shards.buffers["second_moment"]
+        beta2 = group["beta2"]
+        torch._foreach_lerp_(m, shards.grads, 1 - group["beta1"])
         torch._foreach_mul_(v, beta2)
-        torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
-        corrections = [bias_corrections(state, group) for state in states]
-        denominators = torch._foreach_sqrt(v)
+        torch._foreach_addcmul_(v, shards.grads, shards.grads, value=1 - beta2)
+        corrections = [bias_corrections(int(step), group) for step in shards.steps]
+        denominators = list(torch._foreach_sqrt(v))
         torch._foreach_div_(denominators, [second**0.5 for _, second in corrections])
         torch._foreach_add_(denominators, group["eps"])
-        updates = torch._foreach_div(m, denominators)
+        updates = list(torch._foreach_div(m, denominators))
         torch._foreach_div_(updates, [first for first, _ in corrections])
-        torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
-        if group["adapt"]:
-            weight_norms = torch.stack(torch._foreach_norm(weights))
-            update_norms = torch.stack(torch._foreach_norm(updates))
-            torch._foreach_mul_(updates, ratios(weight_norms, update_norms, group).unbind())
-        torch._foreach_add_(weights, updates, alpha=-group["lr"])
+        torch._foreach_add_(updates, shards.weights, alpha=group["weight_decay"])
+        return updates
+
+    def advance_all(
+        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
+    ) -> None:
+        if ratios is not None:
+            torch._foreach_mul_(proposals, ratios)
+        torch._foreach_add_(shards.weights, proposals, alpha=-group["lr"])
+
+    def propose_fused(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+        """m, v and u in one pass: torch's AdamW with lr −1 and a decay of λ − 1 turns a copy of w into r + λ·w."""
+        if not group["bias_correction"] or not cpu.fits(shards):
+            return self.propose_all(shards, group)
+        if self._scratch is None:  # memory newly asked for at every step would cost more than the step
+            self._scratch = torch.empty(max(p.numel() for g in self.param_groups for p in g["params"]))
+        return cpu.adamw_direction(
+            shards, self._scratch, group["beta1"], group["beta2"], group["eps"], group["weight_decay"]
+        )
+
+    def advance_fused(
+        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
+    ) -> None:
+        for i, (weight, update) in enumerate(zip(shards.weights, proposals, strict=True)):
+            weight.add_(update, alpha=-group["lr"] * (float(ratios[i]) if ratios is not None else 1.0))
 
 
-def ratios(weight_norm: Tensor, update_norm: Tensor, group: dict[str, Any]) -> Tensor:
-    return trust_ratio(weight_norm.clamp(max=group["max_weight_norm"] or float("inf")), update_norm)
-
-
-def bias_corrections(state: dict[str, Any], group: dict[str, Any]) -> tuple[float, float]:
+def bias_corrections(step: int, group: dict[str, Any]) -> tuple[float, float]:
     """``(1−β1^t, 1−β2^t)`` with t counted per tensor from its first gradient."""
-    state["step"] = state.get("step", 0) + 1
     if not group["bias_correction"]:
         return 1.0, 1.0
-    return 1 - group["beta1"] ** state["step"], 1 - group["beta2"] ** state["step"]
+    return 1 - group["beta1"] ** step, 1 - group["beta2"] ** step

@@ -4,15 +4,15 @@ With g the gradient, β the weight decay, γ the learning rate, μ the momentum,
 (:mod:`largebatch.optim.trust_ratio`; 1 for tensors that are not adapted):
 
     variant     buffer                        update           denominator of λ     whose
-    you2017     v ← μ·v + γ·λ·(g + β·w)       w ← w − v        ‖g‖ + β·‖w‖ + ε      paper, MLPerf reference
+    you2017     v ← μ·v + γ·λ·(g + β·w)       w ← w − v        ‖g‖ + β·‖w‖ + ε      paper, MLPerf reference, mmpretrain
     timm        v ← μ·v + λ·(g + β·w)         w ← w − γ·v      ‖g‖ + β·‖w‖ + ε      timm, apex LARC
-    nus         v ← μ·v + g + β·w             w ← w − γ·λ·v    ‖g‖ + β·‖w‖ + ε      NUS LARS-ImageNet-PyTorch
+    nus         v ← μ·v + clip(g + β·w)       w ← w − γ·λ·v    ‖g‖ + β·‖w‖ + ε      NUS LARS-ImageNet-PyTorch, ColossalAI
     vissl       v ← μ·v + λ·(g + β·w)         w ← w − γ·v      ‖g + β·w‖ + ε        VISSL, Barlow Twins
     optax       v ← μ·v + γ·λ·(g + β·w)       w ← w − v        ‖g + β·w‖ + ε        optax
 
-They are different optimizers: a learning rate published for one does not fit another. Nesterov replaces v in
-the update by μ·v + (what was just added to v). Where the lr is inside the buffer, ``momentum_correction``
-(Goyal et al. 2017, eq. 10) rescales v by γ_new/γ_old.
+They are different optimizers: a learning rate published for one does not fit another. ``nus`` also bounds λ by 50 and
+every element of g + β·w by ±10, as its code does. Nesterov replaces v in the update by μ·v + (what was just added to
+v). Where the lr is inside the buffer, ``momentum_correction`` (Goyal et al. 2017, eq. 10) rescales v by γ_new/γ_old.
 """
 
 from __future__ import annotations
@@ -24,34 +24,45 @@ import torch
 from torch import Tensor
 
 from largebatch.errors import UserError, suggestion
-from largebatch.optim.layerwise import LayerwiseOptimizer, buffers
+from largebatch.optim import cpu
+from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
+from largebatch.optim.shards import Shards
 from largebatch.optim.trust_ratio import trust_ratio
-
-TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
 class Variant(NamedTuple):
     lr_inside: bool  # the learning rate multiplies what enters the buffer, not what leaves it
     ratio_inside: bool
     sum_of_norms: bool  # the denominator is ‖g‖ + β‖w‖, not ‖g + βw‖
+    largest_ratio: float | None = None
+    largest_element: float | None = None  # of g + βw, in magnitude
 
 
 VARIANTS = {
     "you2017": Variant(lr_inside=True, ratio_inside=True, sum_of_norms=True),
     "timm": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=True),
-    "nus": Variant(lr_inside=False, ratio_inside=False, sum_of_norms=True),
+    "nus": Variant(
+        lr_inside=False, ratio_inside=False, sum_of_norms=True, largest_ratio=50.0, largest_element=10.0
+    ),
     "vissl": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=False),
     "optax": Variant(lr_inside=True, ratio_inside=True, sum_of_norms=False),
 }
 
 
 class Lars(LayerwiseOptimizer):
-    """``p.grad`` is read, never written. ``eps`` may be 0; a zero norm gives ratio 1."""
+    """``p.grad`` is read, never written. ``eps`` may be 0; a zero norm gives ratio 1.
+
+    ``max_trust_ratio`` bounds λ (and, for ``nus``, takes the place of its 50). ``form`` is how it is computed, not
+    what: see :mod:`largebatch.optim.layerwise`.
+    """
+
+    BUFFERS = ("momentum_buffer",)
+    KERNELS = "lars"
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float,
+        lr: float | Tensor,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
@@ -60,7 +71,7 @@ class Lars(LayerwiseOptimizer):
         variant: str = "you2017",
         momentum_correction: bool = False,
         max_trust_ratio: float | None = None,
-        foreach: bool = True,
+        form: str = "auto",
     ) -> None:
         if variant not in VARIANTS:
             raise UserError(f"LARS variant {variant!r} is not known{suggestion(variant, list(VARIANTS))}")
@@ -73,17 +84,28 @@ class Lars(LayerwiseOptimizer):
             "trust_coefficient": trust_coefficient, "nesterov": nesterov, "variant": variant,
             "momentum_correction": momentum_correction, "max_trust_ratio": max_trust_ratio,
         }  # fmt: skip
-        super().__init__(params, defaults, foreach)
+        super().__init__(params, defaults, form)
 
-    def one_layer(self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        variant: Variant = VARIANTS[group["variant"]]
-        [v] = buffers([state], "momentum_buffer", [weight])
-        update = grad.add(weight, alpha=group["weight_decay"])
-        if group["adapt"]:
-            norm = torch.linalg.vector_norm
-            ratio = ratios(norm(weight), norm(grad), norm(update), variant, group)
-        else:
-            ratio = weight.new_ones(())
+    def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+        """λ of layers; ``proposal_norms`` are ‖g‖ where the denominator is a sum of norms, else ‖g + β·w‖."""
+        variant = VARIANTS[group["variant"]]
+        denominator = proposal_norms
+        if variant.sum_of_norms:
+            denominator = denominator + group["weight_decay"] * weight_norms
+        denominator = (denominator + group["eps"]).where(proposal_norms > 0, 0.0)
+        return trust_ratio(weight_norms, denominator, group["trust_coefficient"], largest_ratio(group))
+
+    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+        if VARIANTS[group["variant"]].sum_of_norms:
+            return layer.grad
+        return layer.grad.add(layer.weight, alpha=group["weight_decay"])
+
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+        variant = VARIANTS[group["variant"]]
+        v = layer.buffers["momentum_buffer"]
+        update = layer.grad.add(layer.weight, alpha=group["weight_decay"])
+        if variant.largest_element is not None:
+            update.clamp_(-variant.largest_element, variant.largest_element)
         if variant.ratio_inside:
             update.mul_(ratio)
         if variant.lr_inside:
@@ -92,17 +114,26 @@ class Lars(LayerwiseOptimizer):
         step = update.add_(v, alpha=group["momentum"]) if group["nesterov"] else v
         if not variant.ratio_inside:
             step = step.mul(ratio)
-        weight.add_(step, alpha=-1.0 if variant.lr_inside else -group["lr"])
+        layer.weight.add_(step, alpha=-1.0 if variant.lr_inside else -group["lr"])
 
-    def all_layers(
-        self, weights: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
+    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+        if VARIANTS[group["variant"]].sum_of_norms:
+            return shards.grads
+        return list(torch._foreach_add(shards.grads, shards.weights, alpha=group["weight_decay"]))
+
+    def advance_all(
+        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
     ) -> None:
-        variant: Variant = VARIANTS[group["variant"]]
-        v = buffers(states, "momentum_buffer", weights)
-        updates = torch._foreach_add(grads, weights, alpha=group["weight_decay"])
-        ratio = layer_ratios(weights, grads, updates, variant, group) if group["adapt"] else None
-        if variant.ratio_inside and ratio is not None:
-            torch._foreach_mul_(updates, ratio)
+        variant = VARIANTS[group["variant"]]
+        v = shards.buffers["momentum_buffer"]
+        updates = proposals
+        if proposals is shards.grads:
+            updates = list(torch._foreach_add(shards.grads, shards.weights, alpha=group["weight_decay"]))
+        if variant.largest_element is not None:
+            torch._foreach_clamp_max_(updates, variant.largest_element)
+            torch._foreach_clamp_min_(updates, -variant.largest_element)
+        if variant.ratio_inside and ratios is not None:
+            torch._foreach_mul_(updates, ratios)
         if variant.lr_inside:
             torch._foreach_mul_(updates, group["lr"])
         torch._foreach_mul_(v, group["buffer_scale"])
@@ -110,31 +141,32 @@ class Lars(LayerwiseOptimizer):
         if group["nesterov"]:
             torch._foreach_add_(updates, v, alpha=group["momentum"])
         steps = updates if group["nesterov"] else v
-        if not variant.ratio_inside and ratio is not None:
-            steps = torch._foreach_mul(steps, ratio)
-        torch._foreach_add_(weights, steps, alpha=-1.0 if variant.lr_inside else -group["lr"])
+        if not variant.ratio_inside and ratios is not None:
+            steps = torch._foreach_mul(steps, ratios)
+        torch._foreach_add_(shards.weights, steps, alpha=-1.0 if variant.lr_inside else -group["lr"])
+
+    def advance_fused(
+        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
+    ) -> None:
+        """v and w in one pass each: with a dampening of 1 − γ·λ, torch's SGD adds γ·λ·(g + β·w) to its buffer."""
+        variant = VARIANTS[group["variant"]]
+        scaled_inside = variant.ratio_inside or variant.lr_inside
+        beyond_it = variant.largest_element is not None or (group["nesterov"] and scaled_inside)
+        if beyond_it or group["buffer_scale"] == 0 or not cpu.fits(shards):
+            self.advance_all(shards, proposals, ratios, group)
+            return
+        v = shards.buffers["momentum_buffer"]
+        takes = [slice(i, i + 1) for i in range(len(v))] if ratios is not None else [slice(None)]
+        values = torch.stack(ratios).tolist() if ratios else [1.0]
+        for take, ratio in zip(takes, values, strict=True):
+            inside = (ratio if variant.ratio_inside else 1.0) * (group["lr"] if variant.lr_inside else 1.0)
+            outside = (1.0 if variant.ratio_inside else ratio) * (1.0 if variant.lr_inside else group["lr"])
+            cpu.sgd(
+                shards.weights[take], shards.grads[take], v[take],
+                group["weight_decay"], group["buffer_scale"], outside, 1.0 - inside, group["nesterov"],
+            )  # fmt: skip
 
 
-def ratios(
-    weight_norm: Tensor, grad_norm: Tensor, update_norm: Tensor, variant: Variant, group: dict[str, Any]
-) -> Tensor:
-    """λ of one layer (0-d tensors) or of many (1-d tensors)."""
-    if variant.sum_of_norms:
-        denominator = grad_norm + group["weight_decay"] * weight_norm
-        deciding = grad_norm
-    else:
-        denominator = deciding = update_norm
-    denominator = (denominator + group["eps"]).where(deciding > 0, 0.0)
-    return trust_ratio(weight_norm, denominator, group["trust_coefficient"], group["max_trust_ratio"])
-
-
-def layer_ratios(
-    weights: TensorList,
-    grads: TensorList,
-    updates: TensorList,
-    variant: Variant,
-    group: dict[str, Any],
-) -> tuple[Tensor, ...]:
-    weight_norms = torch.stack(torch._foreach_norm(weights))
-    measured = torch.stack(torch._foreach_norm(grads if variant.sum_of_norms else updates))
-    return ratios(weight_norms, measured, measured, variant, group).unbind()
+def largest_ratio(group: dict[str, Any]) -> float | None:
+    """The bound on λ: the group's own, else the variant's."""
+    return group["max_trust_ratio"] or VARIANTS[group["variant"]].largest_ratio

@@ -1,48 +1,135 @@
-"""What LARS and LAMB share: the walk over groups, and the choice between the plain and the foreach form.
+"""What LARS and LAMB share: the walk of one step, in three forms of one truth.
 
-The plain form, one tensor after another, is the specification; the foreach form is the same algebra on
-lists. Both see for each group the parameters that have a gradient, and never write to ``p.grad``.
+    for every group:   propose        what the layer's ratio is measured against
+    once:              add up         the sums of squares of whole layers, one small all-reduce if they are sharded
+    for every group:   advance        the step, scaled by the ratio of each layer
+
+``plain`` does it tensor after tensor and is the specification. ``foreach`` is the same algebra on lists of tensors.
+``fused`` takes all of it in a few passes over memory: Triton kernels on CUDA (:mod:`largebatch.optim.kernels`), on the
+CPU torch's fused kernels. All read ``p.grad`` and never write it, and none reads anything back to the host on CUDA.
+
+Parameters in bfloat16 or float16 get a float32 master weight in their state: the arithmetic is done there and the
+parameter is its rounding, for a step shorter than the parameter's last digit would otherwise be lost.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from largebatch.errors import UserError
+from largebatch.errors import UserError, suggestion
+from largebatch.optim import kernels
+from largebatch.optim.shards import Partition, Shards, add_up, index_of, shards_of, squares
+
+FORMS = ("auto", "plain", "foreach", "fused")
+AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum", "beta1", "beta2")
+BELOW_ONE = ("momentum", "beta1", "beta2")
+CACHED_ELEMENTS = 1 << 19  # layers that the fused form on the CPU takes together
+ABOVE_ZERO = ("trust_coefficient", "max_trust_ratio", "max_weight_norm")
+
+
+class Layer(NamedTuple):
+    """One part as the plain form sees it."""
+
+    weight: Tensor
+    grad: Tensor
+    buffers: dict[str, Tensor]
+    step: int  # updates so far, this one included
 
 
 class LayerwiseOptimizer(Optimizer, abc.ABC):
-    """An optimizer whose step on a group is ``one_layer`` per tensor, or ``all_layers`` at once.
+    """Each optimizer says what it proposes and how it advances, for one layer and for lists.
 
-    Groups carry ``adapt``: whether their tensors take the trust ratio (default True). Both forms get the
-    group with ``buffer_scale`` added: momentum, times the momentum correction of this step.
+    Groups carry ``adapt``: whether their tensors take the trust ratio (default True). The settings that reach the
+    algebra are the group's, with ``buffer_scale`` added: momentum, times the momentum correction of this step.
     """
 
-    def __init__(self, params: Iterable[Any], defaults: dict[str, Any], foreach: bool) -> None:
-        for key in ("lr", "weight_decay", "eps", "trust_coefficient", "momentum", "beta1", "beta2"):
-            if defaults.get(key, 0.0) < 0:
-                raise UserError(f"{key} = {defaults[key]} is negative; it must be at least 0")
-        for key in ("momentum", "beta1", "beta2"):
-            if defaults.get(key, 0.0) >= 1:
-                raise UserError(f"{key} = {defaults[key]} must be below 1")
-        self.foreach = foreach
+    BUFFERS: tuple[str, ...] = ()  # the states, each of its parameter's shape
+    COUNTED = False  # whether updates are counted per tensor, in the state "step"
+    PROPOSES_NEW_TENSORS = False  # what it proposes on the CPU takes memory of its own
+    KERNELS: str | None = None  # its name among the Triton kernels
+
+    def __init__(
+        self, params: Iterable[Any], defaults: dict[str, Any], form: str, max_grad_norm: float | None = None
+    ) -> None:
+        if form not in FORMS:
+            raise UserError(f"form = {form!r} is not known{suggestion(str(form), list(FORMS))}")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise UserError(f"max_grad_norm = {max_grad_norm} must be above 0")
+        self.form = form
+        self.max_grad_norm = max_grad_norm
+        self.partitions: dict[int, Partition] = {}
+        self.measured: list[tuple[dict[str, Any], list[str], Tensor]] = []
+        self._triton: kernels.Step | None = None
+        self._scratch: Tensor | None = None
         super().__init__(params, {"adapt": True, "momentum": 0.0, "momentum_correction": False, **defaults})
 
     @abc.abstractmethod
-    def one_layer(self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """One tensor's step: the specification."""
+    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+        """What the ratio of this layer is measured against; updates the states that do not depend on the ratio."""
 
     @abc.abstractmethod
-    def all_layers(
-        self, weights: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+        """The step of this layer."""
+
+    @abc.abstractmethod
+    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+        """``propose`` on lists."""
+
+    @abc.abstractmethod
+    def advance_all(
+        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
     ) -> None:
-        """The same algebra on lists."""
+        """``advance`` on lists; ``ratios`` None means 1 everywhere."""
+
+    def propose_fused(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+        """``propose`` on the CPU, in few passes over memory."""
+        return self.propose_all(shards, group)
+
+    def advance_fused(
+        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
+    ) -> None:
+        """``advance`` on the CPU, in few passes over memory."""
+        self.advance_all(shards, proposals, ratios, group)
+
+    def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+        """The trust ratios of layers, from the norms of the whole layers."""
+        return torch.ones_like(weight_norms)
+
+    def adapts(self, group: dict[str, Any]) -> bool:
+        return group["adapt"]
+
+    def use_partition(self, parameter: Tensor, partition: Partition) -> None:
+        """``parameter`` is a flat tensor that holds pieces of layers; ZeRO's engines say so before the first step."""
+        self.partitions[id(parameter)] = partition
+        self._triton = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._triton = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._triton = None
+        group = self.param_groups[-1]
+        number = len(self.param_groups) - 1
+        if not group["params"]:
+            raise UserError(f"parameter group {number} has no parameters")
+        for key in (*AT_LEAST_ZERO, *ABOVE_ZERO):
+            value = group.get(key)
+            if value is None or isinstance(value, Tensor):
+                continue
+            if not value >= 0 or (key in ABOVE_ZERO and value == 0):
+                wanted = "above 0" if key in ABOVE_ZERO else "at least 0"
+                raise UserError(f"{key} = {value} in parameter group {number}; it must be {wanted}")
+            if key in BELOW_ONE and value >= 1:
+                raise UserError(f"{key} = {value} in parameter group {number}; it must be below 1")
+        group["shapes"] = [tuple(parameter.shape) for parameter in group["params"]]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -50,29 +137,144 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            weights = [p for p in group["params"] if p.grad is not None and p.numel() > 0]
-            if not weights:
-                continue
-            grads = [p.grad for p in weights]
-            if any(g.is_sparse for g in grads):
-                raise UserError(f"{type(self).__name__} takes dense gradients; this model has sparse ones")
-            states = [self.state[p] for p in weights]
-            settings = {**group, "buffer_scale": group["momentum"] * momentum_correction(group)}
-            if self.foreach:
-                self.all_layers(weights, grads, states, settings)
-            else:
-                for weight, grad, state in zip(weights, grads, states, strict=True):
-                    self.one_layer(weight, grad, state, settings)
+        if self._triton is not None and self._triton.fits():
+            self.measured = self._triton.step()
+            return loss
+        self._triton = None
+        work = [
+            (self._shards(number, group, parameters), group)
+            for number, group in enumerate(self.param_groups)
+            if (parameters := [p for p in group["params"] if p.grad is not None])
+        ]
+        if not work:
+            return loss
+        form = self._form(work)
+        if form == "triton":
+            self._triton = self._kernels(work)
+            self.measured = self._triton.step()
+            return loss
+        coefficient = self.clip_coefficient([shards for shards, _ in work])
+        prepared = []
+        for shards, group in work:
+            for counter in {id(step): step for step in shards.steps}.values():
+                counter.add_(1)
+            shards.grads = [g.to(w.dtype) for g, w in zip(shards.grads, shards.weights, strict=True)]
+            if coefficient is not None:
+                shards.grads = [g * coefficient for g in shards.grads]
+            lr = float(group["lr"])
+            scale = group["momentum"] * momentum_correction(group)
+            prepared.append((shards, {**group, "lr": lr, "buffer_scale": scale}))
+        self.measured = []
+        for now in self._rounds(prepared) if form == "fused" else [prepared]:
+            self._advance_together(now, form)
         return loss
 
+    def _rounds(self, work: list[Work]) -> list[list[Work]]:
+        """A few layers after a few, so that what is proposed stays in the cache; all at once where it is sharded."""
+        if not self.PROPOSES_NEW_TENSORS or not all(shards.alone for shards, _ in work):
+            return [work]
+        return [[(piece, group)] for shards, group in work for piece in shards.pieces(CACHED_ELEMENTS)]
 
-def buffers(states: list[dict[str, Any]], name: str, like: list[Tensor]) -> list[Tensor]:
-    """The state tensors called ``name``, zeros at first."""
-    for state, tensor in zip(states, like, strict=True):
-        if name not in state:
-            state[name] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
-    return [state[name] for state in states]
+    def _advance_together(self, work: list[Work], form: str) -> None:
+        """Propose, add up, advance: for groups whose layers' sums travel in one all-reduce."""
+        propose, advance = {
+            "plain": (self._propose_plain, self._advance_plain),
+            "foreach": (self.propose_all, self.advance_all),
+            "fused": (self.propose_fused, self.advance_fused),
+        }[form]
+        proposals = [propose(shards, group) for shards, group in work]
+        adapted = [i for i, (_, group) in enumerate(work) if self.adapts(group)]
+        sums = add_up([work[i][0].sums(proposals[i]) for i in adapted], [work[i][0].groups for i in adapted])
+        ratios: dict[int, Tensor] = {}
+        for i, matrix in zip(adapted, sums, strict=True):
+            shards, group = work[i]
+            self.measured.append((group, shards.names, matrix))
+            ratios[i] = self.ratios(*matrix.sqrt().unbind(1), group)
+        for i, (shards, group) in enumerate(work):
+            of_parts = None
+            if i in ratios:
+                of_layers = ratios[i].unbind()
+                of_parts = [of_layers[row] for row in shards.rows]
+            advance(shards, proposals[i], of_parts, group)
+            for weight, rounded in zip(shards.weights, shards.rounded, strict=True):
+                if rounded is not None:
+                    rounded.copy_(weight)
+
+    def _propose_plain(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+        return [self.propose(layer, group) for layer in layers(shards)]
+
+    def _advance_plain(
+        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
+    ) -> None:
+        for i, layer in enumerate(layers(shards)):
+            self.advance(layer, proposals[i], ratios[i] if ratios else 1.0, group)
+
+    def _shards(self, number: int, group: dict[str, Any], parameters: list[Tensor]) -> Shards:
+        shapes = [tuple(p.shape) for p in group["params"]]
+        if shapes != group["shapes"] and not all(id(p) in self.partitions for p in group["params"]):
+            raise UserError(
+                f"{type(self).__name__} was given layers of shapes {group['shapes'][:3]}..., and now finds "
+                f"{shapes[:3]} in parameter group {number}: an engine has put flat partitions in their place; tell "
+                "where the layers lie with use_partition (largebatch.engines.deepspeed.show_layers does it for ZeRO)"
+            )
+        if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+            raise UserError(f"{type(self).__name__} takes dense gradients; this model has sparse ones")
+        return shards_of(group, parameters, self.state, self.BUFFERS, self.COUNTED, self.partitions)
+
+    def _form(self, work: list[Work]) -> str:
+        devices = {shards.device for shards, _ in work}
+        device = next(iter(devices))
+        usable = len(devices) == 1 and self.KERNELS is not None and kernels.usable(device)
+        if self.form in ("auto", "fused") and usable:
+            return "triton"
+        if self.form == "fused" and device.type != "cpu":
+            raise UserError(
+                f'form = "fused" needs Triton and {type(self).__name__}\'s tensors on one CUDA device; valid here: '
+                "auto, plain, foreach"
+            )
+        if self.form == "auto":
+            return "fused" if device.type == "cpu" else "foreach"
+        return self.form
+
+    def _kernels(self, work: list[Work]) -> kernels.Step:
+        assert self.KERNELS is not None
+        return kernels.Step(self, work)
+
+    def clip_coefficient(self, everything: list[Shards]) -> Tensor | None:
+        """min(1, max_grad_norm / global gradient norm), on the device; None where nothing is to be clipped."""
+        if self.max_grad_norm is None:
+            return None
+        total = add_up([gradient_squares(shards) for shards in everything], [s.groups for s in everything])
+        norm = torch.cat(total)[:, 0].sum().sqrt()
+        return (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {"form": self.form, "max_grad_norm": self.max_grad_norm}
+        left = {"partitions": {}, "measured": [], "_triton": None, "_scratch": None}
+        return {**super().__getstate__(), **kept, **left}  # type: ignore[misc]
+
+
+Work = tuple[Shards, dict[str, Any]]
+
+
+def layers(shards: Shards) -> list[Layer]:
+    return [
+        Layer(
+            weight,
+            shards.grads[i],
+            {name: tensors[i] for name, tensors in shards.buffers.items()},
+            int(shards.steps[i]) if shards.steps else 0,
+        )
+        for i, weight in enumerate(shards.weights)
+    ]
+
+
+def gradient_squares(shards: Shards) -> Tensor:
+    """(layers, 1): this rank's sums of squares of the gradients."""
+    whole = torch.zeros(len(shards.names), 1, dtype=torch.float64, device=shards.device)
+    if not len(shards):
+        return whole
+    return whole.index_copy_(0, index_of(tuple(shards.rows), shards.device), squares(shards.grads).unsqueeze(1))
 
 
 def momentum_correction(group: dict[str, Any]) -> float:
@@ -80,5 +282,6 @@ def momentum_correction(group: dict[str, Any]) -> float:
 
     Where η_old is 0 the buffer holds nothing of that step, and the factor is 1.
     """
-    previous, group["previous_lr"] = group.get("previous_lr", group["lr"]), group["lr"]
-    return group["lr"] / previous if group["momentum_correction"] and previous > 0 else 1.0
+    lr = float(group["lr"])
+    previous, group["previous_lr"] = group.get("previous_lr", lr), lr
+    return lr / previous if group["momentum_correction"] and previous > 0 else 1.0

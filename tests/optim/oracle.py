@@ -33,6 +33,8 @@ def lars(
     v = [0.0] * len(w)
     for g, lr in zip(gs, lrs, strict=True):
         full = [gi + decay * wi for gi, wi in zip(g, w, strict=True)]
+        if variant == "nus":  # its code bounds the ratio and every element
+            full, largest = [min(max(f, -10.0), 10.0) for f in full], largest or 50.0
         if variant in ("you2017", "timm", "nus"):
             below, zero = norm(g) + decay * norm(w) + eps, norm(g) == 0
         else:

@@ -15,6 +15,7 @@ from largebatch.errors import UserError
 from largebatch.optim import HeavyBall, Lamb, Lars
 from largebatch.optim.lars import VARIANTS
 
+FORMS = ["plain", "foreach", "fused"]
 LRS = [0.0, 0.5, 1.0, 1.0, 0.1, 0.1]  # a warm-up from zero, a plateau, a drop
 SHAPES = [(3, 4), (5,), (2, 3, 2), (1,)]
 
@@ -70,21 +71,21 @@ def double_precision() -> Any:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_heavy_ball_is_the_lectures_formula(nesterov, foreach):
-    ends = run(lambda ps: HeavyBall(ps, 1.0, 0.9, 0.01, nesterov=nesterov, foreach=foreach))
+def test_heavy_ball_is_the_lectures_formula(nesterov, form):
+    ends = run(lambda ps: HeavyBall(ps, 1.0, 0.9, 0.01, nesterov=nesterov, form=form))
     assert_close(ends, by_oracle(oracle.heavy_ball, momentum=0.9, decay=0.01, nesterov=nesterov))
 
 
-@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("variant", "nesterov", "eps", "adapt", "largest"),
     [(v, n, e, True, None) for v, n, e in itertools.product(VARIANTS, [False, True], [0.0, 1e-3])]
     + [(v, False, 0.0, False, None) for v in VARIANTS]
     + [(v, False, 0.0, True, 0.02) for v in VARIANTS],
 )
-def test_every_lars_variant_is_its_row_of_the_table(variant, nesterov, eps, adapt, largest, foreach):
+def test_every_lars_variant_is_its_row_of_the_table(variant, nesterov, eps, adapt, largest, form):
     settings = {"momentum": 0.9, "nesterov": nesterov, "eps": eps, "variant": variant}
 
     def make(parameters: Any) -> Lars:
@@ -95,7 +96,7 @@ def test_every_lars_variant_is_its_row_of_the_table(variant, nesterov, eps, adap
             weight_decay=0.01,
             trust_coefficient=0.05,
             max_trust_ratio=largest,
-            foreach=foreach,
+            form=form,
             **settings,
         )
 
@@ -103,14 +104,14 @@ def test_every_lars_variant_is_its_row_of_the_table(variant, nesterov, eps, adap
     assert_close(run(make), expected)
 
 
-@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("adapt", [False, True])
 @pytest.mark.parametrize("largest", [None, 1.5])
-def test_lamb_is_algorithm_2(corrected, adapt, largest, foreach):
+def test_lamb_is_algorithm_2(corrected, adapt, largest, form):
     def make(parameters: Any) -> Lamb:
         groups = [{"params": parameters, "adapt": adapt}]
-        return Lamb(groups, 1.0, weight_decay=0.1, bias_correction=corrected, max_weight_norm=largest, foreach=foreach)
+        return Lamb(groups, 1.0, weight_decay=0.1, bias_correction=corrected, max_weight_norm=largest, form=form)
 
     expected = by_oracle(
         oracle.lamb,
@@ -145,7 +146,7 @@ def test_foreach_equals_plain_bit_for_bit_states_included(name):
 
         return build
 
-    plain, fast = run(remembered(foreach=False)), run(remembered(foreach=True))
+    plain, fast = run(remembered(form="plain")), run(remembered(form="foreach"))
     for this, that in zip(plain, fast, strict=True):
         assert torch.equal(this, that)
     states = [optimizer.state_dict()["state"] for optimizer in optimizers]
@@ -185,12 +186,12 @@ def test_the_two_denominators_of_one_vector():
         torch.testing.assert_close(step / full, torch.full((2,), expected), rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize("foreach", [False, True])
-def test_momentum_correction_is_goyals_example(foreach):
+@pytest.mark.parametrize("form", FORMS)
+def test_momentum_correction_is_goyals_example(form):
     """m = 0.9, g = 1, settled at lr 0.1, then a jump to 3.2: v = 32.0 corrected, 4.1 not."""
     for corrected, expected in ((True, 32.0), (False, 4.1)):
         w = torch.nn.Parameter(torch.zeros(1))
-        optimizer = HeavyBall([w], 0.1, 0.9, momentum_correction=corrected, foreach=foreach)
+        optimizer = HeavyBall([w], 0.1, 0.9, momentum_correction=corrected, form=form)
         for lr in [0.1] * 400 + [3.2]:
             w.grad = torch.ones(1)
             optimizer.param_groups[0]["lr"] = lr
@@ -253,10 +254,10 @@ def test_lamb_is_timms_lamb_without_its_hidden_clip():
 
 
 @pytest.mark.parametrize("name", every_optimizer())
-@pytest.mark.parametrize("foreach", [False, True])
-def test_parameters_without_gradient_or_without_elements_are_left_alone(name, foreach):
+@pytest.mark.parametrize("form", FORMS)
+def test_parameters_without_gradient_or_without_elements_are_left_alone(name, form):
     moved, still, empty = (torch.nn.Parameter(t) for t in (torch.ones(2), torch.ones(2), torch.ones(0)))
-    optimizer = every_optimizer()[name]([moved, still, empty], foreach=foreach)
+    optimizer = every_optimizer()[name]([moved, still, empty], form=form)
     moved.grad, empty.grad = torch.ones(2), torch.ones(0)
     optimizer.step()
     assert (moved != 1).all()
@@ -267,16 +268,16 @@ def test_parameters_without_gradient_or_without_elements_are_left_alone(name, fo
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda p: Lars([p], -0.1), "lr = -0.1 is negative"),
-        (lambda p: Lars([p], 0.1, momentum=1.0), "momentum = 1.0 must be below 1"),
-        (lambda p: Lars([p], 0.1, trust_coefficient=-1), "trust_coefficient = -1 is negative"),
+        (lambda p: Lars([p], -0.1), "lr = -0.1 in parameter group 0; it must be at least 0"),
+        (lambda p: Lars([p], 0.1, momentum=1.0), "momentum = 1.0 in parameter group 0; it must be below 1"),
+        (lambda p: Lars([p], 0.1, trust_coefficient=-1), "trust_coefficient = -1 in parameter group 0; it must be above 0"),
         (lambda p: Lars([p], 0.1, variant="you217"), "'you217' is not known; did you mean you2017"),
         (
             lambda p: Lars([p], 0.1, variant="timm", momentum_correction=True),
             "needs the lr inside the buffer",
         ),
-        (lambda p: Lamb([p], 0.1, beta2=1.0), "beta2 = 1.0 must be below 1"),
-        (lambda p: HeavyBall([p], 0.1, weight_decay=-1), "weight_decay = -1 is negative"),
+        (lambda p: Lamb([p], 0.1, beta2=1.0), "beta2 = 1.0 in parameter group 0; it must be below 1"),
+        (lambda p: HeavyBall([p], 0.1, weight_decay=-1), "weight_decay = -1 in parameter group 0; it must be at least 0"),
     ],
 )
 def test_bad_settings_are_one_sentence(make, sentence):

@@ -1,0 +1,64 @@
+"""Few passes over memory on the CPU, by torch's own fused kernels of SGD and AdamW.
+
+The optimizers here are bound by memory. Elementwise operations one after another read and write each tensor a dozen
+times; these kernels, given the right coefficients, do the same algebra in one pass. They walk memory linearly, so they
+take tensors that lie in memory alike: :func:`fits` says whether they do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from largebatch.optim.shards import Shards, flat_memory
+
+SUPPORTED = (torch.float32, torch.float64)
+
+
+def fits(shards: Shards) -> bool:
+    """Whether weights, gradients and states are dense, of one supported type and laid out alike."""
+    for i, weight in enumerate(shards.weights):
+        others = (shards.grads[i], *(tensors[i] for tensors in shards.buffers.values()))
+        if weight.dtype not in SUPPORTED or not is_dense(weight):
+            return False
+        if any(other.dtype != weight.dtype or other.stride() != weight.stride() for other in others):
+            return False
+    return True
+
+
+def is_dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or flat_memory(tensor).data_ptr() == tensor.data_ptr()
+
+
+def sgd(
+    weights: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor],
+    weight_decay: float, momentum: float, lr: float, dampening: float, nesterov: bool,
+) -> None:  # fmt: skip
+    """v ← momentum·v + (1 − dampening)·(g + weight_decay·w), w ← w − lr·v; ``momentum`` is not 0.
+
+    With ``nesterov`` w ← w − lr·(g + weight_decay·w + momentum·v), for a dampening of 0.
+    """
+    torch._fused_sgd_(
+        weights, grads, momentum_buffers, weight_decay=weight_decay, momentum=momentum, lr=lr, dampening=dampening,
+        nesterov=nesterov, maximize=False, is_first_step=False,
+    )  # fmt: skip
+
+
+def adamw_direction(
+    shards: Shards, scratch: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float
+) -> list[Tensor]:
+    """Updates the moments; r + weight_decay·w of each part, in ``scratch`` while there is room."""
+    directions = []
+    used = 0
+    for weight in shards.weights:
+        end = used + weight.numel()
+        if end <= scratch.numel() and scratch.dtype == weight.dtype:
+            directions.append(scratch[used:end].as_strided(weight.shape, weight.stride()).copy_(weight))
+        else:
+            directions.append(weight.clone(memory_format=torch.preserve_format))
+        used = end
+    torch._fused_adamw_(
+        directions, shards.grads, shards.buffers["first_moment"], shards.buffers["second_moment"], [], shards.steps,
+        lr=-1.0, beta1=beta1, beta2=beta2, weight_decay=weight_decay - 1.0, eps=eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
+    return directions
