@@ -43,7 +43,7 @@ class Job:
     plan: BatchPlan
     lr: LearningRate
     treatments: list[Treatment]
-    engine: engines.Ddp
+    engine: engines.Engine
 
 
 def assemble(run: config.Run, device: torch.device) -> Job:
@@ -63,12 +63,13 @@ def assemble(run: config.Run, device: torch.device) -> Job:
     channels_last = run.channels_last
     if channels_last is None:
         channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    engine = engines.ENGINES[run.engine.name](device, precision, channels_last, run.compile)
+    settings = run.engine.model_dump(exclude={"name"})
+    engine = engines.ENGINES[run.engine.name](device, precision, channels_last, run.compile, **settings)
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, getattr(run.optimizer, "skip_adaptation", None))
     groups = optim.parameter_groups(model, run.weight_decay.value, table)
     optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision)
-    engine.prepare(model, optimizer)
+    engine.prepare(model, optimizer, plan, run.max_grad_norm)
     placement = data.Placement(device, engine.dtype, channels_last)
     return Job(run, device, precision, dataset, placement, plan, lr, table, engine)
 

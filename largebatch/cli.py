@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
-from largebatch.errors import LocalError, UserError
+from largebatch.errors import LocalError, UserError, suggestion
 
 app = typer.Typer(
     name="largebatch",
@@ -136,18 +136,44 @@ def throughput(
     from largebatch import config
 
     run = config.load(recipe, overrides or [])
-    if json_file and not json_file.parent.is_dir():
-        raise UserError(f"--json {json_file}: the folder {json_file.parent} does not exist")
+    _check_folder(json_file)
     with _group(run.device) as console:
         from largebatch.bench import throughput
 
         facts = throughput.measure(run, pairs, steps, _command())
         console.print(throughput.table(facts))
-        if json_file:
-            from largebatch.record import write_json
+        _write_numbers(json_file, facts, console)
 
-            write_json(json_file, facts)
-            console.print(f"numbers: {json_file}", markup=False)
+
+@bench_app.command("optimizer")
+def optimizer(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="whose weights; again for more; else resnet50 and vit_large"),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="where")] = "auto",
+    repeats: Annotated[int, typer.Option(metavar="N", help="rounds that count, at least 3")] = 11,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the numbers")] = None,
+) -> None:
+    """One step of ours, torch's and timm's optimizers in turn, beside each other and the memory's bandwidth."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device} is not known{suggestion(device, ['auto', 'cpu', 'cuda'])}")
+    _check_folder(json_file)
+    with _group(device) as console:
+        from largebatch import distributed
+        from largebatch.bench import optimizer
+
+        chosen = distributed.choose_device(device)
+        waiting = optimizer.built(model or list(optimizer.DEFAULT_MODELS), repeats)
+        facts = optimizer.circumstances(chosen, repeats, _command())
+        while waiting:  # one model's memory at a time
+            measured = optimizer.measure(*waiting.pop(0), chosen, repeats)
+            facts["models"].append(measured)
+            if measured["contestants"]:
+                console.print(optimizer.table(measured))
+            for sentence in optimizer.notes(measured):
+                console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        _write_numbers(json_file, facts, console)
 
 
 @recipe_app.command("schema")
@@ -189,6 +215,19 @@ def _end_of_run(result: Any, console: rich.console.Console) -> None:
         return
     console.print(f"{result.status}: {result.reason}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1 if result.status == "failed" else 128 + (result.signal or 0))
+
+
+def _check_folder(json_file: Path | None) -> None:
+    if json_file and not json_file.parent.is_dir():
+        raise UserError(f"--json {json_file}: the folder {json_file.parent} does not exist")
+
+
+def _write_numbers(json_file: Path | None, facts: dict[str, Any], console: rich.console.Console) -> None:
+    if json_file:
+        from largebatch.record import write_json
+
+        write_json(json_file, facts)
+        console.print(f"numbers: {json_file}", markup=False)
 
 
 def _report(paths: list[Path], out: Path | None, console: rich.console.Console) -> None:

@@ -92,8 +92,9 @@ class Lamb(Section):
     name: Literal["lamb"]
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
+    variant: Literal["you2019", "apex", "nus"] = "you2019"
     eps: PositiveFloat = 1e-6
-    bias_correction: bool = True
+    bias_correction: bool | None = None  # unset: the variant's own
     max_weight_norm: PositiveFloat | None = None  # the upper bound of phi; the paper gives no value
     skip_adaptation: tuple[ParameterKind, ...] = ("norm", "bias")
 
@@ -185,8 +186,20 @@ class LearningRate(Section):
         return self
 
 
-class Engine(Section):
+class DdpEngine(Section):
     name: Literal["ddp"] = "ddp"
+
+
+class FsdpEngine(Section):
+    name: Literal["fsdp"]
+
+
+class DeepSpeedEngine(Section):
+    name: Literal["deepspeed"]
+    zero: Literal[0, 1, 2] = 1  # the ZeRO stage: what is divided among the ranks
+
+
+Engine = Annotated[DdpEngine | FsdpEngine | DeepSpeedEngine, Field(discriminator="name")]
 
 
 class Evaluate(Section):
@@ -235,7 +248,7 @@ class Run(Section):
     loss: Loss = Loss()
     max_grad_norm: PositiveFloat | None = None
     lr: LearningRate
-    engine: Engine = Engine()
+    engine: Engine = DdpEngine()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     record: Record = Record()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -52,19 +53,22 @@ def choose_device(asked: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def group(device: torch.device, timeout_minutes: float = 10.0) -> Iterator[None]:
-    """Join the group the launcher made, and leave it; nothing without a launcher."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = False) -> Iterator[None]:
+    """Join the group the launcher made, and leave it. Without a launcher nothing, or a group of one if ``alone``."""
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if dist.is_initialized() or not (launched or alone):
         yield
         return
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         timeout=datetime.timedelta(minutes=timeout_minutes),
         device_id=device if device.type == "cuda" else None,
+        **({} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}),
     )
     try:
         yield
     finally:
+        gc.collect()  # sharded models hold the group in cycles; one that outlives it aborts the process at its end
         dist.destroy_process_group()
 
 

@@ -32,7 +32,7 @@ def evaluate(
     training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, examples
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: engines gather weights in it
         for images, labels in batches:
             outputs = forward(images)
             sums[0] += F.cross_entropy(outputs, labels, reduction="sum")

@@ -183,7 +183,7 @@ class Loop:
             loss_of_step = loss.detach() if loss_of_step is None else loss_of_step + loss.detach()
         assert loss_of_step is not None
         self.losses.append(loss_of_step)
-        self.norm = engine.step(run.max_grad_norm, measure=measure)
+        self.norm = engine.step(measure=measure)
 
     def read_losses(self, since: float) -> None:
         """Sum the unread losses over ranks, record them, stop at one that is not finite."""
@@ -219,7 +219,7 @@ class Loop:
     def evaluate_on(self, split: Any, name: str) -> None:
         world, rank = distributed.world_size(), distributed.rank()
         batches = split.batches(rank, world, self.job.run.evaluate.batch_size, self.job.placement)
-        with self.engine.averaged_statistics():
+        with self.engine.whole_model():
             evaluation = evaluate(self.engine.model, self.engine.predict, batches, self.job.device)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
         if not math.isfinite(evaluation.loss):
@@ -251,7 +251,7 @@ class Loop:
             self.evaluate_on(split, "train")
 
     def save(self) -> None:
-        if not all(torch.isfinite(parameter).all() for parameter in self.engine.model.parameters()):
+        if not self.engine.weights_are_finite():
             good = self.last_checkpoint or "none was saved"
             raise Diverged(f"weights are not finite after step {self.step}; last good checkpoint: {good}")
         state = {

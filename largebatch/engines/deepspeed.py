@@ -1,0 +1,151 @@
+"""DeepSpeed's ZeRO, with layer-wise optimizers that stay exact (Rajbhandari et al. 2020, 1910.02054).
+
+    zero 0   nothing is divided: DeepSpeed's own data parallelism
+    zero 1   optimizer states are divided among the ranks
+    zero 2   gradients as well; each micro-batch communicates
+
+From stage 1 on an optimizer does not see layers but, for each parameter group, one flat float32 partition: this rank's
+range of all the group's layers laid end to end. :func:`show_layers` tells LARS and LAMB where the layers lie in it, from
+DeepSpeed's own table (``_hp_mapping``), so that their norms are those of whole layers. It is of use without the rest of
+this project, too: call it after ``deepspeed.initialize``.
+
+The JSON comes from the BatchPlan, so the two cannot disagree. Accumulation is counted here and shown to DeepSpeed as a
+boundary; the loss is divided by the global batch in the loop and nowhere else; clipping is DeepSpeed's alone; there is
+no DeepSpeed scheduler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch import distributed
+from largebatch.batch import BatchPlan
+from largebatch.engines import states
+from largebatch.engines.engine import Engine, check_exact
+from largebatch.errors import UserError
+from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.shards import Partition, Segment
+
+
+class DeepSpeed(Engine):
+    NAME = "deepspeed"
+    STRIDED_WEIGHTS = False
+
+    def __init__(
+        self, device: torch.device, precision: str, channels_last: bool, compile: bool, zero: int = 1
+    ) -> None:
+        if precision in ("fp16", "fp64"):
+            raise UserError(f"precision = {precision} runs on engine.name = ddp or fsdp; deepspeed takes fp32 and bf16")
+        super().__init__(device, precision, channels_last, compile)
+        self.zero = zero
+        self.partitions: dict[int, Partition] = {}
+        self.deepspeed = installed()
+
+    def wrap(self, plan: BatchPlan) -> nn.Module:
+        if self.zero:
+            check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}")
+        os.environ.setdefault("LOCAL_RANK", "0")  # alone there is no launcher to say so, and DeepSpeed insists
+        self.deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())  # takes up the group there is
+        self.engine, *_ = self.deepspeed.initialize(
+            model=self.model,
+            optimizer=self.optimizer,
+            config=configuration(plan, self.zero, self.max_grad_norm),
+        )
+        self.partitions = show_layers(self.engine)
+        return self.engine
+
+    def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self.engine.set_gradient_accumulation_boundary(last)
+        self._last = last
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss * distributed.world_size(), scale_wrt_gas=False)
+        if not self._last:
+            self.engine.step()  # counts the micro-batch, updates nothing
+
+    def step(self, measure: bool = False) -> Tensor | None:
+        norm = None
+        if measure and not self.zero:
+            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        self.engine.step()
+        if measure and self.zero:
+            norm = torch.as_tensor(self.engine.get_global_grad_norm())
+        return norm
+
+    def layout(self) -> states.Layout:
+        return super().layout()._replace(partitions=self.partitions)
+
+    def _take_weights(self, whole: dict[str, Tensor]) -> None:
+        super()._take_weights(whole)
+        with torch.no_grad():
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    if id(parameter) in self.partitions:
+                        states.cut(self.partitions[id(parameter)], whole, parameter)
+
+
+def installed() -> Any:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(
+            f"engine.name = deepspeed needs the package deepspeed ({error}); pip install 'largebatch[deepspeed]', or "
+            "choose engine.name = ddp or fsdp"
+        ) from None
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    return deepspeed
+
+
+def configuration(plan: BatchPlan, zero: int, max_grad_norm: float | None) -> dict[str, Any]:
+    """DeepSpeed's JSON: every number of the batch from the plan, and nothing that would do a thing twice."""
+    return {
+        "train_batch_size": plan.global_batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        "gradient_clipping": max_grad_norm or 0.0,
+        "zero_optimization": {"stage": zero},
+        "zero_allow_untested_optimizer": True,  # LARS and LAMB are told where the layers lie
+        "steps_per_print": 2**31 - 1,
+    }
+
+
+def show_layers(engine: Any) -> dict[int, Partition]:
+    """Tell the optimizer of a ``DeepSpeedEngine`` where the layers lie in its flat partitions.
+
+    The tables by ``id`` of the partition; none at stage 0. Raises UserError where the optimizer could not be exact.
+    """
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        return {}
+    zero, optimizer = engine.optimizer, engine.basic_optimizer
+    if stage > 2:
+        raise UserError(f"ZeRO stage {stage} is not supported; valid: 0, 1, 2")
+    if isinstance(optimizer, LayerwiseOptimizer) and optimizer.max_grad_norm is not None:
+        raise UserError(
+            f"max_grad_norm = {optimizer.max_grad_norm} of {type(optimizer).__name__} would see one parameter group at "
+            "a time under ZeRO; use DeepSpeed's gradient_clipping (max_grad_norm of the run)"
+        )
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    found: dict[int, Partition] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        [flat] = group["params"]
+        layers = zero.bit16_groups[number]
+        segments = []
+        for index, layer in enumerate(layers):
+            if (piece := layer._hp_mapping) is not None:
+                here, there = piece.hp_fragment_address, piece.lp_fragment_address
+                segments.append(Segment(index, here.start, here.numel, there.start))
+        table = tuple((names[id(layer)], tuple(layer.shape)) for layer in layers)
+        found[id(flat)] = Partition(table, tuple(segments), zero.dp_process_group)
+        if isinstance(optimizer, LayerwiseOptimizer):
+            optimizer.use_partition(flat, found[id(flat)])
+    return found

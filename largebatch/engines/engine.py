@@ -1,0 +1,217 @@
+"""What every engine is: the verbs of a step, and the state that decides what comes next.
+
+    place      the model where and how it is trained       forward    outputs of one micro-batch
+    prepare    wrapped once, with its optimizer            backward   its gradients
+    save, load                                             step       clip, update, clear
+
+The gradient is the mean over the global batch, whatever the engine: the loop hands ``backward`` a loss already divided
+by the global batch size, every engine averages over ranks, so the loss is multiplied by the world size once more.
+Only the last micro-batch of a step communicates (ZeRO 2 and 3 excepted). Buffers (running batch-norm statistics) stay
+each rank's own until somebody looks at them: :meth:`Engine.averaged_statistics`.
+
+What :meth:`Engine.save` returns knows no engine and no world: whole weights and whole optimizer states by the layer's
+name. A run saved by one engine goes on in another.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch import distributed
+from largebatch.batch import BatchPlan
+from largebatch.engines import states
+from largebatch.errors import UserError
+from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.shards import local
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Element by element, so that a shard is as good as the whole.
+ELEMENTWISE = (torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad)
+
+
+class Engine(abc.ABC):
+    """``model`` is always the plain module: its names are those of checkpoints and tables."""
+
+    NAME: str
+    STRIDED_WEIGHTS = True  # whether weights may lie in memory as channels-last; images may with every engine
+
+    def __init__(self, device: torch.device, precision: str, channels_last: bool, compile: bool) -> None:
+        self.device = device
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.channels_last = channels_last
+        self.compile = compile
+        self.autocast = torch.autocast(
+            device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model where and how it will be trained; the optimizer is made of its parameters."""
+        model = model.to(device=self.device, dtype=self.dtype)
+        return model.to(memory_format=torch.channels_last) if self.channels_last and self.STRIDED_WEIGHTS else model
+
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, plan: BatchPlan, max_grad_norm: float | None
+    ) -> None:
+        """Wrap ``model``, as :meth:`place` returned it, and the optimizer made of its parameters."""
+        self.model = model
+        self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
+        self.parallel: Any = self.wrap(plan)
+        if self.compile:
+            self.parallel = torch.compile(self.parallel)
+
+    @abc.abstractmethod
+    def wrap(self, plan: BatchPlan) -> nn.Module:
+        """What the forward pass of training calls."""
+
+    def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around a forward pass: whether its gradients are summed over ranks."""
+        return contextlib.nullcontext()
+
+    def forward(self, images: Tensor, last: bool = True) -> Tensor:
+        """Outputs of one micro-batch, never in half precision; its gradients are summed over ranks only if it
+        is the step's ``last``."""
+        with self.communicate(last), self.autocast:
+            outputs = self.parallel(images)
+        return outputs.to(self.dtype)
+
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Inside, :meth:`predict` communicates nothing; buffers are the means over ranks. Collective."""
+        with self.averaged_statistics():
+            yield
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Outputs for evaluation: no gradient, no communication."""
+        with self.autocast:
+            outputs = self.model(images)
+        return outputs.to(self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """``loss``: this micro-batch's summed loss over the *global* batch size."""
+        self.scaler.scale(loss * distributed.world_size() if distributed.world_size() > 1 else loss).backward()
+
+    def step(self, measure: bool = False) -> Tensor | None:
+        """Clip, update, clear. The global gradient norm before clipping, on the device, if it was measured."""
+        norm = None
+        if self.max_grad_norm is not None or measure:
+            self.scaler.unscale_(self.optimizer)
+            parameters = [p for p in self.model.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if self.max_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @contextlib.contextmanager
+    def averaged_statistics(self) -> Iterator[None]:
+        """Inside, every rank's floating-point buffers are the mean over ranks; afterwards its own again.
+
+        Training thus does not depend on when somebody evaluated.
+        """
+        if distributed.world_size() == 1:
+            yield
+            return
+        own = [(buffer, buffer.clone()) for buffer in self._statistics().values()]
+        for buffer, _ in own:
+            distributed.mean_(buffer)
+        try:
+            yield
+        finally:
+            for buffer, value in own:
+                buffer.copy_(value)
+
+    def weights_are_finite(self) -> bool:
+        """Of all ranks. Collective."""
+        finite = [torch.isfinite(local(parameter)).all() for parameter in self.model.parameters()]
+        bad = (~torch.stack(finite)).sum().to(torch.float32)
+        return not distributed.sum_(bad).item()
+
+    def layout(self) -> states.Layout:
+        """Which layers the optimizer's parameters hold."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return states.Layout(names, {})
+
+    def save(self) -> dict[str, Any]:
+        """Everything that decides what comes next, whole and by name. Collective; complete on rank zero alone."""
+        with self.averaged_statistics():
+            buffers = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in self.model.state_dict().items()
+                if name not in self._parameter_names()
+            }
+        return {
+            "model": {**self._whole_weights(), **buffers},
+            "optimizer": states.gather(self.optimizer, self.layout()),
+            "scaler": self.scaler.state_dict(),
+            "statistics_of_ranks": distributed.gather({n: b.detach().cpu() for n, b in self._statistics().items()})
+            if distributed.world_size() > 1
+            else [],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`save` of any engine in any world; in the same world with each rank's own statistics."""
+        check_names(state["model"], self._shapes())
+        states.check(self.optimizer, self.layout(), state["optimizer"])
+        self._take_weights(state["model"])
+        states.scatter(self.optimizer, self.layout(), state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        buffers = dict(self.model.named_buffers())
+        own = state["statistics_of_ranks"]
+        mine = own[distributed.rank()] if len(own) == distributed.world_size() else {}
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                if name in state["model"]:
+                    buffer.copy_(mine.get(name, state["model"][name]))
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """On the CPU, on rank zero. Collective."""
+        if not distributed.is_first():
+            return {}
+        return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters(remove_duplicate=False)}
+
+    def _take_weights(self, whole: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(whole[name])
+
+    def _parameter_names(self) -> set[str]:
+        return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+
+    def _statistics(self) -> dict[str, Tensor]:
+        return {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+
+
+def check_names(whole: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:
+    """The checkpoint's model is this one: the same names and shapes."""
+    found = {name: tuple(tensor.shape) for name, tensor in whole.items()}
+    for name in wanted:
+        if found.get(name) != wanted[name]:
+            there = f"has {name} of shape {found[name]}" if name in found else f"has no {name}"
+            raise UserError(
+                f"the checkpoint belongs to another model: it {there}, this model has {name} of shape {wanted[name]}"
+            )
+    if extra := sorted(found.keys() - wanted.keys()):
+        raise UserError(f"the checkpoint belongs to another model: this one has no {extra[0]}")
+
+
+def check_exact(optimizer: torch.optim.Optimizer, engine: str) -> None:
+    """Refuse an optimizer whose result would depend on how its tensors are cut."""
+    if not isinstance(optimizer, (LayerwiseOptimizer, *ELEMENTWISE)):
+        kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+        raise UserError(
+            f"engine.name = {engine} cuts layers into shards, and {kind} is not known to give the same result on them; "
+            "valid: engine.name = ddp, or largebatch.optim's Lars and Lamb"
+        )

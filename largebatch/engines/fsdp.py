@@ -1,0 +1,95 @@
+"""Fully sharded data parallelism: torch's FSDP2 (``fully_shard``), every parameter a DTensor cut along its first axis.
+
+Weights, gradients and optimizer states are divided among the ranks; a block's weights are gathered for its forward and
+backward. Blocks are the entries of the model's Sequentials and ModuleLists, as residual networks and transformers have
+them; what is in none belongs to the root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from largebatch import distributed
+from largebatch.batch import BatchPlan
+from largebatch.engines.engine import Engine, check_exact
+from largebatch.engines.states import like
+
+SMALLEST_BLOCK = 100_000  # parameters: gathering less at a time costs more in latency than it saves in memory
+
+
+class Fsdp(Engine):
+    NAME = "fsdp"
+    STRIDED_WEIGHTS = False
+
+    def place(self, model: nn.Module) -> nn.Module:
+        model = super().place(model)
+        mesh = init_device_mesh(self.device.type, (distributed.world_size(),))
+        for part in (*blocks(model), model):
+            fully_shard(part, mesh=mesh)
+        return model
+
+    def wrap(self, plan: BatchPlan) -> nn.Module:
+        check_exact(self.optimizer, self.NAME)
+        return self.model
+
+    def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    def step(self, measure: bool = False) -> Tensor | None:
+        norm = super().step(measure)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[None]:
+        sharded = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        for module in sharded:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            with super().whole_model():
+                yield
+        finally:
+            for module in sharded:
+                module.set_reshard_after_forward(module is not self.model, recurse=False)
+                module.reshard()
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        whole = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if distributed.is_first():
+                whole[name] = tensor.detach().cpu().clone()
+        return whole
+
+    def _take_weights(self, whole: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(like(parameter, whole[name].to(parameter.dtype)))
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """Entries of Sequentials and ModuleLists that are large enough, the outermost of each branch."""
+    found: list[nn.Module] = []
+
+    containers = (nn.Sequential, nn.ModuleList)
+
+    def walk(module: nn.Module) -> None:
+        for child in module.children():
+            entry = isinstance(module, containers) and not isinstance(child, containers)
+            if entry and sum(p.numel() for p in child.parameters()) >= SMALLEST_BLOCK:
+                found.append(child)
+            else:
+                walk(child)
+
+    walk(model)
+    return found

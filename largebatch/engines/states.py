@@ -1,0 +1,159 @@
+"""Optimizer states without an engine: whole tensors by the layer's name, from and to whatever cuts them.
+
+    {"optimizer": "Lars", "layers": {"conv1.weight": {"momentum_buffer": Tensor}, ...},
+     "groups": [{"names": [...], "lr": 0.1, ...}, ...]}
+
+An optimizer's parameter is a layer (a plain tensor), a layer's shard (a DTensor), or a flat tensor with pieces of many
+layers (ZeRO), whose :class:`~largebatch.optim.shards.Partition` says where they lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from largebatch import distributed
+from largebatch.errors import UserError
+from largebatch.optim.shards import Partition
+
+NOT_SAVED = ("params", "names", "shapes")
+
+
+class Layout(NamedTuple):
+    """By ``id`` of the optimizer's parameter: the name of the layer, or the table of a flat partition."""
+
+    names: dict[int, str]
+    partitions: dict[int, Partition]
+
+    def layers(self, parameter: Tensor) -> list[tuple[str, tuple[int, ...]]]:
+        partition = self.partitions.get(id(parameter))
+        return list(partition.layers) if partition else [(self.names[id(parameter)], tuple(parameter.shape))]
+
+
+def gather(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
+    """Collective; the tensors are on rank zero alone, on the CPU."""
+    whole: dict[str, dict[str, Any]] = {}
+    groups = []
+    for group in optimizer.param_groups:
+        names: list[str] = []
+        for parameter in group["params"]:
+            names += [name for name, _ in layout.layers(parameter)]
+            for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+                for name, of_layer in whole_values(parameter, value, layout):
+                    if distributed.is_first():
+                        whole.setdefault(name, {})[key] = of_layer
+        groups.append({"names": names, **{key: value for key, value in group.items() if key not in NOT_SAVED}})
+    return {"optimizer": type(optimizer).__name__, "layers": whole, "groups": groups}
+
+
+def whole_values(parameter: Tensor, value: Any, layout: Layout) -> Iterator[tuple[str, Any]]:
+    """(layer's name, its whole state on the CPU); numbers and counters belong to each layer alike."""
+    partition = layout.partitions.get(id(parameter))
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    if partition is None or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        for name, _ in layout.layers(parameter):
+            yield name, value.detach().cpu().clone() if isinstance(value, Tensor) else value
+        return
+    for number, (name, _) in enumerate(partition.layers):
+        whole = join(partition, number, value)
+        yield name, whole.cpu() if distributed.is_first() else None
+
+
+def join(partition: Partition, layer: int, flat: Tensor) -> Tensor:
+    """The whole layer out of the pieces that the ranks hold. Collective."""
+    _, shape = partition.layers[layer]
+    whole = flat.new_zeros(math.prod(shape))
+    for segment in partition.segments:
+        if segment.layer == layer:
+            whole[segment.start : segment.start + segment.length] = flat[segment.offset :][: segment.length]
+    torch.distributed.all_reduce(whole, group=partition.group)
+    return whole.view(shape)
+
+
+def cut(partition: Partition, whole: dict[str, Tensor], into: Tensor) -> Tensor:
+    """Fills the flat tensor with this rank's pieces of the whole layers."""
+    for segment in partition.segments:
+        layer = whole[partition.layers[segment.layer][0]].reshape(-1)
+        into[segment.offset :][: segment.length] = layer[segment.start : segment.start + segment.length].to(into)
+    return into
+
+
+def check(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> None:
+    """The checkpoint's optimizer is this one, over the same layers."""
+    if saved["optimizer"] != type(optimizer).__name__:
+        raise UserError(
+            f"the checkpoint belongs to another optimizer: it was saved by {saved['optimizer']}, "
+            f"this run uses {type(optimizer).__name__}"
+        )
+    there = {name for group in saved["groups"] for name in group["names"]}
+    here = {name for group in optimizer.param_groups for p in group["params"] for name, _ in layout.layers(p)}
+    if there != here:
+        name = sorted(there ^ here)[0]
+        where = "only the checkpoint has" if name in there else "the checkpoint lacks"
+        raise UserError(f"the checkpoint belongs to another model or optimizer: {where} the states of {name}")
+
+
+def scatter(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> None:
+    """Give every parameter of ``optimizer`` its part of what :func:`gather` saved."""
+    settings = {tuple(sorted(group["names"])): group for group in saved["groups"]}
+    state: dict[int, dict[str, Any]] = {}
+    groups = []
+    number = 0
+    for group in optimizer.param_groups:
+        names = [name for parameter in group["params"] for name, _ in layout.layers(parameter)]
+        before = settings.get(tuple(sorted(names)), {})
+        indices = []
+        for parameter in group["params"]:
+            parts = part_of(parameter, saved["layers"], layout)
+            if parts:
+                state[number] = parts
+            indices.append(number)
+            number += 1
+        kept = {key: group[key] for key in group if key != "params"}
+        groups.append({**kept, **{k: v for k, v in before.items() if k not in NOT_SAVED}, "params": indices})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def part_of(parameter: Tensor, layers: dict[str, dict[str, Any]], layout: Layout) -> dict[str, Any]:
+    partition = layout.partitions.get(id(parameter))
+    if partition is None:
+        of_layer = layers.get(layout.names[id(parameter)], {})
+        return {key: like(parameter, value) for key, value in of_layer.items()}
+    own = {name: layers[name] for name, _ in partition.layers if name in layers}
+    keys = next(iter(own.values()), {})
+    found: dict[str, Any] = {}
+    for key, example in keys.items():
+        values = {name: of_layer[key] for name, of_layer in own.items()}
+        if isinstance(example, Tensor) and example.dim() == 0:
+            found[key] = counter(key, values)
+        elif isinstance(example, Tensor):
+            found[key] = cut(partition, values, torch.zeros_like(parameter))
+        else:
+            found[key] = example
+    return found
+
+
+def like(parameter: Tensor, value: Any) -> Any:
+    """Cut as the parameter is."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def counter(key: str, values: dict[str, Tensor]) -> Tensor:
+    """A flat partition has one counter for all its layers."""
+    distinct = {float(value) for value in values.values()}
+    if len(distinct) > 1:
+        raise UserError(
+            f"the checkpoint's layers differ in {key!r} ({', '.join(f'{v:g}' for v in sorted(distinct)[:3])}): "
+            "ZeRO keeps one count for all of them; resume with engine.name = ddp or fsdp"
+        )
+    return torch.tensor(distinct.pop())
