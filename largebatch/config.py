@@ -216,6 +216,7 @@ class Checkpoint(Section):
 class Record(Section):
     dir: str | None = None  # the run directory; else runs/<name>
     every_steps: PositiveInt = 10
+    layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
     tensorboard: bool = True
 
 

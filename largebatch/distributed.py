@@ -20,6 +20,10 @@ from torch import Tensor
 from largebatch.errors import LocalError, UserError
 
 
+def joined() -> bool:
+    return dist.is_initialized()
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 

@@ -239,6 +239,17 @@ class Recorder:
         if self._progress is not None:
             self._progress.update(self._task, completed=numbers["step"], now=now)
 
+    def layers(
+        self, step: int, examples_seen: int, summary: dict[str, float], by_layer: dict[str, dict[str, float]]
+    ) -> None:
+        """The summary over layers to metrics.jsonl; to TensorBoard each number of each layer, too."""
+        self.event("layers", step=step, examples_seen=examples_seen, split="layers", **summary)
+        if self._board is None:
+            return
+        for number, of_layers in by_layer.items():
+            for layer, value in of_layers.items():
+                self._board.add_scalar(f"{number}/{layer}", value, step)
+
     def say(self, text: str) -> None:
         """A sentence for the log and, unless ``quiet``, the terminal."""
         if self.active:

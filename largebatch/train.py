@@ -32,6 +32,7 @@ from largebatch.assemble import Job, assemble, decisions, plan_facts
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
 from largebatch.evaluate import Evaluation, evaluate
+from largebatch.optim import LayerNumbers, Watch
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -68,6 +69,8 @@ def train(
     """
     device = distributed.choose_device(run.device)
     console = console or rich.console.Console()
+    if run.engine.name != "ddp" and not distributed.joined():
+        raise UserError(f"engine.name = {run.engine.name} needs a process group; call train inside distributed.group")
     checkpoint.seed_rank(run.seed)
     job = assemble(run, device)
     directory = run.directory
@@ -100,6 +103,8 @@ class Loop:
         self.last_checkpoint: Path | None = None
         self.losses: list[Tensor] = []
         self.norm: Tensor | None = None
+        self.watch = Watch(job.engine.model.named_parameters(), job.engine.optimizer)
+        self.layers: list[tuple[int, LayerNumbers]] = []
         self.evaluations: dict[str, Evaluation] = {}
         self.started = time.perf_counter()
         self.total_before = 0.0
@@ -183,7 +188,13 @@ class Loop:
             loss_of_step = loss.detach() if loss_of_step is None else loss_of_step + loss.detach()
         assert loss_of_step is not None
         self.losses.append(loss_of_step)
+        every = run.record.layers_every_steps
+        watching = every > 0 and (self.step + 1) % every == 0
+        if watching:
+            self.watch.before()
         self.norm = engine.step(measure=measure)
+        if watching:
+            self.layers.append((self.step + 1, self.watch.after()))
 
     def read_losses(self, since: float) -> None:
         """Sum the unread losses over ranks, record them, stop at one that is not finite."""
@@ -205,6 +216,10 @@ class Loop:
             grad_norm=self.norm.item() if self.norm is not None else None,
             examples_per_second=(self.step - first) * self.plan.global_batch_size / spent,
         )
+        for step, numbers in self.layers:
+            values = numbers.read()
+            self.recorder.layers(step, step * self.plan.global_batch_size, values.summary(), values.by_layer())
+        self.layers = []
         self.window_step, self.window_seconds = self.step, self.seconds
 
     def _divergence(self, step: int, loss: float) -> str:

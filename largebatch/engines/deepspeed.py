@@ -17,8 +17,10 @@ no DeepSpeed scheduler.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,18 +47,19 @@ class DeepSpeed(Engine):
         super().__init__(device, precision, channels_last, compile)
         self.zero = zero
         self.partitions: dict[int, Partition] = {}
-        self.deepspeed = installed()
+        self.deepspeed = installed(device)
 
     def wrap(self, plan: BatchPlan) -> nn.Module:
         if self.zero:
             check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}")
         os.environ.setdefault("LOCAL_RANK", "0")  # alone there is no launcher to say so, and DeepSpeed insists
-        self.deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())  # takes up the group there is
-        self.engine, *_ = self.deepspeed.initialize(
-            model=self.model,
-            optimizer=self.optimizer,
-            config=configuration(plan, self.zero, self.max_grad_norm),
-        )
+        with quiet():
+            self.deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())  # takes up the group there is
+            self.engine, *_ = self.deepspeed.initialize(
+                model=self.model,
+                optimizer=self.optimizer,
+                config=configuration(plan, self.zero, self.max_grad_norm),
+            )
         self.partitions = show_layers(self.engine)
         return self.engine
 
@@ -91,7 +94,9 @@ class DeepSpeed(Engine):
                         states.cut(self.partitions[id(parameter)], whole, parameter)
 
 
-def installed() -> Any:
+def installed(device: torch.device) -> Any:
+    """The package, set to this device."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
     try:
         import deepspeed
     except ImportError as error:
@@ -99,10 +104,21 @@ def installed() -> Any:
             f"engine.name = deepspeed needs the package deepspeed ({error}); pip install 'largebatch[deepspeed]', or "
             "choose engine.name = ddp or fsdp"
         ) from None
+    return deepspeed
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """DeepSpeed warns of optimizers it has not tested (ours knows its layers) and prints what it has compiled."""
     from deepspeed.utils import logger
 
-    logger.setLevel(logging.WARNING)
-    return deepspeed
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def configuration(plan: BatchPlan, zero: int, max_grad_norm: float | None) -> dict[str, Any]:

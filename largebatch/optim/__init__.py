@@ -4,5 +4,19 @@ from largebatch.optim.groups import Treatment, parameter_groups, treatments
 from largebatch.optim.heavy_ball import HeavyBall
 from largebatch.optim.lamb import Lamb
 from largebatch.optim.lars import Lars
+from largebatch.optim.shards import Partition, Segment
+from largebatch.optim.telemetry import LayerNumbers, LayerValues, Watch
 
-__all__ = ["HeavyBall", "Lamb", "Lars", "Treatment", "parameter_groups", "treatments"]
+__all__ = [
+    "HeavyBall",
+    "Lamb",
+    "Lars",
+    "LayerNumbers",
+    "LayerValues",
+    "Partition",
+    "Segment",
+    "Treatment",
+    "Watch",
+    "parameter_groups",
+    "treatments",
+]

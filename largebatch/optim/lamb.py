@@ -85,6 +85,11 @@ class Lamb(LayerwiseOptimizer):
         bounded = weight_norms if group["max_weight_norm"] is None else weight_norms.clamp(max=group["max_weight_norm"])
         return trust_ratio(bounded, proposal_norms)
 
+    def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+        if group["max_weight_norm"] is None:
+            return super().bounded(weight_norms, proposal_norms, group)
+        return weight_norms > group["max_weight_norm"]
+
     def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
         m, v = layer.buffers["first_moment"], layer.buffers["second_moment"]
         m.lerp_(layer.grad, 1 - group["beta1"])

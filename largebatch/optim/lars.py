@@ -88,12 +88,15 @@ class Lars(LayerwiseOptimizer):
 
     def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
         """λ of layers; ``proposal_norms`` are ‖g‖ where the denominator is a sum of norms, else ‖g + β·w‖."""
-        variant = VARIANTS[group["variant"]]
-        denominator = proposal_norms
-        if variant.sum_of_norms:
-            denominator = denominator + group["weight_decay"] * weight_norms
-        denominator = (denominator + group["eps"]).where(proposal_norms > 0, 0.0)
-        return trust_ratio(weight_norms, denominator, group["trust_coefficient"], largest_ratio(group))
+        below = denominators(weight_norms, proposal_norms, group)
+        return trust_ratio(weight_norms, below, group["trust_coefficient"], largest_ratio(group))
+
+    def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+        largest = largest_ratio(group)
+        if largest is None:
+            return super().bounded(weight_norms, proposal_norms, group)
+        below = denominators(weight_norms, proposal_norms, group)
+        return group["trust_coefficient"] * weight_norms > largest * below
 
     def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
         if VARIANTS[group["variant"]].sum_of_norms:
@@ -165,6 +168,14 @@ class Lars(LayerwiseOptimizer):
                 shards.weights[take], shards.grads[take], v[take],
                 group["weight_decay"], group["buffer_scale"], outside, 1.0 - inside, group["nesterov"],
             )  # fmt: skip
+
+
+def denominators(weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    """What stands below λ; 0 where the layer has no direction."""
+    below = proposal_norms
+    if VARIANTS[group["variant"]].sum_of_norms:
+        below = below + group["weight_decay"] * weight_norms
+    return (below + group["eps"]).where(proposal_norms > 0, 0.0)
 
 
 def largest_ratio(group: dict[str, Any]) -> float | None:

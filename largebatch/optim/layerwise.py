@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from largebatch.errors import UserError, suggestion
 from largebatch.optim import kernels
 from largebatch.optim.shards import Partition, Shards, add_up, index_of, shards_of, squares
+from largebatch.optim.tables import Row
 
 FORMS = ("auto", "plain", "foreach", "fused")
 AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum", "beta1", "beta2")
@@ -64,7 +65,8 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         self.form = form
         self.max_grad_norm = max_grad_norm
         self.partitions: dict[int, Partition] = {}
-        self.measured: list[tuple[dict[str, Any], list[str], Tensor]] = []
+        # By first layer: (settings, layers, sums of squares) of the last step. ZeRO steps one group after another.
+        self.measured: dict[str, tuple[dict[str, Any], list[str], Tensor]] = {}
         self._triton: kernels.Step | None = None
         self._scratch: Tensor | None = None
         super().__init__(params, {"adapt": True, "momentum": 0.0, "momentum_correction": False, **defaults})
@@ -100,6 +102,10 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
     def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
         """The trust ratios of layers, from the norms of the whole layers."""
         return torch.ones_like(weight_norms)
+
+    def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+        """Where a bound, not the norms, decided the ratio."""
+        return torch.zeros_like(weight_norms, dtype=torch.bool)
 
     def adapts(self, group: dict[str, Any]) -> bool:
         return group["adapt"]
@@ -138,7 +144,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             with torch.enable_grad():
                 loss = closure()
         if self._triton is not None and self._triton.fits():
-            self.measured = self._triton.step()
+            self._remember(self._triton.step())
             return loss
         self._triton = None
         work = [
@@ -151,7 +157,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         form = self._form(work)
         if form == "triton":
             self._triton = self._kernels(work)
-            self.measured = self._triton.step()
+            self._remember(self._triton.step())
             return loss
         coefficient = self.clip_coefficient([shards for shards, _ in work])
         prepared = []
@@ -164,7 +170,6 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             lr = float(group["lr"])
             scale = group["momentum"] * momentum_correction(group)
             prepared.append((shards, {**group, "lr": lr, "buffer_scale": scale}))
-        self.measured = []
         for now in self._rounds(prepared) if form == "fused" else [prepared]:
             self._advance_together(now, form)
         return loss
@@ -188,7 +193,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         ratios: dict[int, Tensor] = {}
         for i, matrix in zip(adapted, sums, strict=True):
             shards, group = work[i]
-            self.measured.append((group, shards.names, matrix))
+            self._remember([(group, shards.names, matrix)])
             ratios[i] = self.ratios(*matrix.sqrt().unbind(1), group)
         for i, (shards, group) in enumerate(work):
             of_parts = None
@@ -199,6 +204,11 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             for weight, rounded in zip(shards.weights, shards.rounded, strict=True):
                 if rounded is not None:
                     rounded.copy_(weight)
+
+    def _remember(self, measured: list[tuple[dict[str, Any], list[str], Tensor]]) -> None:
+        for group, names, sums in measured:
+            self.measured.pop(names[0], None)
+            self.measured[names[0]] = (group, names, sums)
 
     def _propose_plain(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
         return [self.propose(layer, group) for layer in layers(shards)]
@@ -250,7 +260,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"form": self.form, "max_grad_norm": self.max_grad_norm}
-        left = {"partitions": {}, "measured": [], "_triton": None, "_scratch": None}
+        left = {"partitions": {}, "measured": {}, "_triton": None, "_scratch": None}
         return {**super().__getstate__(), **kept, **left}  # type: ignore[misc]
 
 
