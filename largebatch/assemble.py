@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import rich.table
 import torch
 from torch import nn
 
@@ -229,5 +231,23 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
         "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
         "optimizer": f"{run.optimizer.name}; weight decay {run.weight_decay.value:g} on {decayed} of "
         f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
-        "machine": f"{job.device}, {job.precision}, engine {run.engine.name}",
+        "machine": f"{job.device}, {job.precision}, engine {job.engine.description}",
     }
+
+
+def table_of_tensors(treatments: list[Treatment]) -> rich.table.Table:
+    """Which tensors are decayed and adapted, a row for each treatment of each kind; the log has every tensor."""
+    table = rich.table.Table(box=None, padding=(0, 2), pad_edge=False)
+    for column in ("tensors", "count", "elements", "decayed", "adapted"):
+        justify = "right" if column in ("count", "elements") else "left"
+        table.add_column(column, justify=justify, no_wrap=True, min_width=len(column))
+    table.add_column("which", no_wrap=True)
+    rows: dict[tuple[str, bool, bool], list[Treatment]] = {}
+    for row in treatments:
+        rows.setdefault((row.kind, row.decayed, row.adapted), []).append(row)
+    for (kind, decayed, adapted), alike in rows.items():
+        elements = sum(math.prod(row.shape) for row in alike)
+        yes = ["yes" if flag else "no" for flag in (decayed, adapted)]
+        which = alike[0].name if len(alike) == 1 else f"{alike[0].name} … {alike[-1].name}"
+        table.add_row(kind, f"{len(alike):,}", f"{elements:,}", *yes, which)
+    return table

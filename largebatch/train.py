@@ -23,12 +23,13 @@ from types import FrameType
 from typing import Any
 
 import rich.console
+import rich.padding
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from largebatch import checkpoint, config, distributed, record
-from largebatch.assemble import Job, assemble, decisions, plan_facts
+from largebatch.assemble import Job, assemble, decisions, plan_facts, table_of_tensors
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
 from largebatch.evaluate import Evaluation, evaluate
@@ -83,6 +84,7 @@ def train(
     if distributed.is_first() and not quiet:
         for key, text in decisions(job, directory).items():
             console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(rich.padding.Padding(table_of_tensors(job.treatments), (0, 0, 0, 2)))
     with Loop(job, directory, console, quiet, command) as loop:
         return loop.run_to_the_end()
 

@@ -49,6 +49,10 @@ class DeepSpeed(Engine):
         self.partitions: dict[int, Partition] = {}
         self.deepspeed = installed(device)
 
+    @property
+    def description(self) -> str:
+        return f"{self.NAME}, ZeRO stage {self.zero}"
+
     def wrap(self, plan: BatchPlan) -> nn.Module:
         if self.zero:
             check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}")

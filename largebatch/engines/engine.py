@@ -51,6 +51,10 @@ class Engine(abc.ABC):
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
+    @property
+    def description(self) -> str:
+        return self.NAME
+
     def place(self, model: nn.Module) -> nn.Module:
         """The model where and how it will be trained; the optimizer is made of its parameters."""
         model = model.to(device=self.device, dtype=self.dtype)

@@ -44,19 +44,32 @@ def sgd(
     )  # fmt: skip
 
 
+class Scratch:
+    """Memory that is asked for once: new pages at every step would cost more than the step."""
+
+    def __init__(self, elements: int, dtype: torch.dtype) -> None:
+        self.memory = torch.empty(elements, dtype=dtype)
+        self.used = 0
+
+    def copy_of(self, tensor: Tensor) -> Tensor:
+        """In the scratch while there is room since :meth:`reset`, else in memory of its own."""
+        end = self.used + tensor.numel()
+        if tensor.dtype != self.memory.dtype or end > self.memory.numel():
+            return tensor.clone(memory_format=torch.preserve_format)
+        copy = self.memory[self.used : end].as_strided(tensor.shape, tensor.stride())
+        self.used = end
+        return copy.copy_(tensor)
+
+    def reset(self) -> None:
+        """What was handed out is not needed any more."""
+        self.used = 0
+
+
 def adamw_direction(
-    shards: Shards, scratch: Tensor, beta1: float, beta2: float, eps: float, weight_decay: float
+    shards: Shards, scratch: Scratch, beta1: float, beta2: float, eps: float, weight_decay: float
 ) -> list[Tensor]:
-    """Updates the moments; r + weight_decay·w of each part, in ``scratch`` while there is room."""
-    directions = []
-    used = 0
-    for weight in shards.weights:
-        end = used + weight.numel()
-        if end <= scratch.numel() and scratch.dtype == weight.dtype:
-            directions.append(scratch[used:end].as_strided(weight.shape, weight.stride()).copy_(weight))
-        else:
-            directions.append(weight.clone(memory_format=torch.preserve_format))
-        used = end
+    """Updates the moments; r + weight_decay·w of each part."""
+    directions = [scratch.copy_of(weight) for weight in shards.weights]
     torch._fused_adamw_(
         directions, shards.grads, shards.buffers["first_moment"], shards.buffers["second_moment"], [], shards.steps,
         lr=-1.0, beta1=beta1, beta2=beta2, weight_decay=weight_decay - 1.0, eps=eps, amsgrad=False, maximize=False,

@@ -18,6 +18,7 @@ it with ``max_grad_norm``, which scales what the moments see and leaves ``p.grad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu
 from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
 from largebatch.optim.shards import Shards
+from largebatch.optim.tables import Row
 from largebatch.optim.trust_ratio import trust_ratio
 
 
@@ -90,6 +92,20 @@ class Lamb(LayerwiseOptimizer):
             return super().bounded(weight_norms, proposal_norms, group)
         return weight_norms > group["max_weight_norm"]
 
+    def kernel_row(self, settings: dict[str, Any]) -> Row:
+        beta1, beta2 = settings["beta1"], settings["beta2"]
+        logs = [math.log(b) if b > 0 and settings["bias_correction"] else -math.inf for b in (beta1, beta2)]
+        return Row(
+            lr=settings["lr"],
+            decay=settings["weight_decay"],
+            largest_norm=settings["max_weight_norm"] or math.inf,
+            beta1=beta1,
+            beta2=beta2,
+            log_beta1=logs[0],
+            log_beta2=logs[1],
+            eps=settings["eps"],
+        )
+
     def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
         m, v = layer.buffers["first_moment"], layer.buffers["second_moment"]
         m.lerp_(layer.grad, 1 - group["beta1"])
@@ -128,8 +144,9 @@ class Lamb(LayerwiseOptimizer):
         """m, v and u in one pass: torch's AdamW with lr −1 and a decay of λ − 1 turns a copy of w into r + λ·w."""
         if not group["bias_correction"] or not cpu.fits(shards):
             return self.propose_all(shards, group)
-        if self._scratch is None:  # memory newly asked for at every step would cost more than the step
-            self._scratch = torch.empty(max(p.numel() for g in self.param_groups for p in g["params"]))
+        if self._scratch is None:
+            elements = max(parameter.numel() for g in self.param_groups for parameter in g["params"])
+            self._scratch = cpu.Scratch(elements, shards.weights[0].dtype if shards.weights else torch.float32)
         return cpu.adamw_direction(
             shards, self._scratch, group["beta1"], group["beta2"], group["eps"], group["weight_decay"]
         )

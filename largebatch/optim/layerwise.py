@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from largebatch.errors import UserError, suggestion
-from largebatch.optim import kernels
+from largebatch.optim import cpu, kernels
 from largebatch.optim.shards import Partition, Shards, add_up, index_of, shards_of, squares
 from largebatch.optim.tables import Row
 
@@ -68,7 +68,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         # By first layer: (settings, layers, sums of squares) of the last step. ZeRO steps one group after another.
         self.measured: dict[str, tuple[dict[str, Any], list[str], Tensor]] = {}
         self._triton: kernels.Step | None = None
-        self._scratch: Tensor | None = None
+        self._scratch: cpu.Scratch | None = None
         super().__init__(params, {"adapt": True, "momentum": 0.0, "momentum_correction": False, **defaults})
 
     @abc.abstractmethod
@@ -109,6 +109,15 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     def adapts(self, group: dict[str, Any]) -> bool:
         return group["adapt"]
+
+    def settled(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The settings of one step: the group's with its lr as a number, and ``buffer_scale``."""
+        scale = group["momentum"] * momentum_correction(group)
+        return {**group, "lr": float(group["lr"]), "buffer_scale": scale}
+
+    def kernel_row(self, settings: dict[str, Any]) -> Row:
+        """The settings as the Triton kernels read them."""
+        raise NotImplementedError
 
     def use_partition(self, parameter: Tensor, partition: Partition) -> None:
         """``parameter`` is a flat tensor that holds pieces of layers; ZeRO's engines say so before the first step."""
@@ -167,9 +176,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             shards.grads = [g.to(w.dtype) for g, w in zip(shards.grads, shards.weights, strict=True)]
             if coefficient is not None:
                 shards.grads = [g * coefficient for g in shards.grads]
-            lr = float(group["lr"])
-            scale = group["momentum"] * momentum_correction(group)
-            prepared.append((shards, {**group, "lr": lr, "buffer_scale": scale}))
+            prepared.append((shards, self.settled(group)))
         for now in self._rounds(prepared) if form == "fused" else [prepared]:
             self._advance_together(now, form)
         return loss
@@ -182,6 +189,8 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     def _advance_together(self, work: list[Work], form: str) -> None:
         """Propose, add up, advance: for groups whose layers' sums travel in one all-reduce."""
+        if self._scratch is not None:
+            self._scratch.reset()
         propose, advance = {
             "plain": (self._propose_plain, self._advance_plain),
             "foreach": (self.propose_all, self.advance_all),
@@ -232,9 +241,9 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         return shards_of(group, parameters, self.state, self.BUFFERS, self.COUNTED, self.partitions)
 
     def _form(self, work: list[Work]) -> str:
-        devices = {shards.device for shards, _ in work}
-        device = next(iter(devices))
-        usable = len(devices) == 1 and self.KERNELS is not None and kernels.usable(device)
+        devices = {tensor.device for shards, _ in work for tensor in (*shards.weights, *shards.grads)}
+        device = work[0][0].device
+        usable = devices <= {device} and self.KERNELS is not None and kernels.usable(device)
         if self.form in ("auto", "fused") and usable:
             return "triton"
         if self.form == "fused" and device.type != "cpu":
@@ -293,5 +302,5 @@ def momentum_correction(group: dict[str, Any]) -> float:
     Where η_old is 0 the buffer holds nothing of that step, and the factor is 1.
     """
     lr = float(group["lr"])
-    previous, group["previous_lr"] = group.get("previous_lr", lr), lr
+    previous, group["previous_lr"] = float(group.get("previous_lr", lr)), lr
     return lr / previous if group["momentum_correction"] and previous > 0 else 1.0
