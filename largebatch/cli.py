@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
-from largebatch.errors import LocalError, UserError, suggestion
+from largebatch.errors import LocalError, UserError
 
 app = typer.Typer(
     name="largebatch",
@@ -45,7 +45,7 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
     from largebatch import config
 
     run = config.load(recipe, overrides or [])
-    with _group(run.device) as console:
+    with _group(run.device, alone=run.engine.name != "ddp") as console:
         from largebatch.train import train
 
         result = train(run, command=_command(), console=console)
@@ -77,8 +77,7 @@ def compare(
         raise UserError("compare needs at least one recipe file")
     if tune not in (None, "lr"):
         raise UserError(f"--tune {tune} is not known; valid: lr")
-    device = config.load(recipes[0], overrides).device
-    with _group(device) as console:
+    with _group(config.load(recipes[0], overrides).device, alone=True) as console:
         from largebatch import distributed
         from largebatch.compare import Interrupted, Tuning, compare
 
@@ -137,7 +136,7 @@ def throughput(
 
     run = config.load(recipe, overrides or [])
     _check_folder(json_file)
-    with _group(run.device) as console:
+    with _group(run.device, alone=run.engine.name != "ddp") as console:
         from largebatch.bench import throughput
 
         facts = throughput.measure(run, pairs, steps, _command())
@@ -157,23 +156,23 @@ def optimizer(
 ) -> None:
     """One step of ours, torch's and timm's optimizers in turn, beside each other and the memory's bandwidth."""
     if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device} is not known{suggestion(device, ['auto', 'cpu', 'cuda'])}")
+        raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
     _check_folder(json_file)
-    with _group(device) as console:
-        from largebatch import distributed
-        from largebatch.bench import optimizer
+    from largebatch import distributed
+    from largebatch.bench import optimizer
 
-        chosen = distributed.choose_device(device)
-        waiting = optimizer.built(model or list(optimizer.DEFAULT_MODELS), repeats)
-        facts = optimizer.circumstances(chosen, repeats, _command())
-        while waiting:  # one model's memory at a time
-            measured = optimizer.measure(*waiting.pop(0), chosen, repeats)
-            facts["models"].append(measured)
-            if measured["contestants"]:
-                console.print(optimizer.table(measured))
-            for sentence in optimizer.notes(measured):
-                console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-        _write_numbers(json_file, facts, console)
+    chosen = distributed.choose_device(device)
+    waiting = optimizer.built(model or list(optimizer.DEFAULT_MODELS), repeats)
+    facts = optimizer.circumstances(chosen, repeats, _command())
+    console = rich.console.Console()
+    while waiting:  # one model's memory at a time
+        measured = optimizer.measure(*waiting.pop(0), chosen, repeats)
+        facts["models"].append(measured)
+        if measured["contestants"]:
+            console.print(optimizer.table(measured))
+        for sentence in optimizer.notes(measured):
+            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    _write_numbers(json_file, facts, console)
 
 
 @recipe_app.command("schema")
@@ -187,12 +186,15 @@ def schema() -> None:
 
 
 class _group:
-    """Inside: the device chosen, the process group joined, the console of this rank (silent but on rank 0)."""
+    """Inside: the device chosen, the process group joined, the console of this rank (silent but on rank 0).
 
-    def __init__(self, device: str) -> None:
+    ``alone``: without a launcher a group of one, which the engines other than ddp need.
+    """
+
+    def __init__(self, device: str, alone: bool = False) -> None:
         from largebatch import distributed
 
-        self.group = distributed.group(distributed.choose_device(device))
+        self.group = distributed.group(distributed.choose_device(device), alone=alone)
 
     def __enter__(self) -> rich.console.Console:
         from largebatch import distributed

@@ -197,6 +197,7 @@ class FsdpEngine(Section):
 class DeepSpeedEngine(Section):
     name: Literal["deepspeed"]
     zero: Literal[0, 1, 2] = 1  # the ZeRO stage: what is divided among the ranks
+    weights: Literal["fp32", "bf16"] = "fp32"  # bf16: those of the model, with fp32 masters in the optimizer
 
 
 Engine = Annotated[DdpEngine | FsdpEngine | DeepSpeedEngine, Field(discriminator="name")]
@@ -272,6 +273,7 @@ class Run(Section):
     def science(self) -> dict[str, Any]:
         """The part that decides the result: two runs that share it may continue one another."""
         everything = self.as_written()
+        everything["weights"] = everything["engine"].get("weights", "fp32")
         for machine in (
             "name", "title", "device", "compile", "channels_last", "resume", "engine", "evaluate",
             "checkpoint", "record", "expect",

@@ -31,7 +31,7 @@ ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is 
     "optim": SCIENCE,
     "models": SCIENCE,
     "data": SCIENCE | {"batch"},
-    "engines": SCIENCE | {"distributed", "optim"},
+    "engines": SCIENCE | {"batch", "distributed", "optim"},
     "checkpoint": SCIENCE | {"distributed"},
     "record": SCIENCE | {"distributed"},
     "evaluate": SCIENCE | {"distributed"},

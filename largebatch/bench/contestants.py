@@ -76,7 +76,7 @@ class Arena:
             LARS    adapted: reads w, g for the norms, then as SGD                          7, not adapted 5
             LAMB    adapted: reads w, g, m, v for ‖u‖, writes m, v; reads w, m, v, writes w  10, not adapted 7
 
-        Tensors that stay in a cache between the two parts of a step need less, so a ratio below 1 is possible.
+        Layers that stay in a cache between the two parts of a step need less.
         """
         adapted, others = PASSES[algebra]
         passes = ((adapted if row.adapted else others) for row in self.rows)
@@ -84,14 +84,18 @@ class Arena:
 
 
 class Family(NamedTuple):
-    """One optimizer with one state, stepped in several forms."""
+    """One optimizer in several forms.
+
+    On the CPU they share one state, so that a large model fits; on CUDA, where forms keep their counters in different
+    places and would make each other wait, each has its own.
+    """
 
     name: str
     algebra: str
     forms: tuple[str, ...]
     build: Callable[[list[dict[str, Any]], Any], Optimizer]  # groups, lr
     switch: Callable[[Optimizer, str], None]
-    states: int  # copies of the model that stay
+    states: int  # copies of the model that stay, for each state
     temporaries: int  # and that a step needs at most
     peer: str | None = None  # whose time it is measured by
     default: str | None = None  # the form that it takes by itself
@@ -122,14 +126,13 @@ def families(device: torch.device) -> list[Family]:
     timm_forms = ("plain", "foreach") if can_foreach else ("plain",)
     timm_default = "foreach" if can_foreach and device.type == "cuda" else "plain"
     ours = ("plain", "foreach", "fused")
-    captured = 2 if device.type == "cuda" else 1  # the captured step has a state of its own
     return [
         Family("torch SGD", "SGD", ("foreach", "fused"), _sgd, _switch_torch, 1, 1),
         Family("torch AdamW", "AdamW", ("foreach", "fused"), _adamw, _switch_torch, 2, 2),
         Family("timm Lars", "LARS", timm_forms, _timm_lars, _switch_timm, 1, 1, "timm Lars", timm_default),
         Family("timm Lamb", "LAMB", timm_forms, _timm_lamb, _switch_timm, 2, 2, "timm Lamb", timm_default),
-        Family("Lars", "LARS", ours, _lars, _switch_ours, captured, 1, "timm Lars"),
-        Family("Lamb", "LAMB", ours, _lamb, _switch_ours, 2 * captured, 2, "timm Lamb"),
+        Family("Lars", "LARS", ours, _lars, _switch_ours, 1, 1, "timm Lars"),
+        Family("Lamb", "LAMB", ours, _lamb, _switch_ours, 2, 2, "timm Lamb"),
     ]
 
 
@@ -142,8 +145,12 @@ def that_fit(entered: list[Family], model: nn.Module, device: torch.device) -> t
     there = 0 if device.type == "cpu" else size  # on the CPU the weights already take their memory
     fixed = there + size + 2 * max(size, COPIED_BYTES)
 
+    def copies(family: Family) -> int:
+        several = 1 if device.type == "cpu" else len(family.forms) + 1  # a captured one
+        return family.states * several
+
     def needed(those: list[Family]) -> float:
-        return 1.05 * (fixed + size * (sum(f.states for f in those) + max(f.temporaries for f in those)))
+        return 1.05 * (fixed + size * (sum(map(copies, those)) + max(f.temporaries for f in those)))
 
     free, kept, gone = free_bytes(device), entered, []
     for names in FIRST_TO_GO:
@@ -170,9 +177,11 @@ def free_bytes(device: torch.device) -> int:
 
 def contestants_of(family: Family, arena: Arena) -> tuple[list[Contestant], list[str]]:
     """One per form, each after its first step, and sentences about forms that this device has not."""
-    optimizer = family.build(arena.groups(), LR)
+    optimizer = None
     entered, missing = [], []
     for form in family.forms:
+        if optimizer is None or arena.device.type != "cpu":
+            optimizer = family.build(arena.groups(), LR)
         contestant = Contestant(family, form, optimizer, optimizer.step)
         contestant.prepare()
         try:
@@ -245,12 +254,8 @@ def _lamb(groups: list[dict[str, Any]], lr: float) -> Optimizer:
 
 
 def _switch_torch(optimizer: Optimizer, form: str) -> None:
-    """The fused form counts its steps on the device; the foreach form would wait for them there."""
     for group in optimizer.param_groups:
         group["foreach"], group["fused"] = form == "foreach", form == "fused"
-    for parameter, state in optimizer.state.items():
-        if "step" in state:
-            state["step"] = state["step"].to(parameter.device if form == "fused" else "cpu")
 
 
 def _switch_timm(optimizer: Optimizer, form: str) -> None:

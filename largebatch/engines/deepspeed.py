@@ -10,8 +10,8 @@ DeepSpeed's own table (``_hp_mapping``), so that their norms are those of whole 
 this project, too: call it after ``deepspeed.initialize``.
 
 The JSON comes from the BatchPlan, so the two cannot disagree. Accumulation is counted here and shown to DeepSpeed as a
-boundary; the loss is divided by the global batch in the loop and nowhere else; clipping is DeepSpeed's alone; there is
-no DeepSpeed scheduler.
+boundary; the loss is divided by the global batch in the loop and nowhere else; clipping is DeepSpeed's alone, and off
+unless the run asks for it (left unsaid, DeepSpeed clips at 1.0); there is no DeepSpeed scheduler.
 """
 
 from __future__ import annotations
@@ -40,18 +40,30 @@ class DeepSpeed(Engine):
     STRIDED_WEIGHTS = False
 
     def __init__(
-        self, device: torch.device, precision: str, channels_last: bool, compile: bool, zero: int = 1
+        self,
+        device: torch.device,
+        precision: str,
+        channels_last: bool,
+        compile: bool,
+        zero: int = 1,
+        weights: str = "fp32",
     ) -> None:
         if precision in ("fp16", "fp64"):
             raise UserError(f"precision = {precision} runs on engine.name = ddp or fsdp; deepspeed takes fp32 and bf16")
+        if weights == "bf16" and (precision != "bf16" or zero == 0):
+            raise UserError("engine.weights = bf16 needs precision = bf16 and engine.zero = 1 or 2")
         super().__init__(device, precision, channels_last, compile)
         self.zero = zero
+        self.weights = torch.bfloat16 if weights == "bf16" else torch.float32
         self.partitions: dict[int, Partition] = {}
         self.deepspeed = installed(device)
+        if self.weights is torch.bfloat16:
+            self.autocast = torch.autocast(device.type, enabled=False)
 
     @property
     def description(self) -> str:
-        return f"{self.NAME}, ZeRO stage {self.zero}"
+        weights = ", bf16 weights with fp32 masters" if self.weights is torch.bfloat16 else ""
+        return f"{self.NAME}, ZeRO stage {self.zero}{weights}"
 
     def wrap(self, plan: BatchPlan) -> nn.Module:
         if self.zero:
@@ -62,10 +74,16 @@ class DeepSpeed(Engine):
             self.engine, *_ = self.deepspeed.initialize(
                 model=self.model,
                 optimizer=self.optimizer,
-                config=configuration(plan, self.zero, self.max_grad_norm),
+                config=configuration(plan, self.zero, self.max_grad_norm, self.weights),
             )
         self.partitions = show_layers(self.engine)
         return self.engine
+
+    def forward(self, images: Tensor, last: bool = True) -> Tensor:
+        return super().forward(images.to(self.weights), last)
+
+    def predict(self, images: Tensor) -> Tensor:
+        return super().predict(images.to(self.weights))
 
     def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -88,6 +106,16 @@ class DeepSpeed(Engine):
 
     def layout(self) -> states.Layout:
         return super().layout()._replace(partitions=self.partitions)
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """The float32 weights, which with ZeRO are those that the optimizer sees."""
+        whole = super()._whole_weights()
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in self.partitions:
+                    masters = dict(states.whole_values(parameter, parameter.detach(), self.layout()))
+                    whole |= masters if distributed.is_first() else {}
+        return whole
 
     def _take_weights(self, whole: dict[str, Tensor]) -> None:
         super()._take_weights(whole)
@@ -125,7 +153,9 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def configuration(plan: BatchPlan, zero: int, max_grad_norm: float | None) -> dict[str, Any]:
+def configuration(
+    plan: BatchPlan, zero: int, max_grad_norm: float | None, weights: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """DeepSpeed's JSON: every number of the batch from the plan, and nothing that would do a thing twice."""
     return {
         "train_batch_size": plan.global_batch_size,
@@ -133,6 +163,8 @@ def configuration(plan: BatchPlan, zero: int, max_grad_norm: float | None) -> di
         "gradient_accumulation_steps": plan.accumulation_steps,
         "gradient_clipping": max_grad_norm or 0.0,
         "zero_optimization": {"stage": zero},
+        "bf16": {"enabled": weights is torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,  # LARS and LAMB are told where the layers lie
         "steps_per_print": 2**31 - 1,
     }
@@ -158,7 +190,7 @@ def show_layers(engine: Any) -> dict[int, Partition]:
     found: dict[int, Partition] = {}
     for number, group in enumerate(optimizer.param_groups):
         [flat] = group["params"]
-        layers = zero.bit16_groups[number]
+        layers = (zero.bit16_groups if hasattr(zero, "bit16_groups") else zero.bf16_groups)[number]
         segments = []
         for index, layer in enumerate(layers):
             if (piece := layer._hp_mapping) is not None:

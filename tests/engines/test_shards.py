@@ -1,0 +1,207 @@
+"""Given gradients on given shards: whatever cuts the layers, the masters are those of whole layers in one process."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from programs import torchrun
+
+# Gradients are eighths: exact in bfloat16, and so is their mean over ranks.
+COMMON = """
+import os, sys
+from pathlib import Path
+import torch
+from torch import nn
+from largebatch import distributed
+from largebatch.optim import Lamb, Lars
+
+SHAPES = {"conv": (6, 3, 3, 3), "norm": (7,), "fc": (5, 11), "small": (2, 3), "bias": (3,)}
+ADAPTED = ("conv", "fc", "small")
+STEPS = 20
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name, shape in SHAPES.items():
+            value = torch.randn(shape, generator=generator).bfloat16().float()
+            setattr(self, name, nn.Parameter(value))
+
+    def forward(self, directions):
+        return sum((p * directions[n].to(p.dtype)).sum() for n, p in self.named_parameters())
+
+def directions(step):
+    generator = torch.Generator().manual_seed(step + 1)
+    return {n: torch.randint(-16, 16, shape, generator=generator) / 8 for n, shape in SHAPES.items()}
+
+def groups(named):
+    named = dict(named)
+    return [{"params": [named[n] for n in ADAPTED], "names": list(ADAPTED), "weight_decay": 0.01},
+            {"params": [p for n, p in named.items() if n not in ADAPTED], "adapt": False}]
+
+OPTIMIZERS = {
+    "lars": lambda g: Lars(g, 0.5, trust_coefficient=0.02),
+    "nus": lambda g: Lars(g, 0.5, trust_coefficient=0.02, variant="nus"),
+    "lamb": lambda g: Lamb(g, 0.01),
+    "clipped lamb": lambda g: Lamb(g, 0.01, max_grad_norm=0.5, variant="apex"),
+}
+
+def alone(make, dtype=torch.float32):
+    model = Bag().to(dtype)
+    optimizer = make(groups(model.named_parameters()))
+    for step in range(STEPS):
+        for name, parameter in model.named_parameters():
+            parameter.grad = directions(step)[name].to(dtype)
+        optimizer.step()
+    if dtype is torch.float32:
+        return {n: p.detach().clone() for n, p in model.named_parameters()}
+    for parameter in model.parameters():
+        assert torch.equal(optimizer.state[parameter]["master_weight"].to(dtype), parameter)
+    return {n: optimizer.state[p]["master_weight"].clone() for n, p in model.named_parameters()}
+"""
+DTENSORS = (
+    COMMON
+    + """
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+out = Path(sys.argv[1])
+with distributed.group(torch.device("cpu")):
+    line = init_device_mesh("cpu", (4,))
+    square = init_device_mesh("cpu", (2, 2))
+    layouts = {
+        "rows": lambda n: (line, [Shard(0)]),
+        "columns": lambda n: (line, [Shard(len(SHAPES[n]) - 1)]),
+        "hybrid": lambda n: (square, [Replicate(), Shard(0)]),
+        "both": lambda n: (square, [Shard(0), Shard(len(SHAPES[n]) - 1)]),
+        "mixed": lambda n: None if n in ("fc", "bias") else (line, [Shard(0)]),
+        "several": lambda n: {"conv": (line, [Shard(0)]), "fc": (square, [Replicate(), Shard(0)])}.get(n),
+    }
+    end = {}
+    for name, make in OPTIMIZERS.items():
+        end[f"alone {name}"] = alone(make)
+        for layout, place in layouts.items():
+            model = Bag()
+            def cut(n, tensor):
+                where = place(n)
+                return tensor if where is None else distribute_tensor(tensor, *where)
+            parameters = {n: nn.Parameter(cut(n, p.detach())) for n, p in model.named_parameters()}
+            optimizer = make(groups(parameters.items()))
+            for step in range(STEPS):
+                for n, parameter in parameters.items():
+                    parameter.grad = cut(n, directions(step)[n])
+                optimizer.step()
+            whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in parameters.items()}
+            end[f"{layout} {name}"] = {n: p.detach().clone() for n, p in whole.items()}
+    if distributed.is_first():
+        torch.save(end, out / "dtensors.pt")
+"""
+)
+ZERO = (
+    COMMON
+    + """
+import deepspeed
+from largebatch.engines import states
+from largebatch.engines.deepspeed import quiet, show_layers
+from largebatch.errors import UserError
+
+out = Path(sys.argv[1])
+with distributed.group(torch.device("cpu")):
+    deepspeed.init_distributed(dist_backend="gloo")
+    end = {}
+    def start(optimizer, model, **settings):
+        config = {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True,
+                  "gradient_clipping": 0.0, **settings}  # DeepSpeed clips at 1.0 where nothing is said
+        with quiet():
+            return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+    for name, make in OPTIMIZERS.items():
+        if name == "clipped lamb":
+            continue
+        end[f"alone {name}"] = alone(make, torch.bfloat16)
+        for stage in (1, 2):
+            for accumulated in ("bf16", "fp32"):
+                model = Bag()
+                optimizer = make(groups(model.named_parameters()))
+                engine = start(optimizer, model, zero_optimization={"stage": stage}, bf16={"enabled": True},
+                               data_types={"grad_accum_dtype": accumulated})
+                partitions = show_layers(engine)
+                for step in range(STEPS):
+                    engine.backward(engine(directions(step)))
+                    engine.step()
+                layout = states.Layout({}, partitions)
+                found = {}
+                for group in optimizer.param_groups:
+                    [flat] = group["params"]
+                    found |= dict(states.whole_values(flat, flat.detach(), layout))
+                end[f"zero {stage} {accumulated} {name}"] = found
+    told = {}
+    for key, make in {
+        "not shown": lambda g: Lars(g, 0.1),
+        "clipped": lambda g: Lamb(g, 0.1, max_grad_norm=1.0),
+    }.items():
+        model = Bag()
+        engine = start(make(groups(model.named_parameters())), model, zero_optimization={"stage": 1})
+        try:
+            if key == "clipped":
+                show_layers(engine)
+            engine.backward(engine(directions(0)))
+            engine.step()
+        except UserError as error:
+            told[key] = str(error)
+    if distributed.is_first():
+        torch.save({"ends": end, "told": told}, out / "zero.pt")
+"""
+)
+NAMES = ["lars", "nus", "lamb", "clipped lamb"]
+
+
+def run(folder: Any, world: int, code: str, result: str) -> Any:
+    (folder / "work.py").write_text(code)
+    ended = torchrun(world, folder / "work.py", folder)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return torch.load(folder / result, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def dtensors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
+    return run(tmp_path_factory.mktemp("dtensors"), 4, DTENSORS, "dtensors.pt")
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed")
+    return run(tmp_path_factory.mktemp("zero"), 2, ZERO, "zero.pt")
+
+
+def assert_same(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> None:
+    assert these.keys() == those.keys()
+    for name in those:
+        assert these[name].dtype == torch.float32
+        assert float((these[name] - those[name]).norm() / those[name].norm()) < 1e-6, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("layout", ["rows", "columns", "hybrid", "both", "mixed", "several"])
+def test_dtensors_on_any_mesh_and_mixed_with_plain_tensors(dtensors, layout, name):
+    """Shards of unequal size, of none, along any axis; replicas counted once; two meshes in one optimizer."""
+    assert_same(dtensors[f"{layout} {name}"], dtensors[f"alone {name}"])
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("accumulated", ["bf16", "fp32"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_with_bf16_weights_keeps_the_masters_of_one_process(zero, stage, accumulated, name):
+    assert_same(zero["ends"][f"zero {stage} {accumulated} {name}"], zero["ends"][f"alone {name}"])
+
+
+def test_flat_partitions_without_their_table_are_refused_before_a_step(zero):
+    assert "an engine has put flat partitions in their place" in zero["told"]["not shown"]
+
+
+def test_a_clip_that_would_see_one_group_at_a_time_is_refused(zero):
+    assert "max_grad_norm = 1.0 of Lamb would see one parameter group at a time" in zero["told"]["clipped"]
