@@ -79,6 +79,10 @@ class DeepSpeed(Engine):
         self.partitions = show_layers(self.engine)
         return self.engine
 
+    def compiled(self) -> Any:
+        self.engine.compile()
+        return self.engine
+
     def forward(self, images: Tensor, last: bool = True) -> Tensor:
         return super().forward(images.to(self.weights), last)
 

@@ -69,11 +69,14 @@ class Engine(abc.ABC):
         self.max_grad_norm = max_grad_norm
         self.parallel: Any = self.wrap(plan)
         if self.compile:
-            self.parallel = torch.compile(self.parallel)
+            self.parallel = self.compiled()
 
     @abc.abstractmethod
     def wrap(self, plan: BatchPlan) -> nn.Module:
         """What the forward pass of training calls."""
+
+    def compiled(self) -> Any:
+        return torch.compile(self.parallel)
 
     def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around a forward pass: whether its gradients are summed over ranks."""
