@@ -5,9 +5,9 @@
     zero 2   gradients as well; each micro-batch communicates
 
 From stage 1 on an optimizer does not see layers but, for each parameter group, one flat float32 partition: this rank's
-range of all the group's layers laid end to end. :func:`show_layers` tells LARS and LAMB where the layers lie in it, from
-DeepSpeed's own table (``_hp_mapping``), so that their norms are those of whole layers. It is of use without the rest of
-this project, too: call it after ``deepspeed.initialize``.
+range of all the group's layers laid end to end. :func:`show_layers` tells LARS and LAMB where the layers lie in it,
+from DeepSpeed's own table (``_hp_mapping``), so that their norms are those of whole layers. It is of use without the
+rest of this project, too: call it after ``deepspeed.initialize``.
 
 The JSON comes from the BatchPlan, so the two cannot disagree. Accumulation is counted here and shown to DeepSpeed as a
 boundary; the loss is divided by the global batch in the loop and nowhere else; clipping is DeepSpeed's alone, and off

@@ -6,7 +6,7 @@ With g the gradient, β the weight decay, γ the learning rate, μ the momentum,
     variant     buffer                        update           denominator of λ     whose
     you2017     v ← μ·v + γ·λ·(g + β·w)       w ← w − v        ‖g‖ + β·‖w‖ + ε      paper, MLPerf reference, mmpretrain
     timm        v ← μ·v + λ·(g + β·w)         w ← w − γ·v      ‖g‖ + β·‖w‖ + ε      timm, apex LARC
-    nus         v ← μ·v + clip(g + β·w)       w ← w − γ·λ·v    ‖g‖ + β·‖w‖ + ε      NUS LARS-ImageNet-PyTorch, ColossalAI
+    nus         v ← μ·v + clip(g + β·w)       w ← w − γ·λ·v    ‖g‖ + β·‖w‖ + ε      NUS LARS-ImageNet, ColossalAI
     vissl       v ← μ·v + λ·(g + β·w)         w ← w − γ·v      ‖g + β·w‖ + ε        VISSL, Barlow Twins
     optax       v ← μ·v + γ·λ·(g + β·w)       w ← w − v        ‖g + β·w‖ + ε        optax
 
@@ -17,6 +17,7 @@ v). Where the lr is inside the buffer, ``momentum_correction`` (Goyal et al. 201
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu
 from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
 from largebatch.optim.shards import Shards
+from largebatch.optim.tables import Row
 from largebatch.optim.trust_ratio import trust_ratio
 
 
@@ -41,9 +43,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "you2017": Variant(lr_inside=True, ratio_inside=True, sum_of_norms=True),
     "timm": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=True),
-    "nus": Variant(
-        lr_inside=False, ratio_inside=False, sum_of_norms=True, largest_ratio=50.0, largest_element=10.0
-    ),
+    "nus": Variant(lr_inside=False, ratio_inside=False, sum_of_norms=True, largest_ratio=50.0, largest_element=10.0),
     "vissl": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=False),
     "optax": Variant(lr_inside=True, ratio_inside=True, sum_of_norms=False),
 }
@@ -97,6 +97,24 @@ class Lars(LayerwiseOptimizer):
             return super().bounded(weight_norms, proposal_norms, group)
         below = denominators(weight_norms, proposal_norms, group)
         return group["trust_coefficient"] * weight_norms > largest * below
+
+    def kernel_row(self, settings: dict[str, Any]) -> Row:
+        variant, decay = VARIANTS[settings["variant"]], settings["weight_decay"]
+        return Row(
+            lr=settings["lr"],
+            decay=decay,
+            trust_coefficient=settings["trust_coefficient"],
+            ratio_eps=settings["eps"],
+            ratio_decay=decay if variant.sum_of_norms else 0.0,
+            largest_ratio=largest_ratio(settings) or math.inf,
+            buffer_scale=settings["buffer_scale"],
+            proposal_decay=0.0 if variant.sum_of_norms else decay,
+            largest_element=variant.largest_element or math.inf,
+            lr_inside=float(variant.lr_inside),
+            ratio_inside=float(variant.ratio_inside),
+            share_of_update=float(settings["nesterov"]),
+            share_of_buffer=settings["momentum"] if settings["nesterov"] else 1.0,
+        )
 
     def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
         if VARIANTS[group["variant"]].sum_of_norms:

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu, kernels
-from largebatch.optim.shards import Partition, Shards, add_up, index_of, shards_of, squares
+from largebatch.optim.shards import HALF, Partition, Shards, add_up, index_of, shards_of, squares
 from largebatch.optim.tables import Row
 
 FORMS = ("auto", "plain", "foreach", "fused")
@@ -65,9 +65,10 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         self.form = form
         self.max_grad_norm = max_grad_norm
         self.partitions: dict[int, Partition] = {}
-        # By first layer: (settings, layers, sums of squares) of the last step. ZeRO steps one group after another.
+        # By first layer: (settings, layers, sums of squares) of the last step.
         self.measured: dict[str, tuple[dict[str, Any], list[str], Tensor]] = {}
-        self._triton: kernels.Step | None = None
+        # By the parameter groups it was made for: ZeRO steps one group after another.
+        self._triton: dict[tuple[int, ...], kernels.Step] = {}
         self._scratch: cpu.Scratch | None = None
         super().__init__(params, {"adapt": True, "momentum": 0.0, "momentum_correction": False, **defaults})
 
@@ -122,15 +123,46 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
     def use_partition(self, parameter: Tensor, partition: Partition) -> None:
         """``parameter`` is a flat tensor that holds pieces of layers; ZeRO's engines say so before the first step."""
         self.partitions[id(parameter)] = partition
-        self._triton = None
+        self._triton.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses, before anything is changed, a state of another model or optimizer (UserError)."""
+        parameters = self._checked(state_dict)
         super().load_state_dict(state_dict)
-        self._triton = None
+        for number, saved in state_dict["state"].items():
+            parameter = parameters[number]
+            if parameter.dtype in HALF:  # torch rounds every state to the parameter's type
+                tensors = {key: value for key, value in saved.items() if isinstance(value, Tensor) and value.dim()}
+                self.state[parameter] |= {key: value.clone().to(parameter.device) for key, value in tensors.items()}
+        self._triton.clear()
+
+    def _checked(self, state_dict: dict[str, Any]) -> dict[int, Tensor]:
+        """The parameter of each number in a state that fits."""
+        groups = state_dict["param_groups"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
+            raise UserError(
+                f"the state belongs to another model: its parameter groups hold {[len(g['params']) for g in groups]} "
+                f"tensors, this optimizer's {[len(g['params']) for g in self.param_groups]}"
+            )
+        numbers = [number for group in groups for number in group["params"]]
+        parameters = dict(zip(numbers, (p for group in self.param_groups for p in group["params"]), strict=True))
+        for number, saved in state_dict["state"].items():
+            if missing := [name for name in self.BUFFERS if name not in saved]:
+                raise UserError(
+                    f"the state belongs to another optimizer: parameter {number} has {', '.join(map(str, saved))}, "
+                    f"{type(self).__name__} needs {', '.join(missing)}"
+                )
+            shape, wanted = tuple(saved[self.BUFFERS[0]].shape), tuple(parameters[number].shape)
+            if shape != wanted:
+                raise UserError(
+                    f"the state belongs to another model: parameter {number} has {self.BUFFERS[0]} of shape {shape}, "
+                    f"here it is {wanted}"
+                )
+        return parameters
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        self._triton = None
+        self._triton.clear()
         group = self.param_groups[-1]
         number = len(self.param_groups) - 1
         if not group["params"]:
@@ -152,10 +184,12 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._triton is not None and self._triton.fits():
-            self._remember(self._triton.step())
+        which = tuple(map(id, self.param_groups))
+        made = self._triton.get(which)
+        if made is not None and self.form in ("auto", "fused") and made.fits():
+            self._remember(made.step())
             return loss
-        self._triton = None
+        self._triton.pop(which, None)
         work = [
             (self._shards(number, group, parameters), group)
             for number, group in enumerate(self.param_groups)
@@ -165,8 +199,9 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             return loss
         form = self._form(work)
         if form == "triton":
-            self._triton = self._kernels(work)
-            self._remember(self._triton.step())
+            apart = {those: made for those, made in self._triton.items() if not set(those) & set(which)}
+            self._triton = {**apart, which: kernels.Step(self, work)}  # it takes the counters of its groups over
+            self._remember(self._triton[which].step())
             return loss
         coefficient = self.clip_coefficient([shards for shards, _ in work])
         prepared = []
@@ -196,15 +231,18 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             "foreach": (self.propose_all, self.advance_all),
             "fused": (self.propose_fused, self.advance_fused),
         }[form]
-        proposals = [propose(shards, group) for shards, group in work]
+        proposals = [propose(shards, group) if len(shards) else [] for shards, group in work]
         adapted = [i for i, (_, group) in enumerate(work) if self.adapts(group)]
         sums = add_up([work[i][0].sums(proposals[i]) for i in adapted], [work[i][0].groups for i in adapted])
         ratios: dict[int, Tensor] = {}
         for i, matrix in zip(adapted, sums, strict=True):
             shards, group = work[i]
             self._remember([(group, shards.names, matrix)])
-            ratios[i] = self.ratios(*matrix.sqrt().unbind(1), group)
+            weight_norms, proposal_norms = matrix.sqrt().unbind(1)
+            ratios[i] = self.ratios(weight_norms, proposal_norms, group)
         for i, (shards, group) in enumerate(work):
+            if not len(shards):
+                continue  # this rank holds nothing of these layers, and was needed for their sums alone
             of_parts = None
             if i in ratios:
                 of_layers = ratios[i].unbind()
@@ -255,10 +293,6 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             return "fused" if device.type == "cpu" else "foreach"
         return self.form
 
-    def _kernels(self, work: list[Work]) -> kernels.Step:
-        assert self.KERNELS is not None
-        return kernels.Step(self, work)
-
     def clip_coefficient(self, everything: list[Shards]) -> Tensor | None:
         """min(1, max_grad_norm / global gradient norm), on the device; None where nothing is to be clipped."""
         if self.max_grad_norm is None:
@@ -269,7 +303,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"form": self.form, "max_grad_norm": self.max_grad_norm}
-        left = {"partitions": {}, "measured": {}, "_triton": None, "_scratch": None}
+        left = {"partitions": {}, "measured": {}, "_triton": {}, "_scratch": None}
         return {**super().__getstate__(), **kept, **left}  # type: ignore[misc]
 
 
@@ -293,7 +327,7 @@ def gradient_squares(shards: Shards) -> Tensor:
     whole = torch.zeros(len(shards.names), 1, dtype=torch.float64, device=shards.device)
     if not len(shards):
         return whole
-    return whole.index_copy_(0, index_of(tuple(shards.rows), shards.device), squares(shards.grads).unsqueeze(1))
+    return whole.index_add_(0, index_of(tuple(shards.rows), shards.device), squares(shards.grads).unsqueeze(1))
 
 
 def momentum_correction(group: dict[str, Any]) -> float:

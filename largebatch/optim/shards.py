@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from largebatch.errors import UserError
 
+CPU = torch.device("cpu")
 HALF = (torch.bfloat16, torch.float16)
 Groups = tuple[Any, ...]  # process groups over which the parts of a layer add up
 
@@ -57,8 +58,8 @@ class Shards:
 
     ``weights`` are what the algebra works on: the parameters, or their float32 masters where they are bfloat16 or
     float16; ``rounded`` holds those parameters (else None). ``buffers`` are the optimizer's states by name, ``steps``
-    the counters. ``rows[i]`` is the layer that part i belongs to, among ``names``, the layers of the group in the
-    whole world, which ``groups`` says where to add up.
+    the counters. Part i is of ``parameters[i]`` and belongs to the layer ``rows[i]`` among ``names``, the layers of
+    the group in the whole world, which ``groups`` says where to add up.
     """
 
     weights: list[Tensor] = dataclasses.field(default_factory=list)
@@ -69,7 +70,8 @@ class Shards:
     rows: list[int] = dataclasses.field(default_factory=list)
     names: list[str] = dataclasses.field(default_factory=list)
     groups: list[Groups] = dataclasses.field(default_factory=list)
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
+    parameters: list[Tensor] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -98,6 +100,7 @@ class Shards:
                         [self.names[row] for row in self.rows[cut]],
                         [()] * (last - first),
                         self.device,
+                        self.parameters[cut],
                     )
                 )
                 first, size = last, 0
@@ -111,7 +114,7 @@ class Shards:
         if self.rows == list(range(len(self.names))):
             return here
         whole = torch.zeros(len(self.names), 2, dtype=torch.float64, device=self.device)
-        return whole.index_copy_(0, index_of(tuple(self.rows), self.device), here)
+        return whole.index_add_(0, index_of(tuple(self.rows), self.device), here)
 
 
 def shards_of(
@@ -154,6 +157,7 @@ def shards_of(
             if counted:
                 found.steps.append(states["step"])
             found.rows.append(first + layer)
+            found.parameters.append(parameter)
     return found
 
 

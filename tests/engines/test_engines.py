@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ import torch
 from programs import torchrun
 
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
-needs_deepspeed = pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is not installed")
 
-# A network with convolutions, norms (of layers: batch norm sees other examples in another world), biases, a tensor whose
-# first axis no world divides, and one smaller than the world.
+# A network with convolutions, norms (of layers: batch norm sees other examples in another world), biases, a tensor
+# whose first axis no world divides, and one smaller than the world.
 WORK = """
 import itertools, json, os, sys
 from pathlib import Path
@@ -36,8 +34,8 @@ OPTIMIZERS = {
 def network():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, bias=False), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 7, 3), nn.GroupNorm(1, 7), nn.Tanh(),
-        nn.Flatten(), nn.Linear(7 * 16, 5), nn.LayerNorm(5), nn.Linear(5, 3),
+        nn.Conv2d(3, 6, 3, bias=False), nn.GroupNorm(3, 6), nn.ReLU(), nn.Conv2d(6, 7, 3), nn.GroupNorm(1, 7),
+        nn.Tanh(), nn.Flatten(), nn.Linear(7 * 16, 5), nn.LayerNorm(5), nn.Linear(5, 3),
     )
     return model
 
@@ -59,8 +57,8 @@ with distributed.group(device, alone=True):
         optimizer = OPTIMIZERS[name](optim.parameter_groups(model, 0.01, table))
         base = optimizer.param_groups[0]["lr"]
         micro = GLOBAL // world // accumulation
-        plan = batch.resolve(dataset_size=1000, global_batch_size=GLOBAL, micro_batch_size=micro, largest_micro_batch=64,
-                             world_size=world, epochs=None, steps=STEPS, seed=0)
+        plan = batch.resolve(dataset_size=1000, global_batch_size=GLOBAL, micro_batch_size=micro,
+                             largest_micro_batch=64, world_size=world, epochs=None, steps=STEPS, seed=0)
         engine.prepare(model, optimizer, plan, 0.9)
         reduced = []
         original = shards.dist.all_reduce
@@ -104,7 +102,7 @@ with distributed.group(device, alone=True):
 """
 ONE = [["ddp", {}, "fp64", 1], ["ddp", {}, "fp32", 2]]
 TWO = [["ddp", {}, "fp64", 2], ["ddp", {}, "fp32", 1], ["fsdp", {}, "fp64", 2], ["fsdp", {}, "fp32", 1]]
-ZERO = [["deepspeed", {"zero": stage}, "fp32", accumulation] for stage, accumulation in ((0, 2), (1, 2), (2, 2), (1, 1))]
+ZERO = [["deepspeed", {"zero": stage}, "fp32", parts] for stage, parts in ((0, 2), (1, 2), (2, 2), (1, 1))]
 FOUR = [["fsdp", {}, "fp64", 1], ["fsdp", {}, "fp32", 1]]
 OPTIMIZERS = ["lars", "vissl", "lamb", "sgd", "adamw"]
 CASES = [

@@ -270,14 +270,20 @@ def test_parameters_without_gradient_or_without_elements_are_left_alone(name, fo
     [
         (lambda p: Lars([p], -0.1), "lr = -0.1 in parameter group 0; it must be at least 0"),
         (lambda p: Lars([p], 0.1, momentum=1.0), "momentum = 1.0 in parameter group 0; it must be below 1"),
-        (lambda p: Lars([p], 0.1, trust_coefficient=-1), "trust_coefficient = -1 in parameter group 0; it must be above 0"),
+        (
+            lambda p: Lars([p], 0.1, trust_coefficient=-1),
+            "trust_coefficient = -1 in parameter group 0; it must be above 0",
+        ),
         (lambda p: Lars([p], 0.1, variant="you217"), "'you217' is not known; did you mean you2017"),
         (
             lambda p: Lars([p], 0.1, variant="timm", momentum_correction=True),
             "needs the lr inside the buffer",
         ),
         (lambda p: Lamb([p], 0.1, beta2=1.0), "beta2 = 1.0 in parameter group 0; it must be below 1"),
-        (lambda p: HeavyBall([p], 0.1, weight_decay=-1), "weight_decay = -1 in parameter group 0; it must be at least 0"),
+        (
+            lambda p: HeavyBall([p], 0.1, weight_decay=-1),
+            "weight_decay = -1 in parameter group 0; it must be at least 0",
+        ),
     ],
 )
 def test_bad_settings_are_one_sentence(make, sentence):
