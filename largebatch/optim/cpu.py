@@ -10,24 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from largebatch.optim.shards import Shards, flat_memory
-
-SUPPORTED = (torch.float32, torch.float64)
+from largebatch.optim.shards import Shards, is_dense
 
 
 def fits(shards: Shards) -> bool:
     """Whether weights, gradients and states are dense, of one supported type and laid out alike."""
-    for i, weight in enumerate(shards.weights):
-        others = (shards.grads[i], *(tensors[i] for tensors in shards.buffers.values()))
-        if weight.dtype not in SUPPORTED or not is_dense(weight):
-            return False
-        if any(other.dtype != weight.dtype or other.stride() != weight.stride() for other in others):
-            return False
-    return True
-
-
-def is_dense(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() or flat_memory(tensor).data_ptr() == tensor.data_ptr()
+    return shards.laid_out_alike and all(
+        grad.dtype == weight.dtype and grad.stride() == weight.stride()
+        for grad, weight in zip(shards.grads, shards.weights, strict=True)
+    )
 
 
 def sgd(
@@ -54,7 +45,7 @@ class Scratch:
     def copy_of(self, tensor: Tensor) -> Tensor:
         """In the scratch while there is room since :meth:`reset`, else in memory of its own."""
         end = self.used + tensor.numel()
-        if tensor.dtype != self.memory.dtype or end > self.memory.numel():
+        if tensor.dtype != self.memory.dtype or end > self.memory.numel() or not is_dense(tensor):
             return tensor.clone(memory_format=torch.preserve_format)
         copy = self.memory[self.used : end].as_strided(tensor.shape, tensor.stride())
         self.used = end

@@ -142,11 +142,13 @@ class Lamb(LayerwiseOptimizer):
 
     def propose_fused(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
         """m, v and u in one pass: torch's AdamW with lr −1 and a decay of λ − 1 turns a copy of w into r + λ·w."""
-        if not group["bias_correction"] or not cpu.fits(shards):
-            return self.propose_all(shards, group)
         if self._scratch is None:
             elements = max(parameter.numel() for g in self.param_groups for parameter in g["params"])
-            self._scratch = cpu.Scratch(elements, shards.weights[0].dtype if shards.weights else torch.float32)
+            self._scratch = cpu.Scratch(2 * elements, shards.weights[0].dtype)
+        if group["clip"] is not None:
+            shards.grads = [self._scratch.copy_of(grad).mul_(group["clip"]) for grad in shards.grads]
+        if not group["bias_correction"] or not cpu.fits(shards):
+            return self.propose_all(shards, group)
         return cpu.adamw_direction(
             shards, self._scratch, group["beta1"], group["beta2"], group["eps"], group["weight_decay"]
         )
@@ -154,8 +156,11 @@ class Lamb(LayerwiseOptimizer):
     def advance_fused(
         self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
     ) -> None:
-        for i, (weight, update) in enumerate(zip(shards.weights, proposals, strict=True)):
-            weight.add_(update, alpha=-group["lr"] * (float(ratios[i]) if ratios is not None else 1.0))
+        if ratios is None:
+            torch._foreach_add_(shards.weights, proposals, alpha=-group["lr"])
+            return
+        for weight, update, ratio in zip(shards.weights, proposals, torch.stack(ratios).tolist(), strict=True):
+            weight.add_(update, alpha=-group["lr"] * ratio)
 
 
 def bias_corrections(step: int, group: dict[str, Any]) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from largebatch.optim.tables import Row
 FORMS = ("auto", "plain", "foreach", "fused")
 AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum", "beta1", "beta2")
 BELOW_ONE = ("momentum", "beta1", "beta2")
-CACHED_ELEMENTS = 1 << 19  # layers that the fused form on the CPU takes together
+CACHED_ELEMENTS = 1 << 20  # layers that the fused form on the CPU takes together
 ABOVE_ZERO = ("trust_coefficient", "max_trust_ratio", "max_weight_norm")
 
 
@@ -69,6 +69,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         self.measured: dict[str, tuple[dict[str, Any], list[str], Tensor]] = {}
         # By the parameter groups it was made for: ZeRO steps one group after another.
         self._triton: dict[tuple[int, ...], kernels.Step] = {}
+        self._kept: dict[int, Shards] = {}  # by group: what is here of its layers, while that does not change
         self._scratch: cpu.Scratch | None = None
         super().__init__(params, {"adapt": True, "momentum": 0.0, "momentum_correction": False, **defaults})
 
@@ -91,7 +92,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         """``advance`` on lists; ``ratios`` None means 1 everywhere."""
 
     def propose_fused(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
-        """``propose`` on the CPU, in few passes over memory."""
+        """``propose`` on the CPU, in few passes over memory; the gradients are still to be multiplied by ``clip``."""
         return self.propose_all(shards, group)
 
     def advance_fused(
@@ -209,9 +210,9 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             for counter in {id(step): step for step in shards.steps}.values():
                 counter.add_(1)
             shards.grads = [g.to(w.dtype) for g, w in zip(shards.grads, shards.weights, strict=True)]
-            if coefficient is not None:
+            if coefficient is not None and form != "fused":
                 shards.grads = [g * coefficient for g in shards.grads]
-            prepared.append((shards, self.settled(group)))
+            prepared.append((shards, {**self.settled(group), "clip": coefficient}))
         for now in self._rounds(prepared) if form == "fused" else [prepared]:
             self._advance_together(now, form)
         return loss
@@ -276,7 +277,14 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             )
         if any(p.grad is not None and p.grad.is_sparse for p in parameters):
             raise UserError(f"{type(self).__name__} takes dense gradients; this model has sparse ones")
-        return shards_of(group, parameters, self.state, self.BUFFERS, self.COUNTED, self.partitions)
+        kept = self._kept.get(id(group))
+        if kept is not None and kept.still_of(parameters, self.state):
+            kept.grads = [p.grad for p in kept.parameters if p.grad is not None]
+            return kept
+        found = shards_of(group, parameters, self.state, self.BUFFERS, self.COUNTED, self.partitions)
+        if found.whole_tensors:
+            self._kept[id(group)] = found
+        return found
 
     def _form(self, work: list[Work]) -> str:
         devices = {tensor.device for shards, _ in work for tensor in (*shards.weights, *shards.grads)}
@@ -303,7 +311,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"form": self.form, "max_grad_norm": self.max_grad_norm}
-        left = {"partitions": {}, "measured": {}, "_triton": {}, "_scratch": None}
+        left = {"partitions": {}, "measured": {}, "_triton": {}, "_kept": {}, "_scratch": None}
         return {**super().__getstate__(), **kept, **left}  # type: ignore[misc]
 
 

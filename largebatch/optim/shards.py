@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,6 +73,8 @@ class Shards:
     groups: list[Groups] = dataclasses.field(default_factory=list)
     device: torch.device = CPU
     parameters: list[Tensor] = dataclasses.field(default_factory=list)
+    given: list[Tensor] = dataclasses.field(default_factory=list)  # the parameters, those without elements included
+    _pieces: list[tuple[slice, Shards]] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -81,30 +84,58 @@ class Shards:
         """Every layer of the group is here as a whole."""
         return not any(self.groups)
 
+    def still_of(self, parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -> bool:
+        """Whether new gradients are all that is new: the same whole tensors, with the same states."""
+        if len(parameters) != len(self.given) or not all(map(operator.is_, parameters, self.given)):
+            return False
+        return all(
+            state[parameter].get(name) is tensor
+            for name, tensors in self.buffers.items()
+            for parameter, tensor in zip(self.parameters, tensors, strict=True)
+        )
+
+    @property
+    def whole_tensors(self) -> bool:
+        """Whether the parts are the parameters or their masters themselves, not views of them."""
+        return not any(self.groups) and not any(isinstance(parameter, DTensor) for parameter in self.given)
+
+    @functools.cached_property
+    def laid_out_alike(self) -> bool:
+        """Whether weights and states are dense, of float32 or float64, and lie in memory alike, part by part."""
+        for i, weight in enumerate(self.weights):
+            if weight.dtype not in (torch.float32, torch.float64) or not is_dense(weight):
+                return False
+            states = [tensors[i] for tensors in self.buffers.values()]
+            if any(tensor.dtype != weight.dtype or tensor.stride() != weight.stride() for tensor in states):
+                return False
+        return True
+
     def pieces(self, elements: int) -> list[Shards]:
         """The same parts in several :class:`Shards`, each of one part or of at most so many elements; if alone."""
-        made: list[Shards] = []
-        first = size = 0
-        for last in range(1, len(self) + 1):
-            size += self.weights[last - 1].numel()
-            if last == len(self) or size + self.weights[last].numel() > elements:
-                cut = slice(first, last)
-                made.append(
-                    Shards(
-                        self.weights[cut],
-                        self.grads[cut],
-                        self.rounded[cut],
-                        {name: tensors[cut] for name, tensors in self.buffers.items()},
-                        self.steps[cut],
-                        list(range(last - first)),
-                        [self.names[row] for row in self.rows[cut]],
-                        [()] * (last - first),
-                        self.device,
-                        self.parameters[cut],
-                    )
-                )
-                first, size = last, 0
-        return made
+        if not self._pieces:
+            first = size = 0
+            for last in range(1, len(self) + 1):
+                size += self.weights[last - 1].numel()
+                if last == len(self) or size + self.weights[last].numel() > elements:
+                    self._pieces.append((slice(first, last), self._piece(slice(first, last))))
+                    first, size = last, 0
+        for cut, piece in self._pieces:
+            piece.grads = self.grads[cut]
+        return [piece for _, piece in self._pieces]
+
+    def _piece(self, cut: slice) -> Shards:
+        return Shards(
+            self.weights[cut],
+            self.grads[cut],
+            self.rounded[cut],
+            {name: tensors[cut] for name, tensors in self.buffers.items()},
+            self.steps[cut],
+            list(range(cut.stop - cut.start)),
+            [self.names[row] for row in self.rows[cut]],
+            [()] * (cut.stop - cut.start),
+            self.device,
+            self.parameters[cut],
+        )
 
     def sums(self, measured: Sequence[Tensor]) -> Tensor:
         """(layers, 2), float64: this rank's sums of squares of the weights and of what is ``measured`` beside them."""
@@ -126,34 +157,33 @@ def shards_of(
     partitions: dict[int, Partition],
 ) -> Shards:
     """The parts of ``parameters`` (those of ``group`` that have a gradient); states are created on first sight."""
-    found = Shards(buffers={name: [] for name in buffers}, device=parameters[0].device)
+    found = Shards(buffers={name: [] for name in buffers}, device=parameters[0].device, given=parameters)
     known = dict(zip(map(id, group["params"]), group.get("names", []), strict=False))
     for number, parameter in enumerate(parameters):
-        grad = parameter.grad
-        assert grad is not None
+        assert parameter.grad is not None
         states = state_of(parameter, state[parameter], buffers, counted)
         weight = states.get("master_weight", parameter)
+        rounded = [parameter] if weight is not parameter else []
+        tensors = [weight, parameter.grad, *(states[name] for name in buffers), *rounded]
         partition = partitions.get(id(parameter))
         first = len(found.names)
         if partition is None:
-            check_layout(parameter, grad)
+            check_layout(parameter, parameter.grad)
             found.names.append(known.get(id(parameter), f"parameter {number}"))
             found.groups.append(sharding_groups(parameter))
-            pieces = [(0, lambda tensor: local(tensor))]
+            parts = [(0, [local(tensor) for tensor in tensors])]
         else:
             found.names.extend(name for name, _ in partition.layers)
             found.groups.extend([(partition.group,)] * len(partition.layers))
-            pieces = [
-                (s.layer, lambda tensor, s=s: tensor.detach().narrow(0, s.offset, s.length)) for s in partition.segments
-            ]
-        for layer, cut in pieces:
-            if cut(weight).numel() == 0:
+            parts = [(s.layer, [t.narrow(0, s.offset, s.length) for t in tensors]) for s in partition.segments]
+        for layer, part in parts:
+            if part[0].numel() == 0:
                 continue
-            found.weights.append(cut(weight))
-            found.grads.append(cut(grad))
-            found.rounded.append(cut(parameter) if weight is not parameter else None)
-            for name in buffers:
-                found.buffers[name].append(cut(states[name]))
+            found.weights.append(part[0])
+            found.grads.append(part[1])
+            found.rounded.append(part[-1] if rounded else None)
+            for name, tensor in zip(buffers, part[2:], strict=False):
+                found.buffers[name].append(tensor)
             if counted:
                 found.steps.append(states["step"])
             found.rows.append(first + layer)
@@ -177,7 +207,8 @@ def state_of(parameter: Tensor, state: dict[str, Any], buffers: Sequence[str], c
 
 
 def local(tensor: Tensor) -> Tensor:
-    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
+    """What of it is here; to be used without gradients."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def sharding_groups(parameter: Tensor) -> Groups:
@@ -218,6 +249,10 @@ def dot(tensor: Tensor) -> Tensor:
     if flat.dtype in HALF:
         flat = flat.float()
     return torch.dot(flat, flat).double()
+
+
+def is_dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or flat_memory(tensor).data_ptr() == tensor.data_ptr()
 
 
 def flat_memory(tensor: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from largebatch.errors import UserError
-from largebatch.optim.cpu import is_dense
-from largebatch.optim.shards import Shards, local
+from largebatch.optim.shards import Shards, is_dense, local
 
 CHUNK = 8192  # elements of a program; a multiple of BLOCK
 BLOCK = 1024
