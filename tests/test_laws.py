@@ -144,7 +144,9 @@ def readme_commands() -> list[str]:
     blocks = re.findall(r"```(?:sh|console)?\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
     joined = "\n".join(blocks).replace("\\\n", " ")
     return [
-        line.split("  #")[0].strip() for line in joined.splitlines() if re.match(r"(make|largebatch|torchrun) ", line)
+        line.split("  #")[0].strip()
+        for line in joined.splitlines()
+        if re.match(r"(make|largebatch|torchrun|deepspeed) ", line)
     ]
 
 
@@ -177,14 +179,17 @@ def test_every_command_of_the_readme_runs(working_folder):
         program = {
             "largebatch": [sys.executable, "-m", "largebatch"],
             "torchrun": [sys.executable, "-m", "torch.distributed.run"],
+            "deepspeed": [sys.executable, "-m", "deepspeed.launcher.runner"],
         }[words[0]]
         words = [*program, *(part for word in words[1:] for part in expanded(word, working_folder))]
         if " train " in command:
             words += ["epochs=0.05", "lr.warmup.epochs=0"]
         if " compare " in command:
             words += ["epochs=0.02", "lr.warmup.epochs=0", "--trials", "1"]
-        if " bench " in command:
+        if " bench throughput " in command:
             words += ["--pairs", "1", "--steps", "2"]
+        if " bench optimizer " in command:
+            words += ["--repeats", "3"]
         ended = subprocess.run(
             words, cwd=working_folder, capture_output=True, text=True, timeout=300, env=environment()
         )
