@@ -63,7 +63,7 @@ def test_a_recipe_reads_back_to_itself(path):
         ("batch={}", "batch.global_batch_size is missing"),
         ("epochs=0", "epochs = 0 should be greater than 0"),
         ("seed=-1", "seed = -1 should be greater than or equal to 0"),
-        ("engine.name=horovod", "engine.name = 'horovod' is not known; valid: ddp"),
+        ("engine.name=horovod", "engine.name = horovod is not known; valid: ddp, deepspeed, fsdp"),
         ("record={every_steps: 1, every_steps: 2}", "the key every_steps is given twice"),
         ("lr.base=[1", "the override lr.base=[1, line 1:"),
         ("epochs", "'epochs' is not an override; write key=value"),

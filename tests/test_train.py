@@ -297,7 +297,7 @@ def test_a_checkpoint_of_another_model_is_refused(recipe):
     config.load(first).directory.rename(folder)
     (folder / "result.json").unlink()
     (folder / "run.yaml").write_text((folder / "run.yaml").read_text().replace("width: 16", "width: 8"))
-    with pytest.raises(UserError, match="checkpoint belongs to another model or optimizer"):
+    with pytest.raises(UserError, match="the checkpoint belongs to another model: it has 1.weight of shape"):
         train(config.load(second), quiet=True)
 
 
@@ -341,3 +341,30 @@ def test_a_compiled_model_learns_the_same(recipe):
     assert "_orig_mod" not in "".join(weights(compiled)), "checkpoints keep the model's own names"
     for key, tensor in weights(plain).items():
         torch.testing.assert_close(weights(compiled)[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_every_layer_is_recorded_every_so_many_steps_and_changes_nothing(recipe):
+    """Trust ratio, weight and update norm by layer in TensorBoard; quantiles and shares in metrics.jsonl."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = {"optimizer": {"name": "lars"}, "lr__base": 5.0, "weight_decay": {"value": 1e-3}}
+    plain = finished(recipe("plain", **changes))
+    watched = finished(recipe("watched", record__layers_every_steps=7, record__tensorboard=True, **changes))
+    assert equal(weights(plain), weights(watched))
+    found = lines(watched, "layers")
+    assert [line["step"] for line in found] == [7, 14, 21, 28]
+    for line in found:
+        assert 0 < line["trust_ratio_min"] <= line["trust_ratio_median"] <= line["trust_ratio_max"] < 1
+        assert (line["share_bounded"], line["share_fallback"]) == (0.0, 0.0)
+    board = EventAccumulator(str(watched / "tensorboard")).Reload()
+    scalars = set(board.Tags()["scalars"])
+    assert {"trust_ratio/1.weight", "weight_norm/1.bias", "update_norm/1.weight", "share_fallback/layers"} <= scalars
+    assert "trust_ratio/1.bias" not in scalars
+    assert [event.step for event in board.Scalars("trust_ratio/1.weight")] == [7, 14, 21, 28]
+
+
+def test_a_run_prints_which_tensors_are_decayed_and_adapted(recipe, capsys):
+    train(config.load(recipe(optimizer={"name": "lamb", "skip_adaptation": []}, steps=2, epochs=None)))
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line.split()[:1] in (["weight"], ["bias"])]
+    assert [row[:5] for row in rows] == [["weight", "2", "1,184", "yes", "yes"], ["bias", "2", "26", "no", "yes"]]
