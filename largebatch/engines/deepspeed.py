@@ -3,6 +3,7 @@
     zero 0   nothing is divided: DeepSpeed's own data parallelism
     zero 1   optimizer states are divided among the ranks
     zero 2   gradients as well; each micro-batch communicates
+    zero 3   weights as well: :func:`show_layers` makes the optimizers exact there, too; a run is offered FSDP2 instead
 
 From stage 1 on an optimizer does not see layers but, for each parameter group, one flat float32 partition: this rank's
 range of all the group's layers laid end to end. :func:`show_layers` tells LARS and LAMB where the layers lie in it,
@@ -175,24 +176,43 @@ def configuration(
 
 
 def show_layers(engine: Any) -> dict[int, Partition]:
-    """Tell the optimizer of a ``DeepSpeedEngine`` where the layers lie in its flat partitions.
+    """Tell the optimizer of a ``DeepSpeedEngine`` where the layers lie in its flat partitions, at any ZeRO stage.
 
     The tables by ``id`` of the partition; none at stage 0. Raises UserError where the optimizer could not be exact.
     """
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return {}
-    zero, optimizer = engine.optimizer, engine.basic_optimizer
-    if stage > 2:
-        raise UserError(f"ZeRO stage {stage} is not supported; valid: 0, 1, 2")
-    if isinstance(optimizer, LayerwiseOptimizer) and optimizer.max_grad_norm is not None:
+    optimizer = engine.basic_optimizer
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    tables = whole_weights_cut(engine.optimizer, names) if stage < 3 else cut_weights(engine.optimizer, names)
+    if isinstance(optimizer, LayerwiseOptimizer):
+        check_one_after_another(optimizer, engine.optimizer)
+        for flat, table in tables:
+            optimizer.use_partition(flat, table)
+    return {id(flat): table for flat, table in tables}
+
+
+def check_one_after_another(optimizer: LayerwiseOptimizer, zero: Any) -> None:
+    """ZeRO steps one flat partition after another, so what one step must see at once cannot be had."""
+    if optimizer.max_grad_norm is not None:
         raise UserError(
             f"max_grad_norm = {optimizer.max_grad_norm} of {type(optimizer).__name__} would see one parameter group at "
             "a time under ZeRO; use DeepSpeed's gradient_clipping (max_grad_norm of the run)"
         )
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    found: dict[int, Partition] = {}
+    of_groups = list(getattr(zero, "sub_group_to_group_id", {}).values())
     for number, group in enumerate(optimizer.param_groups):
+        if group["momentum_correction"] and of_groups.count(number) > 1:
+            raise UserError(
+                f"momentum_correction under ZeRO 3 needs each parameter group in one sub-group; group {number} is in "
+                f"{of_groups.count(number)}: raise zero_optimization.sub_group_size"
+            )
+
+
+def whole_weights_cut(zero: Any, names: dict[int, str]) -> list[tuple[Tensor, Partition]]:
+    """Stages 1 and 2: a group's layers laid end to end and cut into equal ranges, one for each rank."""
+    found = []
+    for number, group in enumerate(zero.optimizer.param_groups):
         [flat] = group["params"]
         layers = (zero.bit16_groups if hasattr(zero, "bit16_groups") else zero.bf16_groups)[number]
         segments = []
@@ -201,7 +221,23 @@ def show_layers(engine: Any) -> dict[int, Partition]:
                 here, there = piece.hp_fragment_address, piece.lp_fragment_address
                 segments.append(Segment(index, here.start, here.numel, there.start))
         table = tuple((names[id(layer)], tuple(layer.shape)) for layer in layers)
-        found[id(flat)] = Partition(table, tuple(segments), zero.dp_process_group)
-        if isinstance(optimizer, LayerwiseOptimizer):
-            optimizer.use_partition(flat, found[id(flat)])
+        found.append((flat, Partition(table, tuple(segments), zero.dp_process_group)))
+    return found
+
+
+def cut_weights(zero: Any, names: dict[int, str]) -> list[tuple[Tensor, Partition]]:
+    """Stage 3: every layer cut into equal ranges, the last padded; this rank's of a sub-group's layers end to end."""
+    found = []
+    rank = torch.distributed.get_rank(zero.dp_process_group)
+    for flat, layers in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
+        segments = []
+        offset = 0
+        for index, layer in enumerate(layers):
+            size = layer.partition_numel()
+            start = rank * size
+            if (length := min(size, layer.ds_numel - start)) > 0:
+                segments.append(Segment(index, offset, length, start))
+            offset += size
+        table = tuple((names[id(layer)], tuple(layer.ds_shape)) for layer in layers)
+        found.append((flat, Partition(table, tuple(segments), zero.dp_process_group)))
     return found

@@ -67,7 +67,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         self.partitions: dict[int, Partition] = {}
         # By first layer: (settings, layers, sums of squares) of the last step.
         self.measured: dict[str, tuple[dict[str, Any], list[str], Tensor]] = {}
-        # By the parameter groups it was made for: ZeRO steps one group after another.
+        # By the parameters it was made for: ZeRO steps one flat partition after another.
         self._triton: dict[tuple[int, ...], kernels.Step] = {}
         self._kept: dict[int, Shards] = {}  # by group: what is here of its layers, while that does not change
         self._scratch: cpu.Scratch | None = None
@@ -185,7 +185,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        which = tuple(map(id, self.param_groups))
+        which = tuple(id(parameter) for group in self.param_groups for parameter in group["params"])
         made = self._triton.get(which)
         if made is not None and self.form in ("auto", "fused") and made.fits():
             self._remember(made.step())
@@ -201,7 +201,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         form = self._form(work)
         if form == "triton":
             apart = {those: made for those, made in self._triton.items() if not set(those) & set(which)}
-            self._triton = {**apart, which: kernels.Step(self, work)}  # it takes the counters of its groups over
+            self._triton = {**apart, which: kernels.Step(self, work)}  # it takes the counters over
             self._remember(self._triton[which].step())
             return loss
         coefficient = self.clip_coefficient([shards for shards, _ in work])

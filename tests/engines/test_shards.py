@@ -122,23 +122,31 @@ with distributed.group(torch.device("cpu")):
         if name == "clipped lamb":
             continue
         end[f"alone {name}"] = alone(make, torch.bfloat16)
-        for stage in (1, 2):
-            for accumulated in ("bf16", "fp32"):
-                model = Bag()
-                optimizer = make(groups(model.named_parameters()))
-                engine = start(optimizer, model, zero_optimization={"stage": stage}, bf16={"enabled": True},
-                               data_types={"grad_accum_dtype": accumulated})
-                partitions = show_layers(engine)
-                for step in range(STEPS):
-                    engine.backward(engine(directions(step)))
-                    engine.step()
-                layout = states.Layout({}, partitions)
-                found = {}
-                for group in optimizer.param_groups:
-                    [flat] = group["params"]
-                    found |= dict(states.whole_values(flat, flat.detach(), layout))
-                end[f"zero {stage} {accumulated} {name}"] = found
+        for stage, accumulated in ((1, "bf16"), (1, "fp32"), (2, "bf16"), (2, "fp32"), (3, "fp32")):
+            model = Bag()
+            optimizer = make(groups(model.named_parameters()))
+            small = {"sub_group_size": 100} if stage == 3 else {}  # several sub-groups of one parameter group
+            engine = start(optimizer, model, zero_optimization={"stage": stage, **small}, bf16={"enabled": True},
+                           data_types={"grad_accum_dtype": accumulated})
+            partitions = show_layers(engine)
+            flats = (engine.optimizer.fp32_partitioned_groups_flat if stage == 3
+                     else [group["params"][0] for group in optimizer.param_groups])
+            for step in range(STEPS):
+                engine.backward(engine(directions(step)))
+                engine.step()
+            found = {}
+            for flat in flats:
+                found |= dict(states.whole_values(flat, flat.detach(), states.Layout({}, partitions)))
+            end[f"zero {stage} {accumulated} {name}"] = found
+            end[f"flats {stage}"] = {str(len(flats)): torch.zeros(1)}
     told = {}
+    model = Bag()
+    engine = start(Lars(groups(model.named_parameters()), 0.1, momentum_correction=True), model,
+                   zero_optimization={"stage": 3, "sub_group_size": 100})
+    try:
+        show_layers(engine)
+    except UserError as error:
+        told["several sub-groups"] = str(error)
     for key, make in {
         "not shown": lambda g: Lars(g, 0.1),
         "clipped": lambda g: Lamb(g, 0.1, max_grad_norm=1.0),
@@ -193,10 +201,11 @@ def test_dtensors_on_any_mesh_and_mixed_with_plain_tensors(dtensors, layout, nam
 
 
 @pytest.mark.parametrize("name", NAMES[:3])
-@pytest.mark.parametrize("accumulated", ["bf16", "fp32"])
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("stage", "accumulated"), [(1, "bf16"), (1, "fp32"), (2, "bf16"), (2, "fp32"), (3, "fp32")])
 def test_zero_with_bf16_weights_keeps_the_masters_of_one_process(zero, stage, accumulated, name):
     assert_same(zero["ends"][f"zero {stage} {accumulated} {name}"], zero["ends"][f"alone {name}"])
+    if stage == 3:
+        assert int(next(iter(zero["ends"]["flats 3"]))) > 2, "more sub-groups than parameter groups"
 
 
 def test_flat_partitions_without_their_table_are_refused_before_a_step(zero):
@@ -205,3 +214,10 @@ def test_flat_partitions_without_their_table_are_refused_before_a_step(zero):
 
 def test_a_clip_that_would_see_one_group_at_a_time_is_refused(zero):
     assert "max_grad_norm = 1.0 of Lamb would see one parameter group at a time" in zero["told"]["clipped"]
+
+
+def test_momentum_correction_over_several_sub_groups_is_refused(zero):
+    assert (
+        "momentum_correction under ZeRO 3 needs each parameter group in one sub-group"
+        in (zero["told"]["several sub-groups"])
+    )
