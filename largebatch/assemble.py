@@ -70,7 +70,7 @@ def assemble(run: config.Run, device: torch.device) -> Job:
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, getattr(run.optimizer, "skip_adaptation", None))
     groups = optim.parameter_groups(model, run.weight_decay.value, table)
-    optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision)
+    optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision, run.engine.name)
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
     placement = data.Placement(device, engine.dtype, channels_last)
     return Job(run, device, precision, dataset, placement, plan, lr, table, engine)
@@ -149,7 +149,7 @@ def precision_of(asked: str, device: torch.device) -> str:
 
 
 def optimizer_of(
-    section: config.Optimizer, groups: Iterable[dict[str, Any]], lr: float, precision: str
+    section: config.Optimizer, groups: Iterable[dict[str, Any]], lr: float, precision: str, engine: str = "ddp"
 ) -> torch.optim.Optimizer:
     """Groups carry their own weight decay and, for LARS and LAMB, whether they are adapted.
 
@@ -157,6 +157,7 @@ def optimizer_of(
     (seen with torch 2.15 on the CPU), so fp16 takes the foreach form.
     """
     fused = True if precision != "fp16" else None
+    fused_sgd = None if engine == "fsdp" else fused  # torch's has no rule for DTensors
     groups = list(groups)
     if not groups:
         raise UserError("the model has no trainable parameters")
@@ -165,7 +166,7 @@ def optimizer_of(
         case config.Sgd():
             if section.nesterov and section.momentum == 0:
                 raise UserError("optimizer.nesterov = true needs optimizer.momentum above 0")
-            return torch.optim.SGD(groups, lr=lr, **arguments, fused=fused)
+            return torch.optim.SGD(groups, lr=lr, **arguments, fused=fused_sgd)
         case config.AdamW():
             betas = (section.beta1, section.beta2)
             return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=section.eps, fused=fused)
@@ -205,6 +206,7 @@ def plan_facts(job: Job, command: str) -> dict[str, Any]:
         "device": str(job.device),
         "precision": job.precision,
         "engine": run.engine.name,
+        "engine_settings": job.engine.description,
         "seed": run.seed,
         "command": command,
         "machine": record.machine(job.device),

@@ -26,7 +26,7 @@ import yaml
 from largebatch import distributed
 from largebatch.errors import UserError
 
-PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy")
+PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy", "deepspeed")
 
 Recipe = dict[str, Any]
 
@@ -82,6 +82,8 @@ def _open_directory(directory: Path, written: Recipe, science: Callable[[Recipe]
 def differences(there: Any, here: Any, key: str = "") -> list[str]:
     """``'lr.base: 0.1 there, 0.2 here'`` for every leaf that differs, at most three."""
     if isinstance(there, dict) and isinstance(here, dict):
+        if there.get("name") != here.get("name"):  # another thing altogether: its own keys say nothing
+            return [f"{key}.name: {there.get('name')} there, {here.get('name')} here"]
         found = []
         for name in sorted({*there, *here}):
             found += differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
@@ -221,7 +223,7 @@ class Recorder:
         self._lines.write(json.dumps(finite({"event": event, **numbers}), ensure_ascii=False) + "\n")
         self._lines.flush()
         if self._board is not None:
-            whose = numbers.get("split", "training")
+            whose = "layers" if event == "layers" else numbers.get("split", "training")
             for key, value in numbers.items():
                 if key not in ("step", "examples_seen") and isinstance(value, float):
                     self._board.add_scalar(f"{key}/{whose}", value, numbers["step"])
@@ -243,7 +245,7 @@ class Recorder:
         self, step: int, examples_seen: int, summary: dict[str, float], by_layer: dict[str, dict[str, float]]
     ) -> None:
         """The summary over layers to metrics.jsonl; to TensorBoard each number of each layer, too."""
-        self.event("layers", step=step, examples_seen=examples_seen, split="layers", **summary)
+        self.event("layers", step=step, examples_seen=examples_seen, **summary)
         if self._board is None:
             return
         for number, of_layers in by_layer.items():

@@ -207,6 +207,10 @@ class Loop:
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise Diverged(self._divergence(first + offset, loss))
+        for step, numbers in self.layers:
+            values = numbers.read()
+            self.recorder.layers(step, step * self.plan.global_batch_size, values.summary(), values.by_layer())
+        self.layers = []
         spent = self.seconds - self.window_seconds
         self.recorder.training(
             step=self.step,
@@ -218,10 +222,6 @@ class Loop:
             grad_norm=self.norm.item() if self.norm is not None else None,
             examples_per_second=(self.step - first) * self.plan.global_batch_size / spent,
         )
-        for step, numbers in self.layers:
-            values = numbers.read()
-            self.recorder.layers(step, step * self.plan.global_batch_size, values.summary(), values.by_layer())
-        self.layers = []
         self.window_step, self.window_seconds = self.step, self.seconds
 
     def _divergence(self, step: int, loss: float) -> str:
@@ -306,6 +306,7 @@ class Loop:
             "micro_batch_size": self.plan.micro_batch_size,
             "precision": self.job.precision,
             "device": self.job.device.type,
+            "engine": self.engine.description,
         }
 
     def _total_seconds(self) -> float:

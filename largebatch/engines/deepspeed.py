@@ -21,6 +21,7 @@ import contextlib
 import io
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from largebatch import distributed
 from largebatch.batch import BatchPlan
 from largebatch.engines import states
-from largebatch.engines.engine import Engine, check_exact
+from largebatch.engines.engine import Engine, check_cut, check_exact
 from largebatch.errors import UserError
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.shards import Partition, Segment
@@ -67,9 +68,12 @@ class DeepSpeed(Engine):
         return f"{self.NAME}, ZeRO stage {self.zero}{weights}"
 
     def wrap(self, plan: BatchPlan) -> nn.Module:
+        check_cut(self.model, self.NAME)
         if self.zero:
             check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}")
         os.environ.setdefault("LOCAL_RANK", "0")  # alone there is no launcher to say so, and DeepSpeed insists
+        if self.device.type == "cpu" and distributed.is_first():
+            print("DeepSpeed may now compile its C++ extension for the CPU: about a minute, once", file=sys.stderr)
         with quiet():
             self.deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())  # takes up the group there is
             self.engine, *_ = self.deepspeed.initialize(

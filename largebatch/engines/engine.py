@@ -6,8 +6,8 @@
 
 The gradient is the mean over the global batch, whatever the engine: the loop hands ``backward`` a loss already divided
 by the global batch size, every engine averages over ranks, so the loss is multiplied by the world size once more.
-Only the last micro-batch of a step communicates (ZeRO 2 and 3 excepted). Buffers (running batch-norm statistics) stay
-each rank's own until somebody looks at them: :meth:`Engine.averaged_statistics`.
+Only the last micro-batch of a step communicates (ZeRO 2 excepted). Running batch-norm statistics stay each rank's own
+until somebody looks at them: :meth:`Engine.averaged_statistics`.
 
 What :meth:`Engine.save` returns knows no engine and no world: whole weights and whole optimizer states by the layer's
 name. A run saved by one engine goes on in another.
@@ -27,6 +27,7 @@ from largebatch import distributed
 from largebatch.batch import BatchPlan
 from largebatch.engines import states
 from largebatch.errors import UserError
+from largebatch.optim.groups import is_norm
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.shards import local
 
@@ -121,7 +122,7 @@ class Engine(abc.ABC):
 
     @contextlib.contextmanager
     def averaged_statistics(self) -> Iterator[None]:
-        """Inside, every rank's floating-point buffers are the mean over ranks; afterwards its own again.
+        """Inside, the running statistics of norm layers are the means over ranks; afterwards each rank's own again.
 
         Training thus does not depend on when somebody evaluated.
         """
@@ -169,8 +170,10 @@ class Engine(abc.ABC):
         """Continue from :meth:`save` of any engine in any world; in the same world with each rank's own statistics."""
         check_names(state["model"], self._shapes())
         states.check(self.optimizer, self.layout(), state["optimizer"])
+        with torch.no_grad():
+            of_optimizer = states.scattered(self.optimizer, self.layout(), state["optimizer"])
         self._take_weights(state["model"])
-        states.scatter(self.optimizer, self.layout(), state["optimizer"])
+        self.optimizer.load_state_dict(of_optimizer)
         self.scaler.load_state_dict(state["scaler"])
         buffers = dict(self.model.named_buffers())
         own = state["statistics_of_ranks"]
@@ -198,7 +201,14 @@ class Engine(abc.ABC):
         return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
 
     def _statistics(self) -> dict[str, Tensor]:
-        return {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+        """Running means and variances; other buffers are constants, or rank zero's."""
+        of_norms = [(prefix, module) for prefix, module in self.model.named_modules() if is_norm(module)]
+        return {
+            f"{prefix}.{name}" if prefix else name: buffer
+            for prefix, module in of_norms
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        }
 
 
 def check_names(whole: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:
@@ -212,6 +222,16 @@ def check_names(whole: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) ->
             )
     if extra := sorted(found.keys() - wanted.keys()):
         raise UserError(f"the checkpoint belongs to another model: this one has no {extra[0]}")
+
+
+def check_cut(model: nn.Module, engine: str) -> None:
+    """Refuse what cannot be divided among ranks."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 0:
+            raise UserError(
+                f"engine.name = {engine} cannot divide {name}, which is a single number; give it the shape (1,), or "
+                "use engine.name = ddp"
+            )
 
 
 def check_exact(optimizer: torch.optim.Optimizer, engine: str) -> None:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from largebatch import distributed
 from largebatch.batch import BatchPlan
-from largebatch.engines.engine import Engine, check_exact
+from largebatch.engines.engine import Engine, check_cut, check_exact
 from largebatch.engines.states import like
 
 SMALLEST_BLOCK = 100_000  # parameters: gathering less at a time costs more in latency than it saves in memory
@@ -30,6 +30,7 @@ class Fsdp(Engine):
     STRIDED_WEIGHTS = False
 
     def place(self, model: nn.Module) -> nn.Module:
+        check_cut(model, self.NAME)
         model = super().place(model)
         mesh = init_device_mesh(self.device.type, (distributed.world_size(),))
         for part in (*blocks(model), model):

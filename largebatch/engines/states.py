@@ -22,7 +22,7 @@ from largebatch import distributed
 from largebatch.errors import UserError
 from largebatch.optim.shards import Partition
 
-NOT_SAVED = ("params", "names", "shapes")
+NOT_SAVED = ("params", "names", "shapes", "foreach", "fused", "capturable", "differentiable")  # the machine's
 
 
 class Layout(NamedTuple):
@@ -100,8 +100,8 @@ def check(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> None:
         raise UserError(f"the checkpoint belongs to another model or optimizer: {where} the states of {name}")
 
 
-def scatter(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> None:
-    """Give every parameter of ``optimizer`` its part of what :func:`gather` saved."""
+def scattered(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> dict[str, Any]:
+    """What ``optimizer.load_state_dict`` takes: every parameter's part of what :func:`gather` saved."""
     settings = {tuple(sorted(group["names"])): group for group in saved["groups"]}
     state: dict[int, dict[str, Any]] = {}
     groups = []
@@ -118,7 +118,7 @@ def scatter(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> None
             number += 1
         kept = {key: group[key] for key in group if key != "params"}
         groups.append({**kept, **{k: v for k, v in before.items() if k not in NOT_SAVED}, "params": indices})
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return {"state": state, "param_groups": groups}
 
 
 def part_of(parameter: Tensor, layers: dict[str, dict[str, Any]], layout: Layout) -> dict[str, Any]:
@@ -126,12 +126,16 @@ def part_of(parameter: Tensor, layers: dict[str, dict[str, Any]], layout: Layout
     if partition is None:
         of_layer = layers.get(layout.names[id(parameter)], {})
         return {key: like(parameter, value) for key, value in of_layer.items()}
-    own = {name: layers[name] for name, _ in partition.layers if name in layers}
-    keys = next(iter(own.values()), {})
+    own = {name: layers.get(name, {}) for name, _ in partition.layers}
+    shapes = dict(partition.layers)
     found: dict[str, Any] = {}
-    for key, example in keys.items():
-        values = {name: of_layer[key] for name, of_layer in own.items()}
-        if isinstance(example, Tensor) and example.dim() == 0:
+    for key, example in next((of_layer for of_layer in own.values() if of_layer), {}).items():
+        none = torch.zeros(()) if isinstance(example, Tensor) and example.dim() == 0 else None  # a layer never stepped
+        values = {
+            name: of_layer.get(key, torch.zeros(shapes[name]) if none is None else none)
+            for name, of_layer in own.items()
+        }
+        if none is not None:
             found[key] = counter(key, values)
         elif isinstance(example, Tensor):
             found[key] = cut(partition, values, torch.zeros_like(parameter))
@@ -141,9 +145,11 @@ def part_of(parameter: Tensor, layers: dict[str, dict[str, Any]], layout: Layout
 
 
 def like(parameter: Tensor, value: Any) -> Any:
-    """Cut as the parameter is."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+    """Cut as the parameter is, and laid out in memory as it is: torch's fused kernels walk memory and do not ask."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
+    if not isinstance(parameter, DTensor):
+        return torch.empty_like(parameter, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)
     value = value.to(parameter.device)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 

@@ -23,15 +23,12 @@ def fits(shards: Shards) -> bool:
 
 def sgd(
     weights: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor],
-    weight_decay: float, momentum: float, lr: float, dampening: float, nesterov: bool,
+    weight_decay: float, momentum: float, lr: float, dampening: float,
 ) -> None:  # fmt: skip
-    """v ← momentum·v + (1 − dampening)·(g + weight_decay·w), w ← w − lr·v; ``momentum`` is not 0.
-
-    With ``nesterov`` w ← w − lr·(g + weight_decay·w + momentum·v), for a dampening of 0.
-    """
+    """v ← momentum·v + (1 − dampening)·(g + weight_decay·w), w ← w − lr·v; ``momentum`` is not 0."""
     torch._fused_sgd_(
         weights, grads, momentum_buffers, weight_decay=weight_decay, momentum=momentum, lr=lr, dampening=dampening,
-        nesterov=nesterov, maximize=False, is_first_step=False,
+        nesterov=False, maximize=False, is_first_step=False,
     )  # fmt: skip
 
 

@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from largebatch.errors import UserError, suggestion
+
+KINDS = ("norm", "bias", "weight")
+
 
 class Treatment(NamedTuple):
     """What happens to one parameter; the rows of the table a run prints."""
@@ -27,6 +31,11 @@ def treatments(
     model: nn.Module, skip_decay: Collection[str], skip_adaptation: Collection[str] | None
 ) -> list[Treatment]:
     """One row per trainable parameter; ``skip_adaptation`` None means nobody is adapted."""
+    for argument, skipped in (("skip_decay", skip_decay), ("skip_adaptation", skip_adaptation or ())):
+        if isinstance(skipped, str):
+            raise UserError(f"{argument} = {skipped!r} is one word; write a list: [{skipped!r}]")
+        if unknown := sorted(set(skipped) - set(KINDS)):
+            raise UserError(f"{argument}: {unknown[0]!r} is not known{suggestion(unknown[0], list(KINDS))}")
     return [
         Treatment(
             name,
@@ -42,6 +51,8 @@ def treatments(
 def parameter_groups(model: nn.Module, weight_decay: float, table: list[Treatment]) -> list[dict[str, Any]]:
     """At most four groups, one per combination that occurs, for any torch optimizer."""
     parameters = dict(model.named_parameters())
+    if missing := [row.name for row in table if row.name not in parameters]:
+        raise UserError(f"the table is of another model: this one has no {missing[0]}")
     groups: dict[tuple[bool, bool], list[str]] = {}
     for row in table:
         groups.setdefault((row.decayed, row.adapted), []).append(row.name)

@@ -61,6 +61,7 @@ class Step:
         self.process_groups = [groups for shards in everything for groups in shards.groups]
         self.adapted = [len(shards.names) for shards, group in work if optimizer.adapts(group)]
         self.signature = self._signature()
+        self.buffers = self._buffers()
         self.parameters = self._all_parameters()
         self.without_gradient = [p.grad is None for p in self.parameters]
         self.moving = [p for p in self.parameters if p.grad is not None]
@@ -76,6 +77,11 @@ class Step:
 
     def _all_parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _buffers(self) -> list[Any]:
+        """One state tensor of each parameter: others if somebody has replaced them."""
+        name, state = self.optimizer.BUFFERS[0], self.optimizer.state
+        return [state[p].get(name) if p.grad is not None else None for p in self._all_parameters()]
 
     def _signature(self) -> list[Any]:
         """What decides about the launches of a step, besides the tensors."""
@@ -123,7 +129,7 @@ class Step:
         grads = [p.grad for p in parameters]
         if [g is None for g in grads] != self.without_gradient or self._signature() != self.signature:
             return False
-        if look_at(self.moving) != self.weights:
+        if look_at(self.moving) != self.weights or not all(map(operator.is_, self._buffers(), self.buffers)):
             return False
         grads = look_at([g for g in grads if g is not None])
         if grads != self.grads:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu
-from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
+from largebatch.optim.layerwise import CACHED_ELEMENTS, Layer, LayerwiseOptimizer
 from largebatch.optim.shards import Shards
 from largebatch.optim.tables import Row
 from largebatch.optim.trust_ratio import trust_ratio
@@ -53,7 +53,7 @@ class Lamb(LayerwiseOptimizer):
 
     BUFFERS = ("first_moment", "second_moment")
     COUNTED = True
-    PROPOSES_NEW_TENSORS = True
+    USES_SCRATCH = True
     KERNELS = "lamb"
 
     def __init__(
@@ -143,8 +143,9 @@ class Lamb(LayerwiseOptimizer):
     def propose_fused(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
         """m, v and u in one pass: torch's AdamW with lr −1 and a decay of λ − 1 turns a copy of w into r + λ·w."""
         if self._scratch is None:
-            elements = max(parameter.numel() for g in self.param_groups for parameter in g["params"])
-            self._scratch = cpu.Scratch(2 * elements, shards.weights[0].dtype)
+            sizes = [parameter.numel() for g in self.param_groups for parameter in g["params"]]
+            elements = min(sum(sizes), max(*sizes, CACHED_ELEMENTS))
+            self._scratch = cpu.Scratch(2 * elements, shards.weights[0].dtype)  # for the gradients and the directions
         if group["clip"] is not None:
             shards.grads = [self._scratch.copy_of(grad).mul_(group["clip"]) for grad in shards.grads]
         if not group["bias_correction"] or not cpu.fits(shards):

@@ -171,8 +171,7 @@ class Lars(LayerwiseOptimizer):
     ) -> None:
         """v and w in one pass each: with a dampening of 1 − γ·λ, torch's SGD adds γ·λ·(g + β·w) to its buffer."""
         variant = VARIANTS[group["variant"]]
-        scaled_inside = variant.ratio_inside or variant.lr_inside
-        beyond_it = variant.largest_element is not None or (group["nesterov"] and scaled_inside)
+        beyond_it = variant.largest_element is not None or not variant.ratio_inside or group["nesterov"]
         if beyond_it or group["buffer_scale"] == 0 or not cpu.fits(shards):
             self.advance_all(shards, proposals, ratios, group)
             return
@@ -180,11 +179,10 @@ class Lars(LayerwiseOptimizer):
         takes = [slice(i, i + 1) for i in range(len(v))] if ratios is not None else [slice(None)]
         values = torch.stack(ratios).tolist() if ratios else [1.0]
         for take, ratio in zip(takes, values, strict=True):
-            inside = (ratio if variant.ratio_inside else 1.0) * (group["lr"] if variant.lr_inside else 1.0)
-            outside = (1.0 if variant.ratio_inside else ratio) * (1.0 if variant.lr_inside else group["lr"])
+            inside, outside = (ratio * group["lr"], 1.0) if variant.lr_inside else (ratio, group["lr"])
             cpu.sgd(
                 shards.weights[take], shards.grads[take], v[take],
-                group["weight_decay"], group["buffer_scale"], outside, 1.0 - inside, group["nesterov"],
+                group["weight_decay"], group["buffer_scale"], outside, 1.0 - inside,
             )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     BUFFERS: tuple[str, ...] = ()  # the states, each of its parameter's shape
     COUNTED = False  # whether updates are counted per tensor, in the state "step"
-    PROPOSES_NEW_TENSORS = False  # what it proposes on the CPU takes memory of its own
+    USES_SCRATCH = False  # what it proposes on the CPU takes memory of its own; it clips there, too
     KERNELS: str | None = None  # its name among the Triton kernels
 
     def __init__(
@@ -65,8 +65,8 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         self.form = form
         self.max_grad_norm = max_grad_norm
         self.partitions: dict[int, Partition] = {}
-        # By first layer: (settings, layers, sums of squares) of the last step.
-        self.measured: dict[str, tuple[dict[str, Any], list[str], Tensor]] = {}
+        # Of the last step of each of its parameters: (settings, layers, sums of squares) of the adapted groups.
+        self._measured: dict[tuple[int, ...], list[Measured]] = {}
         # By the parameters it was made for: ZeRO steps one flat partition after another.
         self._triton: dict[tuple[int, ...], kernels.Step] = {}
         self._kept: dict[int, Shards] = {}  # by group: what is here of its layers, while that does not change
@@ -129,7 +129,10 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses, before anything is changed, a state of another model or optimizer (UserError)."""
         parameters = self._checked(state_dict)
+        shapes = [group["shapes"] for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, own in zip(self.param_groups, shapes, strict=True):
+            group["shapes"] = own
         for number, saved in state_dict["state"].items():
             parameter = parameters[number]
             if parameter.dtype in HALF:  # torch rounds every state to the parameter's type
@@ -145,6 +148,17 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
                 f"the state belongs to another model: its parameter groups hold {[len(g['params']) for g in groups]} "
                 f"tensors, this optimizer's {[len(g['params']) for g in self.param_groups]}"
             )
+        for number, (saved, own) in enumerate(zip(groups, self.param_groups, strict=True)):
+            if missing := [key for key in self.defaults if key not in saved]:
+                raise UserError(
+                    f"the state belongs to another optimizer: its parameter group {number} has no {missing[0]}, which "
+                    f"{type(self).__name__} needs"
+                )
+            if [tuple(shape) for shape in saved.get("shapes", own["shapes"])] != own["shapes"]:
+                raise UserError(
+                    f"the state belongs to another model: its parameter group {number} has the shapes "
+                    f"{saved['shapes'][:3]}, here they are {own['shapes'][:3]}"
+                )
         numbers = [number for group in groups for number in group["params"]]
         parameters = dict(zip(numbers, (p for group in self.param_groups for p in group["params"]), strict=True))
         for number, saved in state_dict["state"].items():
@@ -164,8 +178,14 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         self._triton.clear()
-        group = self.param_groups[-1]
-        number = len(self.param_groups) - 1
+        try:
+            self._check_group(len(self.param_groups) - 1, self.param_groups[-1])
+        except UserError:
+            self.param_groups.pop()
+            raise
+        self.param_groups[-1]["shapes"] = [tuple(parameter.shape) for parameter in self.param_groups[-1]["params"]]
+
+    def _check_group(self, number: int, group: dict[str, Any]) -> None:
         if not group["params"]:
             raise UserError(f"parameter group {number} has no parameters")
         for key in (*AT_LEAST_ZERO, *ABOVE_ZERO):
@@ -177,7 +197,6 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
                 raise UserError(f"{key} = {value} in parameter group {number}; it must be {wanted}")
             if key in BELOW_ONE and value >= 1:
                 raise UserError(f"{key} = {value} in parameter group {number}; it must be below 1")
-        group["shapes"] = [tuple(parameter.shape) for parameter in group["params"]]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -187,8 +206,10 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
                 loss = closure()
         which = tuple(id(parameter) for group in self.param_groups for parameter in group["params"])
         made = self._triton.get(which)
+        self._measured = {key: kept for key, kept in self._measured.items() if not set(key) & set(which)}
+        self._measured[which] = now = []
         if made is not None and self.form in ("auto", "fused") and made.fits():
-            self._remember(made.step())
+            now += made.step()
             return loss
         self._triton.pop(which, None)
         work = [
@@ -202,7 +223,8 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         if form == "triton":
             apart = {those: made for those, made in self._triton.items() if not set(those) & set(which)}
             self._triton = {**apart, which: kernels.Step(self, work)}  # it takes the counters over
-            self._remember(self._triton[which].step())
+            self._kept.clear()  # the kernels' tables take its place, and its counters are not the state's any more
+            now += self._triton[which].step()
             return loss
         coefficient = self.clip_coefficient([shards for shards, _ in work])
         prepared = []
@@ -210,21 +232,28 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             for counter in {id(step): step for step in shards.steps}.values():
                 counter.add_(1)
             shards.grads = [g.to(w.dtype) for g, w in zip(shards.grads, shards.weights, strict=True)]
-            if coefficient is not None and form != "fused":
+            if coefficient is not None and not (form == "fused" and self.USES_SCRATCH):
                 shards.grads = [g * coefficient for g in shards.grads]
             prepared.append((shards, {**self.settled(group), "clip": coefficient}))
-        for now in self._rounds(prepared) if form == "fused" else [prepared]:
-            self._advance_together(now, form)
+        for together in self._rounds(prepared) if form == "fused" else [prepared]:
+            now += self._advance_together(together, form)
+        for shards, _ in prepared:
+            shards.forget_grads()
         return loss
+
+    @property
+    def measured(self) -> list[Measured]:
+        """What the last step measured, of each adapted group: its settings, layers, and (layers, 2) sums of squares."""
+        return [one for kept in self._measured.values() for one in kept]
 
     def _rounds(self, work: list[Work]) -> list[list[Work]]:
         """A few layers after a few, so that what is proposed stays in the cache; all at once where it is sharded."""
-        if not self.PROPOSES_NEW_TENSORS or not all(shards.alone for shards, _ in work):
+        if not self.USES_SCRATCH or not all(shards.alone for shards, _ in work):
             return [work]
         return [[(piece, group)] for shards, group in work for piece in shards.pieces(CACHED_ELEMENTS)]
 
-    def _advance_together(self, work: list[Work], form: str) -> None:
-        """Propose, add up, advance: for groups whose layers' sums travel in one all-reduce."""
+    def _advance_together(self, work: list[Work], form: str) -> list[Measured]:
+        """Propose, add up, advance: for groups whose layers' sums travel in one all-reduce. What was measured."""
         if self._scratch is not None:
             self._scratch.reset()
         propose, advance = {
@@ -236,9 +265,10 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         adapted = [i for i, (_, group) in enumerate(work) if self.adapts(group)]
         sums = add_up([work[i][0].sums(proposals[i]) for i in adapted], [work[i][0].groups for i in adapted])
         ratios: dict[int, Tensor] = {}
+        measured: list[Measured] = []
         for i, matrix in zip(adapted, sums, strict=True):
             shards, group = work[i]
-            self._remember([(group, shards.names, matrix)])
+            measured.append((group, shards.names, matrix))
             weight_norms, proposal_norms = matrix.sqrt().unbind(1)
             ratios[i] = self.ratios(weight_norms, proposal_norms, group)
         for i, (shards, group) in enumerate(work):
@@ -252,11 +282,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             for weight, rounded in zip(shards.weights, shards.rounded, strict=True):
                 if rounded is not None:
                     rounded.copy_(weight)
-
-    def _remember(self, measured: list[tuple[dict[str, Any], list[str], Tensor]]) -> None:
-        for group, names, sums in measured:
-            self.measured.pop(names[0], None)
-            self.measured[names[0]] = (group, names, sums)
+        return measured
 
     def _propose_plain(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
         return [self.propose(layer, group) for layer in layers(shards)]
@@ -281,7 +307,8 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         if kept is not None and kept.still_of(parameters, self.state):
             kept.grads = [p.grad for p in kept.parameters if p.grad is not None]
             return kept
-        found = shards_of(group, parameters, self.state, self.BUFFERS, self.COUNTED, self.partitions)
+        first = sum(len(before["params"]) for before in self.param_groups[:number])
+        found = shards_of(group, parameters, self.state, self.BUFFERS, self.COUNTED, self.partitions, first)
         if found.whole_tensors:
             self._kept[id(group)] = found
         return found
@@ -293,6 +320,8 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         if self.form in ("auto", "fused") and usable:
             return "triton"
         if self.form == "fused" and device.type != "cpu":
+            if self.KERNELS is None:
+                return "foreach"
             raise UserError(
                 f'form = "fused" needs Triton and {type(self).__name__}\'s tensors on one CUDA device; valid here: '
                 "auto, plain, foreach"
@@ -311,11 +340,12 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"form": self.form, "max_grad_norm": self.max_grad_norm}
-        left = {"partitions": {}, "measured": {}, "_triton": {}, "_kept": {}, "_scratch": None}
+        left = {"partitions": {}, "_measured": {}, "_triton": {}, "_kept": {}, "_scratch": None}
         return {**super().__getstate__(), **kept, **left}  # type: ignore[misc]
 
 
 Work = tuple[Shards, dict[str, Any]]
+Measured = tuple[dict[str, Any], list[str], Tensor]
 
 
 def layers(shards: Shards) -> list[Layer]:

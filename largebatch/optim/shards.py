@@ -74,6 +74,7 @@ class Shards:
     device: torch.device = CPU
     parameters: list[Tensor] = dataclasses.field(default_factory=list)
     given: list[Tensor] = dataclasses.field(default_factory=list)  # the parameters, those without elements included
+    look: list[tuple[torch.dtype, tuple[int, ...]]] = dataclasses.field(default_factory=list)  # of the weights
     _pieces: list[tuple[slice, Shards]] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
@@ -85,14 +86,26 @@ class Shards:
         return not any(self.groups)
 
     def still_of(self, parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -> bool:
-        """Whether new gradients are all that is new: the same whole tensors, with the same states."""
+        """Whether new gradients are all that is new: the same whole tensors, laid out alike, with the same states."""
         if len(parameters) != len(self.given) or not all(map(operator.is_, parameters, self.given)):
             return False
+        if [(weight.dtype, weight.stride()) for weight in self.weights] != self.look:
+            return False
+        states = [*self.buffers.items(), *([("step", self.steps)] if self.steps else [])]
         return all(
             state[parameter].get(name) is tensor
-            for name, tensors in self.buffers.items()
+            for name, tensors in states
             for parameter, tensor in zip(self.parameters, tensors, strict=True)
+        ) and all(
+            state[parameter].get("master_weight") is (None if rounded is None else weight)
+            for parameter, weight, rounded in zip(self.parameters, self.weights, self.rounded, strict=True)
         )
+
+    def forget_grads(self) -> None:
+        """Keep no gradient alive between steps."""
+        self.grads = []
+        for _, piece in self._pieces:
+            piece.grads = []
 
     @property
     def whole_tensors(self) -> bool:
@@ -155,11 +168,17 @@ def shards_of(
     buffers: Sequence[str],
     counted: bool,
     partitions: dict[int, Partition],
+    first_number: int = 0,
 ) -> Shards:
-    """The parts of ``parameters`` (those of ``group`` that have a gradient); states are created on first sight."""
+    """The parts of ``parameters`` (those of ``group`` that have a gradient); states are created on first sight.
+
+    Layers without a name are called by their number, the group's first being ``first_number``.
+    """
     found = Shards(buffers={name: [] for name in buffers}, device=parameters[0].device, given=parameters)
-    known = dict(zip(map(id, group["params"]), group.get("names", []), strict=False))
-    for number, parameter in enumerate(parameters):
+    names = group.get("names") or group.get("param_names")
+    names = names or [f"parameter {first_number + i}" for i in range(len(group["params"]))]
+    known = dict(zip(map(id, group["params"]), names, strict=False))
+    for parameter in parameters:
         assert parameter.grad is not None
         states = state_of(parameter, state[parameter], buffers, counted)
         weight = states.get("master_weight", parameter)
@@ -169,7 +188,7 @@ def shards_of(
         first = len(found.names)
         if partition is None:
             check_layout(parameter, parameter.grad)
-            found.names.append(known.get(id(parameter), f"parameter {number}"))
+            found.names.append(known.get(id(parameter), "parameter"))
             found.groups.append(sharding_groups(parameter))
             parts = [(0, [local(tensor) for tensor in tensors])]
         else:
@@ -188,6 +207,7 @@ def shards_of(
                 found.steps.append(states["step"])
             found.rows.append(first + layer)
             found.parameters.append(parameter)
+    found.look = [(weight.dtype, weight.stride()) for weight in found.weights]
     return found
 
 
@@ -238,6 +258,8 @@ def squares(tensors: Sequence[Tensor]) -> Tensor:
 
     On the CPU the dot product of a long tensor is both faster and a hundred times more exact than its float32 norm.
     """
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64)
     if tensors[0].device.type == "cpu":
         return torch.stack([dot(tensor) for tensor in tensors])
     norms = torch._foreach_norm(list(tensors), 2, torch.float32 if tensors[0].dtype in HALF else None)

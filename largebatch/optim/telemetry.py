@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from largebatch.errors import UserError
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.shards import add_up, local, sharding_groups, squares
 
@@ -80,13 +81,18 @@ class Watch:
         self.parameters = [parameter for _, parameter in named]
         self.groups = [sharding_groups(parameter) for parameter in self.parameters]
         self.optimizer = optimizer
+        self.kept: list[Tensor] = []
 
     @torch.no_grad()
     def before(self) -> None:
+        """Keeps a copy of the weights."""
         self.kept = [local(parameter).clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def after(self) -> LayerNumbers:
+        """What happened since :meth:`before`."""
+        if len(self.kept) != len(self.parameters):
+            raise UserError("Watch.after() without Watch.before(): call before() just before the step")
         steps = [local(now) - before for now, before in zip(self.parameters, self.kept, strict=True)]
         [sums] = add_up([torch.stack([squares(self.kept), squares(steps)], dim=1)], [self.groups])
         self.kept = []
@@ -100,7 +106,7 @@ def trust_ratios(optimizer: Any) -> tuple[list[str], Tensor]:
         return [], torch.zeros(0, 3, dtype=torch.float64)
     names: list[str] = []
     rows = []
-    for group, layers, sums in optimizer.measured.values():
+    for group, layers, sums in optimizer.measured:
         weight, proposal = sums.sqrt().unbind(1)
         ratio = optimizer.ratios(weight, proposal, group)
         fallback = (weight == 0) | (proposal == 0)

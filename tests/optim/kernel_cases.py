@@ -94,8 +94,8 @@ def same_optimizers(fused: Any, plain: Any, tolerance: float) -> None:
                 same(fused.state[p][key], value, tolerance, f"{where} {key}")
             if "master_weight" in plain.state[q]:
                 assert torch.equal(p, fused.state[p]["master_weight"].to(p.dtype)), f"{where} is not its rounding"
-    assert [m[1] for m in fused.measured.values()] == [m[1] for m in plain.measured.values()]
-    for (settings, _, mine), (_, _, theirs) in zip(fused.measured.values(), plain.measured.values(), strict=True):
+    assert [m[1] for m in fused.measured] == [m[1] for m in plain.measured]
+    for (settings, _, mine), (_, _, theirs) in zip(fused.measured, plain.measured, strict=True):
         assert mine.dtype == torch.float64
         same(mine, theirs, tolerance, "sums of squares")
         ratios = [fused.ratios(*m.sqrt().unbind(1), settings) for m in (mine, theirs)]
@@ -263,6 +263,30 @@ def one_group_after_another_as_zero_steps_them(device: str) -> None:
             apart.param_groups = groups
     assert built.call_count == 2
     same_optimizers(apart, together, 1e-12)
+
+
+@case
+def counters_and_states_survive_new_tables(device: str) -> None:
+    """A gradient missing once, states cleared, a change of form: the counters go on where they were."""
+    both = []
+    for form in ("fused", "plain"):
+        parameters = weights(device)
+        optimizer = MAKERS["lamb"](grouped(parameters, {"weight_decay": 0.1}, {"adapt": False}), form=form)
+        train(optimizer, range(3))
+        grads = gradients(parameters, 3)
+        for number, (p, grad) in enumerate(zip(parameters, grads, strict=True)):
+            p.grad = None if number == 0 else grad
+        optimizer.step()
+        train(optimizer, range(2))
+        if form == "fused":
+            optimizer.form = "foreach"
+        train(optimizer, range(1))
+        optimizer.form = form
+        train(optimizer, range(2))
+        optimizer.state.clear()
+        train(optimizer, range(3))
+        both.append(optimizer)
+    same_optimizers(both[0], both[1], 1e-12)
 
 
 @case

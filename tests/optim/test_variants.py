@@ -11,7 +11,7 @@ import torch
 from optim import oracle
 
 from largebatch.errors import UserError
-from largebatch.optim import HeavyBall, Lamb, Lars, Watch
+from largebatch.optim import HeavyBall, Lamb, Lars, Watch, parameter_groups, treatments
 
 FORMS = ["plain", "foreach", "fused"]
 SHAPES = {"weight": (4, 3), "bias": (4,)}
@@ -175,8 +175,11 @@ def test_a_state_of_another_model_or_optimizer_is_refused_and_nothing_changed():
     larger.step()
     two = Lars([torch.nn.Parameter(torch.ones(2)) for _ in range(2)], 0.1)
     for state, sentence in (
-        (other.state_dict(), "belongs to another optimizer: parameter 0 has first_moment, second_moment"),
-        (larger.state_dict(), r"belongs to another model: parameter 0 has momentum_buffer of shape \(3, 3\)"),
+        (
+            other.state_dict(),
+            "belongs to another optimizer: its parameter group 0 has no trust_coefficient, which Lars needs",
+        ),
+        (larger.state_dict(), r"belongs to another model: its parameter group 0 has the shapes \[\(3, 3\)\]"),
         (two.state_dict(), r"belongs to another model: its parameter groups hold \[2\]"),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -213,6 +216,18 @@ def test_a_watch_sees_ratio_norms_and_shares():
     assert summary["relative_update_max"] == pytest.approx(0.5 * 4 / 6)
 
 
+def test_words_and_tables_that_do_not_fit_are_refused():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    with pytest.raises(UserError, match="skip_decay: 'norms' is not known; did you mean norm"):
+        treatments(model, ("norms",), ())
+    with pytest.raises(UserError, match="skip_adaptation = 'norm' is one word"):
+        treatments(model, (), "norm")
+    with pytest.raises(UserError, match=r"the table is of another model: this one has no 0\.weight"):
+        parameter_groups(torch.nn.Linear(2, 2), 0.1, treatments(model, (), ()))
+    with pytest.raises(UserError, match=r"Watch\.after\(\) without Watch\.before\(\)"):
+        Watch(model.named_parameters(), torch.optim.SGD(model.parameters(), 0.1)).after()
+
+
 def test_a_watch_of_an_optimizer_without_ratios_has_norms_alone():
     weight = torch.nn.Parameter(torch.ones(4))
     weight.grad = torch.ones(4)
@@ -225,3 +240,82 @@ def test_a_watch_of_an_optimizer_without_ratios_has_norms_alone():
     assert values.share_bounded is None
     assert values.update_norm == pytest.approx({"weight": 1.0})
     assert values.summary()["relative_update_median"] == pytest.approx(0.5)
+
+
+def twins(shapes: list[tuple[int, ...]], make: Any) -> list[tuple[Any, list[torch.nn.Parameter]]]:
+    """The same weights in the form under test and in the plain one."""
+    made = []
+    for form in ("auto", "plain"):
+        generator = torch.Generator().manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        made.append(
+            (make([{"params": parameters, "names": [f"layer {i}" for i in range(len(shapes))]}], form), parameters)
+        )
+    return made
+
+
+def stepped(optimizer: Any, parameters: list[torch.nn.Parameter], seed: int, without: tuple[int, ...] = ()) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for number, parameter in enumerate(parameters):
+        grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        parameter.grad = None if number in without else torch.empty_like(parameter).copy_(grad)
+    optimizer.step()
+
+
+BOTH = {"lars": lambda g, f: Lars(g, 0.1, trust_coefficient=0.1, form=f), "lamb": lambda g, f: Lamb(g, 0.1, form=f)}
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_what_is_kept_between_steps_follows_the_tensors(name):
+    """Another memory format, another type, a gradient missing once, states cleared: as the plain form does it."""
+    pair = twins([(4, 3, 3, 3), (5, 4), (6,)], BOTH[name])
+    for optimizer, parameters in pair:
+        stepped(optimizer, parameters, 1)
+        parameters[0].data = parameters[0].data.to(memory_format=torch.channels_last)
+        stepped(optimizer, parameters, 2)
+        stepped(optimizer, parameters, 3, without=(1,))
+        stepped(optimizer, parameters, 4)
+        optimizer.state.clear()
+        stepped(optimizer, parameters, 5)
+        for parameter in parameters:
+            parameter.data = parameter.data.double()
+            optimizer.state[parameter] = {
+                key: value.double() if value.dim() else value for key, value in optimizer.state[parameter].items()
+            }
+        stepped(optimizer, parameters, 6)
+    for this, that in zip(pair[0][1], pair[1][1], strict=True):
+        torch.testing.assert_close(this, that, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["auto", "plain", "foreach"])
+@pytest.mark.parametrize("name", BOTH)
+def test_no_gradient_is_kept_alive(name, form):
+    import gc
+    import weakref
+
+    parameters = [torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(2))]
+    optimizer = BOTH[name](parameters, form)
+    stepped(optimizer, parameters, 1)
+    alive = [weakref.ref(parameter.grad) for parameter in parameters]
+    optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    assert [reference() for reference in alive] == [None, None]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_measured_is_of_the_last_step_alone(form):
+    parameters = [torch.nn.Parameter(torch.ones(3, 2)) for _ in range(3)]
+    optimizer = Lamb([{"params": parameters[:2]}, {"params": parameters[2:]}], 0.1, form=form)
+    stepped(optimizer, parameters, 1)
+    stepped(optimizer, parameters, 2, without=(0,))
+    assert [name for _, names, _ in optimizer.measured for name in names] == ["parameter 1", "parameter 2"]
+    optimizer.param_groups[1]["adapt"] = False
+    stepped(optimizer, parameters, 3)
+    assert [name for _, names, _ in optimizer.measured for name in names] == ["parameter 0", "parameter 1"]
+
+
+def test_a_refused_group_is_not_left_behind():
+    optimizer = fresh()
+    with pytest.raises(UserError, match=r"weight_decay = -1\.0 in parameter group 1"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "weight_decay": -1.0})
+    assert len(optimizer.param_groups) == 1
