@@ -116,6 +116,9 @@ def peak_of(lr: config.LearningRate, global_batch_size: int) -> tuple[float, str
 def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
     lr, decay = run.lr, run.lr.decay
     peak, rule = peak_of(lr, plan.global_batch_size)
+    epochs = plan.budget_examples / plan.dataset_size
+    if lr.warmup.epochs >= epochs:
+        raise UserError(f"lr.warmup.epochs = {lr.warmup.epochs:g} must be below the run's {epochs:.4g} epochs")
     start = min(lr.base or 0.0, peak) if lr.warmup.start == "base" else 0.0
     shape: dict[str, Any] = {"decay": decay.name}
     match decay:

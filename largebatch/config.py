@@ -358,14 +358,30 @@ def sentence(error: pydantic.ValidationError) -> str:
             tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
             return f"{key}.name = {context['tag']} is not known{suggestion(context['tag'], tags)}"
         case "union_tag_not_found":
-            return f"{key}.name is missing"
+            return _nameless(key, value, _tags(section))
         case "literal_error":
-            return f"{key} = {value!r} is not known; valid: {context['expected'].replace(chr(39), '')}"
+            known = f"{key} = {value!r} is not known; valid: {context['expected'].replace(chr(39), '')}"
+            switch = "; to switch the optimizer, replace the section: 'optimizer={name: lamb}'"
+            return known + (switch if key == "optimizer.variant" else "")
         case "value_error":
             return str(context["error"])
         case _:
             message = problem["msg"].removeprefix("Input ").removeprefix("Value ")
             return f"{key} = {value!r} {message[0].lower()}{message[1:]}"
+
+
+def _nameless(key: str, value: Any, choices: dict[str, Any]) -> str:
+    """A section that does not say which it is: a slip in the word, or a key that belongs to one of them."""
+    for given in value if isinstance(value, dict) else ():
+        owners = [name for name, choice in choices.items() if given in _fields(choice)]
+        if not owners:
+            return f"unknown key {key}.{given}{suggestion(given, ['name', *sorted(_all_fields(choices))])}"
+        return f"{key}.name is missing; {key}.{given} belongs to {key}.name = {' or '.join(owners)}"
+    return f"{key}.name is missing"
+
+
+def _all_fields(choices: dict[str, Any]) -> set[str]:
+    return {field for choice in choices.values() for field in _fields(choice)} - {"name"}
 
 
 def _section_at(loc: tuple[Any, ...]) -> Any:

@@ -22,7 +22,7 @@ BAD = [
     ({}, ["model.num_classes=7"], "model.num_classes = 7 does not fit data.name = digits, which has 10 classes"),
     ({}, ["data={name: mnist, root: ROOT}"], "is truncated or corrupt: its header says 60000 images of 28x28"),
     ({}, ["record.dir=/proc/nowhere"], "record.dir = /proc/nowhere cannot be written"),
-    ({}, ["lr.warmup.epochs=9"], "lr.warmup is longer than the run"),
+    ({}, ["lr.warmup.epochs=9"], "lr.warmup.epochs = 9 must be below the run's"),
     ({}, ["data.name=dgits"], "is not a data set; did you mean digits?"),
     ({}, ["model={name: torchvision/resnet18}"], "takes 3 channels, the images have 1"),
     ({}, ["model={name: torchvision/alexnet}", "data={name: synthetic, image_shape: [3, 8, 8]}"],

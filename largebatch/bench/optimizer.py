@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import rich.box
 import rich.table
 import torch
 from torch import nn
@@ -109,10 +110,12 @@ def table(facts: dict[str, Any]) -> rich.table.Table:
     rows = facts["contestants"]
     repeats = len(facts["copy_milliseconds"])
     size = f"{facts['tensors']} tensors, {facts['parameters'] / 1e6:,.1f} million parameters"
-    shown = rich.table.Table(title=f"{facts['model']} on {facts['device']}: {size}, {repeats} rounds")
+    title = f"{facts['model']} on {facts['device']}: {size}, {repeats} rounds"
+    shown = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     launches = LAUNCHES[facts["device"]]
-    for heading in ("optimizer", "form", "ms", "quartiles", launches, "GB", "× bound", "× timm's"):
-        shown.add_column(heading, justify="left" if heading in ("optimizer", "form") else "right")
+    short = {"operators": "ops"}.get(launches, launches)  # a row fits 80 columns
+    for heading in ("optimizer", "form", "ms", "quartiles", short, "GB", "× bound", "× timm's"):
+        shown.add_column(heading, justify="left" if heading in ("optimizer", "form") else "right", no_wrap=True)
     for number, row in enumerate(rows):
         low, high = row["milliseconds_quartiles"]
         shown.add_row(
@@ -138,7 +141,7 @@ def notes(facts: dict[str, Any]) -> list[str]:
     said.append(f"bound: the GB that a step must move at {speed} GB/s, the median of copies in the same rounds")
     if facts["device"] == "cpu":
         said.append("a ratio below 1 is possible: a copy also loads what it overwrites, and layers may fit a cache")
-        said.append("operators: those of torch that a step dispatches, views not counted")
+        said.append("ops: the operators of torch that a step dispatches, views not counted")
     said += [
         f"{name}, fused: no host synchronisation in a step: {'yes' if free else 'no'}"
         for name, free in facts.get("no_host_synchronisation", {}).items()

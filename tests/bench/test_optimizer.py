@@ -64,7 +64,7 @@ def test_the_table_holds_everybody(facts):
     assert (facts["tensors"], facts["parameters"]) == (5, 8 * 16 + 16 + 16 + 16 + 16 * 4)
     lines = shown(facts).splitlines()
     for name, form in EVERYBODY:
-        assert any(line.split("│")[1:3] == [f" {name:11} ", f" {form:7} "] for line in lines if "│" in line), lines
+        assert any(line.split()[: len(name.split()) + 1] == [*name.split(), form] for line in lines), lines
 
 
 def test_ratios_follow_from_the_times_of_the_same_rounds(facts):

@@ -140,7 +140,7 @@ def test_deepspeeds_own_launcher_starts_it(recipe, tmp_path):
         (["engine.name=deepspeed", "engine.weights=bf16"], "engine.weights = bf16 needs precision = bf16"),
         (["engine.name=deepspeed", "engine.zero=3"], "engine.zero = 3 is not known; valid: 0, 1 or 2"),
         (["engine.name=horovod"], "engine.name = horovod is not known"),
-        (["engine.zero=1"], "engine.name is missing"),
+        (["engine.zero=1"], "engine.name is missing; engine.zero belongs to engine.name = deepspeed"),
     ],
 )
 def test_what_an_engine_cannot_run_is_one_sentence(recipe, overrides, sentence):
