@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -20,7 +19,6 @@ from torch.distributed.tensor import DTensor
 from largebatch import distributed
 from largebatch.batch import BatchPlan
 from largebatch.engines.engine import Engine, check_cut, check_exact
-from largebatch.engines.states import like
 
 SMALLEST_BLOCK = 100_000  # parameters: gathering less at a time costs more in latency than it saves in memory
 
@@ -64,24 +62,10 @@ class Fsdp(Engine):
                 module.set_reshard_after_forward(module is not self.model, recurse=False)
                 module.reshard()
 
-    def _whole_weights(self) -> dict[str, Tensor]:
-        whole = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if distributed.is_first():
-                whole[name] = tensor.detach().cpu().clone()
-        return whole
-
-    def _take_weights(self, whole: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(like(parameter, whole[name].to(parameter.dtype)))
-
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """Entries of Sequentials and ModuleLists that are large enough, the outermost of each branch."""
     found: list[nn.Module] = []
-
     containers = (nn.Sequential, nn.ModuleList)
 
     def walk(module: nn.Module) -> None:

@@ -53,17 +53,19 @@ def gather(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
 
 
 def whole_values(parameter: Tensor, value: Any, layout: Layout) -> Iterator[tuple[str, Any]]:
-    """(layer's name, its whole state on the CPU); numbers and counters belong to each layer alike."""
+    """(layer's name, its whole state, on the CPU of rank zero); numbers and counters belong to each layer alike."""
     partition = layout.partitions.get(id(parameter))
+    cut_up = partition is not None and isinstance(value, Tensor) and value.shape == parameter.shape
     if isinstance(value, DTensor):
         value = value.full_tensor()
-    if partition is None or not isinstance(value, Tensor) or value.shape != parameter.shape:
-        for name, _ in layout.layers(parameter):
-            yield name, value.detach().cpu().clone() if isinstance(value, Tensor) else value
-        return
-    for number, (name, _) in enumerate(partition.layers):
-        whole = join(partition, number, value)
-        yield name, whole.cpu() if distributed.is_first() else None
+    for number, (name, _) in enumerate(layout.layers(parameter)):
+        whole = join(partition, number, value) if partition is not None and cut_up else value
+        yield name, on_host(whole) if isinstance(whole, Tensor) else whole
+
+
+def on_host(tensor: Tensor) -> Tensor | None:
+    """A copy on the CPU of rank zero; the others need none."""
+    return tensor.detach().cpu().clone() if distributed.is_first() else None
 
 
 def join(partition: Partition, layer: int, flat: Tensor) -> Tensor:

@@ -24,8 +24,7 @@ from torch.optim import Optimizer
 
 from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu, kernels
-from largebatch.optim.shards import HALF, Partition, Shards, add_up, index_of, shards_of, squares
-from largebatch.optim.tables import Row
+from largebatch.optim.shards import HALF, Partition, Shards, add_up, shards_of
 
 FORMS = ("auto", "plain", "foreach", "fused")
 AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum", "beta1", "beta2")
@@ -53,7 +52,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
     BUFFERS: tuple[str, ...] = ()  # the states, each of its parameter's shape
     COUNTED = False  # whether updates are counted per tensor, in the state "step"
     USES_SCRATCH = False  # what it proposes on the CPU takes memory of its own; it clips there, too
-    KERNELS: str | None = None  # its name among the Triton kernels
+    KERNELS: str | None = None  # its name among the Triton kernels, which read its settings by ``kernel_row``
 
     def __init__(
         self, params: Iterable[Any], defaults: dict[str, Any], form: str, max_grad_norm: float | None = None
@@ -116,10 +115,6 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         """The settings of one step: the group's with its lr as a number, and ``buffer_scale``."""
         scale = group["momentum"] * momentum_correction(group)
         return {**group, "lr": float(group["lr"]), "buffer_scale": scale}
-
-    def kernel_row(self, settings: dict[str, Any]) -> Row:
-        """The settings as the Triton kernels read them."""
-        raise NotImplementedError
 
     def use_partition(self, parameter: Tensor, partition: Partition) -> None:
         """``parameter`` is a flat tensor that holds pieces of layers; ZeRO's engines say so before the first step."""
@@ -263,7 +258,9 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         }[form]
         proposals = [propose(shards, group) if len(shards) else [] for shards, group in work]
         adapted = [i for i, (_, group) in enumerate(work) if self.adapts(group)]
-        sums = add_up([work[i][0].sums(proposals[i]) for i in adapted], [work[i][0].groups for i in adapted])
+        sums = add_up(
+            [work[i][0].sums(work[i][0].weights, proposals[i]) for i in adapted], [work[i][0].groups for i in adapted]
+        )
         ratios: dict[int, Tensor] = {}
         measured: list[Measured] = []
         for i, matrix in zip(adapted, sums, strict=True):
@@ -334,7 +331,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         """min(1, max_grad_norm / global gradient norm), on the device; None where nothing is to be clipped."""
         if self.max_grad_norm is None:
             return None
-        total = add_up([gradient_squares(shards) for shards in everything], [s.groups for s in everything])
+        total = add_up([s.sums(s.grads) for s in everything], [s.groups for s in everything])
         norm = torch.cat(total)[:, 0].sum().sqrt()
         return (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
 
@@ -358,14 +355,6 @@ def layers(shards: Shards) -> list[Layer]:
         )
         for i, weight in enumerate(shards.weights)
     ]
-
-
-def gradient_squares(shards: Shards) -> Tensor:
-    """(layers, 1): this rank's sums of squares of the gradients."""
-    whole = torch.zeros(len(shards.names), 1, dtype=torch.float64, device=shards.device)
-    if not len(shards):
-        return whole
-    return whole.index_add_(0, index_of(tuple(shards.rows), shards.device), squares(shards.grads).unsqueeze(1))
 
 
 def momentum_correction(group: dict[str, Any]) -> float:

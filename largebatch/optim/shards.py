@@ -110,7 +110,7 @@ class Shards:
     @property
     def whole_tensors(self) -> bool:
         """Whether the parts are the parameters or their masters themselves, not views of them."""
-        return not any(self.groups) and not any(isinstance(parameter, DTensor) for parameter in self.given)
+        return self.alone and not any(isinstance(parameter, DTensor) for parameter in self.given)
 
     @functools.cached_property
     def laid_out_alike(self) -> bool:
@@ -150,14 +150,14 @@ class Shards:
             self.parameters[cut],
         )
 
-    def sums(self, measured: Sequence[Tensor]) -> Tensor:
-        """(layers, 2), float64: this rank's sums of squares of the weights and of what is ``measured`` beside them."""
+    def sums(self, *columns: Sequence[Tensor]) -> Tensor:
+        """(layers, columns), float64: this rank's sums of squares of each column's tensors, one per part."""
+        whole = torch.zeros(len(self.names), len(columns), dtype=torch.float64, device=self.device)
         if not self.weights:
-            return torch.zeros(len(self.names), 2, dtype=torch.float64, device=self.device)
-        here = torch.stack([squares(self.weights), squares(measured)], dim=1)
+            return whole
+        here = torch.stack([squares(column) for column in columns], dim=1)
         if self.rows == list(range(len(self.names))):
             return here
-        whole = torch.zeros(len(self.names), 2, dtype=torch.float64, device=self.device)
         return whole.index_add_(0, index_of(tuple(self.rows), self.device), here)
 
 
