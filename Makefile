@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "Python's venv module is missing: apt-get install python3-venv, then make again"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
+	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,deepspeed,mllog]'
 	@touch $@
 
 demo: install ## the main job on real data: six recipes on Fashion-MNIST, one table, one report (about 5 minutes)

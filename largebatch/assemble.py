@@ -13,24 +13,16 @@ import rich.table
 import torch
 from torch import nn
 
-from largebatch import batch, config, data, distributed, engines, models, optim, record, schedules
+from largebatch import config, data, derive, distributed, engines, models, optim, record
 from largebatch.batch import BatchPlan
+from largebatch.combinations import check_combinations
+from largebatch.derive import LearningRate
 from largebatch.errors import UserError
+from largebatch.models import batch_norm
 from largebatch.optim import Treatment
-from largebatch.schedules import Schedule
 
 LARGEST_MICRO_BATCH = {"cpu": 512, "cuda": 2048}  # small images: measured on CPU, generous on CUDA
 LARGEST_MICRO_BATCH_PIXELS = 256 * 224 * 224  # on CUDA for larger images
-
-
-@dataclasses.dataclass(frozen=True)
-class LearningRate:
-    """A schedule with the words that explain it."""
-
-    schedule: Schedule
-    rule: str
-    warmup: str
-    decay: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +41,11 @@ class Job:
 
 
 def assemble(run: config.Run, device: torch.device) -> Job:
+    precision = precision_of(run.precision, device)
+    check_combinations(run, precision)
     dataset = dataset_of(run.data)
     plan = plan_of(run, len(dataset.train), dataset.image_shape, device)
-    lr = learning_rate_of(run, plan)
-    precision = precision_of(run.precision, device)
+    lr = derive.learning_rate_of(run, plan)
     arguments = run.model.arguments
     classes = arguments.pop("num_classes", dataset.num_classes)
     if classes != dataset.num_classes:
@@ -62,15 +55,19 @@ def assemble(run: config.Run, device: torch.device) -> Job:
         )
     model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, run.seed, arguments)
     models.check(model, run.model.name, dataset.num_classes, dataset.image_shape)
+    model = with_batch_norm(run, model, plan)
     channels_last = run.channels_last
     if channels_last is None:
         channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
     settings = run.engine.model_dump(exclude={"name"})
     engine = engines.ENGINES[run.engine.name](device, precision, channels_last, run.compile, **settings)
+    if parts := derive.adascale_parts(run):
+        assert isinstance(engine, engines.Ddp)
+        engine.measure_parts(run.batch.global_batch_size // parts)
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, getattr(run.optimizer, "skip_adaptation", None))
     groups = optim.parameter_groups(model, run.weight_decay.value, table)
-    optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision, run.engine.name)
+    optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision, run.engine.name, model)
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
     placement = data.Placement(device, engine.dtype, channels_last)
     return Job(run, device, precision, dataset, placement, plan, lr, table, engine)
@@ -85,64 +82,27 @@ def plan_of(run: config.Run, dataset_size: int, image_shape: tuple[int, int, int
     pixels = image_shape[1] * image_shape[2]
     if device.type == "cuda" and pixels > 64 * 64:
         largest = max(1, LARGEST_MICRO_BATCH_PIXELS // pixels)
-    return batch.resolve(
-        dataset_size=dataset_size,
-        global_batch_size=run.batch.global_batch_size,
-        micro_batch_size=run.batch.micro_batch_size,
-        largest_micro_batch=largest,
-        world_size=distributed.world_size(),
-        epochs=run.epochs,
-        steps=run.steps,
-        seed=run.seed,
-    )
+    return derive.plan_of(run, dataset_size, distributed.world_size(), largest)
 
 
-def peak_of(lr: config.LearningRate, global_batch_size: int) -> tuple[float, str]:
-    """The peak learning rate at this batch, and the arithmetic in words."""
-    size, reference = global_batch_size, lr.reference_batch_size
-    if lr.table is not None:
-        peak = schedules.table_lr(lr.table, size, lr.interpolate)
-        return peak, f"table: row {size} = {peak:g}"
-    assert lr.base is not None
-    peak = schedules.scaled_lr(lr.base, lr.scaling, size, reference)
-    words = {
-        "none": f"no scaling: {lr.base:g}",
-        "linear": f"linear: {lr.base:g} × {size}/{reference} = {peak:g}",
-        "sqrt": f"sqrt: {lr.base:g} × √({size}/{reference}) = {peak:g}",
-    }
-    return peak, words[lr.scaling]
-
-
-def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
-    lr, decay = run.lr, run.lr.decay
-    peak, rule = peak_of(lr, plan.global_batch_size)
-    epochs = plan.budget_examples / plan.dataset_size
-    if lr.warmup.epochs >= epochs:
-        raise UserError(f"lr.warmup.epochs = {lr.warmup.epochs:g} must be below the run's {epochs:.4g} epochs")
-    start = min(lr.base or 0.0, peak) if lr.warmup.start == "base" else 0.0
-    shape: dict[str, Any] = {"decay": decay.name}
-    match decay:
-        case config.StepsDecay():
-            milestones = tuple(at * plan.dataset_size for at in decay.at_epochs)
-            shape |= {"milestones": milestones, "factor": decay.factor}
-            words = f"×{decay.factor:g} at epochs {', '.join(f'{at:g}' for at in decay.at_epochs)}"
-        case config.PolynomialDecay():
-            shape |= {"power": decay.power, "end": decay.end_lr}
-            words = f"polynomial of power {decay.power:g} to {decay.end_lr:g}"
-        case config.LinearDecay() | config.CosineDecay():
-            shape |= {"end": decay.end_lr}
-            words = f"{decay.name} to {decay.end_lr:g}"
-        case _:
-            words = "constant"
-    schedule = Schedule(
-        peak=peak,
-        total=plan.budget_examples,
-        warmup=lr.warmup.epochs * plan.dataset_size,
-        start=start,
-        **shape,
-    )
-    warmup = f"{lr.warmup.epochs:g} epochs from {start:g}" if lr.warmup.epochs else "none"
-    return LearningRate(schedule, rule, warmup, words)
+def with_batch_norm(run: config.Run, model: nn.Module, plan: BatchPlan) -> nn.Module:
+    """The model with batch norms of the stated batch and statistics."""
+    size, section = run.batch.bn_batch_size, run.batch_norm
+    asked = size is not None or section.statistics != "running" or section.momentum is not None
+    if asked and not any(True for _ in batch_norm.batch_norms(model)):
+        key = "batch.bn_batch_size" if size is not None else "batch_norm"
+        raise UserError(f"{key} has nothing to act on: model.name = {run.model.name} has no batch norm; leave it out")
+    if size is None and section.statistics == "last":
+        size = plan.micro_batch_size  # torch's own would keep the last micro-batch, not the last step
+    if size is not None:
+        ranks = derive.synchronised_ranks(run, plan.world_size)
+        group = distributed.consecutive(ranks) if ranks > 1 else None
+        model = batch_norm.sized(model, size, plan.micro_batch_size, group, ranks)
+    if section.statistics == "last":
+        batch_norm.set_momentum(model, 1.0)
+    elif section.momentum is not None:
+        batch_norm.set_momentum(model, section.momentum)
+    return model
 
 
 def precision_of(asked: str, device: torch.device) -> str:
@@ -152,7 +112,12 @@ def precision_of(asked: str, device: torch.device) -> str:
 
 
 def optimizer_of(
-    section: config.Optimizer, groups: Iterable[dict[str, Any]], lr: float, precision: str, engine: str = "ddp"
+    section: config.Optimizer,
+    groups: Iterable[dict[str, Any]],
+    lr: float,
+    precision: str,
+    engine: str = "ddp",
+    model: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
     """Groups carry their own weight decay and, for LARS and LAMB, whether they are adapted.
 
@@ -179,6 +144,25 @@ def optimizer_of(
             return optim.Lars(groups, lr=lr, **arguments)
         case config.Lamb():
             return optim.Lamb(groups, lr=lr, **arguments)
+        case config.Adam(variant="lecture"):
+            return optim.LectureAdam(groups, lr=lr, momentum=section.beta1, alpha=section.beta2)
+        case config.Adagrad(variant="lecture"):
+            return optim.LectureAdagrad(groups, lr=lr)
+        case config.Rmsprop(variant="lecture"):
+            return optim.LectureRmsprop(groups, lr=lr, alpha=section.alpha)
+        case config.Adam():
+            betas = (section.beta1, section.beta2)
+            return torch.optim.Adam(groups, lr=lr, betas=betas, eps=section.eps or 1e-8, fused=fused)
+        case config.Adagrad():
+            return torch.optim.Adagrad(groups, lr=lr, eps=section.eps or 1e-10)
+        case config.Rmsprop():
+            return torch.optim.RMSprop(groups, lr=lr, alpha=section.alpha, eps=section.eps or 1e-8)
+        case config.RmspropSgd():
+            own = section.model_dump(include={"momentum", "decay", "eps", "rmsprop_lr"})
+            return optim.RmspropSgd(groups, lr=lr, **own)
+        case config.Muon():
+            assert model is not None
+            return optim.Muon(optim.muon_groups(groups, model), lr=lr, **arguments)
     raise AssertionError(section)
 
 
@@ -195,6 +179,8 @@ def plan_facts(job: Job, command: str) -> dict[str, Any]:
         "global_batch_size": plan.global_batch_size,
         "micro_batch_size": plan.micro_batch_size,
         "accumulation_steps": plan.accumulation_steps,
+        "bn_batch_size": run.batch.bn_batch_size,
+        "ramp": [[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
         "world_size": plan.world_size,
         "steps": plan.steps,
         "budget_examples": plan.budget_examples,
@@ -226,18 +212,57 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
     decayed = sum(row.decayed for row in job.treatments)
     adapted = sum(row.adapted for row in job.treatments)
     made_of = f"{plan.world_size} × {plan.micro_batch_size} × {plan.accumulation_steps}"
-    return {
+    steps = f"{plan.steps:,} steps"
+    if run.lr.scaling == "adascale":
+        steps = f"{plan.steps:,} steps of the reference batch, of which each step here is worth its gain"
+    lines = {
         "run": f"{run.name}, seed {run.seed}, in {directory}",
         "model": f"{run.model.name}, {parameters:,} parameters",
         "data": f"{run.data.name}: {plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
         f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
         "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation)",
-        "budget": f"{plan.steps:,} steps, {plan.budget_examples / plan.dataset_size:.4g} epochs",
+        "budget": f"{steps}, {plan.budget_examples / plan.dataset_size:.4g} epochs{words_of_stretch(run)}",
         "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
         "optimizer": f"{run.optimizer.name}; weight decay {run.weight_decay.value:g} on {decayed} of "
         f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
+        "beside": words_beside(run, plan),
         "machine": f"{job.device}, {job.precision}, engine {job.engine.description}",
     }
+    return {key: text for key, text in lines.items() if text}
+
+
+def words_of_stretch(run: config.Run) -> str:
+    stretch = derive.stretch_of(run)
+    return f" ({stretch} times as many by regime adaptation)" if stretch > 1 else ""
+
+
+def words_beside(run: config.Run, plan: BatchPlan) -> str:
+    """What happens beside the loop, and inside batch norm."""
+    found = [
+        f"batch {stage.global_batch_size:,} from epoch {stage.first_example / plan.dataset_size:.4g}"
+        for stage in plan.stages[1:]
+    ]
+    if run.batch.bn_batch_size is not None:
+        found.append(f"batch norm over {run.batch.bn_batch_size} examples")
+    if run.batch_norm.statistics != "running":
+        found.append(f"evaluated with {run.batch_norm.statistics} statistics")
+    if run.sam is not None:
+        whose = "the global batch" if run.sam.m is None else f"each {run.sam.m} examples"
+        found.append(f"SAM, rho {run.sam.rho:g}, one perturbation for {whose}")
+    if run.ema is not None:
+        found.append(f"EMA of the weights, decay {run.ema.decay:g} every {run.ema.every_steps} steps")
+    match run.averaging:
+        case config.PostLocalSgd() as local:
+            found.append(
+                f"post-local SGD from epoch {derive.local_from_epoch(run):g}: {local.workers} workers, averaged every "
+                f"{local.period} steps"
+            )
+        case config.Swap() as swap:
+            found.append(
+                f"SWAP: at {swap.stop_at_train_accuracy:g} % train accuracy {swap.workers} workers go on alone, batch "
+                f"{swap.worker_batch_size}, {swap.epochs:g} epochs each"
+            )
+    return "; ".join(found)
 
 
 def table_of_tensors(treatments: list[Treatment]) -> rich.table.Table:

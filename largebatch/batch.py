@@ -4,11 +4,13 @@ An epoch is one seeded permutation of the whole data set (PCG64 keyed by seed an
 laid end to end form one stream; step ``s`` is the stream's positions ``[s·B, (s+1)·B)``, so a batch
 may cross an epoch's edge and no example is dropped. Rank ``r`` of ``w`` takes the ``r``-th contiguous
 ``B/w`` positions of it: the examples of a step do not depend on the world. A budget of ``E`` epochs
-over ``N`` examples is ``ceil(E·N/B)`` full steps; the last one is completed from the next epoch.
+over ``N`` examples is ``ceil(E·N/B)`` full steps; the last one is completed from the next epoch. With a ramp
+``B`` grows at the first step that begins at or after the stated epoch: the stream stays, the cuts change.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -27,26 +29,53 @@ class Examples(NamedTuple):
     indices: np.ndarray  # int64, which example of the training set it is
 
 
+class Stage(NamedTuple):
+    """Steps that share one global batch; a run without a ramp has one stage."""
+
+    first_step: int
+    first_example: int  # examples seen before the stage
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
     """How a run's examples are cut into steps, ranks and micro-batches. Made by :func:`resolve`."""
 
     dataset_size: int
-    global_batch_size: int
-    micro_batch_size: int
     world_size: int
     steps: int
     budget_examples: int  # what the schedules call the end: epochs · N, or steps · B
     seed: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def global_batch_size(self) -> int:
+        """That of the first stage, like the next two."""
+        return self.stages[0].global_batch_size
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.stages[0].micro_batch_size
 
     @property
     def accumulation_steps(self) -> int:
-        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+        return self.stages[0].accumulation_steps
+
+    def at(self, step: int) -> Stage:
+        """The stage that ``step`` lies in."""
+        return self.stages[bisect.bisect_right(self.stages, step, key=lambda stage: stage.first_step) - 1]
+
+    def examples_before(self, step: int) -> int:
+        """Examples seen when ``step`` begins."""
+        stage = self.at(step)
+        return stage.first_example + (step - stage.first_step) * stage.global_batch_size
 
     @property
     def examples(self) -> int:
         """Examples the whole run consumes; at most B − 1 more than the budget."""
-        return self.steps * self.global_batch_size
+        return self.examples_before(self.steps)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -54,8 +83,8 @@ class BatchPlan:
 
     def examples_of(self, step: int, rank: int = 0) -> Examples:
         """What ``rank`` trains on in ``step``, in order; micro-batches are consecutive slices of it."""
-        share = self.global_batch_size // self.world_size
-        start = step * self.global_batch_size + rank * share
+        share = self.at(step).global_batch_size // self.world_size
+        start = self.examples_before(step) + rank * share
         positions = np.arange(start, start + share, dtype=np.int64)
         epochs, places = np.divmod(positions, self.dataset_size)
         indices = np.empty(share, dtype=np.int64)
@@ -66,7 +95,8 @@ class BatchPlan:
 
     def first_step_at(self, examples: float) -> int:
         """The first step at whose end at least ``examples`` have been seen, counted from 1."""
-        return math.ceil(examples / self.global_batch_size - 1e-9)
+        stage = self.stages[max(0, bisect.bisect_left(self.stages, examples - 1e-6, key=lambda s: s.first_example) - 1)]
+        return stage.first_step + math.ceil((examples - stage.first_example) / stage.global_batch_size - 1e-9)
 
 
 @functools.lru_cache(maxsize=3)
@@ -75,6 +105,32 @@ def epoch_order(dataset_size: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(dataset_size)
     order.setflags(write=False)
     return order
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """What a micro-batch must be: ``size`` where stated, else at most ``largest``; a multiple of ``multiple_of``; a
+    divisor of ``within``, or else of a rank's share."""
+
+    size: int | None = None
+    largest: int = 512
+    multiple_of: int = 1
+    within: int | None = None
+    why: str = ""  # which key asks for ``multiple_of`` and ``within``
+
+    def of(self, share: int) -> int | None:
+        """The micro-batch of a rank with ``share`` examples in a step; None where there is none."""
+        whole = self.within or share
+        if share % whole or whole % self.multiple_of:
+            return None
+        if self.size is not None:
+            return self.size if whole % self.size == 0 and self.size % self.multiple_of == 0 else None
+        return self.multiple_of * largest_divisor(whole // self.multiple_of, max(1, self.largest // self.multiple_of))
+
+    @property
+    def unit(self) -> int:
+        """Every rank's share is a multiple of it."""
+        return self.within or math.lcm(self.size or 1, self.multiple_of)
 
 
 def resolve(
@@ -87,44 +143,76 @@ def resolve(
     epochs: float | None = None,
     steps: int | None = None,
     seed: int = 0,
+    growth: tuple[tuple[float, int], ...] = (),
+    micro: MicroBatch | None = None,
 ) -> BatchPlan:
     """Factor the global batch, or refuse it with the nearest sizes that factor.
 
-    Without a ``micro_batch_size`` the largest divisor of B / world up to ``largest_micro_batch`` is
-    taken. Exactly one of ``epochs`` (fractions allowed) and ``steps`` is the budget.
+    Without a ``micro_batch_size`` the largest divisor of B / world up to ``largest_micro_batch`` is taken; ``micro``
+    states more. Exactly one of ``epochs`` (fractions allowed) and ``steps`` is the budget. ``growth`` holds (epoch,
+    global batch from then on): a new stage begins with the first step at or after its epoch.
     """
     if (epochs is None) == (steps is None):
         raise UserError("give exactly one of epochs and steps as the budget of the run")
-    if global_batch_size > dataset_size:
-        raise UserError(
-            f"batch.global_batch_size = {global_batch_size} is larger than the training set; "
-            f"at most {dataset_size} examples can be one batch"
-        )
-    unit = world_size * (micro_batch_size or 1)
-    if global_batch_size % unit:
-        made_of = f"{world_size} ranks" if world_size > 1 else "1 rank"
-        if micro_batch_size:
-            made_of += f" × micro-batches of {micro_batch_size}"
-        raise UserError(
-            f"batch.global_batch_size = {global_batch_size} does not factor into {made_of}; "
-            f"nearest that do: {multiples_near(global_batch_size, unit, dataset_size)}"
-        )
-    share = global_batch_size // world_size
-    micro = micro_batch_size or largest_divisor(share, largest_micro_batch)
-    if micro_batch_size is None and 4 * micro < min(share, largest_micro_batch):
-        near = multiples_near(global_batch_size, world_size * largest_micro_batch, dataset_size)
-        raise UserError(
-            f"batch.global_batch_size = {global_batch_size} leaves {share} examples per rank, which have no divisor "
-            f"between {micro} and {largest_micro_batch} for a micro-batch; nearest that do: {near}; or state "
-            "batch.micro_batch_size"
-        )
+    if steps is not None and growth:
+        raise UserError("batch.ramp needs the budget in epochs; with steps it would depend on the batch")
+    micro = micro or MicroBatch(micro_batch_size, largest_micro_batch)
     if steps is None:
         assert epochs is not None
         budget = max(1, round(epochs * dataset_size))
-        steps = math.ceil(budget / global_batch_size)
     else:
         budget = steps * global_batch_size
-    return BatchPlan(dataset_size, global_batch_size, micro, world_size, steps, budget, seed)
+    stages: list[Stage] = []
+    for begin, size in ((0.0, global_batch_size), *growth):
+        key = "batch.ramp" if stages else "batch.global_batch_size"
+        fitting = factored(key, size, world_size, dataset_size, micro)
+        first_step, first_example = 0, 0
+        if stages:
+            last = stages[-1]
+            wanted = begin * dataset_size
+            more = max(0, math.ceil((wanted - last.first_example) / last.global_batch_size - 1e-9))
+            first_step, first_example = last.first_step + more, last.first_example + more * last.global_batch_size
+            if first_step == last.first_step:
+                stages.pop()  # not a single step fits before the next size
+        if first_example < budget:
+            stages.append(Stage(first_step, first_example, size, fitting, size // (fitting * world_size)))
+    if steps is None:
+        last = stages[-1]
+        steps = last.first_step + math.ceil((budget - last.first_example) / last.global_batch_size)
+    return BatchPlan(dataset_size, world_size, steps, budget, seed, tuple(stages))
+
+
+def factored(key: str, global_batch_size: int, world_size: int, dataset_size: int, micro: MicroBatch) -> int:
+    """The micro-batch of this global batch, or a refusal with the nearest global batches that have one."""
+    if global_batch_size > dataset_size:
+        raise UserError(
+            f"{key} = {global_batch_size} is larger than the training set; "
+            f"at most {dataset_size} examples can be one batch"
+        )
+    share, rest = divmod(global_batch_size, world_size)
+    found = None if rest else micro.of(share)
+    if found is None:
+        made_of = f"{world_size} ranks" if world_size > 1 else "1 rank"
+        if micro.size:
+            made_of += f" × micro-batches of {micro.size}"
+        if micro.why:
+            made_of += f" with {micro.why}"
+        if micro.within and micro.size and micro.within % micro.size:
+            raise UserError(
+                f"batch.micro_batch_size = {micro.size} does not divide {micro.within}, as {micro.why} needs; take a "
+                "divisor, or leave it out"
+            )
+        unit = world_size * micro.unit
+        near = multiples_near(global_batch_size, unit, dataset_size)
+        raise UserError(f"{key} = {global_batch_size} does not factor into {made_of}; nearest that do: {near}")
+    if micro.size is None and micro.within is None and 4 * found < min(share, micro.largest):
+        near = multiples_near(global_batch_size, world_size * micro.largest, dataset_size)
+        raise UserError(
+            f"{key} = {global_batch_size} leaves {share} examples per rank, which have no divisor "
+            f"between {found} and {micro.largest} for a micro-batch; nearest that do: {near}; or state "
+            "batch.micro_batch_size"
+        )
+    return found
 
 
 def multiples_near(size: int, unit: int, at_most: int) -> str:

@@ -175,6 +175,45 @@ def optimizer(
     _write_numbers(json_file, facts, console)
 
 
+@recipe_app.command("list")
+def list_recipes(
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="else ./configs")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the rows")] = None,
+) -> None:
+    """Recipe files: their papers, workloads, batch sizes and published results."""
+    _check_folder(json_file)
+    from largebatch import recipes
+
+    rows = recipes.listing(recipes.folder_of(folder))
+    console = _wide_console()
+    console.print(recipes.table_of(rows))
+    _write_numbers(json_file, {"recipes": rows}, console)
+
+
+@recipe_app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a recipe file, or a name of recipe list")],
+    overrides: Overrides = None,
+    batch: Annotated[int | None, typer.Option(metavar="B", min=1, help="global batch size")] = None,
+    devices: Annotated[int, typer.Option(metavar="N", min=1, help="ranks")] = 1,
+    examples: Annotated[int | None, typer.Option(metavar="N", min=1, help="training set, if not a named one")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the numbers")] = None,
+) -> None:
+    """What follows from a recipe at a batch size, with its rules, and the schedule as a plot. Trains nothing."""
+    _check_folder(json_file)
+    from largebatch import recipes
+
+    facts = recipes.derived(recipes.located(name), overrides or [], batch, devices, examples)
+    console = _wide_console()
+    heading = f"{facts['title'] or facts['path']}\n{facts['paper']}; {facts['model']} on {facts['data']}\n"
+    console.print(heading, markup=False, highlight=False)
+    console.print(recipes.rows_as_table(facts))
+    console.print(f"\n{recipes.published_words(facts)}", markup=False, highlight=False)
+    width = max(30, min(60, console.width - 12))
+    console.print(f"\n{recipes.as_plot(facts, width)}", markup=False, highlight=False, soft_wrap=True)
+    _write_numbers(json_file, facts, console)
+
+
 @recipe_app.command("schema")
 def schema() -> None:
     """The JSON schema of recipe files, for editors that complete and check them."""
@@ -230,6 +269,12 @@ def _write_numbers(json_file: Path | None, facts: dict[str, Any], console: rich.
 
         write_json(json_file, facts)
         console.print(f"numbers: {json_file}", markup=False)
+
+
+def _wide_console() -> rich.console.Console:
+    """In a pipe 100 columns, unless $COLUMNS says otherwise."""
+    console = rich.console.Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else rich.console.Console(width=100)
 
 
 def _report(paths: list[Path], out: Path | None, console: rich.console.Console) -> None:

@@ -22,7 +22,9 @@ from typing import Any
 import rich.console
 
 from largebatch import config, distributed, record, search, strict_yaml
-from largebatch.assemble import dataset_of, learning_rate_of, peak_of, plan_of
+from largebatch.assemble import dataset_of, plan_of
+from largebatch.combinations import check_combinations
+from largebatch.derive import learning_rate_of, peak_of
 from largebatch.errors import UserError
 from largebatch.train import Result, science_of, train
 
@@ -116,6 +118,7 @@ def check(row: Row, tuning: Tuning | None) -> None:
     run = row.run(*(["data.hold_out=" + str(tuning.hold_out)] if tuning else []))
     if tuning is not None and run.lr.base is None:
         raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
+    check_combinations(run, run.precision)
     dataset = dataset_of(run.data)
     device = distributed.choose_device(run.device)
     learning_rate_of(run, plan_of(run, len(dataset.train), dataset.image_shape, device))

@@ -88,6 +88,21 @@ def mean_(tensor: Tensor) -> Tensor:
     return sum_(tensor).div_(world_size()) if world_size() > 1 else tensor
 
 
+def sum_all_(tensors: list[Tensor]) -> None:
+    """Sum each over ranks, in place, in one all-reduce."""
+    if world_size() > 1 and tensors:
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view(tensor.shape))
+
+
+def consecutive(ranks: int) -> Any:
+    """The process group of this rank and its neighbours, ``ranks`` in a row. Collective."""
+    mine, _ = dist.new_subgroups(ranks)
+    return mine
+
+
 def gather(thing: Any) -> list[Any]:
     """The (picklable) things of all ranks, in rank order, on every rank."""
     if world_size() == 1:

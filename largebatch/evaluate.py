@@ -27,8 +27,12 @@ def evaluate(
     forward: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
+    sum_: Callable[[Tensor], Tensor] = distributed.sum_,
 ) -> Evaluation:
-    """``forward`` in evaluation mode over this rank's ``batches``; ``model`` is returned to its mode after."""
+    """``forward`` in evaluation mode over this rank's ``batches``; ``model`` is returned to its mode after.
+
+    ``sum_`` adds up over ranks; the identity where every rank evaluates a model of its own.
+    """
     training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, examples
@@ -39,5 +43,5 @@ def evaluate(
             sums[1] += (outputs.argmax(dim=1) == labels).sum()
             sums[2] += labels.numel()
     model.train(training)
-    loss, correct, examples = distributed.sum_(sums).tolist()
+    loss, correct, examples = sum_(sums).tolist()
     return Evaluation(loss / examples, 100.0 * correct / examples, int(examples))

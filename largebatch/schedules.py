@@ -5,6 +5,7 @@ Peak, from the recipe's rule for a global batch B (κ = B / reference):
     linear   η = base · κ            Krizhevsky 2014 (1404.5997); Goyal et al. 2017 (1706.02677), §2.1
     sqrt     η = base · √κ           Krizhevsky 2014; Hoffer et al. 2017 (1705.08741); You et al. 2019 (1904.00962)
     none     η = base
+    adascale η = base · r_t          r_t: the gain of each step, optim/adascale.py (Johnson et al. 2020, 2007.05105)
     table    η = the row of B        refused between two rows unless interpolation is asked for
 
 Then, with s the examples seen *before* the step, W those of the warm-up, T those of the budget:
@@ -12,9 +13,10 @@ Then, with s the examples seen *before* the step, W those of the warm-up, T thos
     warm-up     η(s) = start + (peak − start)·s/W            while s < W, anew at every step
     decay       η(s) = shape((s − W)/(T − W))                afterwards
 
-``steps`` counts its epochs from the start of the run, as in Goyal et al.; every other decay runs from
-the end of the warm-up to the end of the budget. A warm-up from zero thus begins with one step at lr 0;
-from ``base`` it begins at ``base`` (Goyal et al., §2.2), or at the peak where that is lower.
+``steps`` and ``piecewise`` count their epochs from the start of the run, as in Goyal et al.; every other decay runs
+from the end of the warm-up to the end of the budget. A warm-up from zero thus begins with one step at lr 0;
+from ``base`` it begins at ``base`` (Goyal et al., §2.2), or at the peak where that is lower. Under AdaScale the
+clock is not the examples seen but the scale-invariant ones, τ · reference.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from largebatch.errors import UserError
 
 
 def scaled_lr(base: float, scaling: str, global_batch_size: int, reference_batch_size: int | None) -> float:
-    if scaling == "none":
+    if scaling in ("none", "adascale"):
         return base
     assert reference_batch_size is not None
     kappa = global_batch_size / reference_batch_size
@@ -55,11 +57,12 @@ class Schedule:
     total: float
     warmup: float = 0.0
     start: float = 0.0  # lr at the first step of the warm-up
-    decay: str = "constant"  # constant, linear, polynomial, cosine, steps
+    decay: str = "constant"  # constant, linear, polynomial, cosine, steps, piecewise
     power: float = 1.0
     end: float = 0.0
-    milestones: tuple[float, ...] = ()  # examples, for steps
+    milestones: tuple[float, ...] = ()  # examples, for steps and piecewise
     factor: float = 0.1
+    factors: tuple[float, ...] = ()  # of the peak, for piecewise: one more than milestones
 
     def __post_init__(self) -> None:
         if self.warmup > self.total:
@@ -74,6 +77,8 @@ class Schedule:
             return self.start + (self.peak - self.start) * (examples_seen / self.warmup)
         if self.decay == "steps":
             return self.peak * self.factor ** sum(examples_seen >= at for at in self.milestones)
+        if self.decay == "piecewise":
+            return self.peak * self.factors[sum(examples_seen >= at for at in self.milestones)]
         span = self.total - self.warmup
         progress = min(1.0, (examples_seen - self.warmup) / span) if span > 0 else 0.0
         return self.end + (self.peak - self.end) * self._shape(progress)

@@ -1,9 +1,8 @@
 """The loop, top to bottom.
 
-    for every step:   set the lr of the examples seen
-        for every micro-batch of this rank's slice:   summed loss / global batch size -> backward
-        the engine's step
+    for every step:   update      lr, gradient of the global batch, the optimizer's step (update.py)
         every few steps record; at their marks evaluate and checkpoint
+    then, if the recipe says so, SWAP's workers (swap.py); at the end evaluate and save
 
 Losses stay on the device and are read at the recording marks: then the loss of every step since the last mark
 is known, so that a loss that is not finite is named with its exact step.
@@ -14,10 +13,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,15 +25,18 @@ from typing import Any
 import rich.console
 import rich.padding
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from largebatch import checkpoint, config, distributed, record
+from largebatch import checkpoint, config, derive, distributed, record
 from largebatch.assemble import Job, assemble, decisions, plan_facts, table_of_tensors
+from largebatch.averaging import Ema
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
 from largebatch.evaluate import Evaluation, evaluate
+from largebatch.models import batch_norm
 from largebatch.optim import LayerNumbers, Watch
+from largebatch.swap import Swap
+from largebatch.update import Update
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -104,7 +107,11 @@ class Loop:
         self.seconds = 0.0  # spent in training steps, over all sessions
         self.last_checkpoint: Path | None = None
         self.losses: list[Tensor] = []
-        self.norm: Tensor | None = None
+        self.update = Update(job)
+        self.swap = Swap(job, self.update) if isinstance(job.run.averaging, config.Swap) else None
+        self.ema = Ema(job.engine, job.run.ema.decay, job.run.ema.every_steps) if job.run.ema else None
+        self.accuracies: list[float] = []  # of all evaluations so far
+        self.extra_steps = 0  # of SWAP's workers
         self.watch = Watch(job.engine.model.named_parameters(), job.engine.optimizer)
         self.layers: list[tuple[int, LayerNumbers]] = []
         self.evaluations: dict[str, Evaluation] = {}
@@ -133,12 +140,15 @@ class Loop:
 
     @property
     def examples_seen(self) -> int:
-        return self.step * self.plan.global_batch_size
+        return self.plan.examples_before(self.step)
 
     def run_to_the_end(self) -> Result:
         try:
             with signals_noticed() as noticed:
-                self.train_steps(noticed)
+                if self.swap is None or not self.swap.begun:
+                    self.train_steps(noticed)
+                if self.swap is not None:
+                    self.train_workers(self.swap, noticed)
                 self.measure_result()
             if self.job.run.checkpoint.every_epochs:
                 self.save()  # only now: a checkpoint that evaluates to nonsense is not a good one
@@ -152,51 +162,97 @@ class Loop:
 
     def train_steps(self, noticed: list[int]) -> None:
         run, plan, engine = self.job.run, self.plan, self.engine
-        evaluations = marks(plan, run.evaluate.every_epochs)
-        saves = marks(plan, run.checkpoint.every_epochs)
+        if self.update.complete:
+            return
+        stretch = derive.stretch_of(run)
+        evaluations = marks(plan, run.evaluate.every_epochs * stretch)
+        saves = marks(plan, run.checkpoint.every_epochs * stretch)
         stream = self.job.dataset.train.steps(plan, distributed.rank(), self.step, self.job.placement, run.seed)
         engine.model.train()
+        epochs = marks(plan, 1.0) if self.swap is not None else set()
         with distributed.Flag() as flag:
             clock = time.perf_counter()
             for micro_batches in stream:
                 recording = (self.step + 1) % run.record.every_steps == 0
                 self.one_step(micro_batches, measure=recording)
                 self.step += 1
-                last = self.step == plan.steps
+                last = self.step == plan.steps or self.update.complete
+                if self.step in epochs:
+                    last = last or self.train_accuracy_reached()
                 evaluating, saving = self.step in evaluations, self.step in saves
                 stop = flag.exchange(noticed[0] if noticed else 0) if not last else 0
                 if not (recording or evaluating or saving or stop or last):
                     continue
                 self.read_losses(since=clock)
                 if evaluating and not last:
-                    self.evaluate_on(self.job.dataset.test, self.evaluated_on)
+                    self.evaluate()
                 if (saving and not last) or (stop and run.checkpoint.every_epochs):
                     self.save()
                 if stop:
                     raise Stopped(stop)
+                if last:
+                    break
                 clock = time.perf_counter()
 
     def one_step(self, micro_batches: Any, measure: bool) -> None:
-        run, plan, engine = self.job.run, self.plan, self.engine
-        lr = self.job.lr.schedule(self.examples_seen)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
-        loss_of_step: Tensor | None = None
-        for number, (images, labels) in enumerate(micro_batches, start=1):
-            outputs = engine.forward(images, last=number == plan.accumulation_steps)
-            summed = F.cross_entropy(outputs, labels, label_smoothing=run.loss.label_smoothing, reduction="sum")
-            loss = summed / plan.global_batch_size
-            engine.backward(loss)
-            loss_of_step = loss.detach() if loss_of_step is None else loss_of_step + loss.detach()
-        assert loss_of_step is not None
-        self.losses.append(loss_of_step)
-        every = run.record.layers_every_steps
+        every = self.job.run.record.layers_every_steps
         watching = every > 0 and (self.step + 1) % every == 0
         if watching:
             self.watch.before()
-        self.norm = engine.step(measure=measure)
+        self.losses.append(self.update.step(self.step, micro_batches, measure))
         if watching:
             self.layers.append((self.step + 1, self.watch.after()))
+        if self.ema is not None:
+            self.ema.after_step(self.step + 1)
+
+    def train_accuracy_reached(self) -> bool:
+        """Whether SWAP's first phase is over: the share of right answers in training since the last epoch's mark."""
+        assert self.swap is not None
+        assert self.update.correct is not None
+        correct = distributed.sum_(self.update.correct.double()).item()
+        self.update.correct = None
+        seen = self.examples_seen - self.plan.examples_before(self._step_of_last_epoch())
+        accuracy = 100.0 * correct / seen
+        self.recorder.event(
+            "train_accuracy", step=self.step, examples_seen=self.examples_seen, accuracy_percent=accuracy
+        )
+        return self.swap.reached(accuracy)
+
+    def _step_of_last_epoch(self) -> int:
+        return max((step for step in marks(self.plan, 1.0) if step < self.step), default=0)
+
+    def train_workers(self, swap: Swap, noticed: list[int]) -> None:
+        """SWAP's second and third phase; saved after every round of workers."""
+        saving = bool(self.job.run.checkpoint.every_epochs)
+        if not swap.begun:
+            self.recorder.say(
+                f"SWAP: phase 1 ends at step {self.step}; {swap.section.workers} workers go on, {swap.steps} steps each"
+            )
+            swap.begin()
+            if saving:
+                self.save()
+        world = distributed.world_size()
+        clock = time.perf_counter()
+        with distributed.Flag() as flag:
+
+            def stop() -> None:
+                if number := flag.exchange(noticed[0] if noticed else 0):
+                    raise Stopped(number)
+
+            for number in range(len(swap.results) // world, swap.rounds):
+                swap.run_round(number, stop)
+                self.seconds += time.perf_counter() - clock
+                for result in swap.results[number * world :]:
+                    self.recorder.event("worker", step=self.step, **dataclasses.asdict(result))
+                    self.recorder.say(
+                        f"worker {result.worker + 1} of {swap.section.workers}: loss {result.train_loss:.4f}, test "
+                        f"accuracy {result.test_accuracy_percent:.2f} % before averaging"
+                    )
+                if saving:
+                    self.save()
+                clock = time.perf_counter()
+        swap.average()
+        self.extra_steps = swap.steps
 
     def read_losses(self, since: float) -> None:
         """Sum the unread losses over ranks, record them, stop at one that is not finite."""
@@ -209,23 +265,29 @@ class Loop:
                 raise Diverged(self._divergence(first + offset, loss))
         for step, numbers in self.layers:
             values = numbers.read()
-            self.recorder.layers(step, step * self.plan.global_batch_size, values.summary(), values.by_layer())
+            self.recorder.layers(step, self.plan.examples_before(step), values.summary(), values.by_layer())
         self.layers = []
         spent = self.seconds - self.window_seconds
+        examples = self.examples_seen - self.plan.examples_before(first)
+        adascale = self.update.adascale
+        beside = {"gain": self.update.gain, "progress": adascale.progress} if adascale else {}
+        if len(self.plan.stages) > 1:
+            beside["global_batch_size"] = self.plan.at(self.step - 1).global_batch_size
         self.recorder.training(
             step=self.step,
             examples_seen=self.examples_seen,
             epoch=self.examples_seen / self.plan.dataset_size,
             seconds=self.seconds,
-            lr=self.job.lr.schedule((self.step - 1) * self.plan.global_batch_size),
+            lr=self.update.lr,
             loss=sum(losses) / len(losses),
-            grad_norm=self.norm.item() if self.norm is not None else None,
-            examples_per_second=(self.step - first) * self.plan.global_batch_size / spent,
+            grad_norm=self.update.norm.item() if self.update.norm is not None else None,
+            examples_per_second=examples / spent,
+            **beside,
         )
         self.window_step, self.window_seconds = self.step, self.seconds
 
     def _divergence(self, step: int, loss: float) -> str:
-        lr = self.job.lr.schedule(step * self.plan.global_batch_size)
+        lr = self.update.lr if self.update.adascale else self.job.lr.schedule(self.plan.examples_before(step))
         good = self.last_checkpoint or "none was saved"
         return f"the loss is {loss} in step {step + 1} at lr {lr:g}; last good checkpoint: {good}"
 
@@ -233,11 +295,56 @@ class Loop:
     def evaluated_on(self) -> str:
         return "held_out" if self.job.run.data.hold_out else "test"
 
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The model as it is evaluated: workers averaged, batch-norm statistics averaged or recomputed.
+
+        Afterwards everything is as it was: training does not depend on when somebody looked. Collective.
+        """
+        workers = self.update.workers
+        with workers.shown() if workers else nullcontext(), self.engine.whole_model():
+            if not self.recomputes:
+                yield
+                return
+            buffers = list(self.engine.statistics().values())
+            before = [buffer.clone() for buffer in buffers]
+            self.recompute_statistics()
+            yield
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+    @property
+    def recomputes(self) -> bool:
+        averaged = self.swap is not None and self.extra_steps > 0
+        return (averaged or self.job.run.batch_norm.statistics == "precise") and bool(self.engine.statistics())
+
+    def recompute_statistics(self) -> None:
+        """Of batch norm, over the training set (or ``batch_norm.examples`` of it, in whole global batches)."""
+        plan, run = self.plan, self.job.run
+        examples = min(run.batch_norm.examples or plan.dataset_size, plan.dataset_size)
+        first = plan.stages[0]._replace(first_step=0, first_example=0)
+        passes = dataclasses.replace(
+            plan, steps=math.ceil(examples / plan.global_batch_size), stages=(first,), seed=plan.seed ^ 0x5EED
+        )
+        stream = self.job.dataset.train.steps(passes, distributed.rank(), 0, self.job.placement, run.seed)
+        with torch.no_grad(), batch_norm.recomputed_statistics(self.engine.model, distributed.sum_):
+            for micro_batches in stream:
+                for images, _ in micro_batches:
+                    self.engine.predict(images)
+
+    def evaluate(self) -> None:
+        """On the test set (or the part held out): the trained weights and, if there are any, the averaged ones."""
+        with self.shown():
+            self.evaluate_on(self.job.dataset.test, self.evaluated_on)
+        if self.ema is not None:
+            with self.ema.applied(), self.shown():
+                self.evaluate_on(self.job.dataset.test, "ema")
+
     def evaluate_on(self, split: Any, name: str) -> None:
+        """Inside :meth:`shown`."""
         world, rank = distributed.world_size(), distributed.rank()
         batches = split.batches(rank, world, self.job.run.evaluate.batch_size, self.job.placement)
-        with self.engine.whole_model():
-            evaluation = evaluate(self.engine.model, self.engine.predict, batches, self.job.device)
+        evaluation = evaluate(self.engine.model, self.engine.predict, batches, self.job.device)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
         if not math.isfinite(evaluation.loss):
             raise Diverged(
@@ -245,6 +352,8 @@ class Loop:
                 f"last good checkpoint: {self.last_checkpoint or 'none was saved'}"
             )
         self.evaluations[name] = evaluation
+        if name == self.evaluated_on:
+            self.accuracies.append(evaluation.accuracy_percent)
         self.recorder.event(
             "evaluate",
             step=self.step,
@@ -262,10 +371,19 @@ class Loop:
         )
 
     def measure_result(self) -> None:
-        self.evaluate_on(self.job.dataset.test, self.evaluated_on)
         asked, split = self.job.run.evaluate.train, self.job.dataset.train
-        if asked or (asked is None and isinstance(split, ResidentSplit)):
-            self.evaluate_on(split, "train")
+        kept: list[Tensor] = []
+        with self.shown():
+            self.evaluate_on(self.job.dataset.test, self.evaluated_on)
+            if asked or (asked is None and isinstance(split, ResidentSplit)):
+                self.evaluate_on(split, "train")
+            if self.recomputes:
+                kept = [buffer.clone() for buffer in self.engine.statistics().values()]
+        for buffer, value in zip(self.engine.statistics().values(), kept, strict=False):
+            buffer.copy_(value)  # the weights that are saved last are saved with what they were evaluated with
+        if self.ema is not None:
+            with self.ema.applied(), self.shown():
+                self.evaluate_on(self.job.dataset.test, "ema")
 
     def save(self) -> None:
         if not self.engine.weights_are_finite():
@@ -276,6 +394,10 @@ class Loop:
             **self._machine(),
             "seconds": self.seconds,
             "total_seconds": self._total_seconds(),
+            "accuracies": self.accuracies,
+            "update": self.update.save(),
+            "ema": self.ema.save() if self.ema else None,
+            "swap": self.swap.save() if self.swap else None,
         }
         self.last_checkpoint = checkpoint.save(
             self.directory / "checkpoints", self.step, state, self.job.run.checkpoint.keep
@@ -292,12 +414,17 @@ class Loop:
         self.engine.load(state)
         checkpoint.restore_random(state, self.job.run.seed)
         self.step, self.seconds, self.total_before = state["step"], state["seconds"], state["total_seconds"]
+        self.accuracies = state["accuracies"]
+        self.update.load(state["update"])
+        if self.ema is not None:
+            self.ema.load(state["ema"])
+        complaint = self.swap.load(state["swap"]) if self.swap is not None else None
         changed = [
             f"{key.replace('_', ' ')} is {now}, it was {state[key]}"
             for key, now in self._machine().items()
             if key in state and state[key] != now
         ]
-        return found.complaints + changed
+        return found.complaints + changed + ([complaint] if complaint else [])
 
     def _machine(self) -> dict[str, Any]:
         """What the machine decided, and a resume on another one may change: batch norm sees the micro-batch."""
@@ -315,15 +442,22 @@ class Loop:
     def _result(self, status: str, reason: str | None = None, number: int | None = None) -> Result:
         test = self.evaluations.get(self.evaluated_on) if status == "finished" else None
         training = self.evaluations.get("train") if status == "finished" else None
-        per_step = self.seconds / self.step if self.step else None
+        averaged = self.evaluations.get("ema") if status == "finished" else None
+        of_workers = 0
+        if self.swap is not None:
+            of_workers = self.extra_steps * self.swap.section.worker_batch_size * self.swap.section.workers
+        steps, examples = self.step + self.extra_steps, self.examples_seen + of_workers
+        per_step = self.seconds / steps if steps else None
         numbers = {
             "status": status,
             "reason": reason,
-            "steps": self.step,
-            "examples_seen": self.examples_seen,
+            "steps": steps,
+            "examples_seen": examples,
             "evaluated_on": self.evaluated_on,
             "test_loss": test and test.loss,
-            "test_accuracy_percent": test and test.accuracy_percent,
+            "test_accuracy_percent": test and statistics.median(self.accuracies[-self.job.run.evaluate.median_of :]),
+            "ema_test_accuracy_percent": averaged and averaged.accuracy_percent,
+            "workers": [dataclasses.asdict(result) for result in self.swap.results] if self.swap else None,
             "train_loss": training and training.loss,
             "train_accuracy_percent": training and training.accuracy_percent,
             "peak_lr": self.job.lr.schedule.peak,
@@ -331,7 +465,7 @@ class Loop:
             "seconds_total": self._total_seconds(),
             "seconds_per_step": per_step,
             "seconds_per_epoch": per_step and per_step * self.plan.steps_per_epoch,
-            "examples_per_second": self.examples_seen / self.seconds if self.seconds else None,
+            "examples_per_second": examples / self.seconds if self.seconds else None,
             "parameters": sum(p.numel() for p in self.engine.model.parameters()),
         }
         if distributed.is_first():

@@ -153,6 +153,6 @@ def test_a_recipe_is_read_without_torch():
 
 def test_the_schema_names_every_key():
     schema = config.json_schema()
-    assert set(config.Run.model_fields) == set(schema["properties"])
+    assert {*config.Run.model_fields, "table"} == set(schema["properties"])
     assert schema["additionalProperties"] is False
     assert "from" in schema["$defs"]["Warmup"]["properties"]

@@ -111,8 +111,8 @@ class FolderSplit:
         assert plan.dataset_size == len(self), "the plan was made for another split"
         stream = self._read(_training_requests(plan, rank, first_step), placement, seed)
         try:
-            for _ in range(first_step, plan.steps):
-                micro_batches = itertools.islice(stream, plan.accumulation_steps)
+            for step in range(first_step, plan.steps):
+                micro_batches = itertools.islice(stream, plan.at(step).accumulation_steps)
                 yield micro_batches
                 for _ in micro_batches:  # what the caller left would else open the next step
                     pass
@@ -149,10 +149,10 @@ class FolderSplit:
 
 
 def _training_requests(plan: BatchPlan, rank: int, first_step: int) -> Iterator[_Request]:
-    size = plan.micro_batch_size
     for step in range(first_step, plan.steps):
         examples = plan.examples_of(step, rank)
-        for start in range(0, plan.accumulation_steps * size, size):
+        size = plan.at(step).micro_batch_size
+        for start in range(0, len(examples.indices), size):
             part = slice(start, start + size)
             yield _Request(examples.indices[part], examples.positions[part])
 

@@ -50,15 +50,16 @@ class ResidentSplit:
 
     def _micro_batches(self, plan: BatchPlan, rank: int, step: int, placement: Placement, seed: int) -> Iterator[Batch]:
         images, labels = self.resident(placement.device)
+        stage = plan.at(step)
         numbers = [plan.examples_of(step, rank).indices]
         if self.augment != "none":
-            held = plan.global_batch_size // plan.world_size
+            held = stage.global_batch_size // plan.world_size
             mine = slice(rank * held, (rank + 1) * held)
-            draws = augmentation.step_draws(self.augment, seed, step, plan.global_batch_size)
+            draws = augmentation.step_draws(self.augment, seed, step, stage.global_batch_size)
             numbers += [draw[mine] for draw in draws]
         on_device = _sent(np.stack(numbers), placement.device)
-        for micro in range(plan.accumulation_steps):
-            part = slice(micro * plan.micro_batch_size, (micro + 1) * plan.micro_batch_size)
+        for micro in range(stage.accumulation_steps):
+            part = slice(micro * stage.micro_batch_size, (micro + 1) * stage.micro_batch_size)
             indices, *drawn = (row[part] for row in on_device)
             picked = images.index_select(0, indices)
             if drawn:

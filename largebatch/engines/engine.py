@@ -130,7 +130,7 @@ class Engine(abc.ABC):
         if distributed.world_size() == 1:
             yield
             return
-        own = [(buffer, buffer.clone()) for buffer in self._statistics().values()]
+        own = [(buffer, buffer.clone()) for buffer in self.statistics().values()]
         for buffer, _ in own:
             distributed.mean_(buffer)
         try:
@@ -162,7 +162,7 @@ class Engine(abc.ABC):
             "model": {**self._whole_weights(), **buffers},
             "optimizer": states.gather(self.optimizer, self.layout()),
             "scaler": self.scaler.state_dict(),
-            "statistics_of_ranks": distributed.gather({n: b.detach().cpu() for n, b in self._statistics().items()})
+            "statistics_of_ranks": distributed.gather({n: b.detach().cpu() for n, b in self.statistics().items()})
             if distributed.world_size() > 1
             else [],
         }
@@ -204,7 +204,7 @@ class Engine(abc.ABC):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
 
-    def _statistics(self) -> dict[str, Tensor]:
+    def statistics(self) -> dict[str, Tensor]:
         """Running means and variances; other buffers are constants, or rank zero's."""
         of_norms = [(prefix, module) for prefix, module in self.model.named_modules() if is_norm(module)]
         return {

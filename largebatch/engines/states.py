@@ -52,6 +52,24 @@ def gather(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
     return {"optimizer": type(optimizer).__name__, "layers": whole, "groups": groups}
 
 
+def gather_own(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
+    """Like :func:`gather`, but each rank's own, for those that step alone; layers are whole there."""
+    layers = {
+        layout.names[id(parameter)]: {
+            key: value.detach().cpu().clone() if isinstance(value, Tensor) else value for key, value in state.items()
+        }
+        for parameter, state in optimizer.state.items()
+    }
+    groups = [
+        {
+            "names": [layout.names[id(parameter)] for parameter in group["params"]],
+            **{key: value for key, value in group.items() if key not in NOT_SAVED},
+        }
+        for group in optimizer.param_groups
+    ]
+    return {"optimizer": type(optimizer).__name__, "layers": layers, "groups": groups}
+
+
 def whole_values(parameter: Tensor, value: Any, layout: Layout) -> Iterator[tuple[str, Any]]:
     """(layer's name, its whole state, on the CPU of rank zero); numbers and counters belong to each layer alike."""
     partition = layout.partitions.get(id(parameter))

@@ -1,7 +1,7 @@
 """Models by name: our small ones, then anything torchvision or timm creates.
 
 ``resnet50`` is torchvision's and ``timm/resnet50`` is timm's; a plain name that torchvision lacks is timm's.
-Weights are always freshly initialised: nothing is downloaded.
+Weights are always freshly initialised: nothing is downloaded. Every model takes ``head_init_std``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "resnet20": small.resnet20,
     "resnet18_small": small.resnet18,
     "resnet9": small.resnet9,
+    "wide_resnet": small.wide_resnet,
 }
 
 
@@ -34,20 +35,37 @@ def build(
 ) -> nn.Module:
     """A freshly initialised model on the CPU in float32, the same for the same seed.
 
-    ``image_shape`` is (channels, height, width). The global random state is left as it was.
+    ``image_shape`` is (channels, height, width). The global random state is left as it was. ``head_init_std`` among
+    the ``arguments`` belongs to no builder: see :func:`initialise_head`.
     """
+    arguments = dict(arguments or {})
+    head_init_std = arguments.pop("head_init_std", None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = _builder(name)(num_classes, image_shape, dict(arguments or {}))
+            model = _builder(name)(num_classes, image_shape, dict(arguments))
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             if isinstance(error, UserError):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"model {name} cannot be built with {arguments or 'these data'}: {reason}") from error
+        if head_init_std is not None:
+            initialise_head(model, name, head_init_std)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"model {name} has no parameters to train")
     return model
+
+
+def initialise_head(model: nn.Module, name: str, std: Any) -> None:
+    """The last linear layer starts as N(0, std²) with a bias of 0 (Goyal et al. 2017, §5.1: 0.01)."""
+    if isinstance(std, bool) or not isinstance(std, (int, float)) or not 0 <= std < float("inf"):
+        raise UserError(f"model.head_init_std = {std} should be a standard deviation of at least 0, such as 0.01")
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(f"model.head_init_std has nothing to act on: model.name = {name} has no linear layer")
+    nn.init.normal_(linear[-1].weight, std=std)
+    if linear[-1].bias is not None:
+        nn.init.zeros_(linear[-1].bias)
 
 
 def check(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:

@@ -5,6 +5,7 @@
     resnet20    He et al. 2016 (1512.03385), §4.2: 16-32-64 channels, 6n + 2 layers, here with projections
     resnet18    the same paper's 18 layers with the stem of 3×3 convolution that 32×32 images are given
     resnet9     the narrow residual net of Page 2018 (DAWNBench), two residual blocks
+    wide_resnet Zagoruyko & Komodakis 2016 (1605.07146): pre-activation blocks, 16k-32k-64k channels, 6n + 4 layers
 
 Convolutions start from He's normal initialisation (fan out), as in torchvision. ``zero_init_residual`` sets the
 last batch norm's γ of every residual block to 0 (Goyal et al. 2017, §5.1).
@@ -152,6 +153,45 @@ def resnet9(
         nn.Linear(8 * w, num_classes),
     ]
     return he_initialised(nn.Sequential(*layers), zero_init_residual)
+
+
+class PreActivation(nn.Module):
+    """x + F(a), a = ReLU(BN(x)) and F two 3×3 convolutions; where the shape changes, a projection of a instead of x."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.activation = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(inplace=True))
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        )
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.activation(x)
+        return self.body(active) + (x if self.shortcut is None else self.shortcut(active))
+
+
+def wide_resnet(
+    num_classes: int, image_shape: tuple[int, int, int], depth: int = 28, width: int = 10, dropout: float = 0.0
+) -> nn.Module:
+    """WRN-``depth``-``width``; ``depth`` = 6n + 4. ``dropout`` lies between the two convolutions of a block."""
+    at_least_1(width=width)
+    if depth < 10 or depth % 6 != 4:
+        raise ValueError(f"depth = {depth} is not 6n + 4; nearest: {max(10, (depth - 4) // 6 * 6 + 4)}")
+    inputs = 16
+    layers: list[nn.Module] = [nn.Conv2d(image_shape[0], inputs, 3, padding=1, bias=False)]
+    for stage, outputs in enumerate((16 * width, 32 * width, 64 * width)):
+        for block in range((depth - 4) // 6):
+            layers.append(PreActivation(inputs, outputs, 2 if stage > 0 and block == 0 else 1, dropout))
+            inputs = outputs
+    layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return he_initialised(nn.Sequential(*layers, nn.Linear(inputs, num_classes)))
 
 
 def convolution(inputs: int, outputs: int) -> list[nn.Module]:

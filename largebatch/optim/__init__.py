@@ -4,6 +4,9 @@ from largebatch.optim.groups import Treatment, parameter_groups, treatments
 from largebatch.optim.heavy_ball import HeavyBall
 from largebatch.optim.lamb import Lamb
 from largebatch.optim.lars import Lars
+from largebatch.optim.lecture import LectureAdagrad, LectureAdam, LectureRmsprop
+from largebatch.optim.muon import Muon, muon_groups
+from largebatch.optim.rmsprop_sgd import RmspropSgd, sgd_share
 from largebatch.optim.shards import Partition, Segment
 from largebatch.optim.telemetry import LayerNumbers, LayerValues, Watch
 
@@ -13,10 +16,17 @@ __all__ = [
     "Lars",
     "LayerNumbers",
     "LayerValues",
+    "LectureAdagrad",
+    "LectureAdam",
+    "LectureRmsprop",
+    "Muon",
     "Partition",
+    "RmspropSgd",
     "Segment",
     "Treatment",
     "Watch",
+    "muon_groups",
     "parameter_groups",
+    "sgd_share",
     "treatments",
 ]

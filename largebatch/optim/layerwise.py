@@ -144,7 +144,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
                 f"tensors, this optimizer's {[len(g['params']) for g in self.param_groups]}"
             )
         for number, (saved, own) in enumerate(zip(groups, self.param_groups, strict=True)):
-            if missing := [key for key in self.defaults if key not in saved]:
+            if missing := [key for key in self.defaults if key in own and key not in saved]:
                 raise UserError(
                     f"the state belongs to another optimizer: its parameter group {number} has no {missing[0]}, which "
                     f"{type(self).__name__} needs"

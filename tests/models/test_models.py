@@ -24,6 +24,8 @@ RGB = (3, 32, 32)
         ("resnet20", RGB, {}, 269_722 + 576 + 2_176),  # He et al.'s 0.27 M, and two projections with norm
         ("resnet18_small", RGB, {}, 11_173_962),
         ("resnet9", RGB, {}, 6_563_520 + 4_480 + 5_130),
+        ("wide_resnet", RGB, {"depth": 16, "width": 4, "dropout": 0.3}, 2_748_890),
+        ("wide_resnet", RGB, {}, 36_479_194),  # Zagoruyko & Komodakis' 36.5 M for WRN-28-10
         ("resnet50", RGB, {"zero_init_residual": True}, 23_528_522),
         ("timm/resnet18", (1, 28, 28), {}, 11_175_370),
     ],
@@ -59,6 +61,35 @@ def test_the_last_norm_of_a_block_starts_at_zero_if_asked(name, zero):
     assert all((module.weight == 1).all() for module in others)
 
 
+@pytest.mark.parametrize("name", ["tiny_cnn", "wide_resnet", "torchvision/resnet18", "timm/resnet18"])
+def test_the_head_starts_as_small_as_asked_and_nothing_else_changes(name):
+    arguments = {"depth": 10, "width": 1} if name == "wide_resnet" else {}
+    usual = models.build(name, 1000, RGB, 0, arguments)
+    small = models.build(name, 1000, RGB, 0, {**arguments, "head_init_std": 0.01})
+    head = [key for key, module in small.named_modules() if isinstance(module, nn.Linear)][-1]
+    assert small.get_submodule(head).weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert abs(small.get_submodule(head).weight.mean().item()) < 2e-4
+    assert not small.get_submodule(head).bias.any()
+    others = {key: value for key, value in usual.state_dict().items() if not key.startswith(head + ".")}
+    assert others
+    assert all(torch.equal(value, small.state_dict()[key]) for key, value in others.items())
+    again = models.build(name, 1000, RGB, 0, {**arguments, "head_init_std": 0.01})
+    assert torch.equal(again.get_submodule(head).weight, small.get_submodule(head).weight)
+
+
+def test_a_wide_residual_net_is_pre_activated():
+    """Where its convolutions give nothing, a block hands its input on, or a projection of what it activated."""
+    net = models.build("wide_resnet", 10, RGB, 0, {"depth": 16, "width": 1})
+    blocks = [module for module in net if isinstance(module, models.small.PreActivation)]
+    assert [block.shortcut is None for block in blocks] == [True, True, False, True, False, True]
+    same, changing = blocks[1].eval(), blocks[2].eval()
+    images = torch.randn(2, 16, 8, 8)
+    nn.init.zeros_(same.body[-1].weight), nn.init.zeros_(changing.body[-1].weight)
+    assert torch.equal(same(images), images)
+    assert torch.allclose(changing(images), changing.shortcut(changing.activation(images)))
+    assert changing(images).shape == (2, 32, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "arguments", "sentence"),
     [
@@ -67,6 +98,9 @@ def test_the_last_norm_of_a_block_starts_at_zero_if_asked(name, zero):
         ("timm/resnet5O", RGB, {}, "is not known; did you mean resnet50"),
         ("tiny_cnn", RGB, {"chanels": [3]}, "unknown key model.chanels for tiny_cnn; did you mean channels?"),
         ("resnet20", RGB, {"depth": 21}, "depth = 21 is not 6n + 2; nearest: 20"),
+        ("wide_resnet", RGB, {"depth": 20}, "depth = 20 is not 6n + 4; nearest: 16"),
+        ("squeezenet1_1", RGB, {"head_init_std": 0.01}, "model.name = squeezenet1_1 has no linear layer"),
+        ("tiny_cnn", RGB, {"head_init_std": "small"}, "model.head_init_std = small should be a standard deviation"),
         ("resnet50", (1, 28, 28), {}, "takes 3 channels, the images have 1; timm/resnet50"),
         ("resnet18", RGB, {"weights": "DEFAULT"}, "training starts from fresh weights"),
         ("timm/resnet18", RGB, {"pretrained": True}, "training starts from fresh weights"),

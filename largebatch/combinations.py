@@ -1,0 +1,64 @@
+"""Which methods do not go together: each refusal is one sentence with the keys."""
+
+from __future__ import annotations
+
+from largebatch import config
+from largebatch.errors import UserError
+
+
+def check_combinations(run: config.Run, precision: str) -> None:
+    """Refuse a run whose methods contradict one another. ``precision``: the one that was chosen."""
+    adascale = run.lr.scaling == "adascale"
+    alone = run.averaging.name != "none"
+    engine = run.engine.name
+    for asked, name in (
+        (adascale, "lr.scaling = adascale"),
+        (run.sam is not None, "sam"),
+        (alone, f"averaging.name = {run.averaging.name}"),
+    ):
+        if asked and engine != "ddp":
+            raise UserError(
+                f"{name} needs engine.name = ddp, which keeps whole weights on every rank; here it is {engine}"
+            )
+        if asked and precision == "fp16":
+            raise UserError(
+                f"{name} does not go with precision = fp16, whose losses are scaled; valid: bf16, fp32, fp64"
+            )
+    for both, sentence in (
+        (
+            adascale and run.batch.ramp,
+            "lr.scaling = adascale and batch.ramp both change what a step is worth; choose one",
+        ),
+        (
+            adascale and run.sam,
+            "lr.scaling = adascale measures gradients at the weights, sam takes them elsewhere; choose one",
+        ),
+        (
+            adascale and alone,
+            f"lr.scaling = adascale needs one set of weights; averaging.name = {run.averaging.name} has many",
+        ),
+        (
+            adascale and run.regime_adaptation,
+            "lr.scaling = adascale and regime_adaptation both lengthen the run; choose one",
+        ),
+        (
+            alone and run.ema,
+            f"ema follows one set of weights; averaging.name = {run.averaging.name} has many: choose one",
+        ),
+        (
+            run.averaging.name == "post_local_sgd" and run.batch.ramp,
+            "averaging.name = post_local_sgd divides one batch among its workers, batch.ramp changes it; choose one",
+        ),
+        (
+            run.averaging.name == "post_local_sgd" and run.sam and run.sam.m is None,
+            "averaging.name = post_local_sgd with sam needs sam.m: workers that step alone share no perturbation",
+        ),
+        (
+            run.ema and getattr(run.engine, "weights", "fp32") == "bf16",
+            "ema cannot follow weights that are kept in bf16; valid: engine.weights = fp32",
+        ),
+    ):
+        if both:
+            raise UserError(sentence)
+    if run.regime_adaptation is not None and run.epochs is None:
+        raise UserError("regime_adaptation stretches a budget in epochs; this run states steps")

@@ -1,0 +1,63 @@
+"""What the user wrote: a frozen :class:`Run`, read strictly from YAML and ``key=value`` overrides; no torch.
+
+run.py         Run, and how it is read: file, table row, overrides
+sections.py    what each key may hold
+mistakes.py    what is wrong, in one sentence
+"""
+
+from largebatch.config.run import Run, from_dict, json_schema, load, overlay, read, row_of, rows_of
+from largebatch.config.sections import (
+    Adagrad,
+    Adam,
+    AdamW,
+    CosineDecay,
+    Data,
+    HeavyBall,
+    Lamb,
+    Lars,
+    LearningRate,
+    LinearDecay,
+    Muon,
+    Optimizer,
+    PiecewiseDecay,
+    PolynomialDecay,
+    PostLocalSgd,
+    Ramp,
+    Rmsprop,
+    RmspropSgd,
+    Sgd,
+    StepsDecay,
+    Swap,
+)
+
+__all__ = [
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "CosineDecay",
+    "Data",
+    "HeavyBall",
+    "Lamb",
+    "Lars",
+    "LearningRate",
+    "LinearDecay",
+    "Muon",
+    "Optimizer",
+    "PiecewiseDecay",
+    "PolynomialDecay",
+    "PostLocalSgd",
+    "Ramp",
+    "Rmsprop",
+    "RmspropSgd",
+    "Run",
+    "Sgd",
+    "StepsDecay",
+    "Swap",
+    "from_dict",
+    "json_schema",
+    "load",
+    "overlay",
+    "read",
+    "row_of",
+    "rows_of",
+]

@@ -1,0 +1,217 @@
+"""What the user wrote: a frozen :class:`Run`, read strictly from YAML and ``key=value`` overrides.
+
+Imports neither torch nor anything of the project's machinery, so a recipe is checked in milliseconds.
+A key that nobody knows, a key given twice, a value out of range: each is one sentence with the path of
+the key. Nothing derived is ever written back here.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from largebatch.config.mistakes import sentence
+from largebatch.config.sections import (
+    Averaging,
+    Batch,
+    BatchNorm,
+    Checkpoint,
+    Data,
+    DdpEngine,
+    Ema,
+    Engine,
+    Evaluate,
+    Expect,
+    LearningRate,
+    Loss,
+    Model,
+    NoAveraging,
+    Optimizer,
+    Record,
+    RegimeAdaptation,
+    Sam,
+    Section,
+    WeightDecay,
+)
+from largebatch.errors import UserError
+from largebatch.strict_yaml import parse
+
+
+class Run(Section):
+    """One run, as the scientist wrote it."""
+
+    name: str
+    title: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on cuda, else fp32
+    channels_last: bool | None = None  # else wherever the model has convolutions
+    compile: bool = False
+    resume: Literal["auto", "never"] = "auto"
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    model: Model
+    data: Data
+    batch: Batch
+    optimizer: Optimizer
+    weight_decay: WeightDecay = WeightDecay()
+    loss: Loss = Loss()
+    max_grad_norm: PositiveFloat | None = None
+    lr: LearningRate
+    regime_adaptation: RegimeAdaptation | None = None
+    batch_norm: BatchNorm = BatchNorm()
+    sam: Sam | None = None
+    ema: Ema | None = None
+    averaging: Averaging = NoAveraging()
+    engine: Engine = DdpEngine()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    record: Record = Record()
+    expect: Expect | None = None
+
+    @pydantic.model_validator(mode="after")
+    def one_budget(self) -> Run:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps as the budget of the run")
+        return self
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.record.dir or Path("runs") / self.name)
+
+    def as_written(self) -> dict[str, Any]:
+        """Plain data that :func:`from_dict` reads back to an equal Run; what ``run.yaml`` holds."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def science(self) -> dict[str, Any]:
+        """The part that decides the result: two runs that share it may continue one another."""
+        everything = self.as_written()
+        everything["weights"] = everything["engine"].get("weights", "fp32")
+        everything["all_reduce"] = everything["engine"].get("all_reduce", "fp32")
+        for machine in (
+            "name", "title", "device", "compile", "channels_last", "resume", "engine", "evaluate",
+            "checkpoint", "record", "expect",
+        ):  # fmt: skip
+            everything.pop(machine)
+        for reading in ("root", "workers"):
+            everything["data"].pop(reading)
+        return everything
+
+
+def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Run:
+    """The Run in a YAML file, with ``a.b=value`` overrides laid over it."""
+    return from_dict(overlay(read(path), overrides), f"{path}{' with its overrides' if overrides else ''}")
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """What a recipe file says, unchecked but for its form; ``name`` is the file's where it gives none."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"the recipe {path} is not UTF-8 text") from None
+    written = parse(text, str(path))
+    if not isinstance(written, dict):
+        raise UserError(f"{path} is not a recipe: expected keys such as model, data, batch, lr")
+    written.setdefault("name", path.stem)
+    return written
+
+
+def from_dict(written: dict[str, Any], source: str = "the recipe") -> Run:
+    written = overlay(written, ()) if "table" in written else written
+    try:
+        return Run.model_validate(written)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{source}: {sentence(error, Run)}") from None
+
+
+def overlay(written: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """A copy of ``written`` with its table's row and every ``a.b=value`` set, the latter last.
+
+    ``epochs`` and ``steps`` take each other's place.
+    """
+    written = copy.deepcopy(written)
+    settings = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not KEY.fullmatch(key):
+            raise UserError(f"'{override}' is not an override; write key=value, such as lr.base=0.1")
+        settings.append((key, parse(text, f"the override {override}")))
+    if "table" in written:
+        table = written.pop("table")
+        for key, value in row_of(table, written, dict(settings)).items():
+            place(written, key, copy.deepcopy(value))
+    for key, value in settings:
+        place(written, key, value)
+    return written
+
+
+def place(written: dict[str, Any], key: str, value: Any) -> None:
+    *above, last = key.split(".")
+    section = written
+    for name in above:
+        if section.get(name) is None:
+            section[name] = {}
+        section = section[name]
+        if not isinstance(section, dict):
+            raise UserError(f"{key} cannot be set: {name} holds a value, not a section")
+    section[last] = value
+    if key in ("epochs", "steps"):
+        written.pop("steps" if key == "epochs" else "epochs", None)
+
+
+def row_of(table: Any, written: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """``{"lr.base": 7.4, ...}``: what the table of the recipe sets at this global batch.
+
+    A batch without a row is refused, unless every key that the rows set is set by hand.
+    """
+    rows = rows_of(table)
+    batch = written.get("batch")
+    size = batch.get("global_batch_size") if isinstance(batch, dict) else None
+    if isinstance(in_section := settings.get("batch"), dict):
+        size = in_section.get("global_batch_size", size)
+    size = settings.get("batch.global_batch_size", size)
+    if isinstance(size, int) and size in rows:
+        return rows[size]
+    wanted = {key for row in rows.values() for key in row}
+    if not isinstance(size, int) or wanted <= set(settings):
+        return {}  # what is wrong with the size is told with the other keys
+    raise UserError(
+        f"table has no row for batch.global_batch_size = {size}; rows: {', '.join(map(str, sorted(rows)))}; "
+        f"for another batch set {', '.join(sorted(wanted))} by hand"
+    )
+
+
+def rows_of(table: Any) -> dict[int, dict[str, Any]]:
+    """The rows of a recipe's ``table``, checked for their form: global batch size -> dotted keys -> values."""
+    if not isinstance(table, dict) or not table:
+        raise UserError("table should hold a row for each global batch size, as in 8192: {lr.base: 17}")
+    for size, row in table.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise UserError(f"table: {size!r} is no global batch size; a row begins with a positive whole number")
+        if not isinstance(row, dict) or not row:
+            raise UserError(f"table.{size} should set keys, as in {size}: {{lr.base: 17}}")
+        for key in row:
+            if not isinstance(key, str) or not KEY.fullmatch(key):
+                raise UserError(f"table.{size}: {key!r} is no key of a recipe; write it with dots, such as lr.base")
+            if key.partition(".")[0] == "table" or key in ("batch", "batch.global_batch_size"):
+                raise UserError(f"table.{size} cannot set {key}, which chooses the row")
+    return table
+
+
+KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+
+
+def json_schema() -> dict[str, Any]:
+    """For editors: completes and checks recipe files (``largebatch recipe schema``)."""
+    schema = Run.model_json_schema(by_alias=True)
+    row = {"type": "object", "description": "dotted keys of this recipe and their values at this global batch size"}
+    schema["properties"]["table"] = {"type": "object", "additionalProperties": row}
+    return schema

@@ -1,0 +1,426 @@
+"""The sections of a recipe: what each key may hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+ParameterKind = Literal["norm", "bias"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def ascending(key: str, epochs: tuple[float, ...]) -> None:
+    if list(epochs) != sorted(set(epochs)):
+        raise ValueError(f"{key} = {list(epochs)} must ascend")
+
+
+class Model(BaseModel):
+    """``name`` and whatever arguments that model's builder takes."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    name: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Data(Section):
+    name: str
+    root: str | None = None  # folder of the files; else $LARGEBATCH_DATA, else the cache folder
+    image_size: PositiveInt | None = None
+    augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
+    hold_out: NonNegativeInt = 0  # training examples set aside and evaluated in place of the test set
+    workers: NonNegativeInt | None = None  # processes that read image folders
+    num_classes: PositiveInt | None = None  # synthetic only, like the next two
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    examples: PositiveInt | None = None
+
+
+class Ramp(Section):
+    """The global batch grows at these epochs: by ``factor``, or to the next of ``sizes``."""
+
+    at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    factor: Annotated[int, Field(gt=1)] | None = None
+    largest: PositiveInt | None = None  # where the factor would go beyond it, the lr is divided by the factor instead
+    sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def one_rule(self) -> Ramp:
+        if (self.factor is None) == (self.sizes is None):
+            raise ValueError("give exactly one of batch.ramp.factor and batch.ramp.sizes")
+        if self.sizes is not None and len(self.sizes) != len(self.at_epochs):
+            raise ValueError(
+                f"batch.ramp.sizes has {len(self.sizes)} sizes for the {len(self.at_epochs)} epochs of "
+                "batch.ramp.at_epochs; give one for each"
+            )
+        if self.largest is not None and self.factor is None:
+            raise ValueError("batch.ramp.largest needs batch.ramp.factor; batch.ramp.sizes says every size itself")
+        ascending("batch.ramp.at_epochs", self.at_epochs)
+        return self
+
+
+class Batch(Section):
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None = None  # else the largest divisor that fits the device
+    bn_batch_size: PositiveInt | None = None  # examples that one batch norm sees; else the micro-batch
+    ramp: Ramp | None = None
+
+
+class BatchNorm(Section):
+    """Which statistics an evaluation uses, and how they are gathered."""
+
+    statistics: Literal["running", "last", "precise"] = "running"  # last: of the last step; precise: recomputed
+    momentum: Annotated[float, Field(gt=0, le=1)] | None = None  # the weight of the newest step; else the model's
+    examples: PositiveInt | None = None  # how many a recomputation sees; else the training set
+
+    @pydantic.model_validator(mode="after")
+    def no_idle_key(self) -> BatchNorm:
+        if self.examples is not None and self.statistics != "precise":
+            raise ValueError("batch_norm.examples has no effect without batch_norm.statistics = precise")
+        if self.momentum is not None and self.statistics == "last":
+            raise ValueError(
+                "batch_norm.momentum has no effect with batch_norm.statistics = last, which keeps no average"
+            )
+        return self
+
+
+class Sgd(Section):
+    name: Literal["sgd"]
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+
+
+class HeavyBall(Section):
+    name: Literal["heavy_ball"]
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    momentum_correction: bool = False
+
+
+class Lars(Section):
+    name: Literal["lars"]
+    variant: Literal["you2017", "timm", "nus", "vissl", "optax"] = "you2017"
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    trust_coefficient: PositiveFloat = 0.001
+    eps: NonNegativeFloat = 0.0
+    max_trust_ratio: PositiveFloat | None = None
+    momentum_correction: bool = False
+    skip_adaptation: tuple[ParameterKind, ...] = ("norm", "bias")
+
+
+class Lamb(Section):
+    name: Literal["lamb"]
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    variant: Literal["you2019", "apex", "nus"] = "you2019"
+    eps: PositiveFloat = 1e-6
+    bias_correction: bool | None = None  # unset: the variant's own
+    max_weight_norm: PositiveFloat | None = None  # the upper bound of phi; the paper gives no value
+    skip_adaptation: tuple[ParameterKind, ...] = ("norm", "bias")
+
+
+class AdamW(Section):
+    name: Literal["adamw"]
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: PositiveFloat = 1e-8
+
+
+class Adam(Section):
+    """torch's Adam, or RMSprop with momentum as the lecture writes it (no bias correction, no eps)."""
+
+    name: Literal["adam"]
+    variant: Literal["torch", "lecture"] = "torch"
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: PositiveFloat | None = None  # of the variant torch alone; unset: 1e-8
+
+    @pydantic.model_validator(mode="after")
+    def no_idle_key(self) -> Adam:
+        return without_eps(self)
+
+
+class Adagrad(Section):
+    """torch's Adagrad (the sum of squares), or the lecture's (their mean)."""
+
+    name: Literal["adagrad"]
+    variant: Literal["torch", "lecture"] = "torch"
+    eps: PositiveFloat | None = None  # of the variant torch alone; unset: 1e-10
+
+    @pydantic.model_validator(mode="after")
+    def no_idle_key(self) -> Adagrad:
+        return without_eps(self)
+
+
+class Rmsprop(Section):
+    name: Literal["rmsprop"]
+    variant: Literal["torch", "lecture"] = "torch"
+    alpha: Fraction = 0.99
+    eps: PositiveFloat | None = None  # of the variant torch alone; unset: 1e-8
+
+    @pydantic.model_validator(mode="after")
+    def no_idle_key(self) -> Rmsprop:
+        return without_eps(self)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def without_eps(section: AnySection) -> AnySection:
+    if getattr(section, "variant", "") == "lecture" and getattr(section, "eps", None) is not None:
+        raise ValueError("optimizer.eps belongs to optimizer.variant = torch; the lecture's formulas have none")
+    return section
+
+
+class RmspropSgd(Section):
+    """From RMSprop to SGD over the first epochs (Akiba et al. 2017)."""
+
+    name: Literal["rmsprop_sgd"]
+    momentum: Fraction = 0.9
+    decay: Fraction = 0.99
+    eps: PositiveFloat = 1e-8
+    rmsprop_lr: PositiveFloat = 3e-4
+    center_epoch: NonNegativeFloat = 10.0  # where half of the step is SGD's
+    period_epochs: PositiveFloat = 5.0
+    ramp: Literal["smooth", "printed"] = "smooth"  # printed: the paper's middle branch as it is printed
+
+
+class Muon(Section):
+    """Orthogonalised momentum for hidden weights; SGD or AdamW for the stem, the head, norms and biases."""
+
+    name: Literal["muon"]
+    momentum: Fraction = 0.95
+    nesterov: bool = True
+    ns_steps: PositiveInt = 5
+    adjust_lr: Literal["original", "match_rms_adamw"] = "original"
+    others: Literal["sgd", "adamw"] = "sgd"
+    others_lr_scale: PositiveFloat = 1.0  # the others' lr over Muon's
+    others_momentum: Fraction = 0.9
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: PositiveFloat = 1e-8
+
+
+Optimizer = Annotated[
+    Sgd | HeavyBall | Lars | Lamb | AdamW | Adam | Adagrad | Rmsprop | RmspropSgd | Muon, Field(discriminator="name")
+]
+
+
+class Sam(Section):
+    """Sharpness-aware minimisation: the gradient at w + rho·g/‖g‖ (Foret et al. 2021)."""
+
+    rho: PositiveFloat = 0.05
+    m: PositiveInt | None = None  # examples that share one perturbation (m-sharpness); unset: the global batch
+
+
+class Ema(Section):
+    """A second set of weights, w_ema <- decay·w_ema + (1 − decay)·w, evaluated beside the trained ones."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    every_steps: PositiveInt = 1
+
+
+class WeightDecay(Section):
+    value: NonNegativeFloat = 0.0
+    skip: tuple[ParameterKind, ...] = ("norm", "bias")
+
+
+class Loss(Section):
+    label_smoothing: Fraction = 0.0
+
+
+class Warmup(Section):
+    """Linear from zero, or from ``lr.base``, to the peak; ``epochs`` long (``scaling: linear``: times B/reference)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    epochs: NonNegativeFloat = 0.0
+    start: Literal["zero", "base"] = Field(default="zero", alias="from")
+    scaling: Literal["none", "linear"] = "none"
+
+
+class ConstantDecay(Section):
+    name: Literal["constant"] = "constant"
+
+
+class StepsDecay(Section):
+    name: Literal["steps"]
+    at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    @pydantic.model_validator(mode="after")
+    def in_order(self) -> StepsDecay:
+        ascending("lr.decay.at_epochs", self.at_epochs)
+        return self
+
+
+class PiecewiseDecay(Section):
+    """``factors[0]`` of the peak from the start, ``factors[i]`` from the i-th epoch on."""
+
+    name: Literal["piecewise"]
+    at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    factors: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
+
+    @pydantic.model_validator(mode="after")
+    def one_more(self) -> PiecewiseDecay:
+        if len(self.factors) != len(self.at_epochs) + 1:
+            raise ValueError(
+                f"lr.decay.factors has {len(self.factors)} numbers for {len(self.at_epochs)} epochs in "
+                "lr.decay.at_epochs; give one more than epochs, the first from the start on"
+            )
+        ascending("lr.decay.at_epochs", self.at_epochs)
+        return self
+
+
+class PolynomialDecay(Section):
+    name: Literal["polynomial"]
+    power: PositiveFloat = 2.0
+    end_lr: NonNegativeFloat = 0.0
+
+
+class LinearDecay(Section):
+    name: Literal["linear"]
+    end_lr: NonNegativeFloat = 0.0
+
+
+class CosineDecay(Section):
+    name: Literal["cosine"]
+    end_lr: NonNegativeFloat = 0.0
+
+
+Decay = Annotated[
+    ConstantDecay | StepsDecay | PiecewiseDecay | PolynomialDecay | LinearDecay | CosineDecay,
+    Field(discriminator="name"),
+]
+
+
+class LearningRate(Section):
+    """A rule of the batch size (``base`` at ``reference_batch_size``), or a ``table`` of it."""
+
+    base: PositiveFloat | None = None
+    reference_batch_size: PositiveInt | None = None
+    scaling: Literal["linear", "sqrt", "adascale", "none"] = "none"
+    table: Annotated[dict[PositiveInt, PositiveFloat], Field(min_length=1)] | None = None
+    interpolate: bool = False
+    warmup: Warmup = Warmup()
+    decay: Decay = ConstantDecay()
+
+    @pydantic.model_validator(mode="after")
+    def one_rule(self) -> LearningRate:
+        if (self.base is None) == (self.table is None):
+            raise ValueError("give exactly one of lr.base and lr.table")
+        if self.table is not None and self.scaling != "none":
+            raise ValueError("lr.scaling belongs to lr.base; a table already says the lr of each batch size")
+        if self.scaling != "none" and self.reference_batch_size is None:
+            raise ValueError(
+                f"lr.scaling = {self.scaling} needs lr.reference_batch_size, the batch where lr.base holds"
+            )
+        if self.warmup.scaling != "none" and self.reference_batch_size is None:
+            raise ValueError("lr.warmup.scaling = linear needs lr.reference_batch_size, where lr.warmup.epochs holds")
+        if self.scaling == self.warmup.scaling == "none" and self.reference_batch_size is not None:
+            raise ValueError("lr.reference_batch_size has no effect without lr.scaling = linear, sqrt or adascale")
+        if self.interpolate and self.table is None:
+            raise ValueError("lr.interpolate = true needs lr.table")
+        if self.table is not None and self.warmup.start == "base":
+            raise ValueError("lr.warmup.from = base needs lr.base; a table warms up from zero")
+        return self
+
+
+class NoAveraging(Section):
+    name: Literal["none"] = "none"
+
+
+class Swap(Section):
+    """One large batch until a train accuracy, then independent small-batch workers, then their mean (Gupta 2020)."""
+
+    name: Literal["swap"]
+    stop_at_train_accuracy: Annotated[float, Field(gt=0, le=100)]  # percent, over one epoch of training
+    workers: Annotated[int, Field(ge=2)]
+    worker_batch_size: PositiveInt
+    epochs: PositiveFloat  # of each worker
+    lr: LearningRate
+
+
+class PostLocalSgd(Section):
+    """From an epoch on every worker steps alone, and the workers are averaged every ``period`` steps (Lin 2020)."""
+
+    name: Literal["post_local_sgd"]
+    workers: Annotated[int, Field(ge=2)]  # each takes global_batch_size / workers examples of a step
+    period: PositiveInt = 16
+    from_epoch: NonNegativeFloat | None = None  # unset: the first epoch of lr.decay
+
+
+Averaging = Annotated[NoAveraging | Swap | PostLocalSgd, Field(discriminator="name")]
+
+
+class RegimeAdaptation(Section):
+    """Everything stated in epochs is stretched by ceil(B / reference): the number of steps stays (Hoffer 2017)."""
+
+    reference_batch_size: PositiveInt
+
+
+class DdpEngine(Section):
+    name: Literal["ddp"] = "ddp"
+    all_reduce: Literal["fp32", "fp16", "bf16"] = "fp32"  # the number format in which gradients travel
+
+
+class FsdpEngine(Section):
+    name: Literal["fsdp"]
+
+
+class DeepSpeedEngine(Section):
+    name: Literal["deepspeed"]
+    zero: Literal[0, 1, 2] = 1  # the ZeRO stage: what is divided among the ranks
+    weights: Literal["fp32", "bf16"] = "fp32"  # bf16: those of the model, with fp32 masters in the optimizer
+
+
+Engine = Annotated[DdpEngine | FsdpEngine | DeepSpeedEngine, Field(discriminator="name")]
+
+
+class Evaluate(Section):
+    every_epochs: PositiveFloat = 1.0  # and always at the end
+    batch_size: PositiveInt = 1000  # examples per rank and forward
+    train: bool | None = None  # at the end also the training set, unaugmented; unset: if it is a small one
+    median_of: PositiveInt = 1  # the result is the median accuracy of the last so many evaluations
+
+
+class Checkpoint(Section):
+    every_epochs: NonNegativeFloat = 1.0  # 0: never, not even at the end
+    keep: PositiveInt = 2
+
+
+class Record(Section):
+    dir: str | None = None  # the run directory; else runs/<name>
+    every_steps: PositiveInt = 10
+    layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
+    tensorboard: bool = True
+    mllog: bool = False  # MLPerf's log lines, in mllog.txt of the run directory
+
+
+class Published(Section):
+    """What a paper reports for one global batch; accuracies in percent."""
+
+    top1: Percent | None = None
+    top1_std: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+
+
+class Expect(Section):
+    """The published result, printed beside what was measured."""
+
+    top1: Percent | None = None
+    steps: PositiveInt | None = None
+    source: str
+    by_batch_size: dict[PositiveInt, Published] = {}
+    note: str | None = None  # what the numbers are not: another data set, a secondary source

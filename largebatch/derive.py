@@ -1,0 +1,246 @@
+"""What follows from a recipe: the batch plan and the learning rate, each with the words that explain it. No torch.
+
+Lengths that a recipe states in epochs are first stretched by its regime adaptation (Hoffer et al. 2017): with κ =
+ceil(B / reference) every epoch boundary and the budget are κ times as far away, which keeps the number of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from largebatch import batch, config, schedules
+from largebatch.batch import BatchPlan, MicroBatch
+from largebatch.errors import UserError
+from largebatch.schedules import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRate:
+    """A schedule with the words that explain it."""
+
+    schedule: Schedule
+    rule: str
+    warmup: str
+    decay: str
+
+
+def stretch_of(run: config.Run) -> int:
+    """κ of the regime adaptation; 1 without."""
+    if run.regime_adaptation is None:
+        return 1
+    return math.ceil(run.batch.global_batch_size / run.regime_adaptation.reference_batch_size)
+
+
+def adascale_parts(run: config.Run) -> int:
+    """S: how many reference batches make the global batch; 0 without AdaScale."""
+    if run.lr.scaling != "adascale":
+        return 0
+    size, reference = run.batch.global_batch_size, run.lr.reference_batch_size
+    assert reference is not None
+    if size % reference:
+        near = batch.multiples_near(size, reference, 1 << 62)
+        raise UserError(
+            f"batch.global_batch_size = {size} is no multiple of lr.reference_batch_size = {reference}, as "
+            f"lr.scaling = adascale needs; nearest that are: {near}"
+        )
+    return size // reference
+
+
+def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_batch: int) -> BatchPlan:
+    """The run's batch plan on ``world_size`` ranks."""
+    parts = adascale_parts(run)
+    stretch = stretch_of(run)
+    epochs = None if run.epochs is None else run.epochs * stretch
+    steps, budget = run.steps, None
+    if parts:  # at gain 1 the small batch's steps; it ends when the clock says so
+        reference = run.batch.global_batch_size // parts
+        steps = steps or math.ceil(max(1, round((epochs or 0) * dataset_size)) / reference)
+        epochs, budget = None, steps * reference
+    plan = batch.resolve(
+        dataset_size=dataset_size,
+        global_batch_size=run.batch.global_batch_size,
+        world_size=world_size,
+        epochs=epochs,
+        steps=steps,
+        seed=run.seed,
+        growth=growth_of(run)[0],
+        micro=micro_batch_of(run, world_size, largest_micro_batch),
+    )
+    return plan if budget is None else dataclasses.replace(plan, budget_examples=budget)
+
+
+def growth_of(run: config.Run) -> tuple[tuple[tuple[float, int], ...], tuple[float, ...]]:
+    """((epoch, global batch from then on), ...), and the epochs at which the lr falls instead."""
+    ramp = run.batch.ramp
+    if ramp is None:
+        return (), ()
+    at = [epoch * stretch_of(run) for epoch in ramp.at_epochs]
+    if ramp.sizes is not None:
+        return tuple(zip(at, ramp.sizes, strict=True)), ()
+    assert ramp.factor is not None
+    size, growth, drops = run.batch.global_batch_size, [], []
+    for epoch in at:
+        if ramp.largest is not None and size * ramp.factor > ramp.largest:
+            drops.append(epoch)
+        else:
+            size *= ramp.factor
+            growth.append((epoch, size))
+    return tuple(growth), tuple(drops)
+
+
+def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch:
+    """What the recipe's methods ask of the micro-batch."""
+    size, stated, bn = run.batch.global_batch_size, run.batch.micro_batch_size, run.batch.bn_batch_size
+    share = size // world_size
+    within, why = None, []
+    if run.lr.scaling == "adascale":
+        within = run.lr.reference_batch_size
+        why.append(f"parts of lr.reference_batch_size = {within}")
+    if isinstance(run.averaging, config.PostLocalSgd):
+        workers = run.averaging.workers
+        if workers % world_size or size % workers:
+            raise UserError(
+                f"averaging.workers = {workers} does not fit {world_size} ranks and batch.global_batch_size = {size}; "
+                "it should be a multiple of the ranks and divide the batch"
+            )
+        within = size // workers
+        why.append(f"averaging.workers = {workers}")
+    if run.sam is not None and run.sam.m is not None:
+        if stated not in (None, run.sam.m):
+            raise UserError(
+                f"sam.m = {run.sam.m} needs micro-batches of so many examples; batch.micro_batch_size = {stated} says "
+                "otherwise"
+            )
+        stated = run.sam.m
+        why.append(f"sam.m = {stated}")
+    multiple = 1
+    if bn is not None:
+        why.append(f"batch.bn_batch_size = {bn}")
+        if bn > (within or share):
+            synchronised_ranks(run, world_size)
+            stated = stated or share
+        else:
+            multiple = bn
+    return MicroBatch(stated, largest, multiple, within, " and ".join(why))
+
+
+def synchronised_ranks(run: config.Run, world_size: int) -> int:
+    """How many consecutive ranks share one batch norm's statistics; 1 where a rank's micro-batch is enough."""
+    bn, share = run.batch.bn_batch_size, run.batch.global_batch_size // world_size
+    if bn is None or bn <= share:
+        return 1
+    ranks = bn // share
+    if run.averaging.name != "none":
+        raise UserError(
+            f"batch.bn_batch_size = {bn} is more than a rank's {share} examples, and averaging.name = "
+            f"{run.averaging.name} lets workers go alone; at most {share}"
+        )
+    if (
+        run.batch.ramp is not None
+        or bn % share
+        or world_size % ranks
+        or run.batch.micro_batch_size not in (None, share)
+    ):
+        raise UserError(
+            f"batch.bn_batch_size = {bn} cannot be shared by {world_size} ranks with {share} examples each in one "
+            f"micro-batch and without a ramp; valid: divisors of {share}, and {share} times a divisor of {world_size}"
+        )
+    return ranks
+
+
+def peak_of(lr: config.LearningRate, global_batch_size: int) -> tuple[float, str]:
+    """The peak learning rate at this batch, and the arithmetic in words."""
+    size, reference = global_batch_size, lr.reference_batch_size
+    if lr.table is not None:
+        peak = schedules.table_lr(lr.table, size, lr.interpolate)
+        return peak, f"table: row {size} = {peak:g}"
+    assert lr.base is not None
+    peak = schedules.scaled_lr(lr.base, lr.scaling, size, reference)
+    words = {
+        "none": f"no scaling: {lr.base:g}",
+        "linear": f"linear: {lr.base:g} × {size}/{reference} = {peak:g}",
+        "sqrt": f"sqrt: {lr.base:g} × √({size}/{reference}) = {peak:g}",
+        "adascale": f"adascale: {lr.base:g} × the gain of each step, 1 to {size / (reference or size):g}",
+    }
+    return peak, words[lr.scaling]
+
+
+def warmup_epochs(lr: config.LearningRate, global_batch_size: int) -> float:
+    """As long as it is at this batch, before any regime adaptation."""
+    if lr.warmup.scaling == "none":
+        return lr.warmup.epochs
+    assert lr.reference_batch_size is not None
+    return lr.warmup.epochs * global_batch_size / lr.reference_batch_size
+
+
+def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
+    _, drops = growth_of(run)
+    if drops and run.lr.decay.name != "constant":
+        raise UserError(
+            f"batch.ramp.largest = {run.batch.ramp and run.batch.ramp.largest} turns the batch's growth into a decay "
+            f"of the lr, and lr.decay.name = {run.lr.decay.name} is another; leave lr.decay out"
+        )
+    found = schedule_of(run.lr, plan, stretch_of(run))
+    if drops and run.batch.ramp is not None and run.batch.ramp.factor is not None:
+        milestones = tuple(epoch * plan.dataset_size for epoch in drops)
+        factor = run.batch.ramp.factor
+        schedule = dataclasses.replace(found.schedule, decay="steps", milestones=milestones, factor=1 / factor)
+        words = f"÷{factor} at epochs {listed(drops)}, where the batch would exceed {run.batch.ramp.largest}"
+        return dataclasses.replace(found, schedule=schedule, decay=words)
+    return found
+
+
+def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> LearningRate:
+    """The schedule of one ``lr`` section over a plan; also that of SWAP's workers."""
+    decay = lr.decay
+    peak, rule = peak_of(lr, plan.global_batch_size)
+    epochs = plan.budget_examples / plan.dataset_size
+    warmup = warmup_epochs(lr, plan.global_batch_size) * stretch
+    if warmup >= epochs:
+        raise UserError(f"lr.warmup.epochs = {warmup:g} must be below the run's {epochs:.4g} epochs")
+    start = min(lr.base or 0.0, peak) if lr.warmup.start == "base" else 0.0
+    shape: dict[str, Any] = {"decay": decay.name}
+    match decay:
+        case config.StepsDecay():
+            at = [epoch * stretch for epoch in decay.at_epochs]
+            shape |= {"milestones": tuple(epoch * plan.dataset_size for epoch in at), "factor": decay.factor}
+            words = f"×{decay.factor:g} at epochs {listed(at)}"
+        case config.PiecewiseDecay():
+            at = [epoch * stretch for epoch in decay.at_epochs]
+            shape |= {"milestones": tuple(epoch * plan.dataset_size for epoch in at), "factors": decay.factors}
+            words = f"{listed(decay.factors)} of the peak, changing at epochs {listed(at)}"
+        case config.PolynomialDecay():
+            shape |= {"power": decay.power, "end": decay.end_lr}
+            words = f"polynomial of power {decay.power:g} to {decay.end_lr:g}"
+        case config.LinearDecay() | config.CosineDecay():
+            shape |= {"end": decay.end_lr}
+            words = f"{decay.name} to {decay.end_lr:g}"
+        case _:
+            words = "constant"
+    schedule = Schedule(
+        peak=peak, total=plan.budget_examples, warmup=warmup * plan.dataset_size, start=start, **shape
+    )  # fmt: skip
+    linear = f" ({lr.warmup.epochs:g} × {plan.global_batch_size}/{lr.reference_batch_size})"
+    rule_of_warmup = linear if lr.warmup.scaling == "linear" else ""
+    in_words = f"{warmup:g} epochs{rule_of_warmup} from {start:g}" if warmup else "none"
+    return LearningRate(schedule, rule, in_words, words)
+
+
+def local_from_epoch(run: config.Run) -> float:
+    """Where post-local SGD's workers begin to step alone: as stated, else at the first decay of the lr."""
+    assert isinstance(run.averaging, config.PostLocalSgd)
+    if run.averaging.from_epoch is not None:
+        return run.averaging.from_epoch * stretch_of(run)
+    decay = run.lr.decay
+    if not isinstance(decay, (config.StepsDecay, config.PiecewiseDecay)):
+        raise UserError(
+            f"averaging.from_epoch is missing, and lr.decay.name = {decay.name} has no first epoch to stand for it; "
+            "valid: a number of epochs, or lr.decay.name = steps or piecewise"
+        )
+    return decay.at_epochs[0] * stretch_of(run)
+
+
+def listed(numbers: Any) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)

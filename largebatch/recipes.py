@@ -1,0 +1,482 @@
+"""Recipe files read aloud: which there are, and what follows from one at a batch size. No torch, no data, no training.
+
+Steps at which something changes are steps done before it, as the schedule counts examples seen *before* a step.
+What a machine would decide is decided as on CUDA unless the recipe says otherwise. Under AdaScale lengths are those
+of the scale-invariant clock, on which a step of the large batch is worth its gain.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rich.table
+
+from largebatch import config, derive
+from largebatch.batch import BatchPlan
+from largebatch.combinations import check_combinations
+from largebatch.errors import UserError, suggestion
+from largebatch.terminal_plot import plot
+
+# Beside the package largebatch.data, which loads torch. Training images as published.
+TRAINING_EXAMPLES = {
+    "imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion_mnist": 60_000,
+    "digits": 1_500, "synthetic": 10_000,
+}  # fmt: skip
+LARGEST_MICRO_BATCH = {"cpu": 512, "cuda": 2048}  # as in assembly
+LARGEST_MICRO_BATCH_PIXELS = 256 * 224 * 224
+CITATION = re.compile(r"([^()]*?),? \(?((?:19|20)\d\d)\)?,? \(?(arXiv:\d{4}\.\d{4,5})")
+
+Facts = dict[str, Any]
+
+
+def folder_of(given: Path | None = None) -> Path:
+    """Where recipes are looked for: as given, ./configs, or those of the checkout."""
+    places = [given] if given else [Path("configs"), Path(__file__).parent.parent / "configs"]
+    for place in places:
+        if place.is_dir():
+            return place
+    if given:
+        raise UserError(f"{given} is not a folder of recipes; valid: a folder with .yaml files, such as configs")
+    raise UserError("there is no folder configs here or beside the package; valid: largebatch recipe list FOLDER")
+
+
+def names_in(folder: Path) -> dict[str, Path]:
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
+
+
+def located(name: str) -> Path:
+    """The recipe file at this path, or with this name in the listing."""
+    if Path(name).is_file():
+        return Path(name)
+    known = names_in(folder_of())
+    found = known.get(name.removesuffix(".yaml"))
+    if found is None:
+        raise UserError(f"{name} is neither a recipe file nor a name in {folder_of()}{suggestion(name, list(known))}")
+    return found
+
+
+def listing(folder: Path) -> list[Facts]:
+    """A row for each recipe file; what does not read is told in ``error``."""
+    rows = [{"name": name, "path": str(path), **_listed(path)} for name, path in names_in(folder).items()]
+    if not rows:
+        raise UserError(f"{folder} holds no recipes; valid: a folder with .yaml files")
+    return rows
+
+
+def _listed(path: Path) -> Facts:
+    try:
+        written = config.read(path)
+        run = config.load(path)
+    except UserError as error:
+        return {"error": str(error).removeprefix(f"{path}: ")}
+    sizes = sizes_of(written, run)
+    return {
+        "title": run.title,
+        "paper": paper_of(path, run.title),
+        "model": run.model.name,
+        "data": run.data.name,
+        "batch_sizes": sizes,
+        "published": published_of(run, best=True),
+    }
+
+
+def sizes_of(written: Facts, run: config.Run) -> list[int]:
+    """The global batches that a recipe speaks of."""
+    found = {run.batch.global_batch_size, *(run.lr.table or {}), *(run.expect.by_batch_size if run.expect else {})}
+    return sorted(found | set(config.rows_of(written["table"]) if "table" in written else ()))
+
+
+def paper_of(path: Path, title: str | None) -> str:
+    """'Goyal et al. 2017, arXiv:1706.02677': what the comment above the recipe cites, that of the title if it can."""
+    cited = [
+        (
+            names,
+            f"{names[0]}{'' if len(names) == 1 else ' & ' + names[1] if len(names) == 2 else ' et al.'} {year}, {at}",
+        )
+        for before, year, at in CITATION.findall(_comment_above(path))
+        if (names := _last_names(before))
+    ]
+    meant = re.search(r"\((\w+)[^()]* (?:19|20)\d\d\)", title or "")
+    for names, words in cited:
+        if meant is None or meant[1] == names[0]:
+            return words
+    return meant[0].strip("()") if meant else title or ""
+
+
+def _comment_above(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next((n for n, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
+    return " ".join(line.lstrip("# ").strip() for line in lines[:first])
+
+
+def _last_names(text: str) -> list[str]:
+    """The authors that a sentence ends with; 'et al.' counts as two more."""
+    sentence = re.split(r"[.:;?] |\(", text.replace("et al.", "et al"))[-1].removeprefix("see ")
+    names: list[str] = []
+    for piece in reversed(re.split(r", and |, | and | & ", sentence)):
+        name = piece.strip().removesuffix(" et al")
+        if not re.fullmatch(r"[^\W\d_a-z][\w’'-]*", name):
+            break
+        names[:0] = [name, "", ""] if piece.endswith(" et al") else [name]
+    return names
+
+
+def published_of(run: config.Run, best: bool = False) -> Facts | None:
+    """What the paper reports at this run's batch; ``best``: else at the largest batch that it reports."""
+    expect, size = run.expect, run.batch.global_batch_size
+    if expect is None:
+        return None
+    if size not in expect.by_batch_size and best and expect.by_batch_size and expect.top1 is None:
+        size = max(expect.by_batch_size)
+    if size in expect.by_batch_size:
+        facts = expect.by_batch_size[size].model_dump(exclude_none=True)
+    elif not expect.by_batch_size or best:
+        facts = {key: value for key in ("top1", "steps") if (value := getattr(expect, key)) is not None}
+    else:
+        return None
+    return {"batch_size": size, **facts, "source": expect.source} if facts else None
+
+
+def in_words(published: Facts | None, short: bool = False) -> str:
+    if published is None:
+        return "–"
+    said = []
+    if "top1" in published:
+        spread = f" ± {published['top1_std']:g}" if "top1_std" in published and not short else ""
+        said.append(f"{published['top1']:g}{spread} %")
+    if "steps" in published:
+        said.append(f"{published['steps']:,} steps")
+    if "epochs" in published:
+        said.append(f"{published['epochs']:g} epochs")
+    return f"{', '.join(said[:1] if short else said)} at {published['batch_size']:,}"
+
+
+def table_of(rows: list[Facts]) -> rich.table.Table:
+    shown = rich.table.Table(box=None, padding=(0, 1), pad_edge=False)
+    for heading in ("recipe", "paper", "workload", "batch", "published"):
+        shown.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
+    for row in rows:
+        if "error" in row:
+            shown.add_row(_plain(row["name"]), _plain(row["error"]), "does not read", "", "", style="red")
+            continue
+        least, most = row["batch_sizes"][0], row["batch_sizes"][-1]
+        sizes = f"{least:,}" if least == most else f"{least:,} – {most:,}"
+        paper = row["paper"].replace(", arXiv", "\narXiv")
+        workload = f"{row['model']}\non {row['data']}"
+        published = in_words(row["published"], short=True).replace(" at ", "\nat ")
+        shown.add_row(*map(_plain, (row["name"], paper, workload, sizes, published)))
+    return shown
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)
+
+
+# ---- one recipe
+
+
+def derived(
+    path: Path, overrides: list[str], batch: int | None = None, devices: int = 1, examples: int | None = None
+) -> Facts:
+    """Everything that follows from a recipe, with the rule and the place each number comes from; plain data."""
+    if batch is not None:
+        overrides = [*overrides, f"batch.global_batch_size={batch}"]
+    run = config.load(path, overrides)
+    check_combinations(run, run.precision)
+    size, from_what = training_examples(run.data, examples)
+    plan = derive.plan_of(run, size, devices, largest_micro_batch(run))
+    lr = derive.learning_rate_of(run, plan)
+    origin = origins(path, overrides, run.batch.global_batch_size)
+    rows = [
+        *_batch_rows(run, plan, origin),
+        ("training set", f"{size:,} examples", from_what, origin("data")),
+        *_budget_rows(run, plan, origin),
+        *_lr_rows(run, plan, lr, origin),
+        *_optimizer_rows(run, origin),
+        *_method_rows(run, plan, origin),
+        _published_row(run),
+    ]
+    return {
+        "path": str(path),
+        "title": run.title,
+        "paper": paper_of(path, run.title),
+        "model": run.model.name,
+        "data": run.data.name,
+        "global_batch_size": plan.global_batch_size,
+        "world_size": plan.world_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "accumulation_steps": plan.accumulation_steps,
+        "dataset_size": size,
+        "steps": plan.steps,
+        "epochs": plan.budget_examples / size,
+        "peak_lr": lr.schedule.peak,
+        "warmup_epochs": lr.schedule.warmup / size,
+        "rows": [dict(zip(("what", "value", "rule", "from"), row, strict=True)) for row in rows],
+        "schedule": [[epoch, lr.schedule(epoch * size)] for epoch in _epochs(plan, lr.schedule)],
+        "stages": [
+            {
+                "epoch": s.first_example / size, "step": s.first_step, "global_batch_size": s.global_batch_size,
+                "micro_batch_size": s.micro_batch_size, "accumulation_steps": s.accumulation_steps,
+            }
+            for s in plan.stages
+        ],
+        "clock": "scale-invariant" if run.lr.scaling == "adascale" else "examples seen",
+        "published": published_of(run),
+    }  # fmt: skip
+
+
+def training_examples(data: config.Data, examples: int | None = None) -> tuple[int, str]:
+    """How many there are to train on, and why."""
+    whole = examples or data.examples or TRAINING_EXAMPLES.get(data.name)
+    if data.name == "folder" and whole is None:
+        raise UserError("data.name = folder holds as many examples as there are files; say how many: --examples N")
+    if whole is None:
+        known = [*TRAINING_EXAMPLES, "folder"]
+        raise UserError(f"data.name = {data.name!r} is not a data set{suggestion(data.name, known)}")
+    if data.hold_out >= whole:
+        raise UserError(f"data.hold_out = {data.hold_out} leaves nothing to train on; at most {whole - 1}")
+    why = "--examples" if examples else data.name
+    return whole - data.hold_out, f"{why}, {data.hold_out:,} of {whole:,} held out" if data.hold_out else why
+
+
+def largest_micro_batch(run: config.Run) -> int:
+    device = "cpu" if run.device == "cpu" else "cuda"
+    side = run.data.image_size or (224 if run.data.name in ("imagenet", "folder") else 32)
+    _, height, width = run.data.image_shape or (3, side, side)
+    if device == "cuda" and height * width > 64 * 64:
+        return max(1, LARGEST_MICRO_BATCH_PIXELS // (height * width))
+    return LARGEST_MICRO_BATCH[device]
+
+
+Origin = Callable[..., str]
+Row = tuple[str, str, str, str]
+
+
+def origins(path: Path, overrides: list[str], size: int) -> Origin:
+    """``origin('lr.base', ...)``: what set the first of these keys that anything set."""
+    written = config.read(path)
+    by_hand = [override.partition("=")[0] for override in overrides]
+    row = written.get("table", {}).get(size, {})
+
+    def touched(key: str, keys: Any) -> bool:
+        return any(other == key or f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in keys)
+
+    def stated(key: str) -> bool:
+        section: Any = written
+        for name in key.split("."):
+            if not isinstance(section, dict) or name not in section:
+                return False
+            section = section[name]
+        return True
+
+    def origin(*keys: str) -> str:
+        for key in keys:
+            if touched(key, by_hand):
+                return "by hand"
+        for key in keys:
+            if touched(key, row):
+                return f"table row {size}"
+        return "recipe" if any(stated(key) for key in keys) else "default"
+
+    return origin
+
+
+def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
+    made_of = f"{plan.world_size} × {plan.micro_batch_size:,} × {plan.accumulation_steps}"
+    rule = "ranks × micro-batch × accumulation"
+    if run.batch.micro_batch_size is None and (run.sam is None or run.sam.m is None):
+        rule += f", as on {'CPU' if run.device == 'cpu' else 'CUDA'}"
+    rows = [("global batch", f"{plan.global_batch_size:,} = {made_of}", rule, origin("batch.global_batch_size"))]
+    for stage in plan.stages[1:]:
+        made_of = f"{plan.world_size} × {stage.micro_batch_size:,} × {stage.accumulation_steps}"
+        when = f"from epoch {stage.first_example / plan.dataset_size:.4g}, after {stage.first_step:,} steps"
+        rows.append(("  then", f"{stage.global_batch_size:,} = {made_of}", when, origin("batch.ramp")))
+    if run.batch.bn_batch_size is None:
+        rows.append(("batch norm over", f"{plan.micro_batch_size:,}", "the micro-batch", "default"))
+    else:
+        ranks = derive.synchronised_ranks(run, plan.world_size)
+        rule = f"shared by {ranks} ranks" if ranks > 1 else "a part of the micro-batch"
+        rows.append(("batch norm over", f"{run.batch.bn_batch_size:,}", rule, origin("batch.bn_batch_size")))
+    if run.batch_norm.statistics != "running":
+        rows.append(("  evaluated with", run.batch_norm.statistics, "batch-norm statistics", origin("batch_norm")))
+    return rows
+
+
+def _budget_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
+    epochs, stretch = plan.budget_examples / plan.dataset_size, derive.stretch_of(run)
+    if run.epochs is None:
+        rule = f"{run.steps:,} steps × the batch / {plan.dataset_size:,}"
+    elif stretch > 1 and run.regime_adaptation is not None:
+        reference = run.regime_adaptation.reference_batch_size
+        rule = f"regime adaptation: {run.epochs:g} × ceil({plan.global_batch_size}/{reference}) = × {stretch}"
+    else:
+        rule = ""
+    rows = [("epochs", f"{epochs:.4g}", rule, origin("epochs", "regime_adaptation"))]
+    if parts := derive.adascale_parts(run):
+        least = math.ceil(plan.steps / parts)
+        rule = f"AdaScale: the clock's {plan.steps:,} reference steps, each step worth its gain of 1 to {parts}"
+        return [*rows, ("steps", f"{least:,} to {plan.steps:,}", rule, origin("epochs", "steps"))]
+    if run.epochs is None:
+        rule = ""
+    elif len(plan.stages) > 1:
+        rule = "the stages' steps, the last one full"
+    else:
+        rule = f"ceil({epochs:.4g} × {plan.dataset_size:,} / {plan.global_batch_size:,})"
+    return [*rows, ("steps", f"{plan.steps:,}", rule, origin("epochs", "steps"))]
+
+
+def _lr_rows(run: config.Run, plan: BatchPlan, lr: derive.LearningRate, origin: Origin) -> list[Row]:
+    schedule = lr.schedule
+    keys = ("lr.base", "lr.table", "lr.scaling", "lr.reference_batch_size")
+    epochs = f"{schedule.warmup / plan.dataset_size:g} epochs"
+    rows = [("peak lr", f"{schedule.peak:g}", lr.rule, origin(*keys))]
+    length = f"{epochs} = {_steps(run, plan, schedule.warmup)}" if schedule.warmup else "none"
+    rows.append(("warm-up", length, lr.warmup.removeprefix(epochs).strip().removeprefix("none"), origin("lr.warmup")))
+    rest = plan.steps - plan.first_step_at(schedule.warmup)
+    if schedule.milestones:
+        after = ", ".join(_steps(run, plan, at).removesuffix(" steps") for at in schedule.milestones)
+        rule = f"after {after} steps"
+    elif schedule.decay == "constant":
+        rule = ""
+    elif derive.adascale_parts(run):
+        rule = "over the rest of the clock"
+    else:
+        rule = f"over the {rest:,} steps after the warm-up" if schedule.warmup else f"over all {rest:,} steps"
+    return [*rows, ("decay", lr.decay, rule, origin("batch.ramp" if derive.growth_of(run)[1] else "lr.decay"))]
+
+
+def _steps(run: config.Run, plan: BatchPlan, examples: float) -> str:
+    parts = derive.adascale_parts(run)
+    if parts:
+        at_most = math.ceil(examples / (plan.global_batch_size // parts) - 1e-9)
+        return f"{math.ceil(at_most / parts):,} to {at_most:,} steps"
+    return f"{plan.first_step_at(examples):,} steps"
+
+
+def _optimizer_rows(run: config.Run, origin: Origin) -> list[Row]:
+    section = run.optimizer.model_dump(exclude_none=True)
+    name, variant = section.pop("name"), section.pop("variant", None)
+    skipped = section.pop("skip_adaptation", None)
+    momentum = {key: section.pop(key) for key in ("momentum", "nesterov", "beta1", "beta2") if key in section}
+    others = ", ".join(f"{key} {_value(value)}" for key, value in section.items() if value is not False)
+    rows = [
+        (
+            "optimizer",
+            f"{name}, variant {variant}" if variant else name,
+            others,
+            origin("optimizer.name", "optimizer.variant"),
+        )
+    ]
+    if momentum:
+        value = ", ".join(f"{key} {value:g}" for key, value in momentum.items() if key not in ("momentum", "nesterov"))
+        if "momentum" in momentum:
+            value = f"{momentum['momentum']:g}" + (f", {value}" if value else "")
+        rule = "Nesterov" if momentum.get("nesterov") else ""
+        keys = [f"optimizer.{key}" for key in momentum if key != "nesterov" or rule]
+        rows.append(("momentum", value, rule, origin(*keys)))
+    if skipped is not None:
+        rows.append(("not adapted", ", ".join(skipped) or "nothing", "", origin("optimizer.skip_adaptation")))
+    skip = ", ".join(run.weight_decay.skip)
+    whom = f"not on {skip}" if skip else "on everything"
+    rows.append(("weight decay", f"{run.weight_decay.value:g}", whom, origin("weight_decay.value")))
+    rows.append(("label smoothing", f"{run.loss.label_smoothing:g}", "", origin("loss.label_smoothing")))
+    clip = "none" if run.max_grad_norm is None else f"to norm {run.max_grad_norm:g}"
+    rows.append(("clipping", clip, "of the whole gradient" if run.max_grad_norm else "", origin("max_grad_norm")))
+    return rows
+
+
+def _value(value: Any) -> str:
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _method_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
+    rows = []
+    if run.sam is not None:
+        whose = "the global batch" if run.sam.m is None else f"each {run.sam.m:,} examples"
+        rows.append(("SAM", f"rho {run.sam.rho:g}", f"one perturbation for {whose}", origin("sam")))
+    if run.ema is not None:
+        rows.append(("EMA", f"decay {run.ema.decay:g}", f"every {run.ema.every_steps} steps", origin("ema")))
+    match run.averaging:
+        case config.PostLocalSgd() as local:
+            begin = derive.local_from_epoch(run)
+            value = f"post-local SGD, {local.workers} workers from epoch {begin:g}"
+            when = f"after {_steps(run, plan, begin * plan.dataset_size)}; averaged every {local.period}"
+            rows.append(("averaging", value, when, origin("averaging")))
+        case config.Swap() as swap:
+            peak, rule = derive.peak_of(swap.lr, swap.worker_batch_size)
+            value = f"SWAP, {swap.workers} workers from {swap.stop_at_train_accuracy:g} % train accuracy"
+            own = f"batch {swap.worker_batch_size:,}, {swap.epochs:g} epochs each, peak lr {peak:g} ({rule})"
+            rows.append(("averaging", value, own, origin("averaging")))
+    return rows
+
+
+def _published_row(run: config.Run) -> Row:
+    found = published_of(run)
+    if found is not None:
+        return ("published", in_words(found), found["source"], (run.expect and run.expect.note) or "")
+    if run.expect is not None and run.expect.by_batch_size:
+        reported = ", ".join(f"{size:,}" for size in sorted(run.expect.by_batch_size))
+        return ("published", f"nothing at {run.batch.global_batch_size:,}", f"but at {reported}", run.expect.source)
+    return ("published", "nothing", "", "")
+
+
+def _epochs(plan: BatchPlan, schedule: Any, count: int = 480) -> list[float]:
+    """Where the schedule is read: evenly, and on both sides of every jump."""
+    total = plan.budget_examples
+    inner = [at + side for at in schedule.milestones for side in (-1e-6 * total, 0.0) if at < total]
+    return [at / plan.dataset_size for at in sorted({*(total * n / count for n in range(count + 1)), *inner})]
+
+
+def rows_as_table(facts: Facts) -> rich.table.Table:
+    """All rows but the last, whose sentences are long."""
+    shown = rich.table.Table(box=None, padding=(0, 1), pad_edge=False)
+    for heading in ("", "value", "rule", "from"):
+        shown.add_column(heading, overflow="fold", no_wrap=heading in ("", "from"))
+    for row in facts["rows"][:-1]:
+        shown.add_row(*(_plain(row[key]) for key in ("what", "value", "rule", "from")))
+    return shown
+
+
+def published_words(facts: Facts) -> str:
+    *_, row = facts["rows"]
+    return "; ".join(text for text in (f"published: {row['value']}", row["rule"], row["from"]) if text)
+
+
+def as_plot(facts: Facts, width: int = 60) -> str:
+    """The learning rate against epochs; logarithmic where it falls in steps to less than a tenth of the peak."""
+    points = [(epoch, lr) for epoch, lr in facts["schedule"]]
+    levels = sorted({lr for epoch, lr in points if epoch >= facts["warmup_epochs"]})
+    in_steps = len(levels) <= 8
+    log = in_steps and 0 < 10 * levels[0] < levels[-1]
+    gained = facts["clock"] == "scale-invariant"
+    drawn = plot(
+        points,
+        title=("lr at gain 1; a step takes it times its gain" if gained else "lr") + ("; logarithmic" if log else ""),
+        x_label="epochs of AdaScale's scale-invariant clock" if gained else "epochs",
+        width=width,
+        lowest=levels[0] / 1.5 if log else 0.0,
+        levels=levels if in_steps else [],
+    )
+    stages = facts["stages"]
+    if len(stages) > 1:
+        ends = [stage["epoch"] for stage in stages[1:]] + [facts["epochs"]]
+        steps = [(at, s["global_batch_size"]) for s, end in zip(stages, ends, strict=True) for at in (s["epoch"], end)]
+        sizes = [stage["global_batch_size"] for stage in stages]
+        batch = plot(_dense(steps), title="global batch", x_label="epochs", width=width, height=6, levels=sizes)
+        drawn += f"\n\n{batch}"
+    return drawn
+
+
+def _dense(corners: list[tuple[float, float]], count: int = 400) -> list[tuple[float, float]]:
+    """Straight lines between corners as points."""
+    found = []
+    for (x, y), (to_x, to_y) in itertools.pairwise(corners):
+        found += [(x + (to_x - x) * n / count, y + (to_y - y) * n / count) for n in range(count + 1)]
+    return found

@@ -1,0 +1,158 @@
+"""SWAP: stochastic weight averaging in parallel (Gupta, Serrano, DeCoste 2020, arXiv:2001.02312).
+
+    1  one large batch at a high lr, until the train accuracy over an epoch reaches a target
+    2  from there every worker goes on alone: a small batch, its own order of the examples, its own schedule, a fresh
+       optimizer
+    3  the mean of all workers' weights, with batch-norm statistics recomputed over the training set
+
+Phase 1 is the ordinary loop. Workers are dealt to the ranks and trained one after another where there are more of them
+than ranks, so the result does not depend on how many devices there are. A stop or a crash in phase 2 loses the worker
+in progress at most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from largebatch import batch, config, derive, distributed
+from largebatch.assemble import LARGEST_MICRO_BATCH, Job, optimizer_of
+from largebatch.batch import BatchPlan, MicroBatch
+from largebatch.evaluate import evaluate
+from largebatch.update import Update
+
+
+@dataclasses.dataclass
+class WorkerResult:
+    worker: int
+    steps: int
+    train_loss: float  # mean of its last steps, those of a tenth of its training
+    test_accuracy_percent: float  # before averaging
+
+
+class Swap:
+    """Phases 2 and 3 of a run whose phase 1 has ended, or will."""
+
+    def __init__(self, job: Job, update: Update) -> None:
+        assert isinstance(job.run.averaging, config.Swap)
+        self.job, self.update, self.section = job, update, job.run.averaging
+        self.engine = job.engine
+        self.begun = False
+        self.results: list[WorkerResult] = []
+        self.start: list[Tensor] = []
+        self.buffers: list[Tensor] = []
+        self.sums: list[Tensor] = []
+        plan = self.worker_plan(0)
+        self.steps = plan.steps
+        self.schedule = derive.schedule_of(self.section.lr, plan)
+
+    def reached(self, accuracy_percent: float) -> bool:
+        return accuracy_percent >= self.section.stop_at_train_accuracy
+
+    def worker_seed(self, worker: int) -> int:
+        return ((self.job.run.seed + 1) * 1_000_003 + worker * 7919) % 2**32
+
+    def worker_plan(self, worker: int) -> BatchPlan:
+        """A worker alone: its own order of the whole training set."""
+        bn = self.job.run.batch.bn_batch_size
+        return batch.resolve(
+            dataset_size=self.job.plan.dataset_size,
+            global_batch_size=self.section.worker_batch_size,
+            epochs=self.section.epochs,
+            seed=self.worker_seed(worker),
+            micro=MicroBatch(
+                self.job.run.batch.micro_batch_size,
+                LARGEST_MICRO_BATCH[self.job.device.type],
+                bn or 1,
+                why=f"batch.bn_batch_size = {bn}" if bn else "",
+            ),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        return [p.detach() for p in self.engine.model.parameters()]
+
+    @property
+    def rounds(self) -> int:
+        return self.section.workers // distributed.world_size()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        self.begun = True
+        self.start = [tensor.clone() for tensor in self.tensors()]
+        for buffer in self.engine.statistics().values():
+            distributed.mean_(buffer)
+        self.buffers = [buffer.clone() for buffer in self.engine.model.buffers()]
+        self.sums = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in self.start]
+
+    def run_round(self, number: int, stop: Callable[[], None]) -> None:
+        """Every rank trains one worker. ``stop``, called after each step, raises if the run is to stop."""
+        worker = number * distributed.world_size() + distributed.rank()
+        self._back_to_start()
+        plan, engine, job = self.worker_plan(worker), self.engine, self.job
+        groups = [{k: v for k, v in group.items() if k != "lr"} for group in engine.optimizer.param_groups]
+        engine.optimizer = optimizer_of(job.run.optimizer, fresh(groups), 0.0, job.precision, "ddp", engine.model)
+        engine.model.train()
+        losses: list[Tensor] = []
+        stream = job.dataset.train.steps(plan, 0, 0, job.placement, self.worker_seed(worker))
+        for step, micro_batches in enumerate(stream):
+            losses.append(self._step(plan, step, micro_batches))
+            stop()
+        last = torch.stack(losses[-math.ceil(len(losses) / 10) :]).mean().item()
+        batches = job.dataset.test.batches(0, 1, job.run.evaluate.batch_size, job.placement)
+        own = evaluate(engine.model, engine.predict, batches, job.device, sum_=lambda tensor: tensor)
+        found = distributed.gather((worker, plan.steps, last, own.accuracy_percent))
+        self.results += [WorkerResult(*one) for one in found]
+        with torch.no_grad():
+            for total, tensor in zip(self.sums, self.tensors(), strict=True):
+                total.add_(distributed.sum_(tensor.double()))
+        self._back_to_start()
+
+    def _step(self, plan: BatchPlan, step: int, micro_batches: Any) -> Tensor:
+        lr = self.schedule.schedule(plan.examples_before(step))
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.update.gradient(micro_batches, plan.global_batch_size, last=None)
+        self.update.finish()
+        return loss
+
+    @torch.no_grad()
+    def _back_to_start(self) -> None:
+        torch._foreach_copy_(self.tensors(), self.start)
+        for buffer, own in zip(self.engine.model.buffers(), self.buffers, strict=True):
+            buffer.copy_(own)
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """The mean of all workers is in the model; its batch-norm statistics are still to be recomputed."""
+        for tensor, total in zip(self.tensors(), self.sums, strict=True):
+            tensor.copy_(total / self.section.workers)
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "begun": self.begun,
+            "results": [dataclasses.asdict(result) for result in self.results],
+            "sums": [total.cpu() for total in self.sums],
+        }
+
+    def load(self, state: dict[str, Any]) -> str | None:
+        """Phase 2 goes on after the workers that are done, where those left can be dealt to this world's ranks."""
+        if not state["begun"]:
+            return None
+        self.begin()
+        results = [WorkerResult(**result) for result in state["results"]]
+        if len(results) % distributed.world_size():
+            return f"{len(results)} finished workers do not fit {distributed.world_size()} ranks: phase 2 begins anew"
+        self.results = results
+        self.sums = [total.to(mine.device) for total, mine in zip(state["sums"], self.sums, strict=True)]
+        return None
+
+
+def fresh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups as they are given to an optimizer: settings that it fills in itself are left out."""
+    keep = ("params", "names", "weight_decay", "adapt", "muon")
+    return [{key: group[key] for key in keep if key in group} for group in groups]

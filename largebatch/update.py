@@ -1,0 +1,201 @@
+"""One update of the weights: the gradient of a global batch, its learning rate, the optimizer's step.
+
+plain      every micro-batch forward and backward; the last one's backward sums over ranks; one step
+sam        the gradient is that at w + ε: of the global batch, or of each m examples (optim/sam.py)
+adascale   the lr follows the gain measured from this step's own gradients (optim/adascale.py)
+local      every worker steps on its own part of the batch; now and then they are averaged (averaging.py)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from largebatch import config, derive, distributed
+from largebatch.assemble import Job
+from largebatch.averaging import Workers
+from largebatch.batch import Stage
+from largebatch.models import batch_norm
+from largebatch.optim.adascale import AdaScale
+from largebatch.optim.rmsprop_sgd import sgd_share
+from largebatch.optim.sam import Perturbation
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Update:
+    """What a step needs beside the engine, and remembers between steps."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.run, self.plan, self.engine = job, job.run, job.plan, job.engine
+        self.lr = job.lr.schedule(0)  # of the last step
+        self.norm: Tensor | None = None  # of the last measured gradient, before clipping
+        self.correct: Tensor | None = None  # right answers in training since somebody asked, if they are counted
+        self.counts_correct = isinstance(self.run.averaging, config.Swap)
+        parts = derive.adascale_parts(self.run)
+        self.adascale = AdaScale(parts) if parts else None
+        self.gain = 1.0
+        self.sized_norms = any(isinstance(m, batch_norm.SizedNorm) for m in self.engine.model.modules())
+        sam = self.run.sam
+        self.weights = [p for p in self.engine.model.parameters() if p.requires_grad]
+        self.perturbation = Perturbation(self.weights, sam.rho) if sam is not None else None
+        self.workers: Workers | None = None
+        self.local_from = math.inf  # examples seen
+        if isinstance(self.run.averaging, config.PostLocalSgd):
+            self.local_from = derive.local_from_epoch(self.run) * self.plan.dataset_size
+
+    @property
+    def complete(self) -> bool:
+        """AdaScale's clock has reached the steps that the small batch would have taken."""
+        if self.adascale is None:
+            return False
+        return self.adascale.progress >= self.plan.steps - 1e-9
+
+    def step(self, step: int, micro_batches: Batches, measure: bool) -> Tensor:
+        """Train on the global batch of ``step``; this rank's part of its mean loss."""
+        stage = self.plan.at(step)
+        if self.plan.examples_before(step) >= self.local_from:
+            return self._local_step(step, micro_batches, stage)
+        self._set_rates(step)
+        loss = self.gradient(micro_batches, stage.global_batch_size, stage.accumulation_steps)
+        if self.adascale is not None:
+            self._follow_gain(step)
+        self.norm = self.finish(measure)
+        return loss
+
+    def finish(self, measure: bool = False) -> Tensor | None:
+        """The optimizer's step, and batch norm's statistics with it; the gradient's norm if it was measured."""
+        norm = self.engine.step(measure=measure)
+        if self.sized_norms:
+            batch_norm.commit(self.engine.model)
+        return norm
+
+    def summed_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if self.counts_correct:
+            right = (outputs.detach().argmax(dim=1) == labels).sum()
+            self.correct = right if self.correct is None else self.correct + right
+        return F.cross_entropy(outputs, labels, label_smoothing=self.run.loss.label_smoothing, reduction="sum")
+
+    def gradient(self, micro_batches: Batches, examples: int, last: int | None) -> Tensor:
+        """Of the mean loss over ``examples``; the loss (this rank's part of it).
+
+        The ``last`` micro-batch's backward sums over ranks; None: this rank is alone with its weights.
+        """
+        m = self.run.sam.m if self.run.sam is not None else None
+        together = self.perturbation is not None and m is None
+        if together:
+            micro_batches = list(micro_batches)
+            self._go_uphill(micro_batches, examples, alone=last is None)
+        loss: Tensor | None = None
+        for number, (images, labels) in enumerate(micro_batches, start=1):
+            if m is not None:
+                self._go_uphill([(images, labels)], m, alone=True)
+            with self._second_look():
+                outputs = self.engine.predict(images) if last is None else self.engine.forward(images, number == last)
+            part = self.summed_loss(outputs, labels) / examples
+            if last is None:
+                part.backward()
+            else:
+                self.engine.backward(part)
+            if m is not None and self.perturbation is not None:
+                self.perturbation.undo()
+            loss = part.detach() if loss is None else loss + part.detach()
+        if together and self.perturbation is not None:
+            self.perturbation.undo()
+        assert loss is not None
+        return loss
+
+    def _second_look(self) -> contextlib.AbstractContextManager[Any]:
+        """SAM's second pass over the same images leaves batch norm's statistics as the first left them."""
+        if self.perturbation is None:
+            return contextlib.nullcontext()
+        return batch_norm.frozen_statistics(self.engine.model)
+
+    def _go_uphill(self, batches: Batches, examples: int, alone: bool) -> None:
+        """To w + ε, with the gradient of the mean loss over ``examples``: of all ranks, or of this one alone."""
+        assert self.perturbation is not None
+        total: list[Tensor] | None = None
+        for images, labels in batches:
+            loss = F.cross_entropy(
+                self.engine.predict(images), labels, label_smoothing=self.run.loss.label_smoothing, reduction="sum"
+            )
+            found = list(torch.autograd.grad(loss / examples, self.weights, materialize_grads=True))
+            total = found if total is None else list(torch._foreach_add(total, found))
+        assert total is not None
+        if not alone:
+            distributed.sum_all_(total)
+        self.perturbation.apply(total)
+
+    def _follow_gain(self, step: int) -> None:
+        assert self.adascale is not None
+        sums, square = self.engine.squares_of_parts()  # type: ignore[attr-defined]  # only ddp has them
+        self.gain = self.adascale.observe(sums * self.adascale.parts**2, square)
+        self._set_rates(step, self.gain)
+        self.adascale.advance(self.gain)
+
+    def _set_rates(self, step: int, gain: float = 1.0) -> None:
+        seen = self.plan.examples_before(step)
+        if self.adascale is not None:
+            seen = math.floor(self.adascale.progress) * (self.plan.global_batch_size // self.adascale.parts)
+        self.lr = gain * self.job.lr.schedule(seen)
+        section = self.run.optimizer
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = self.lr
+            if isinstance(section, config.RmspropSgd):
+                group["sgd_share"] = sgd_share(
+                    seen / self.plan.dataset_size,
+                    section.center_epoch,
+                    section.period_epochs,
+                    section.ramp == "printed",
+                )
+
+    def _local_step(self, step: int, micro_batches: Batches, stage: Stage) -> Tensor:
+        """Each of this rank's workers steps on its own consecutive part of the rank's examples."""
+        averaging = self.run.averaging
+        assert isinstance(averaging, config.PostLocalSgd)
+        if self.workers is None:
+            self.workers = Workers(self.engine, averaging.workers)
+        each = stage.global_batch_size // averaging.workers
+        stream = iter(micro_batches)
+        loss: Tensor | None = None
+        for worker in range(self.workers.here):
+            self.workers.enter(worker)
+            self._set_rates(step)
+            own = self.gradient(itertools.islice(stream, each // stage.micro_batch_size), each, last=None)
+            loss = own / averaging.workers if loss is None else loss + own / averaging.workers
+            self.norm = self.finish()
+        if self._averages_after(step) or step + 1 == self.plan.steps:
+            self.workers.average()
+        assert loss is not None
+        return loss
+
+    def _averages_after(self, step: int) -> bool:
+        averaging = self.run.averaging
+        assert isinstance(averaging, config.PostLocalSgd)
+        first = self.plan.first_step_at(self.local_from)
+        return (step + 1 - first) % averaging.period == 0
+
+    def save(self) -> dict[str, Any]:
+        """Collective."""
+        return {
+            "adascale": self.adascale.state_dict() if self.adascale else None,
+            "workers": self.workers.save() if self.workers else None,
+            "correct": int(distributed.sum_(self.correct.clone())) if self.correct is not None else 0,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        if self.adascale is not None:
+            self.adascale.load_state_dict(state["adascale"])
+        if state["workers"] is not None:
+            assert isinstance(self.run.averaging, config.PostLocalSgd)
+            self.workers = Workers(self.engine, self.run.averaging.workers)
+            self.workers.load(state["workers"])
+        if state["correct"] and distributed.is_first():
+            self.correct = torch.tensor(state["correct"], device=self.job.device)

@@ -1,0 +1,98 @@
+"""One tiny recipe for each method beside the loop: what every test of invariance and of resuming goes through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PLAIN: dict[str, Any] = {
+    "model": {"name": "tiny_cnn", "channels": [4, 6, 8], "norm": False},
+    "data": {"name": "digits", "augment": "crop_flip"},
+    "batch": {"global_batch_size": 120},
+    "precision": "fp64",
+    "epochs": 2,
+    "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True},
+    "weight_decay": {"value": 0.01},
+    "lr": {"base": 0.05, "warmup": {"epochs": 0.5}, "decay": {"name": "cosine"}},
+    "checkpoint": {"every_epochs": 0.5, "keep": 100},
+    "record": {"tensorboard": False},
+}
+NORM = {"name": "tiny_cnn", "channels": [4, 6, 8], "norm": True}
+CONSTANT = {"base": 0.05}
+METHODS: dict[str, dict[str, Any]] = {
+    "ramp": {
+        "batch": {"global_batch_size": 60, "ramp": {"at_epochs": [0.5, 1.1, 1.5], "factor": 2, "largest": 240}},
+        "lr": CONSTANT,
+    },
+    "ramp_of_sizes": {"batch": {"global_batch_size": 120, "ramp": {"at_epochs": [0.7], "sizes": [300]}}},
+    "ghost": {"model": NORM, "batch": {"global_batch_size": 120, "bn_batch_size": 20}},
+    "ghost_in_micro_batches": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20, "micro_batch_size": 20},
+    },
+    "synchronised": {"model": NORM, "batch": {"global_batch_size": 120, "bn_batch_size": 120}},
+    "last_statistics": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "batch_norm": {"statistics": "last"},
+        "optimizer": {"name": "rmsprop_sgd", "center_epoch": 0.7, "period_epochs": 1},
+        "lr": {"base": 0.05, "decay": {"name": "piecewise", "at_epochs": [1, 1.5], "factors": [0.5, 0.075, 0.01]}},
+    },
+    "precise_statistics": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "batch_norm": {"statistics": "precise", "examples": 500},
+    },
+    "adascale": {"lr": {"base": 0.05, "scaling": "adascale", "reference_batch_size": 20}, "epochs": 1},
+    "sam": {"sam": {"rho": 0.1}},
+    "sam_of_examples": {"sam": {"rho": 0.1, "m": 20}, "optimizer": {"name": "lars", "trust_coefficient": 0.01}},
+    "sam_with_norm": {
+        "model": NORM,
+        "sam": {"rho": 0.1},
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "optimizer": {"name": "lamb"},
+    },
+    "post_local_sgd": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 15},
+        "averaging": {"name": "post_local_sgd", "workers": 4, "period": 3},
+        "lr": {"base": 0.05, "decay": {"name": "steps", "at_epochs": [0.7]}},
+        "optimizer": {"name": "heavy_ball", "momentum_correction": True},
+    },
+    "swap": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 15},
+        "data": {"name": "digits"},
+        "epochs": 4,
+        "averaging": {
+            "name": "swap",
+            "stop_at_train_accuracy": 50,
+            "workers": 4,
+            "worker_batch_size": 30,
+            "epochs": 0.5,
+            "lr": {"base": 0.02, "decay": {"name": "linear"}},
+        },
+        "lr": {"base": 0.1, "warmup": {"epochs": 0.5}},
+    },
+    "ema": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "ema": {"decay": 0.9, "every_steps": 2},
+    },
+    "regime_adaptation": {
+        "batch": {"global_batch_size": 120},
+        "regime_adaptation": {"reference_batch_size": 60},
+        "epochs": 1,
+        "lr": {
+            "base": 0.05,
+            "reference_batch_size": 60,
+            "scaling": "sqrt",
+            "decay": {"name": "steps", "at_epochs": [0.5]},
+        },
+    },
+    "lecture_adam": {"optimizer": {"name": "adam", "variant": "lecture"}, "lr": {"base": 0.002}},
+    "muon": {"optimizer": {"name": "muon"}, "lr": {"base": 0.01}, "precision": "fp32"},
+}  # fmt: skip
+
+
+def recipe_of(method: str, **more: Any) -> dict[str, Any]:
+    return {"name": method, **PLAIN, **METHODS[method], **more}

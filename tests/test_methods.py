@@ -1,0 +1,568 @@
+"""The methods beside the loop: each against its definition, the same on any machine, resumed as if never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from method_recipes import METHODS, NORM, recipe_of
+from programs import torchrun
+
+from largebatch import config, distributed
+from largebatch.assemble import assemble
+from largebatch.errors import UserError
+from largebatch.models import batch_norm
+from largebatch.train import Loop, train
+
+WORK = """
+import sys
+from pathlib import Path
+import torch
+from largebatch import config, distributed
+from largebatch.train import train
+torch.set_num_threads(1)
+directory = Path(sys.argv[1])
+with distributed.group(torch.device("cpu")):
+    for file in sorted(directory.glob("*.yaml")):
+        run = config.load(file, [f"record.dir={directory}/world{distributed.world_size()}/{file.stem}"])
+        train(run, quiet=True)
+"""
+
+
+def finished(method: str, directory: Path, **more: Any) -> Path:
+    written = recipe_of(method, **more)
+    written["record"] = {"tensorboard": False, "dir": str(directory)}
+    result = train(config.from_dict(written), quiet=True)
+    assert result.status == "finished", result.reason
+    return directory
+
+
+def checkpoint(directory: Path) -> dict[str, Any]:
+    return torch.load(sorted((directory / "checkpoints").glob("*.pt"))[-1], weights_only=True)
+
+
+def events(directory: Path, event: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def result(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "result.json").read_text())
+
+
+def job_of(method: str, **more: Any) -> Any:
+    return assemble(config.from_dict(recipe_of(method, **more)), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> Path:
+    """Every method on one rank and on two, one start each."""
+    directory = tmp_path_factory.mktemp("methods")
+    for method in METHODS:
+        (directory / f"{method}.yaml").write_text(yaml.safe_dump(recipe_of(method)))
+    (directory / "work.py").write_text(WORK)
+    for world in (1, 2):
+        ended = torchrun(world, directory / "work.py", directory)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    return directory
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_are_one(worlds, method):
+    one, two = (worlds / f"world{world}" / method for world in (1, 2))
+    tolerance = 1e-12 if METHODS[method].get("precision") != "fp32" else 2e-3  # Muon multiplies in bfloat16
+    alone, many = checkpoint(one), checkpoint(two)
+    assert alone["step"] == many["step"]
+    for name, tensor in alone["model"].items():
+        torch.testing.assert_close(many["model"][name], tensor, rtol=tolerance, atol=tolerance)
+    if alone["ema"]:
+        for name, tensor in alone["ema"]["weights"].items():
+            torch.testing.assert_close(many["ema"]["weights"][name], tensor, rtol=tolerance, atol=tolerance)
+    for number in ("steps", "examples_seen", "test_accuracy_percent", "train_accuracy_percent"):
+        assert result(two)[number] == result(one)[number]
+    assert result(two)["test_loss"] == pytest.approx(result(one)["test_loss"], rel=max(1e-10, tolerance))
+    for here, there in zip(events(one, "train"), events(two, "train"), strict=True):
+        assert (here["step"], here["lr"]) == (there["step"], pytest.approx(there["lr"], rel=1e-9))
+        assert here["loss"] == pytest.approx(there["loss"], rel=max(1e-9, tolerance))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_and_resumed_is_never_stopped(tmp_path, monkeypatch, method):
+    seed = random.SystemRandom().randrange(10**6)
+    print("seed of these kills:", seed)
+    chance = random.Random(seed)
+    whole = finished(method, tmp_path / "whole")
+    one_step = Loop.one_step
+    steps = checkpoint(whole)["step"]
+    for at in sorted(chance.sample(range(1, steps), 2)):
+
+        def dies(self, micro_batches, measure, at=at):
+            if self.step == at:
+                raise Killed
+            one_step(self, micro_batches, measure)
+
+        monkeypatch.setattr(Loop, "one_step", dies)
+        with contextlib.suppress(Killed):
+            finished(method, tmp_path / "parts")
+    monkeypatch.setattr(Loop, "one_step", one_step)
+    parts = finished(method, tmp_path / "parts")
+    assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
+    assert result(whole)["test_loss"] == result(parts)["test_loss"]
+    assert result(whole)["ema_test_accuracy_percent"] == result(parts)["ema_test_accuracy_percent"]
+
+
+def same(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> bool:
+    return these.keys() == those.keys() and all(torch.equal(these[name], those[name]) for name in these)
+
+
+# The ramp
+
+
+def test_a_ramp_cuts_the_same_stream_into_larger_steps_and_then_lowers_the_lr(worlds):
+    """Batch 60, 120, 240, and where 480 would follow the lr is halved: steps begin at the first mark of their epoch."""
+    lines = events(worlds / "world1" / "ramp", "train")
+    recorded = [(line["step"], line["global_batch_size"], line["examples_seen"], line["lr"]) for line in lines]
+    assert (10, 60, 600, 0.05) in recorded
+    assert (20, 120, 780 + 7 * 120, 0.05) in recorded
+    assert recorded[-1] == (27, 240, 1740 + 6 * 240, 0.025)
+    plan = job_of("ramp").plan
+    sizes = [plan.at(step).global_batch_size for step in range(plan.steps)]
+    starts = [plan.examples_before(step) for step in range(plan.steps)]
+    assert sizes == [60] * 13 + [120] * 8 + [240] * 6
+    assert starts[13] == 780 >= 0.5 * 1500 > starts[12]
+    assert starts[21] == 1740 >= 1.1 * 1500 > starts[20]
+    order = [i for step in range(plan.steps) for i in plan.examples_of(step).indices.tolist()]
+    flat = job_of("ramp", batch={"global_batch_size": 60}, lr={"base": 0.05}).plan
+    constant = [i for step in range(flat.steps) for i in flat.examples_of(step).indices.tolist()]
+    assert order[: len(constant)] == constant[: len(order)], "the stream of examples does not depend on the ramp"
+    schedule = job_of("ramp").lr.schedule
+    assert (schedule(2249), schedule(2250)) == (0.05, 0.025)
+
+
+def test_a_ramps_curve_does_not_depend_on_how_it_is_accumulated(tmp_path):
+    ramp = {"at_epochs": [0.5, 1.1], "sizes": [120, 240]}
+    ends = []
+    for micro in (60, 20, 5):
+        batch = {"global_batch_size": 60, "micro_batch_size": micro, "ramp": ramp}
+        directory = finished("ramp", tmp_path / str(micro), batch=batch)
+        ends.append((checkpoint(directory)["model"], [line["loss"] for line in events(directory, "train")]))
+    for model, losses in ends[1:]:
+        assert losses == pytest.approx(ends[0][1], rel=1e-12)
+        for name, tensor in ends[0][0].items():
+            torch.testing.assert_close(model[name], tensor, rtol=1e-12, atol=1e-12)
+
+
+# AdaScale
+
+
+def test_adascale_against_the_papers_formulas_in_a_dumb_loop(worlds):
+    """Every part's gradient alone, the estimates clipped and averaged as Johnson et al. write, the clock, the lr."""
+    job = job_of("adascale")
+    reference, parts = 20, 6
+    total = math.ceil(1500 / reference)
+    weights = list(job.engine.model.parameters())
+    optimizer = torch.optim.SGD(weights, lr=1.0, momentum=0.9, nesterov=True)
+    decayed = {id(p) for row, p in zip(job.treatments, weights, strict=True) if row.decayed}
+    placement, variances, squares, tau, gains, theta = job.placement, [], [], 0.0, [], max(1 - parts / 1000, 0)
+    stream = job.dataset.train.steps(job.plan, 0, 0, placement, 0)
+    average_variance = average_square = 0.0
+    for t, micros in enumerate(stream):
+        images, labels = (torch.cat(both) for both in zip(*micros, strict=True))
+        gradients = []
+        for part in range(parts):
+            cut = slice(part * reference, (part + 1) * reference)
+            loss = F.cross_entropy(job.engine.model(images[cut]), labels[cut])
+            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]))
+        mean = torch.stack(gradients).mean(0)
+        variance = sum(float(g @ g) for g in gradients) / (parts - 1) - parts / (parts - 1) * float(mean @ mean)
+        square = float(mean @ mean) - variance / parts
+        variances.append(max(variance, 1e-6))
+        squares.append(max(square, 0.0))
+        if t + 1 < 1 / (1 - theta):
+            average_variance, average_square = sum(variances) / (t + 1), sum(squares) / (t + 1)
+        else:
+            average_variance = theta * average_variance + (1 - theta) * variances[-1]
+            average_square = theta * average_square + (1 - theta) * squares[-1]
+        gain = (average_variance + average_square) / (average_variance / parts + average_square) if t else 1.0
+        assert 1 <= gain <= parts
+        gains.append(gain)
+        start = 0
+        for weight in weights:
+            weight.grad = mean[start : start + weight.numel()].view_as(weight).clone()
+            if id(weight) in decayed:
+                weight.grad += 0.01 * weight.detach()
+            start += weight.numel()
+        optimizer.param_groups[0]["lr"] = gain * 0.05
+        optimizer.step()
+        tau += gain
+        if tau >= total:
+            break
+    ended = checkpoint(worlds / "world1" / "adascale")
+    assert ended["step"] == len(gains) < total
+    assert ended["update"]["adascale"]["progress"] == pytest.approx(tau, rel=1e-9)
+    for (name, weight), end in zip(job.engine.model.named_parameters(), ended["model"].values(), strict=True):
+        torch.testing.assert_close(weight.detach(), end, rtol=1e-9, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("micro", [20, 10, 4])
+def test_the_gain_does_not_depend_on_the_micro_batch(tmp_path, worlds, micro):
+    """A part is lr.reference_batch_size examples, however many forward passes they take."""
+    directory = finished("adascale", tmp_path, batch={"global_batch_size": 120, "micro_batch_size": micro})
+    whole = checkpoint(worlds / "world1" / "adascale")["update"]["adascale"]
+    assert checkpoint(directory)["update"]["adascale"] == pytest.approx(whole, rel=1e-9)
+
+
+def test_adascale_at_the_reference_batch_is_plain_sgd(tmp_path):
+    lr = {"base": 0.05, "scaling": "adascale", "reference_batch_size": 120}
+    adascale = finished("adascale", tmp_path / "adascale", lr=lr)
+    plain = finished("adascale", tmp_path / "plain", lr={"base": 0.05})
+    assert same(checkpoint(adascale)["model"], checkpoint(plain)["model"])
+
+
+# SAM
+
+
+def test_sam_takes_the_gradient_at_rho_times_the_unit_gradient(worlds):
+    """Two steps by hand: the global gradient, w + ρ·g/‖g‖, the gradient there, the step from w."""
+    job = job_of("sam", steps=2, epochs=None, checkpoint={"every_epochs": 0}, lr={"base": 0.05})
+    weights = list(job.engine.model.parameters())
+    decayed = {id(p) for row, p in zip(job.treatments, weights, strict=True) if row.decayed}
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p for p in weights if id(p) in decayed], "weight_decay": 0.01},
+            {"params": [p for p in weights if id(p) not in decayed]},
+        ],
+        lr=0.05, momentum=0.9, nesterov=True,
+    )  # fmt: skip
+    trained = job_of("sam", steps=2, epochs=None, checkpoint={"every_epochs": 0}, lr={"base": 0.05})
+    from largebatch.update import Update
+
+    update = Update(trained)
+    distances = []
+    assert update.perturbation is not None
+    apply = update.perturbation.apply
+
+    def watched(gradients):
+        before = torch.cat([w.detach().flatten().clone() for w in update.weights])
+        apply(gradients)
+        distances.append(float((torch.cat([w.detach().flatten() for w in update.weights]) - before).norm()))
+
+    update.perturbation.apply = watched
+    for step, micros in enumerate(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)):
+        batches = list(micros)
+        update.step(step, [(i.clone(), l.clone()) for i, l in batches], measure=False)  # noqa: E741
+        images, labels = (torch.cat(both) for both in zip(*batches, strict=True))
+        start = [w.detach().clone() for w in weights]
+        gradient = torch.autograd.grad(F.cross_entropy(job.engine.model(images), labels), weights)
+        length = torch.cat([g.flatten() for g in gradient]).norm()
+        with torch.no_grad():
+            for weight, g in zip(weights, gradient, strict=True):
+                weight += 0.1 * g / length
+        F.cross_entropy(job.engine.model(images), labels).backward()
+        with torch.no_grad():
+            for weight, before in zip(weights, start, strict=True):
+                weight.copy_(before)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert distances == pytest.approx([0.1, 0.1], rel=1e-9)
+    for mine, theirs in zip(weights, trained.engine.model.parameters(), strict=True):
+        torch.testing.assert_close(theirs, mine, rtol=1e-12, atol=1e-13)
+
+
+def test_m_sharpness_perturbs_each_m_examples_alone(monkeypatch):
+    from largebatch.optim.sam import Perturbation
+
+    applied = []
+    apply = Perturbation.apply
+    monkeypatch.setattr(Perturbation, "apply", lambda self, g: (applied.append(1), apply(self, g)))
+    for m, expected in ((20, 6), (60, 2), (None, 1)):
+        applied.clear()
+        job = job_of("sam", sam={"rho": 0.1, "m": m}, steps=1, epochs=None, lr={"base": 0.05})
+        from largebatch.update import Update
+
+        Update(job).step(0, next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0))), measure=False)
+        assert len(applied) == expected
+
+
+# Post-local SGD
+
+
+def test_post_local_sgd_by_hand_and_its_averaging_moments_counted(worlds, tmp_path, monkeypatch):
+    """Four separate models with their own momentum; averaged after every third step from the first decay on."""
+    from largebatch.averaging import Workers
+
+    averaged, average = [], Workers.average
+    monkeypatch.setattr(Workers, "average", lambda self: (averaged.append(1), average(self)))
+    directory = finished("post_local_sgd", tmp_path / "counted")
+    first = math.ceil(0.7 * 1500 / 120)  # the step that begins at or after the first decay
+    moments = [step for step in range(first, 25) if (step + 1 - first) % 3 == 0 or step == 24]
+    assert len(averaged) == len(moments) == 6
+
+    options = {
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "model": {**NORM, "norm": False},
+        "weight_decay": {"value": 0.0},
+    }
+    options |= {"batch": {"global_batch_size": 120}, "data": {"name": "digits"}}
+    job = job_of("post_local_sgd", **options)
+    model = job.engine.model
+    models = [{n: p.detach().clone() for n, p in model.named_parameters()} for _ in range(4)]
+    buffers = [{n: torch.zeros_like(p) for n, p in model.named_parameters()} for _ in range(4)]
+    for step, micros in enumerate(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)):
+        images, labels = (torch.cat(both) for both in zip(*micros, strict=True))
+        lr = 0.05 if step * 120 < 0.7 * 1500 else 0.005
+        gradients = []
+        for worker in range(4):
+            cut = slice(worker * 30, worker * 30 + 30)
+            values = {n: w.clone().requires_grad_() for n, w in models[worker].items()}
+            loss = F.cross_entropy(torch.func.functional_call(model, values, images[cut]), labels[cut])
+            gradients.append(dict(zip(values, torch.autograd.grad(loss, list(values.values())), strict=True)))
+        if step < first:
+            mean = {n: torch.stack([g[n] for g in gradients]).mean(0) for n in gradients[0]}
+            gradients = [mean] * 4
+        for worker in range(4):
+            for name, weight in models[worker].items():
+                buffers[worker][name].mul_(0.9).add_(gradients[worker][name])
+                weight.sub_(lr * buffers[worker][name])
+        if step in moments:
+            mean = {n: torch.stack([m[n] for m in models]).mean(0) for n in models[0]}
+            models = [{n: w.clone() for n, w in mean.items()} for _ in range(4)]
+    ended = checkpoint(finished("post_local_sgd", tmp_path / "hand", **options))["model"]
+    for name, weight in models[0].items():
+        torch.testing.assert_close(ended[name], weight, rtol=1e-10, atol=1e-12)
+    assert checkpoint(directory)["update"]["workers"] is not None
+
+
+# SWAP
+
+
+def test_swap_averages_its_workers_and_recomputes_batch_norm(tmp_path, monkeypatch):
+    """Phase 1 ends at the target; each worker has its own order; the end is the mean, with statistics by hand."""
+    from largebatch.swap import Swap
+
+    ends: dict[int, dict[str, torch.Tensor]] = {}
+    orders, run_round = {}, Swap.run_round
+
+    def watched(self, number, stop):
+        back = self._back_to_start
+        self._back_to_start = lambda: (
+            ends.update({len(ends): snapshot(self)}) if self.results[number:] else None,
+            back(),
+        )
+        run_round(self, number, stop)
+        self._back_to_start = back
+        orders[number] = self.worker_plan(number).examples_of(0).indices.tolist()
+
+    def snapshot(self):
+        return {n: p.detach().clone() for n, p in self.engine.model.named_parameters()}
+
+    monkeypatch.setattr(Swap, "run_round", watched)
+    directory = finished("swap", tmp_path)
+    assert len(ends) == len(orders) == 4
+    assert len({tuple(order) for order in orders.values()}) == 4
+    reached = [line["accuracy_percent"] for line in events(directory, "train_accuracy")]
+    assert reached[-1] >= 50 > max(reached[:-1], default=0)
+    end = checkpoint(directory)["model"]
+    for name in ends[0]:
+        torch.testing.assert_close(
+            end[name], torch.stack([ends[k][name] for k in range(4)]).mean(0), rtol=1e-12, atol=1e-13
+        )
+    numbers = result(directory)
+    assert [worker["worker"] for worker in numbers["workers"]] == [0, 1, 2, 3]
+    assert numbers["steps"] == checkpoint(directory)["step"] + 25
+    # statistics of the first batch norm: of its inputs over the pass, population mean and variance
+    job = job_of("swap")
+    job.engine.model.load_state_dict(end)
+    plan = job.plan
+    passes = type(plan)(
+        plan.dataset_size, 1, math.ceil(1500 / 120), plan.budget_examples, plan.seed ^ 0x5EED, plan.stages
+    )
+    convolution = next(m for m in job.engine.model.modules() if isinstance(m, torch.nn.Conv2d))
+    with torch.no_grad():
+        seen = torch.cat(
+            [convolution(i) for micros in job.dataset.train.steps(passes, 0, 0, job.placement, 0) for i, _ in micros]
+        )
+    norm_name = next(n for n, m in job.engine.model.named_modules() if "Norm" in type(m).__name__)
+    torch.testing.assert_close(end[f"{norm_name}.running_mean"], seen.mean((0, 2, 3)), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        end[f"{norm_name}.running_var"], seen.var((0, 2, 3), unbiased=False), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_swap_stops_at_a_signal_in_phase_2_and_goes_on_with_the_next_worker(tmp_path, monkeypatch):
+    from largebatch.swap import Swap
+
+    whole = finished("swap", tmp_path / "whole")
+    run_round = Swap.run_round
+
+    def dies(self, number, stop):
+        if number == 2:
+            raise Killed
+        run_round(self, number, stop)
+
+    monkeypatch.setattr(Swap, "run_round", dies)
+    with pytest.raises(Killed):
+        finished("swap", tmp_path / "parts")
+    rounds = []
+    monkeypatch.setattr(Swap, "run_round", lambda self, n, stop: (rounds.append(n), run_round(self, n, stop)))
+    parts = finished("swap", tmp_path / "parts")
+    assert rounds == [2, 3]
+    assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
+    assert len(result(parts)["workers"]) == 4
+
+
+# EMA, statistics, medians
+
+
+def test_the_moving_average_by_hand(tmp_path, monkeypatch):
+    taken: list[dict[str, torch.Tensor]] = []
+    one_step = Loop.one_step
+
+    def watched(self, micros, measure):
+        if not taken:
+            taken.append({n: p.detach().clone() for n, p in self.engine.model.named_parameters()})
+        one_step(self, micros, measure)
+        taken.append({n: p.detach().clone() for n, p in self.engine.model.named_parameters()})
+
+    monkeypatch.setattr(Loop, "one_step", watched)
+    directory = finished("ema", tmp_path)
+    average = taken[0]
+    for step in range(2, 26, 2):
+        average = {n: 0.9 * average[n] + 0.1 * taken[step][n] for n in average}
+    for name, tensor in checkpoint(directory)["ema"]["weights"].items():
+        torch.testing.assert_close(tensor, average[name], rtol=1e-12, atol=1e-13)
+    assert same({n: checkpoint(directory)["model"][n] for n in taken[-1]}, taken[-1])
+    splits = [line["split"] for line in events(directory, "evaluate")]
+    assert splits.count("ema") == splits.count("test")
+
+
+def test_one_process_with_accumulation_has_the_statistics_of_many(worlds):
+    parts, together = (checkpoint(worlds / "world1" / m)["model"] for m in ("ghost_in_micro_batches", "ghost"))
+    for name, tensor in together.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-12, atol=1e-13)
+
+
+def test_precise_statistics_are_for_looking_only(tmp_path):
+    """The weights are those of a run that never recomputed."""
+    precise = checkpoint(finished("precise_statistics", tmp_path / "precise"))["model"]
+    running = checkpoint(finished("precise_statistics", tmp_path / "running", batch_norm={}))["model"]
+    for name, tensor in running.items():
+        assert torch.equal(precise[name], tensor) == ("running_" not in name), name
+
+
+def test_the_result_is_the_median_of_the_last_evaluations(tmp_path):
+    directory = finished("ghost", tmp_path, evaluate={"every_epochs": 0.5, "median_of": 3})
+    found = [line["accuracy_percent"] for line in events(directory, "evaluate") if line["split"] == "test"]
+    assert len(found) == 4
+    assert result(directory)["test_accuracy_percent"] == sorted(found[-3:])[1]
+
+
+# Gradients in half precision, sharded engines
+
+ENGINES = """
+import sys
+from pathlib import Path
+import torch
+from largebatch import config, distributed
+from largebatch.train import train
+directory = Path(sys.argv[1])
+with distributed.group(torch.device("cpu"), alone=True):
+    for name, overrides in {
+        "ddp": ["precision=fp32"], "fp16": ["engine={name: ddp, all_reduce: fp16}", "precision=fp32"],
+        "bf16": ["engine={name: ddp, all_reduce: bf16}", "precision=fp32"],
+        "fsdp": ["engine={name: fsdp}"], "fp64": [],
+    }.items():
+        train(config.load(directory / "ema.yaml", [*overrides, f"record.dir={directory}/{name}"]), quiet=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("engines")
+    (directory / "ema.yaml").write_text(yaml.safe_dump(recipe_of("ema", max_grad_norm=1.0)))
+    (directory / "work.py").write_text(ENGINES)
+    ended = torchrun(2, directory / "work.py", directory)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return directory
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 1e-7, 2e-2), ("bf16", 1e-5, 5e-2)])
+def test_gradients_summed_in_half_precision_differ_by_their_rounding(engines, precision, least, most):
+    exact, rounded = (checkpoint(engines / name)["model"] for name in ("ddp", precision))
+    difference = max(float((rounded[n] - t).norm() / t.norm()) for n, t in exact.items() if "weight" in n)
+    assert least < difference < most
+
+
+def test_ghost_batch_norm_and_the_moving_average_under_fsdp_are_those_of_ddp(engines):
+    ddp, fsdp = (checkpoint(engines / name) for name in ("fp64", "fsdp"))
+    for part in (lambda state: state["model"], lambda state: state["ema"]["weights"]):
+        for name, tensor in part(ddp).items():
+            torch.testing.assert_close(part(fsdp)[name], tensor, rtol=1e-12, atol=1e-12)
+    assert (
+        result(engines / "fsdp")["ema_test_accuracy_percent"] == result(engines / "fp64")["ema_test_accuracy_percent"]
+    )
+
+
+# What does not go together
+
+REFUSED = {
+    "engine.name=fsdp": ("sam", "sam needs engine.name = ddp"),
+    "sam={rho: 0.1}": ("adascale", "lr.scaling = adascale measures gradients at the weights"),
+    "batch.ramp={at_epochs: [1], factor: 2}": ("adascale", "both change what a step is worth"),
+    "ema={decay: 0.9}": ("swap", "ema follows one set of weights"),
+    "batch.global_batch_size=130": ("adascale", "no multiple of lr.reference_batch_size = 20"),
+    "averaging.workers=7": ("post_local_sgd", "averaging.workers = 7 does not fit"),
+    "batch.micro_batch_size=10": ("sam_of_examples", "sam.m = 20 needs micro-batches of so many examples"),
+    "lr.decay={name: constant}": ("post_local_sgd", "averaging.from_epoch is missing"),
+    "lr.decay={name: cosine}": ("ramp", "turns the batch's growth into a decay of the lr"),
+    "batch.bn_batch_size=7": ("ghost", "batch.bn_batch_size = 7"),
+    "batch.bn_batch_size=240": ("ghost", "batch.bn_batch_size = 240 cannot be shared by 1 ranks"),
+    "model={name: mlp}": ("ghost", "batch.bn_batch_size has nothing to act on: model.name = mlp"),
+    "precision=fp16": ("adascale", "lr.scaling = adascale does not go with precision = fp16"),
+    "steps=30": ("ramp", "batch.ramp needs the budget in epochs"),
+    "regime_adaptation.reference_batch_size=0": ("regime_adaptation", "should be greater than 0"),
+    "batch.ramp.largest=3": ("ramp_of_sizes", "batch.ramp.largest needs batch.ramp.factor"),
+    "optimizer.eps=1": ("lecture_adam", "optimizer.eps belongs to optimizer.variant = torch"),
+    "averaging.workers=1": ("swap", "averaging.workers = 1 should be greater than or equal to 2"),
+    "batch_norm.examples=5": ("ghost", "batch_norm.examples has no effect without"),
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_does_not_go_together_is_one_sentence(tmp_path, override):
+    method, sentence = REFUSED[override]
+    written = config.overlay(recipe_of(method), [override, f"record.dir={tmp_path}"])
+    with pytest.raises(UserError) as caught, distributed.group(torch.device("cpu"), alone="fsdp" in override):
+        train(config.from_dict(written), quiet=True)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_frozen_statistics_in_sams_second_pass(worlds):
+    """Batch norm sees each image once a step: the running statistics are those of the passes at w."""
+    job = job_of("sam_with_norm", steps=1, epochs=None, lr={"base": 0.05})
+    from largebatch.update import Update
+
+    start = {n: p.detach().clone() for n, p in job.engine.model.named_parameters()}
+    [batch] = next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)))
+    Update(job).step(0, [batch], measure=False)
+    plain = job_of("sam_with_norm", steps=1, epochs=None, lr={"base": 0.05}).engine.model
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(start[name])
+        plain.train()(batch[0])
+    batch_norm.commit(plain)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(dict(job.engine.model.named_buffers())[name], buffer, rtol=1e-12, atol=1e-13)
