@@ -13,16 +13,13 @@ import rich.table
 import torch
 from torch import nn
 
-from largebatch import config, data, derive, distributed, engines, models, optim, record
+from largebatch import config, data, derive, distributed, engines, mllog, models, optim, record
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
 from largebatch.derive import LearningRate
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.optim import Treatment
-
-LARGEST_MICRO_BATCH = {"cpu": 512, "cuda": 2048}  # small images: measured on CPU, generous on CUDA
-LARGEST_MICRO_BATCH_PIXELS = 256 * 224 * 224  # on CUDA for larger images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +75,7 @@ def dataset_of(section: config.Data) -> data.Dataset:
 
 
 def plan_of(run: config.Run, dataset_size: int, image_shape: tuple[int, int, int], device: torch.device) -> BatchPlan:
-    largest = LARGEST_MICRO_BATCH[device.type]
-    pixels = image_shape[1] * image_shape[2]
-    if device.type == "cuda" and pixels > 64 * 64:
-        largest = max(1, LARGEST_MICRO_BATCH_PIXELS // pixels)
+    largest = derive.largest_micro_batch(device.type, image_shape)
     return derive.plan_of(run, dataset_size, distributed.world_size(), largest)
 
 
@@ -205,6 +199,33 @@ def plan_facts(job: Job, command: str) -> dict[str, Any]:
     }
 
 
+def mlperf_facts(job: Job) -> mllog.Facts:
+    """What MLPerf's log says of a run before it starts."""
+    run, plan, decay = job.run, job.plan, job.run.lr.decay
+    imagenet = run.data.name == "imagenet" and not run.data.hold_out and run.model.name.endswith("resnet50")
+    warmup = job.lr.schedule.warmup / plan.dataset_size
+    return mllog.Facts(
+        seed=run.seed,
+        global_batch_size=plan.global_batch_size,
+        gradient_accumulation_steps=plan.accumulation_steps,
+        train_samples=plan.dataset_size,
+        eval_samples=len(job.dataset.test),
+        bn_span=run.batch.bn_batch_size or plan.micro_batch_size,
+        optimizer=run.optimizer.name,
+        peak_lr=job.lr.schedule.peak,
+        end_lr=getattr(decay, "end_lr", 0.0),
+        decay_power=decay.power if isinstance(decay, config.PolynomialDecay) else None,
+        decay_steps=plan.steps - plan.first_step_at(warmup * plan.dataset_size),
+        warmup_epochs=warmup,
+        momentum=getattr(run.optimizer, "momentum", 0.0),
+        weight_decay=run.weight_decay.value,
+        epsilon=getattr(run.optimizer, "eps", None) or 0.0,
+        evaluate_every_epochs=run.evaluate.every_epochs,
+        target=mllog.RESNET_TARGET if imagenet else None,
+        benchmark="resnet" if imagenet else run.data.name,
+    )
+
+
 def decisions(job: Job, directory: Path) -> dict[str, str]:
     """What is printed before time is spent, a line each."""
     plan, run = job.plan, job.run
@@ -221,48 +242,14 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
         "data": f"{run.data.name}: {plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
         f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
         "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation)",
-        "budget": f"{steps}, {plan.budget_examples / plan.dataset_size:.4g} epochs{words_of_stretch(run)}",
+        "budget": f"{steps}, {plan.budget_examples / plan.dataset_size:.4g} epochs{derive.words_of_stretch(run)}",
         "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
         "optimizer": f"{run.optimizer.name}; weight decay {run.weight_decay.value:g} on {decayed} of "
         f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
-        "beside": words_beside(run, plan),
+        "beside": derive.words_beside(run, plan),
         "machine": f"{job.device}, {job.precision}, engine {job.engine.description}",
     }
     return {key: text for key, text in lines.items() if text}
-
-
-def words_of_stretch(run: config.Run) -> str:
-    stretch = derive.stretch_of(run)
-    return f" ({stretch} times as many by regime adaptation)" if stretch > 1 else ""
-
-
-def words_beside(run: config.Run, plan: BatchPlan) -> str:
-    """What happens beside the loop, and inside batch norm."""
-    found = [
-        f"batch {stage.global_batch_size:,} from epoch {stage.first_example / plan.dataset_size:.4g}"
-        for stage in plan.stages[1:]
-    ]
-    if run.batch.bn_batch_size is not None:
-        found.append(f"batch norm over {run.batch.bn_batch_size} examples")
-    if run.batch_norm.statistics != "running":
-        found.append(f"evaluated with {run.batch_norm.statistics} statistics")
-    if run.sam is not None:
-        whose = "the global batch" if run.sam.m is None else f"each {run.sam.m} examples"
-        found.append(f"SAM, rho {run.sam.rho:g}, one perturbation for {whose}")
-    if run.ema is not None:
-        found.append(f"EMA of the weights, decay {run.ema.decay:g} every {run.ema.every_steps} steps")
-    match run.averaging:
-        case config.PostLocalSgd() as local:
-            found.append(
-                f"post-local SGD from epoch {derive.local_from_epoch(run):g}: {local.workers} workers, averaged every "
-                f"{local.period} steps"
-            )
-        case config.Swap() as swap:
-            found.append(
-                f"SWAP: at {swap.stop_at_train_accuracy:g} % train accuracy {swap.workers} workers go on alone, batch "
-                f"{swap.worker_batch_size}, {swap.epochs:g} epochs each"
-            )
-    return "; ".join(found)
 
 
 def table_of_tensors(treatments: list[Treatment]) -> rich.table.Table:

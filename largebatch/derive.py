@@ -15,6 +15,10 @@ from largebatch.batch import BatchPlan, MicroBatch
 from largebatch.errors import UserError
 from largebatch.schedules import Schedule
 
+LARGEST_MICRO_BATCH = {"cpu": 512, "cuda": 2048}
+LARGEST_MICRO_BATCH_PIXELS = 256 * 224 * 224
+SMALL_IMAGE_PIXELS = 64 * 64
+
 
 @dataclasses.dataclass(frozen=True)
 class LearningRate:
@@ -69,6 +73,14 @@ def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_b
         micro=micro_batch_of(run, world_size, largest_micro_batch),
     )
     return plan if budget is None else dataclasses.replace(plan, budget_examples=budget)
+
+
+def largest_micro_batch(device: str, image_shape: tuple[int, int, int]) -> int:
+    """What is taken where the recipe does not say: measured on the CPU, generous on CUDA, less for large images."""
+    pixels = image_shape[1] * image_shape[2]
+    if device == "cuda" and pixels > SMALL_IMAGE_PIXELS:
+        return max(1, LARGEST_MICRO_BATCH_PIXELS // pixels)
+    return LARGEST_MICRO_BATCH[device]
 
 
 def growth_of(run: config.Run) -> tuple[tuple[tuple[float, int], ...], tuple[float, ...]]:
@@ -244,3 +256,37 @@ def local_from_epoch(run: config.Run) -> float:
 
 def listed(numbers: Any) -> str:
     return ", ".join(f"{number:g}" for number in numbers)
+
+
+def words_of_stretch(run: config.Run) -> str:
+    stretch = stretch_of(run)
+    return f" ({stretch} times as many by regime adaptation)" if stretch > 1 else ""
+
+
+def words_beside(run: config.Run, plan: BatchPlan) -> str:
+    """What happens beside the loop, and inside batch norm."""
+    found = [
+        f"batch {stage.global_batch_size:,} from epoch {stage.first_example / plan.dataset_size:.4g}"
+        for stage in plan.stages[1:]
+    ]
+    if run.batch.bn_batch_size is not None:
+        found.append(f"batch norm over {run.batch.bn_batch_size} examples")
+    if run.batch_norm.statistics != "running":
+        found.append(f"evaluated with {run.batch_norm.statistics} statistics")
+    if run.sam is not None:
+        whose = "the global batch" if run.sam.m is None else f"each {run.sam.m} examples"
+        found.append(f"SAM, rho {run.sam.rho:g}, one perturbation for {whose}")
+    if run.ema is not None:
+        found.append(f"EMA of the weights, decay {run.ema.decay:g} every {run.ema.every_steps} steps")
+    match run.averaging:
+        case config.PostLocalSgd() as local:
+            found.append(
+                f"post-local SGD from epoch {local_from_epoch(run):g}: {local.workers} workers, averaged every "
+                f"{local.period} steps"
+            )
+        case config.Swap() as swap:
+            found.append(
+                f"SWAP: at {swap.stop_at_train_accuracy:g} % train accuracy {swap.workers} workers go on alone, batch "
+                f"{swap.worker_batch_size}, {swap.epochs:g} epochs each"
+            )
+    return "; ".join(found)

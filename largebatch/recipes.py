@@ -27,8 +27,6 @@ TRAINING_EXAMPLES = {
     "imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion_mnist": 60_000,
     "digits": 1_500, "synthetic": 10_000,
 }  # fmt: skip
-LARGEST_MICRO_BATCH = {"cpu": 512, "cuda": 2048}  # as in assembly
-LARGEST_MICRO_BATCH_PIXELS = 256 * 224 * 224
 CITATION = re.compile(r"([^()]*?),? \(?((?:19|20)\d\d)\)?,? \(?(arXiv:\d{4}\.\d{4,5})")
 
 Facts = dict[str, Any]
@@ -247,12 +245,9 @@ def training_examples(data: config.Data, examples: int | None = None) -> tuple[i
 
 
 def largest_micro_batch(run: config.Run) -> int:
-    device = "cpu" if run.device == "cpu" else "cuda"
     side = run.data.image_size or (224 if run.data.name in ("imagenet", "folder") else 32)
-    _, height, width = run.data.image_shape or (3, side, side)
-    if device == "cuda" and height * width > 64 * 64:
-        return max(1, LARGEST_MICRO_BATCH_PIXELS // (height * width))
-    return LARGEST_MICRO_BATCH[device]
+    shape = run.data.image_shape or (3, side, side)
+    return derive.largest_micro_batch("cpu" if run.device == "cpu" else "cuda", shape)
 
 
 Origin = Callable[..., str]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from largebatch import batch, config, derive, distributed
-from largebatch.assemble import LARGEST_MICRO_BATCH, Job, optimizer_of
+from largebatch.assemble import Job, optimizer_of
 from largebatch.batch import BatchPlan, MicroBatch
 from largebatch.evaluate import evaluate
 from largebatch.update import Update
@@ -43,6 +43,7 @@ class Swap:
         self.job, self.update, self.section = job, update, job.run.averaging
         self.engine = job.engine
         self.begun = False
+        self.averaged = False
         self.results: list[WorkerResult] = []
         self.start: list[Tensor] = []
         self.buffers: list[Tensor] = []
@@ -67,7 +68,7 @@ class Swap:
             seed=self.worker_seed(worker),
             micro=MicroBatch(
                 self.job.run.batch.micro_batch_size,
-                LARGEST_MICRO_BATCH[self.job.device.type],
+                derive.largest_micro_batch(self.job.device.type, self.job.dataset.image_shape),
                 bn or 1,
                 why=f"batch.bn_batch_size = {bn}" if bn else "",
             ),
@@ -77,8 +78,13 @@ class Swap:
         return [p.detach() for p in self.engine.model.parameters()]
 
     @property
-    def rounds(self) -> int:
-        return self.section.workers // distributed.world_size()
+    def examples(self) -> int:
+        """That all workers together see."""
+        return self.steps * self.section.worker_batch_size * self.section.workers
+
+    def rounds_left(self) -> range:
+        world = distributed.world_size()
+        return range(len(self.results) // world, self.section.workers // world)
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -89,7 +95,7 @@ class Swap:
         self.buffers = [buffer.clone() for buffer in self.engine.model.buffers()]
         self.sums = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in self.start]
 
-    def run_round(self, number: int, stop: Callable[[], None]) -> None:
+    def run_round(self, number: int, stop: Callable[[], None]) -> list[WorkerResult]:
         """Every rank trains one worker. ``stop``, called after each step, raises if the run is to stop."""
         worker = number * distributed.world_size() + distributed.rank()
         self._back_to_start()
@@ -106,11 +112,13 @@ class Swap:
         batches = job.dataset.test.batches(0, 1, job.run.evaluate.batch_size, job.placement)
         own = evaluate(engine.model, engine.predict, batches, job.device, sum_=lambda tensor: tensor)
         found = distributed.gather((worker, plan.steps, last, own.accuracy_percent))
-        self.results += [WorkerResult(*one) for one in found]
+        results = [WorkerResult(*one) for one in found]
+        self.results += results
         with torch.no_grad():
             for total, tensor in zip(self.sums, self.tensors(), strict=True):
                 total.add_(distributed.sum_(tensor.double()))
         self._back_to_start()
+        return results
 
     def _step(self, plan: BatchPlan, step: int, micro_batches: Any) -> Tensor:
         lr = self.schedule.schedule(plan.examples_before(step))
@@ -131,6 +139,7 @@ class Swap:
         """The mean of all workers is in the model; its batch-norm statistics are still to be recomputed."""
         for tensor, total in zip(self.tensors(), self.sums, strict=True):
             tensor.copy_(total / self.section.workers)
+        self.averaged = True
 
     def save(self) -> dict[str, Any]:
         return {

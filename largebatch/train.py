@@ -13,11 +13,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,12 +27,12 @@ import torch
 from torch import Tensor
 
 from largebatch import checkpoint, config, derive, distributed, record
-from largebatch.assemble import Job, assemble, decisions, plan_facts, table_of_tensors
+from largebatch.assemble import Job, assemble, decisions, mlperf_facts, plan_facts, table_of_tensors
 from largebatch.averaging import Ema
-from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
-from largebatch.evaluate import Evaluation, evaluate
-from largebatch.models import batch_norm
+from largebatch.evaluate import Evaluation
+from largebatch.measure import Measure
+from largebatch.mllog import MlperfLog
 from largebatch.optim import LayerNumbers, Watch
 from largebatch.swap import Swap
 from largebatch.update import Update
@@ -76,8 +75,9 @@ def train(
     if run.engine.name != "ddp" and not distributed.joined():
         raise UserError(f"engine.name = {run.engine.name} needs a process group; call train inside distributed.group")
     checkpoint.seed_rank(run.seed)
-    job = assemble(run, device)
     directory = run.directory
+    mllog = MlperfLog(directory / "mllog.txt") if run.record.mllog and distributed.is_first() else None
+    job = assemble(run, device)
     record.open_directory(directory, run.as_written(), science_of, run.resume)
     finished = distributed.gather(record.read_result(directory))[0]
     if finished is not None and finished["status"] == "finished":
@@ -88,7 +88,7 @@ def train(
         for key, text in decisions(job, directory).items():
             console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)
         console.print(rich.padding.Padding(table_of_tensors(job.treatments), (0, 0, 0, 2)))
-    with Loop(job, directory, console, quiet, command) as loop:
+    with Loop(job, directory, console, quiet, command, mllog) as loop:
         return loop.run_to_the_end()
 
 
@@ -100,7 +100,13 @@ class Loop:
     """The state of one run in progress: the step it is at, and the losses not yet read."""
 
     def __init__(
-        self, job: Job, directory: Path, console: rich.console.Console, quiet: bool, command: str = ""
+        self,
+        job: Job,
+        directory: Path,
+        console: rich.console.Console,
+        quiet: bool,
+        command: str = "",
+        mllog: MlperfLog | None = None,
     ) -> None:
         self.job, self.directory, self.plan, self.engine = job, directory, job.plan, job.engine
         self.step = 0  # steps done
@@ -110,11 +116,13 @@ class Loop:
         self.update = Update(job)
         self.swap = Swap(job, self.update) if isinstance(job.run.averaging, config.Swap) else None
         self.ema = Ema(job.engine, job.run.ema.decay, job.run.ema.every_steps) if job.run.ema else None
-        self.accuracies: list[float] = []  # of all evaluations so far
-        self.extra_steps = 0  # of SWAP's workers
+        self.measure = Measure(job, self.update, self.ema, self.swap)
+        self.measure.tell = self.tell
+        self.epoch_marks = marks(self.plan, 1.0)
+        self.mllog = mllog
+        self.looked = time.perf_counter()  # when the last evaluation began
         self.watch = Watch(job.engine.model.named_parameters(), job.engine.optimizer)
         self.layers: list[tuple[int, LayerNumbers]] = []
-        self.evaluations: dict[str, Evaluation] = {}
         self.started = time.perf_counter()
         self.total_before = 0.0
         complaints = self._resume()
@@ -138,6 +146,9 @@ class Loop:
                 f"{'adapted' if row.adapted else 'not adapted'}"
             )
 
+        if self.mllog is not None:
+            self.mllog.start(mlperf_facts(job), self.examples_seen / self.plan.dataset_size)
+
     @property
     def examples_seen(self) -> int:
         return self.plan.examples_before(self.step)
@@ -149,9 +160,9 @@ class Loop:
                     self.train_steps(noticed)
                 if self.swap is not None:
                     self.train_workers(self.swap, noticed)
-                self.measure_result()
-            if self.job.run.checkpoint.every_epochs:
-                self.save()  # only now: a checkpoint that evaluates to nonsense is not a good one
+                self.looked = time.perf_counter()
+                self.measure.at_the_end()
+            self.save_if_asked()  # only now: a checkpoint that evaluates to nonsense is not a good one
             return self._result("finished")
         except Diverged as problem:
             return self._result("failed", str(problem))
@@ -169,25 +180,23 @@ class Loop:
         saves = marks(plan, run.checkpoint.every_epochs * stretch)
         stream = self.job.dataset.train.steps(plan, distributed.rank(), self.step, self.job.placement, run.seed)
         engine.model.train()
-        epochs = marks(plan, 1.0) if self.swap is not None else set()
         with distributed.Flag() as flag:
             clock = time.perf_counter()
             for micro_batches in stream:
                 recording = (self.step + 1) % run.record.every_steps == 0
                 self.one_step(micro_batches, measure=recording)
                 self.step += 1
-                last = self.step == plan.steps or self.update.complete
-                if self.step in epochs:
-                    last = last or self.train_accuracy_reached()
+                last = self.phase_1_is_over() or self.step == plan.steps or self.update.complete
                 evaluating, saving = self.step in evaluations, self.step in saves
                 stop = flag.exchange(noticed[0] if noticed else 0) if not last else 0
                 if not (recording or evaluating or saving or stop or last):
                     continue
                 self.read_losses(since=clock)
                 if evaluating and not last:
-                    self.evaluate()
-                if (saving and not last) or (stop and run.checkpoint.every_epochs):
-                    self.save()
+                    self.looked = time.perf_counter()
+                    self.measure.during()
+                if (saving and not last) or stop:
+                    self.save_if_asked()
                 if stop:
                     raise Stopped(stop)
                 if last:
@@ -205,33 +214,26 @@ class Loop:
         if self.ema is not None:
             self.ema.after_step(self.step + 1)
 
-    def train_accuracy_reached(self) -> bool:
-        """Whether SWAP's first phase is over: the share of right answers in training since the last epoch's mark."""
-        assert self.swap is not None
-        assert self.update.correct is not None
-        correct = distributed.sum_(self.update.correct.double()).item()
-        self.update.correct = None
-        seen = self.examples_seen - self.plan.examples_before(self._step_of_last_epoch())
-        accuracy = 100.0 * correct / seen
+    def phase_1_is_over(self) -> bool:
+        """SWAP's: at the end of each epoch the share of right answers in its training is looked at."""
+        if self.swap is None or self.step not in self.epoch_marks:
+            return False
+        begin = max((step for step in self.epoch_marks if step < self.step), default=0)
+        seen = self.examples_seen - self.plan.examples_before(begin)
+        accuracy = 100.0 * self.update.take_correct() / seen
         self.recorder.event(
             "train_accuracy", step=self.step, examples_seen=self.examples_seen, accuracy_percent=accuracy
         )
         return self.swap.reached(accuracy)
 
-    def _step_of_last_epoch(self) -> int:
-        return max((step for step in marks(self.plan, 1.0) if step < self.step), default=0)
-
     def train_workers(self, swap: Swap, noticed: list[int]) -> None:
         """SWAP's second and third phase; saved after every round of workers."""
-        saving = bool(self.job.run.checkpoint.every_epochs)
         if not swap.begun:
             self.recorder.say(
                 f"SWAP: phase 1 ends at step {self.step}; {swap.section.workers} workers go on, {swap.steps} steps each"
             )
             swap.begin()
-            if saving:
-                self.save()
-        world = distributed.world_size()
+            self.save_if_asked()
         clock = time.perf_counter()
         with distributed.Flag() as flag:
 
@@ -239,20 +241,19 @@ class Loop:
                 if number := flag.exchange(noticed[0] if noticed else 0):
                     raise Stopped(number)
 
-            for number in range(len(swap.results) // world, swap.rounds):
-                swap.run_round(number, stop)
-                self.seconds += time.perf_counter() - clock
-                for result in swap.results[number * world :]:
+            for number in swap.rounds_left():
+                for result in swap.run_round(number, stop):
+                    if not math.isfinite(result.train_loss):
+                        raise Diverged(f"the loss of SWAP's worker {result.worker + 1} is {result.train_loss}")
                     self.recorder.event("worker", step=self.step, **dataclasses.asdict(result))
                     self.recorder.say(
                         f"worker {result.worker + 1} of {swap.section.workers}: loss {result.train_loss:.4f}, test "
                         f"accuracy {result.test_accuracy_percent:.2f} % before averaging"
                     )
-                if saving:
-                    self.save()
+                self.seconds += time.perf_counter() - clock
+                self.save_if_asked()
                 clock = time.perf_counter()
         swap.average()
-        self.extra_steps = swap.steps
 
     def read_losses(self, since: float) -> None:
         """Sum the unread losses over ranks, record them, stop at one that is not finite."""
@@ -291,74 +292,19 @@ class Loop:
         good = self.last_checkpoint or "none was saved"
         return f"the loss is {loss} in step {step + 1} at lr {lr:g}; last good checkpoint: {good}"
 
-    @property
-    def evaluated_on(self) -> str:
-        return "held_out" if self.job.run.data.hold_out else "test"
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """The model as it is evaluated: workers averaged, batch-norm statistics averaged or recomputed.
-
-        Afterwards everything is as it was: training does not depend on when somebody looked. Collective.
-        """
-        workers = self.update.workers
-        with workers.shown() if workers else nullcontext(), self.engine.whole_model():
-            if not self.recomputes:
-                yield
-                return
-            buffers = list(self.engine.statistics().values())
-            before = [buffer.clone() for buffer in buffers]
-            self.recompute_statistics()
-            yield
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
-
-    @property
-    def recomputes(self) -> bool:
-        averaged = self.swap is not None and self.extra_steps > 0
-        return (averaged or self.job.run.batch_norm.statistics == "precise") and bool(self.engine.statistics())
-
-    def recompute_statistics(self) -> None:
-        """Of batch norm, over the training set (or ``batch_norm.examples`` of it, in whole global batches)."""
-        plan, run = self.plan, self.job.run
-        examples = min(run.batch_norm.examples or plan.dataset_size, plan.dataset_size)
-        first = plan.stages[0]._replace(first_step=0, first_example=0)
-        passes = dataclasses.replace(
-            plan, steps=math.ceil(examples / plan.global_batch_size), stages=(first,), seed=plan.seed ^ 0x5EED
-        )
-        stream = self.job.dataset.train.steps(passes, distributed.rank(), 0, self.job.placement, run.seed)
-        with torch.no_grad(), batch_norm.recomputed_statistics(self.engine.model, distributed.sum_):
-            for micro_batches in stream:
-                for images, _ in micro_batches:
-                    self.engine.predict(images)
-
-    def evaluate(self) -> None:
-        """On the test set (or the part held out): the trained weights and, if there are any, the averaged ones."""
-        with self.shown():
-            self.evaluate_on(self.job.dataset.test, self.evaluated_on)
-        if self.ema is not None:
-            with self.ema.applied(), self.shown():
-                self.evaluate_on(self.job.dataset.test, "ema")
-
-    def evaluate_on(self, split: Any, name: str) -> None:
-        """Inside :meth:`shown`."""
-        world, rank = distributed.world_size(), distributed.rank()
-        batches = split.batches(rank, world, self.job.run.evaluate.batch_size, self.job.placement)
-        evaluation = evaluate(self.engine.model, self.engine.predict, batches, self.job.device)
-        assert evaluation.examples == len(split), "an example was missed or counted twice"
+    def tell(self, name: str, evaluation: Evaluation) -> None:
+        """Record an evaluation; a loss that is not finite ends the run."""
         if not math.isfinite(evaluation.loss):
             raise Diverged(
                 f"the {name.replace('_', '-')} loss is {evaluation.loss} after step {self.step}; "
                 f"last good checkpoint: {self.last_checkpoint or 'none was saved'}"
             )
-        self.evaluations[name] = evaluation
-        if name == self.evaluated_on:
-            self.accuracies.append(evaluation.accuracy_percent)
+        epoch = self.examples_seen / self.plan.dataset_size
         self.recorder.event(
             "evaluate",
             step=self.step,
             examples_seen=self.examples_seen,
-            epoch=self.examples_seen / self.plan.dataset_size,
+            epoch=epoch,
             seconds=self.seconds,
             split=name,
             loss=evaluation.loss,
@@ -366,24 +312,15 @@ class Loop:
             examples=evaluation.examples,
         )
         self.recorder.say(
-            f"epoch {self.examples_seen / self.plan.dataset_size:6.2f}  step {self.step:>6}  "
+            f"epoch {epoch:6.2f}  step {self.step:>6}  "
             f"{name.replace('_', '-')} accuracy {evaluation.accuracy_percent:.2f} %  loss {evaluation.loss:.4f}"
         )
+        if self.mllog is not None and name == self.measure.evaluated_on:
+            self.mllog.evaluation(epoch, evaluation.accuracy_percent / 100, time.perf_counter() - self.looked)
 
-    def measure_result(self) -> None:
-        asked, split = self.job.run.evaluate.train, self.job.dataset.train
-        kept: list[Tensor] = []
-        with self.shown():
-            self.evaluate_on(self.job.dataset.test, self.evaluated_on)
-            if asked or (asked is None and isinstance(split, ResidentSplit)):
-                self.evaluate_on(split, "train")
-            if self.recomputes:
-                kept = [buffer.clone() for buffer in self.engine.statistics().values()]
-        for buffer, value in zip(self.engine.statistics().values(), kept, strict=False):
-            buffer.copy_(value)  # the weights that are saved last are saved with what they were evaluated with
-        if self.ema is not None:
-            with self.ema.applied(), self.shown():
-                self.evaluate_on(self.job.dataset.test, "ema")
+    def save_if_asked(self) -> None:
+        if self.job.run.checkpoint.every_epochs:
+            self.save()
 
     def save(self) -> None:
         if not self.engine.weights_are_finite():
@@ -394,7 +331,7 @@ class Loop:
             **self._machine(),
             "seconds": self.seconds,
             "total_seconds": self._total_seconds(),
-            "accuracies": self.accuracies,
+            "accuracies": self.measure.accuracies,
             "update": self.update.save(),
             "ema": self.ema.save() if self.ema else None,
             "swap": self.swap.save() if self.swap else None,
@@ -414,7 +351,7 @@ class Loop:
         self.engine.load(state)
         checkpoint.restore_random(state, self.job.run.seed)
         self.step, self.seconds, self.total_before = state["step"], state["seconds"], state["total_seconds"]
-        self.accuracies = state["accuracies"]
+        self.measure.accuracies = state["accuracies"]
         self.update.load(state["update"])
         if self.ema is not None:
             self.ema.load(state["ema"])
@@ -440,22 +377,20 @@ class Loop:
         return self.total_before + time.perf_counter() - self.started
 
     def _result(self, status: str, reason: str | None = None, number: int | None = None) -> Result:
-        test = self.evaluations.get(self.evaluated_on) if status == "finished" else None
-        training = self.evaluations.get("train") if status == "finished" else None
-        averaged = self.evaluations.get("ema") if status == "finished" else None
-        of_workers = 0
-        if self.swap is not None:
-            of_workers = self.extra_steps * self.swap.section.worker_batch_size * self.swap.section.workers
-        steps, examples = self.step + self.extra_steps, self.examples_seen + of_workers
+        found = self.measure.last if status == "finished" else {}
+        test, training, averaged = (found.get(name) for name in (self.measure.evaluated_on, "train", "ema"))
+        steps, examples = self.step, self.examples_seen
+        if self.swap is not None and self.swap.averaged:
+            steps, examples = steps + self.swap.steps, examples + self.swap.examples
         per_step = self.seconds / steps if steps else None
         numbers = {
             "status": status,
             "reason": reason,
             "steps": steps,
             "examples_seen": examples,
-            "evaluated_on": self.evaluated_on,
+            "evaluated_on": self.measure.evaluated_on,
             "test_loss": test and test.loss,
-            "test_accuracy_percent": test and statistics.median(self.accuracies[-self.job.run.evaluate.median_of :]),
+            "test_accuracy_percent": test and self.measure.accuracy_percent,
             "ema_test_accuracy_percent": averaged and averaged.accuracy_percent,
             "workers": [dataclasses.asdict(result) for result in self.swap.results] if self.swap else None,
             "train_loss": training and training.loss,
@@ -472,6 +407,8 @@ class Loop:
             record.write_json(self.directory / "result.json", numbers)
         if reason:
             self.recorder.note(f"{status}: {reason}")
+        if self.mllog is not None and status != "stopped":  # a stopped run goes on in the same log
+            self.mllog.stop(status == "finished")
         return Result(status, reason, self.directory, numbers, number)
 
     def __enter__(self) -> Loop:

@@ -44,7 +44,7 @@ class Update:
         self.gain = 1.0
         self.sized_norms = any(isinstance(m, batch_norm.SizedNorm) for m in self.engine.model.modules())
         sam = self.run.sam
-        self.weights = [p for p in self.engine.model.parameters() if p.requires_grad]
+        self.weights: list[Tensor] = [p for p in self.engine.model.parameters() if p.requires_grad]
         self.perturbation = Perturbation(self.weights, sam.rho) if sam is not None else None
         self.workers: Workers | None = None
         self.local_from = math.inf  # examples seen
@@ -181,6 +181,12 @@ class Update:
         assert isinstance(averaging, config.PostLocalSgd)
         first = self.plan.first_step_at(self.local_from)
         return (step + 1 - first) % averaging.period == 0
+
+    def take_correct(self) -> int:
+        """Right answers in training since the last call, of all ranks. Collective."""
+        correct, self.correct = self.correct, None
+        found = torch.zeros((), device=self.job.device) if correct is None else correct
+        return int(distributed.sum_(found.double()))
 
     def save(self) -> dict[str, Any]:
         """Collective."""

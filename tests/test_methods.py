@@ -361,9 +361,10 @@ def test_swap_averages_its_workers_and_recomputes_batch_norm(tmp_path, monkeypat
             ends.update({len(ends): snapshot(self)}) if self.results[number:] else None,
             back(),
         )
-        run_round(self, number, stop)
+        found = run_round(self, number, stop)
         self._back_to_start = back
         orders[number] = self.worker_plan(number).examples_of(0).indices.tolist()
+        return found
 
     def snapshot(self):
         return {n: p.detach().clone() for n, p in self.engine.model.named_parameters()}
@@ -410,13 +411,13 @@ def test_swap_stops_at_a_signal_in_phase_2_and_goes_on_with_the_next_worker(tmp_
     def dies(self, number, stop):
         if number == 2:
             raise Killed
-        run_round(self, number, stop)
+        return run_round(self, number, stop)
 
     monkeypatch.setattr(Swap, "run_round", dies)
     with pytest.raises(Killed):
         finished("swap", tmp_path / "parts")
     rounds = []
-    monkeypatch.setattr(Swap, "run_round", lambda self, n, stop: (rounds.append(n), run_round(self, n, stop)))
+    monkeypatch.setattr(Swap, "run_round", lambda self, n, stop: (rounds.append(n), run_round(self, n, stop))[1])
     parts = finished("swap", tmp_path / "parts")
     assert rounds == [2, 3]
     assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])

@@ -178,12 +178,10 @@ def test_the_counts_are_those_of_the_data(name):
     assert len(data.build(name).train) == recipes.TRAINING_EXAMPLES[name]
 
 
-def test_every_data_set_is_counted_and_the_micro_batch_is_assemblys():
-    from largebatch import assemble, data
+def test_every_data_set_is_counted():
+    from largebatch import data
 
     assert {*recipes.TRAINING_EXAMPLES, "folder"} == set(data.NAMES)
-    assert recipes.LARGEST_MICRO_BATCH == assemble.LARGEST_MICRO_BATCH
-    assert recipes.LARGEST_MICRO_BATCH_PIXELS == assemble.LARGEST_MICRO_BATCH_PIXELS
 
 
 def test_mistakes_are_one_sentence(folder, monkeypatch):
