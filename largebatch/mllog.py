@@ -108,6 +108,10 @@ class MlperfLog:
         if self.facts is not None and not self.reached:
             self._close_block()
             self._stop("success" if finished and self.facts.target is None else "aborted")
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; nothing is written."""
         self.handler.close()
 
     def _stop(self, status: str) -> None:

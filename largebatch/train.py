@@ -13,12 +13,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import rich.console
@@ -34,10 +30,9 @@ from largebatch.evaluate import Evaluation
 from largebatch.measure import Measure
 from largebatch.mllog import MlperfLog
 from largebatch.optim import LayerNumbers, Watch
+from largebatch.signals import signals_noticed
 from largebatch.swap import Swap
 from largebatch.update import Update
-
-STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,6 +411,8 @@ class Loop:
 
     def __exit__(self, *_: object) -> None:
         self.recorder.close()
+        if self.mllog is not None:
+            self.mllog.close()
 
 
 def marks(plan: Any, every_epochs: float) -> set[int]:
@@ -425,23 +422,3 @@ def marks(plan: Any, every_epochs: float) -> set[int]:
     count = math.floor(plan.examples / (every_epochs * plan.dataset_size) + 1e-9)
     steps = {plan.first_step_at(k * every_epochs * plan.dataset_size) for k in range(1, count + 1)}
     return steps | {plan.steps}
-
-
-@contextmanager
-def signals_noticed() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are noted, to be obeyed after the step; a second SIGINT interrupts at once."""
-    noticed: list[int] = []
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        if noticed and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        noticed.append(number)
-        if distributed.is_first():
-            print("finishing the step, then saving a checkpoint ...", file=sys.stderr, flush=True)
-
-    before = {number: signal.signal(number, notice) for number in STOPPING}
-    try:
-        yield noticed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -29,6 +29,7 @@ ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is 
     "derive": SCIENCE | {"config", "batch", "schedules"},
     "combinations": SCIENCE | {"config"},
     "mllog": SCIENCE,
+    "signals": {"distributed"},
     "terminal_plot": set(),
     "distributed": SCIENCE,
     "report": SCIENCE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import random
@@ -478,42 +479,51 @@ from pathlib import Path
 import torch
 from largebatch import config, distributed
 from largebatch.train import train
-directory = Path(sys.argv[1])
+directory, *names = sys.argv[1:]
+directory = Path(directory)
 with distributed.group(torch.device("cpu"), alone=True):
-    for name, overrides in {
-        "ddp": ["precision=fp32"], "fp16": ["engine={name: ddp, all_reduce: fp16}", "precision=fp32"],
-        "bf16": ["engine={name: ddp, all_reduce: bf16}", "precision=fp32"],
-        "fsdp": ["engine={name: fsdp}"], "fp64": [],
-    }.items():
-        train(config.load(directory / "ema.yaml", [*overrides, f"record.dir={directory}/{name}"]), quiet=True)
+    for name in names:
+        for file in sorted(directory.glob("*.yaml")):
+            engine = {"fp16": "{name: ddp, all_reduce: fp16}", "bf16": "{name: ddp, all_reduce: bf16}"}.get(name)
+            if engine and file.stem != "ema":
+                continue
+            overrides = ["engine=" + (engine or "{name: %s}" % name), f"record.dir={directory}/{name}/{file.stem}"]
+            train(config.load(file, overrides), quiet=True)
 """
+SHARDED = ["fsdp", *(["deepspeed"] if importlib.util.find_spec("deepspeed") else [])]
+ON_EVERY_ENGINE = ("ramp", "ghost", "synchronised", "ema", "precise_statistics", "last_statistics")
 
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("engines")
-    (directory / "ema.yaml").write_text(yaml.safe_dump(recipe_of("ema", max_grad_norm=1.0)))
+    for method in ON_EVERY_ENGINE:
+        written = recipe_of(method, precision="fp32", max_grad_norm=1.0)
+        (directory / f"{method}.yaml").write_text(yaml.safe_dump(written))
     (directory / "work.py").write_text(ENGINES)
-    ended = torchrun(2, directory / "work.py", directory)
+    ended = torchrun(2, directory / "work.py", directory, "ddp", "fp16", "bf16", *SHARDED)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return directory
 
 
 @pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 1e-7, 2e-2), ("bf16", 1e-5, 5e-2)])
 def test_gradients_summed_in_half_precision_differ_by_their_rounding(engines, precision, least, most):
-    exact, rounded = (checkpoint(engines / name)["model"] for name in ("ddp", precision))
+    exact, rounded = (checkpoint(engines / name / "ema")["model"] for name in ("ddp", precision))
     difference = max(float((rounded[n] - t).norm() / t.norm()) for n, t in exact.items() if "weight" in n)
     assert least < difference < most
 
 
-def test_ghost_batch_norm_and_the_moving_average_under_fsdp_are_those_of_ddp(engines):
-    ddp, fsdp = (checkpoint(engines / name) for name in ("fp64", "fsdp"))
-    for part in (lambda state: state["model"], lambda state: state["ema"]["weights"]):
-        for name, tensor in part(ddp).items():
-            torch.testing.assert_close(part(fsdp)[name], tensor, rtol=1e-12, atol=1e-12)
-    assert (
-        result(engines / "fsdp")["ema_test_accuracy_percent"] == result(engines / "fp64")["ema_test_accuracy_percent"]
-    )
+@pytest.mark.parametrize("method", ON_EVERY_ENGINE)
+@pytest.mark.parametrize("engine", SHARDED)
+def test_sharded_engines_end_where_ddp_does(engines, engine, method):
+    whole, sharded = (checkpoint(engines / name / method) for name in ("ddp", engine))
+    pairs = [(whole["model"], sharded["model"])]
+    pairs += [(whole["ema"]["weights"], sharded["ema"]["weights"])] if method == "ema" else []
+    for these, those in pairs:
+        for name, tensor in these.items():
+            torch.testing.assert_close(those[name], tensor, rtol=1e-5, atol=1e-6)
+    for number in ("ema_test_accuracy_percent", "test_accuracy_percent"):
+        assert result(engines / engine / method)[number] == result(engines / "ddp" / method)[number]
 
 
 # What does not go together

@@ -194,3 +194,54 @@ def test_without_the_package_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(UserError, match=r"pip install 'largebatch\[mllog\]'"):
         MlperfLog(tmp_path / "mllog.txt")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe, tmp_path, monkeypatch, caplog):
+    """The trainer's own log, of a run on digits that calls itself the benchmark and reaches its target."""
+    from largebatch import config, train
+
+    monkeypatch.setattr(
+        train,
+        "mlperf_facts",
+        lambda job, facts=train.mlperf_facts: dataclasses.replace(facts(job), benchmark="resnet", target=RESNET_TARGET),
+    )
+    changes = {
+        "optimizer": {"name": "lars", "trust_coefficient": 0.02},
+        "lr": {"base": 4, "warmup": {"epochs": 1}, "decay": {"name": "polynomial", "power": 2, "end_lr": 1e-4}},
+        "weight_decay": {"value": 2e-4},
+        "record": {"mllog": True, "tensorboard": False, "dir": str(tmp_path / "run")},
+        "epochs": 8,
+        "evaluate": {"every_epochs": 4},
+    }
+    one_step = train.Loop.one_step
+
+    def dies(self, micros, measure):
+        if self.step == 50:
+            raise Killed
+        one_step(self, micros, measure)
+
+    monkeypatch.setattr(train.Loop, "one_step", dies)
+    with pytest.raises(Killed):
+        train.train(config.load(recipe(**changes)), quiet=True)
+    monkeypatch.setattr(train.Loop, "one_step", one_step)
+    result = train.train(config.load(recipe(**changes)), quiet=True)
+    assert result.numbers["test_accuracy_percent"] > 75.9
+    path = tmp_path / "run" / "mllog.txt"
+    assert verdict(path, caplog) == (True, "")
+    keys = [key for key, *_ in parsed(path)]
+    assert keys.count("run_start") == keys.count("run_stop") == keys.count("run_resumed") == 1
+    values = {key: value for key, value, *_ in parsed(path)}
+    assert (values["global_batch_size"], values["lars_opt_base_learning_rate"]) == (100, 4)
+    assert values["lars_opt_learning_rate_decay_steps"] == 120 - 15
+    assert values["train_samples"] == 1500
+    accuracies = [value for key, value, *_ in parsed(path) if key == "eval_accuracy"]
+    recorded = [
+        line["accuracy_percent"] / 100
+        for line in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+        if line["event"] == "evaluate" and line["split"] == "test"
+    ]
+    assert accuracies == pytest.approx(recorded[: len(accuracies)])
