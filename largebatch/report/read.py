@@ -128,7 +128,7 @@ def read_comparison(folder: Path) -> Source:
                 overrides=tuple(str(word) for word in row.get("overrides") or ()),
                 runs=runs,
                 search=row.get("learning_rate_search"),
-                expect=row.get("expect") or runs[0].config.get("expect"),
+                expect=expected(row.get("expect") or runs[0].config.get("expect"), runs[0].config),
             )
         )
     labels = [group.label for group in groups]
@@ -172,7 +172,7 @@ def read_runs(paths: Sequence[Path]) -> Source:
             overrides=(),
             runs=(run,),
             search=None,
-            expect=run.config.get("expect"),
+            expect=expected(run.config.get("expect"), run.config),
         )
         for run, title in zip(runs, titles, strict=True)
     )
@@ -265,3 +265,16 @@ def _need(data: Mapping[str, Any], key: str, kind: type, where: object) -> Any:
     if not isinstance(data[key], kind) or isinstance(data[key], bool):
         raise UserError(f"{where}: {key} is {data[key]!r}; valid: {kind.__name__}")
     return data[key]
+
+
+def expected(expect: Any, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the recipe says was published, at the batch that this run has: its row, where there are rows."""
+    if not isinstance(expect, Mapping):
+        return None
+    rows = expect.get("by_batch_size") or {}
+    batch = config.get("batch")
+    size = batch.get("global_batch_size") if isinstance(batch, Mapping) else None
+    row = rows.get(size, rows.get(str(size)))
+    found = (row or {}) if rows else {key: expect.get(key) for key in ("top1", "steps")}
+    known = {key: value for key, value in found.items() if value is not None}
+    return {**known, "source": str(expect.get("source") or "")}

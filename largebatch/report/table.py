@@ -190,7 +190,11 @@ def published(comparison: Comparison) -> Table | None:
                 row.id,
                 (
                     row.label,
-                    ", ".join(f"{key} {_cited(value)}" for key, value in (row.expect or {}).items() if key != "source")
+                    ", ".join(
+                        f"{key.replace('_', ' ')} {_cited(value)}"
+                        for key, value in (row.expect or {}).items()
+                        if key != "source"
+                    )
                     or ABSENT,
                     str((row.expect or {}).get("source") or ABSENT),
                     percent(row.test_accuracy),

@@ -124,3 +124,16 @@ def test_rows_of_one_label_are_told_apart_and_mixed_batches_refused(tmp_path, wr
     (tmp_path / "x" / "comparison.json").write_text(json.dumps({"rows": rows}))
     with pytest.raises(UserError, match="mixes global_batch_size 64, 128"):
         summarize(tmp_path / "x")
+
+
+def test_what_was_published_is_that_of_the_runs_own_batch():
+    from largebatch.report.read import expected
+
+    rows = {"512": {"top1": 77.0, "steps": None}, 8192: {"top1": 76.26, "top1_std": 0.09}}
+    expect = {"top1": 76.26, "steps": 10, "source": "Table 1", "by_batch_size": rows}
+    at = lambda size: expected(expect, {"batch": {"global_batch_size": size}})  # noqa: E731
+    assert at(512) == {"top1": 77.0, "source": "Table 1"}
+    assert at(8192) == {"top1": 76.26, "steps": 10, "top1_std": 0.09, "source": "Table 1"}
+    assert at(1024) == {"source": "Table 1"}, "no row: nothing was published for this batch"
+    assert expected({"top1": 50.0, "source": "x"}, {}) == {"top1": 50.0, "source": "x"}
+    assert expected(None, {}) is None
