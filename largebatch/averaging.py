@@ -35,11 +35,11 @@ class Ema:
 
     def __init__(self, engine: Engine, decay: float, every_steps: int) -> None:
         self.engine, self.decay, self.every_steps = engine, decay, every_steps
+        self.statistics = list(engine.statistics().values())
         self.average = [tensor.detach().clone() for tensor in self._live()]
 
     def _live(self) -> list[Tensor]:
-        weights = [local(parameter).detach() for parameter in self.engine.model.parameters()]
-        return weights + list(self.engine.statistics().values())
+        return [local(parameter).detach() for parameter in self.engine.model.parameters()] + self.statistics
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -90,6 +90,8 @@ class Workers:
 
     def __init__(self, engine: Engine, count: int) -> None:
         self.engine, self.count = engine, count
+        self.statistics = list(engine.statistics().values())
+        self.counters = [buffer for buffer in engine.model.buffers() if not buffer.is_floating_point()]
         self.here = count // distributed.world_size()
         self.inside = 0
         self.kept = [[t.clone() for t in self._everything()] for _ in range(self.here if self.here > 1 else 0)]
@@ -97,11 +99,11 @@ class Workers:
 
     def _live(self) -> list[Tensor]:
         """What is averaged."""
-        return [p.detach() for p in self.engine.model.parameters()] + list(self.engine.statistics().values())
+        return [p.detach() for p in self.engine.model.parameters()] + self.statistics
 
     def _everything(self) -> list[Tensor]:
         """What is averaged, and then what merely counts."""
-        return self._live() + [buffer for buffer in self.engine.model.buffers() if not buffer.is_floating_point()]
+        return self._live() + self.counters
 
     @torch.no_grad()
     def enter(self, worker: int) -> None:

@@ -42,8 +42,16 @@ def check_combinations(run: config.Run, precision: str) -> None:
             "lr.scaling = adascale and regime_adaptation both lengthen the run; choose one",
         ),
         (
-            alone and run.ema,
-            f"ema follows one set of weights; averaging.name = {run.averaging.name} has many: choose one",
+            run.averaging.name == "swap" and run.ema,
+            "averaging.name = swap ends with an average of its own; ema would follow only what came before: choose one",
+        ),
+        (
+            run.averaging.name == "swap" and run.regime_adaptation,
+            "averaging.name = swap and regime_adaptation: its workers' epochs are stated as they are meant; choose one",
+        ),
+        (
+            isinstance(run.averaging, config.Swap) and run.averaging.lr.scaling == "adascale",
+            "averaging.lr.scaling = adascale: a worker has one batch and no gain to measure; valid: linear, sqrt, none",
         ),
         (
             run.averaging.name == "post_local_sgd" and run.batch.ramp,

@@ -69,7 +69,7 @@ class Measure:
 
     def _evaluate_average(self) -> None:
         if self.ema is not None:
-            with self.ema.applied(), self._shown():
+            with self.ema.applied(), self._shown(workers=False):
                 self._evaluate("ema", self.job.dataset.test)
 
     def _evaluate(self, name: str, split: Any) -> None:
@@ -83,10 +83,10 @@ class Measure:
         self.tell(name, evaluation)
 
     @contextmanager
-    def _shown(self) -> Iterator[None]:
-        """Inside, the model is as it is to be judged."""
-        workers = self.update.workers
-        with workers.shown() if workers else nullcontext(), self.engine.whole_model():
+    def _shown(self, workers: bool = True) -> Iterator[None]:
+        """Inside, the model is as it is to be judged: the mean of all ``workers``, or the weights that are in it."""
+        several = self.update.workers if workers else None
+        with several.shown() if several else nullcontext(), self.engine.whole_model():
             if not self._recomputes:
                 yield
                 return

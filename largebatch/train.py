@@ -206,7 +206,7 @@ class Loop:
         self.losses.append(self.update.step(self.step, micro_batches, measure))
         if watching:
             self.layers.append((self.step + 1, self.watch.after()))
-        if self.ema is not None:
+        if self.ema is not None and self.update.together:
             self.ema.after_step(self.step + 1)
 
     def phase_1_is_over(self) -> bool:

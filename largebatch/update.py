@@ -47,6 +47,7 @@ class Update:
         self.weights: list[Tensor] = [p for p in self.engine.model.parameters() if p.requires_grad]
         self.perturbation = Perturbation(self.weights, sam.rho) if sam is not None else None
         self.workers: Workers | None = None
+        self.together = True  # whether all workers have the same weights
         self.local_from = math.inf  # examples seen
         if isinstance(self.run.averaging, config.PostLocalSgd):
             self.local_from = derive.local_from_epoch(self.run) * self.plan.dataset_size
@@ -149,12 +150,9 @@ class Update:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = self.lr
             if isinstance(section, config.RmspropSgd):
-                group["sgd_share"] = sgd_share(
-                    seen / self.plan.dataset_size,
-                    section.center_epoch,
-                    section.period_epochs,
-                    section.ramp == "printed",
-                )
+                epoch = seen / self.plan.dataset_size / derive.stretch_of(self.run)
+                printed = section.ramp == "printed"
+                group["sgd_share"] = sgd_share(epoch, section.center_epoch, section.period_epochs, printed)
 
     def _local_step(self, step: int, micro_batches: Batches, stage: Stage) -> Tensor:
         """Each of this rank's workers steps on its own consecutive part of the rank's examples."""
@@ -171,7 +169,8 @@ class Update:
             own = self.gradient(itertools.islice(stream, each // stage.micro_batch_size), each, last=None)
             loss = own / averaging.workers if loss is None else loss + own / averaging.workers
             self.norm = self.finish()
-        if self._averages_after(step) or step + 1 == self.plan.steps:
+        self.together = self._averages_after(step) or step + 1 == self.plan.steps
+        if self.together:
             self.workers.average()
         assert loss is not None
         return loss

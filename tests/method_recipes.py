@@ -58,6 +58,13 @@ METHODS: dict[str, dict[str, Any]] = {
         "lr": {"base": 0.05, "decay": {"name": "steps", "at_epochs": [0.7]}},
         "optimizer": {"name": "heavy_ball", "momentum_correction": True},
     },
+    "post_local_sgd_with_ema": {
+        "averaging": {"name": "post_local_sgd", "workers": 2, "period": 4, "from_epoch": 0.5},
+        "ema": {"decay": 0.9},
+        "optimizer": {"name": "lamb"},
+        "lr": {"base": 0.01},
+        "max_grad_norm": 1.0,
+    },
     "swap": {
         "model": NORM,
         "batch": {"global_batch_size": 120, "bn_batch_size": 15},

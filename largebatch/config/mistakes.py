@@ -41,7 +41,7 @@ def sentence(error: pydantic.ValidationError, whole: type[BaseModel]) -> str:
             switch = "; to switch the optimizer, replace the section: 'optimizer={name: lamb}'"
             return known + (switch if key == "optimizer.variant" else "")
         case "value_error":
-            return str(context["error"])
+            return f"{key}: {context['error']}" if key == "averaging.lr" else str(context["error"])
         case _:
             message = problem["msg"].removeprefix("Input ").removeprefix("Value ")
             return f"{key} = {value!r} {message[0].lower()}{message[1:]}"
