@@ -53,7 +53,7 @@ def adascale_parts(run: config.Run) -> int:
 
 
 def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_batch: int) -> BatchPlan:
-    """The run's batch plan on ``world_size`` ranks."""
+    """The run's batch plan on ``world_size`` ranks; that of its first phase, if it has several."""
     parts = adascale_parts(run)
     stretch = stretch_of(run)
     epochs = None if run.epochs is None else run.epochs * stretch
@@ -73,6 +73,30 @@ def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_b
         micro=micro_batch_of(run, world_size, largest_micro_batch),
     )
     return plan if budget is None else dataclasses.replace(plan, budget_examples=budget)
+
+
+def worker_plan(run: config.Run, dataset_size: int, world_size: int, largest: int, worker: int = 0) -> BatchPlan:
+    """The plan of one of SWAP's workers, alone: its own order of the whole training set."""
+    swap, bn, m = run.averaging, run.batch.bn_batch_size, run.sam.m if run.sam is not None else None
+    assert isinstance(swap, config.Swap)
+    if swap.workers % world_size:
+        raise UserError(
+            f"averaging.workers = {swap.workers} does not fit {world_size} ranks; it should be a multiple of them"
+        )
+    units = {"batch.bn_batch_size": bn or 1, "sam.m": m or 1}
+    if swap.worker_batch_size > dataset_size or any(swap.worker_batch_size % unit for unit in units.values()):
+        of = "".join(f" and a multiple of {key} = {unit}" for key, unit in units.items() if unit > 1)
+        raise UserError(
+            f"averaging.worker_batch_size = {swap.worker_batch_size} should be at most the {dataset_size} training "
+            f"examples{of}"
+        )
+    return batch.resolve(
+        dataset_size=dataset_size,
+        global_batch_size=swap.worker_batch_size,
+        epochs=swap.epochs,
+        seed=((run.seed + 1) * 1_000_003 + worker * 7919) % 2**32,
+        micro=MicroBatch(m, largest, bn or 1),
+    )
 
 
 def largest_micro_batch(device: str, image_shape: tuple[int, int, int]) -> int:
@@ -195,6 +219,10 @@ def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
             f"of the lr, and lr.decay.name = {run.lr.decay.name} is another; leave lr.decay out"
         )
     found = schedule_of(run.lr, plan, stretch_of(run))
+    if isinstance(run.averaging, config.PostLocalSgd):
+        local_from_epoch(run)
+    if isinstance(run.averaging, config.Swap):
+        schedule_of(run.averaging.lr, worker_plan(run, plan.dataset_size, plan.world_size, 1 << 20))
     if drops and run.batch.ramp is not None and run.batch.ramp.factor is not None:
         milestones = tuple(epoch * plan.dataset_size for epoch in drops)
         factor = run.batch.ramp.factor

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largebatch import batch, config, derive, distributed
+from largebatch import config, derive, distributed
 from largebatch.assemble import Job, optimizer_of
-from largebatch.batch import BatchPlan, MicroBatch
+from largebatch.batch import BatchPlan
 from largebatch.evaluate import evaluate
 from largebatch.update import Update
 
@@ -55,24 +55,9 @@ class Swap:
     def reached(self, accuracy_percent: float) -> bool:
         return accuracy_percent >= self.section.stop_at_train_accuracy
 
-    def worker_seed(self, worker: int) -> int:
-        return ((self.job.run.seed + 1) * 1_000_003 + worker * 7919) % 2**32
-
     def worker_plan(self, worker: int) -> BatchPlan:
-        """A worker alone: its own order of the whole training set."""
-        bn = self.job.run.batch.bn_batch_size
-        return batch.resolve(
-            dataset_size=self.job.plan.dataset_size,
-            global_batch_size=self.section.worker_batch_size,
-            epochs=self.section.epochs,
-            seed=self.worker_seed(worker),
-            micro=MicroBatch(
-                self.job.run.batch.micro_batch_size,
-                derive.largest_micro_batch(self.job.device.type, self.job.dataset.image_shape),
-                bn or 1,
-                why=f"batch.bn_batch_size = {bn}" if bn else "",
-            ),
-        )
+        largest = derive.largest_micro_batch(self.job.device.type, self.job.dataset.image_shape)
+        return derive.worker_plan(self.job.run, self.job.plan.dataset_size, distributed.world_size(), largest, worker)
 
     def tensors(self) -> list[Tensor]:
         return [p.detach() for p in self.engine.model.parameters()]
@@ -104,7 +89,7 @@ class Swap:
         engine.optimizer = optimizer_of(job.run.optimizer, fresh(groups), 0.0, job.precision, "ddp", engine.model)
         engine.model.train()
         losses: list[Tensor] = []
-        stream = job.dataset.train.steps(plan, 0, 0, job.placement, self.worker_seed(worker))
+        stream = job.dataset.train.steps(plan, 0, 0, job.placement, plan.seed)
         for step, micro_batches in enumerate(stream):
             losses.append(self._step(plan, step, micro_batches))
             stop()

@@ -548,6 +548,7 @@ REFUSED = {
     "regime_adaptation.reference_batch_size=0": ("regime_adaptation", "should be greater than 0"),
     "batch.ramp.largest=3": ("ramp_of_sizes", "batch.ramp.largest needs batch.ramp.factor"),
     "optimizer.eps=1": ("lecture_adam", "optimizer.eps belongs to optimizer.variant = torch"),
+    "averaging.worker_batch_size=7": ("swap", "a multiple of batch.bn_batch_size = 15"),
     "averaging.workers=1": ("swap", "averaging.workers = 1 should be greater than or equal to 2"),
     "batch_norm.examples=5": ("ghost", "batch_norm.examples has no effect without"),
 }
