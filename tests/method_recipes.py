@@ -9,6 +9,7 @@ PLAIN: dict[str, Any] = {
     "data": {"name": "digits", "augment": "crop_flip"},
     "batch": {"global_batch_size": 120},
     "precision": "fp64",
+    "device": "cpu",
     "epochs": 2,
     "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True},
     "weight_decay": {"value": 0.01},

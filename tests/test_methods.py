@@ -95,6 +95,15 @@ def test_two_ranks_are_one(worlds, method):
         assert here["loss"] == pytest.approx(there["loss"], rel=max(1e-9, tolerance))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_cuda_ends_where_the_cpu_does(worlds, tmp_path, method):
+    tolerance = 1e-7 if METHODS[method].get("precision") != "fp32" else 2e-2
+    cpu, cuda = (checkpoint(d) for d in (worlds / "world1" / method, finished(method, tmp_path, device="cuda")))
+    for name, tensor in cpu["model"].items():
+        torch.testing.assert_close(cuda["model"][name], tensor, rtol=tolerance, atol=tolerance)
+
+
 class Killed(BaseException):
     pass
 

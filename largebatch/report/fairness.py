@@ -13,8 +13,8 @@ SPLIT_NAMES = {"test": "the test set", "held_out": "a held-out part of the train
 def fairness(comparison: Comparison) -> list[str]:
     """One sentence for each thing that a fair comparison keeps equal; what differs is listed by row."""
     return [
-        _same(comparison, "number of training examples", _planned("budget_examples", count)),
-        _same(comparison, "epochs", _planned("epochs", plain)),
+        _same(comparison, "number of training examples", _of_runs(lambda run: count(run.examples))),
+        _same(comparison, "epochs", _of_runs(lambda run: plain(run.epochs))),
         _same(comparison, "seeds", lambda row: ", ".join(map(str, sorted(run.seed for run in row.runs)))),
         _same(comparison, "data", _of_runs(lambda run: run.plan.get("dataset"))),
         _same(comparison, "model", _of_runs(model)),
@@ -74,10 +74,6 @@ def _same(comparison: Comparison, what: str, value: Callable[[Row], str]) -> str
 
 def _of_runs(value: Callable[[Run], Any]) -> Callable[[Row], str]:
     return lambda row: listing(dict.fromkeys(str(value(run) or "not recorded") for run in row.runs))
-
-
-def _planned(key: str, write: Callable[[float | None], str]) -> Callable[[Row], str]:
-    return _of_runs(lambda run: write(finite(run.plan.get(key))))
 
 
 def _tuning(row: Row) -> str:

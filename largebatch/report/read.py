@@ -57,6 +57,29 @@ class Run:
         """The split the final accuracy was measured on: ``test`` or ``held_out``."""
         return str(self.result.get("evaluated_on") or "test")
 
+    @property
+    def steps(self) -> float:
+        """Those taken, where the run is finished: some methods stop early, or add some; else those planned."""
+        taken = self.measured("steps") if self.finished else None
+        return taken if taken is not None else self.plan["steps"]
+
+    @property
+    def examples(self) -> float | None:
+        """Those trained on; the budget where it was merely filled up to a whole batch."""
+        budget = finite(self.plan.get("budget_examples"))
+        seen = self.measured("examples_seen") if self.finished else None
+        if seen is None or budget is None:
+            return budget
+        largest = max([self.plan["global_batch_size"], *(size for _, size in self.plan.get("ramp") or [])])
+        return budget if abs(seen - budget) < largest else seen
+
+    @property
+    def epochs(self) -> float | None:
+        planned, budget = finite(self.plan.get("epochs")), finite(self.plan.get("budget_examples"))
+        if planned is None or not budget or self.examples == budget:
+            return planned
+        return round(planned * (self.examples or budget) / budget, 1)
+
     def measured(self, key: str) -> float | None:
         """A number of ``result.json``, or None where the run has none."""
         return finite(self.result.get(key))

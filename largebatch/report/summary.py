@@ -149,7 +149,8 @@ def difference(row: Estimate, baseline: Estimate) -> Difference:
 
 
 def _row(group: Group, reference: Group) -> Row:
-    plan, other = group.runs[0].plan, reference.runs[0].plan
+    plan = group.runs[0].plan
+    own_steps, other_steps = (_mean(run.steps for run in g.runs) or 0 for g in (group, reference))
     for key in ("global_batch_size", "steps"):
         values = sorted({run.plan[key] for run in group.runs})
         if len(values) > 1:
@@ -167,8 +168,8 @@ def _row(group: Group, reference: Group) -> Row:
         overrides=group.overrides,
         runs=group.runs,
         global_batch_size=plan["global_batch_size"],
-        steps=plan["steps"],
-        epochs=finite(plan.get("epochs")),
+        steps=round(own_steps),
+        epochs=_mean(run.epochs for run in group.runs),
         peak_lr=_peak_lr(group.runs[0]),
         evaluated_on=_split(group),
         train_accuracy=_over_seeds(group, "train_accuracy_percent"),
@@ -177,10 +178,15 @@ def _row(group: Group, reference: Group) -> Row:
         seconds_per_epoch=_over_seeds(group, "seconds_per_epoch"),
         seconds_total=_over_seeds(group, "seconds_total"),
         difference=difference(accuracy, baseline) if accuracy and baseline and comparable else None,
-        fewer_steps=other["steps"] / plan["steps"] if plan["steps"] else math.nan,
+        fewer_steps=other_steps / own_steps if own_steps else math.nan,
         search=group.search,
         expect=group.expect,
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = estimate(values)
+    return found.mean if found else None
 
 
 def _over_seeds(group: Group, key: str) -> Estimate | None:

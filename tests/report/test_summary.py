@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -119,3 +120,19 @@ def test_runs_on_different_data_are_not_judged(tmp_path, write_run):
     assert verdict(summarize([first, second])) == (
         "These runs cannot be compared: they were trained on different data (digits, mnist)."
     )
+
+
+def test_steps_and_epochs_are_those_taken_where_a_method_ends_elsewhere(tmp_path, write_comparison):
+    """AdaScale stops by its own clock, SWAP adds its workers: what was planned is not what was done."""
+    folder = write_comparison(tmp_path / "c", {"base": (64, [91.0, 92.0]), "adascale": (640, [91.0, 92.0])})
+    for seed, (steps, seen) in enumerate([(20, 12800), (30, 19200)]):
+        file = folder / "row-1" / f"seed-{seed}" / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": steps, "examples_seen": seen}))
+    base, adascale = summarize(folder).rows
+    assert (base.steps, base.epochs) == (100, 10.0)
+    assert (adascale.steps, adascale.epochs, adascale.fewer_steps) == (25, 25.0, 4.0)
+    said = fairness(summarize(folder))
+    assert "Not the same epochs: 10 (base); 20 or 30 (adascale)." in said or "20, 30 (adascale)" in " ".join(said)
+    filled = folder / "row-0" / "seed-0" / "result.json"  # a last step filled up to a whole batch is no other budget
+    filled.write_text(json.dumps(json.loads(filled.read_text()) | {"examples_seen": 6400 + 63}))
+    assert summarize(folder).rows[0].epochs == 10.0
