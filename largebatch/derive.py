@@ -60,8 +60,8 @@ def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_b
     steps, budget = run.steps, None
     if parts:  # at gain 1 the small batch's steps; it ends when the clock says so
         reference = run.batch.global_batch_size // parts
-        steps = steps or math.ceil(max(1, round((epochs or 0) * dataset_size)) / reference)
-        epochs, budget = None, steps * reference
+        budget = steps * reference if steps else max(1, round((epochs or 0) * dataset_size))
+        epochs, steps = None, math.ceil(budget / reference)
     plan = batch.resolve(
         dataset_size=dataset_size,
         global_batch_size=run.batch.global_batch_size,

@@ -148,6 +148,13 @@ class Loop:
     def examples_seen(self) -> int:
         return self.plan.examples_before(self.step)
 
+    @property
+    def taken(self) -> tuple[int, int]:
+        """Steps one after another and examples of all, those of SWAP's workers included once they are averaged."""
+        if self.swap is None or not self.swap.averaged:
+            return self.step, self.examples_seen
+        return self.step + self.swap.steps, self.examples_seen + self.swap.examples
+
     def run_to_the_end(self) -> Result:
         try:
             with signals_noticed() as noticed:
@@ -294,11 +301,12 @@ class Loop:
                 f"the {name.replace('_', '-')} loss is {evaluation.loss} after step {self.step}; "
                 f"last good checkpoint: {self.last_checkpoint or 'none was saved'}"
             )
-        epoch = self.examples_seen / self.plan.dataset_size
+        step, examples = self.taken
+        epoch = examples / self.plan.dataset_size
         self.recorder.event(
             "evaluate",
-            step=self.step,
-            examples_seen=self.examples_seen,
+            step=step,
+            examples_seen=examples,
             epoch=epoch,
             seconds=self.seconds,
             split=name,
@@ -307,7 +315,7 @@ class Loop:
             examples=evaluation.examples,
         )
         self.recorder.say(
-            f"epoch {epoch:6.2f}  step {self.step:>6}  "
+            f"epoch {epoch:6.2f}  step {step:>6}  "
             f"{name.replace('_', '-')} accuracy {evaluation.accuracy_percent:.2f} %  loss {evaluation.loss:.4f}"
         )
         if self.mllog is not None and name == self.measure.evaluated_on:
@@ -374,9 +382,7 @@ class Loop:
     def _result(self, status: str, reason: str | None = None, number: int | None = None) -> Result:
         found = self.measure.last if status == "finished" else {}
         test, training, averaged = (found.get(name) for name in (self.measure.evaluated_on, "train", "ema"))
-        steps, examples = self.step, self.examples_seen
-        if self.swap is not None and self.swap.averaged:
-            steps, examples = steps + self.swap.steps, examples + self.swap.examples
+        steps, examples = self.taken
         per_step = self.seconds / steps if steps else None
         numbers = {
             "status": status,
@@ -394,7 +400,7 @@ class Loop:
             "seconds_training": self.seconds,
             "seconds_total": self._total_seconds(),
             "seconds_per_step": per_step,
-            "seconds_per_epoch": per_step and per_step * self.plan.steps_per_epoch,
+            "seconds_per_epoch": self.seconds * self.plan.dataset_size / examples if examples else None,
             "examples_per_second": examples / self.seconds if self.seconds else None,
             "parameters": sum(p.numel() for p in self.engine.model.parameters()),
         }
