@@ -45,7 +45,11 @@ class Ema:
     def after_step(self, step: int) -> None:
         """``step`` updates are done."""
         if step % self.every_steps == 0:
-            torch._foreach_lerp_(self.average, self._live(), 1.0 - self.decay)
+            self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        torch._foreach_lerp_(self.average, self._live(), 1.0 - self.decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -134,6 +138,11 @@ class Workers:
             average_parameters(iter(of_ranks), torch.distributed.group.WORLD)  # pyright: ignore[reportArgumentType]
             torch._foreach_copy_(live, of_ranks)
 
+    def finite(self) -> bool:
+        """Whether the weights of all workers are. Collective."""
+        bad = sum(int(not torch.isfinite(tensor).all()) for kept in self.kept for tensor in kept)
+        return not distributed.sum_(torch.tensor(float(bad), device=self.engine.device)).item()
+
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """Inside, the model has the mean of all workers; afterwards everything is as it was. Collective."""
@@ -148,7 +157,7 @@ class Workers:
                 torch._foreach_copy_(live, before)
 
     def save(self) -> list[dict[str, Any]]:
-        """Of all workers, in order, on the CPU. Collective."""
+        """Of all workers, in order, on the CPU of rank zero. Collective."""
         own = []
         for worker in range(self.here):
             self.enter(worker)
@@ -158,7 +167,7 @@ class Workers:
                     "optimizer": states.gather_own(self.engine.optimizer, self.engine.layout()),
                 }
             )
-        return [worker for of_rank in distributed.gather(own) for worker in of_rank]
+        return [worker for of_rank in distributed.gather_to_first(own) for worker in of_rank]
 
     @torch.no_grad()
     def load(self, saved: list[dict[str, Any]]) -> None:

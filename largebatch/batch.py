@@ -170,7 +170,8 @@ def resolve(
         if stages:
             last = stages[-1]
             wanted = begin * dataset_size
-            more = max(0, math.ceil((wanted - last.first_example) / last.global_batch_size - 1e-9))
+            at_least = int(last.first_step == 0)  # the first step has the recipe's own batch
+            more = max(at_least, math.ceil((wanted - last.first_example) / last.global_batch_size - 1e-9))
             first_step, first_example = last.first_step + more, last.first_example + more * last.global_batch_size
             if first_step == last.first_step:
                 stages.pop()  # not a single step fits before the next size

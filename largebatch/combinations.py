@@ -62,6 +62,11 @@ def check_combinations(run: config.Run, precision: str) -> None:
             "averaging.name = post_local_sgd with sam needs sam.m: workers that step alone share no perturbation",
         ),
         (
+            run.batch_norm.statistics == "last" and run.batch.bn_batch_size is None and (alone or run.batch.ramp),
+            "batch_norm.statistics = last needs batch.bn_batch_size where the micro-batch changes during the run "
+            "(batch.ramp, averaging)",
+        ),
+        (
             run.ema and getattr(run.engine, "weights", "fp32") == "bf16",
             "ema cannot follow weights that are kept in bf16; valid: engine.weights = fp32",
         ),

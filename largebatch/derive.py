@@ -95,7 +95,7 @@ def worker_plan(run: config.Run, dataset_size: int, world_size: int, largest: in
         global_batch_size=swap.worker_batch_size,
         epochs=swap.epochs,
         seed=((run.seed + 1) * 1_000_003 + worker * 7919) % 2**32,
-        micro=MicroBatch(m, largest, bn or 1),
+        micro=MicroBatch(m, min(largest, run.batch.micro_batch_size or largest), bn or 1),
     )
 
 
@@ -151,10 +151,21 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             )
         stated = run.sam.m
         why.append(f"sam.m = {stated}")
+        if size % stated:
+            raise UserError(f"sam.m = {stated} does not divide batch.global_batch_size = {size}; it should")
+        if bn is not None and bn > stated:
+            raise UserError(
+                f"batch.bn_batch_size = {bn} is more than sam.m = {stated}, and each of these examples sees weights of "
+                f"its own; at most {stated}"
+            )
     multiple = 1
     if bn is not None:
         why.append(f"batch.bn_batch_size = {bn}")
-        if bn > (within or share):
+        if within is not None and bn > within:
+            raise UserError(
+                f"batch.bn_batch_size = {bn} is more than the {within} examples of {why[0]}; at most {within}"
+            )
+        if bn > share:
             synchronised_ranks(run, world_size)
             stated = stated or share
         else:
@@ -224,7 +235,7 @@ def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
     if isinstance(run.averaging, config.Swap):
         schedule_of(run.averaging.lr, worker_plan(run, plan.dataset_size, plan.world_size, 1 << 20))
     if drops and run.batch.ramp is not None and run.batch.ramp.factor is not None:
-        milestones = tuple(epoch * plan.dataset_size for epoch in drops)
+        milestones = tuple(examples_at(epoch, plan) for epoch in drops)
         factor = run.batch.ramp.factor
         schedule = dataclasses.replace(found.schedule, decay="steps", milestones=milestones, factor=1 / factor)
         words = f"÷{factor} at epochs {listed(drops)}, where the batch would exceed {run.batch.ramp.largest}"
@@ -245,11 +256,11 @@ def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> L
     match decay:
         case config.StepsDecay():
             at = [epoch * stretch for epoch in decay.at_epochs]
-            shape |= {"milestones": tuple(epoch * plan.dataset_size for epoch in at), "factor": decay.factor}
+            shape |= {"milestones": tuple(examples_at(epoch, plan) for epoch in at), "factor": decay.factor}
             words = f"×{decay.factor:g} at epochs {listed(at)}"
         case config.PiecewiseDecay():
             at = [epoch * stretch for epoch in decay.at_epochs]
-            shape |= {"milestones": tuple(epoch * plan.dataset_size for epoch in at), "factors": decay.factors}
+            shape |= {"milestones": tuple(examples_at(epoch, plan) for epoch in at), "factors": decay.factors}
             words = f"{listed(decay.factors)} of the peak, changing at epochs {listed(at)}"
         case config.PolynomialDecay():
             shape |= {"power": decay.power, "end": decay.end_lr}
@@ -260,12 +271,17 @@ def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> L
         case _:
             words = "constant"
     schedule = Schedule(
-        peak=peak, total=plan.budget_examples, warmup=warmup * plan.dataset_size, start=start, **shape
+        peak=peak, total=plan.budget_examples, warmup=examples_at(warmup, plan), start=start, **shape
     )  # fmt: skip
     linear = f" ({lr.warmup.epochs:g} × {plan.global_batch_size}/{lr.reference_batch_size})"
     rule_of_warmup = linear if lr.warmup.scaling == "linear" else ""
     in_words = f"{warmup:g} epochs{rule_of_warmup} from {start:g}" if warmup else "none"
     return LearningRate(schedule, rule, in_words, words)
+
+
+def examples_at(epoch: float, plan: BatchPlan) -> float:
+    """The examples of so many epochs; 0.56 · 1,500 is 840, whatever floating point makes of it."""
+    return round(epoch * plan.dataset_size, 6)
 
 
 def local_from_epoch(run: config.Run) -> float:
@@ -297,6 +313,9 @@ def words_beside(run: config.Run, plan: BatchPlan) -> str:
         f"batch {stage.global_batch_size:,} from epoch {stage.first_example / plan.dataset_size:.4g}"
         for stage in plan.stages[1:]
     ]
+    epochs = plan.budget_examples / plan.dataset_size
+    if late := [epoch for epoch, _ in growth_of(run)[0] if epoch >= epochs]:
+        found.append(f"no growth at epoch {listed(late)}, after the end of the run")
     if run.batch.bn_batch_size is not None:
         found.append(f"batch norm over {run.batch.bn_batch_size} examples")
     if run.batch_norm.statistics != "running":
@@ -308,8 +327,10 @@ def words_beside(run: config.Run, plan: BatchPlan) -> str:
         found.append(f"EMA of the weights, decay {run.ema.decay:g} every {run.ema.every_steps} steps")
     match run.averaging:
         case config.PostLocalSgd() as local:
+            begin = local_from_epoch(run)
+            never = ", which is after the end of the run" if begin >= epochs else ""
             found.append(
-                f"post-local SGD from epoch {local_from_epoch(run):g}: {local.workers} workers, averaged every "
+                f"post-local SGD from epoch {begin:g}{never}: {local.workers} workers, averaged every "
                 f"{local.period} steps"
             )
         case config.Swap() as swap:

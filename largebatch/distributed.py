@@ -72,6 +72,7 @@ def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = Fal
     try:
         yield
     finally:
+        _neighbours.clear()
         gc.collect()  # sharded models hold the group in cycles; one that outlives it aborts the process at its end
         dist.destroy_process_group()
 
@@ -98,9 +99,13 @@ def sum_all_(tensors: list[Tensor]) -> None:
 
 
 def consecutive(ranks: int) -> Any:
-    """The process group of this rank and its neighbours, ``ranks`` in a row. Collective."""
-    mine, _ = dist.new_subgroups(ranks)
-    return mine
+    """The process group of this rank and its neighbours, ``ranks`` in a row; made once. Collective."""
+    if ranks not in _neighbours:
+        _neighbours[ranks], _ = dist.new_subgroups(ranks)
+    return _neighbours[ranks]
+
+
+_neighbours: dict[int, Any] = {}  # while the group lasts
 
 
 def gather(thing: Any) -> list[Any]:
@@ -110,6 +115,15 @@ def gather(thing: Any) -> list[Any]:
     things: list[Any] = [None] * world_size()
     dist.all_gather_object(things, thing)
     return things
+
+
+def gather_to_first(thing: Any) -> list[Any]:
+    """The (picklable) things of all ranks on rank zero; nothing on the others."""
+    if world_size() == 1:
+        return [thing]
+    things: list[Any] | None = [None] * world_size() if is_first() else None
+    dist.gather_object(thing, things)
+    return things or []
 
 
 class Flag:

@@ -35,7 +35,8 @@ class Measure:
         self.job, self.update, self.ema, self.swap = job, update, ema, swap
         self.engine = job.engine
         self.tell: Callable[[str, Evaluation], None] = lambda name, evaluation: None
-        self.accuracies: list[float] = []  # of all evaluations so far, percent
+        self.accuracies: dict[int, float] = {}  # by step, percent
+        self.step = 0  # of the evaluation in progress
         self.last: dict[str, Evaluation] = {}
 
     @property
@@ -45,16 +46,18 @@ class Measure:
     @property
     def accuracy_percent(self) -> float:
         """The result: the median of the last ``evaluate.median_of`` evaluations."""
-        return statistics.median(self.accuracies[-self.job.run.evaluate.median_of :])
+        return statistics.median(list(self.accuracies.values())[-self.job.run.evaluate.median_of :])
 
-    def during(self) -> None:
-        """At a mark of the training."""
+    def during(self, step: int) -> None:
+        """At a mark of the training, after ``step`` steps."""
+        self.step = step
         with self._shown():
             self._evaluate(self.evaluated_on, self.job.dataset.test)
         self._evaluate_average()
 
-    def at_the_end(self) -> None:
+    def at_the_end(self, step: int) -> None:
         """On the training set as well; what was recomputed for it stays, to be saved with the weights it belongs to."""
+        self.step = step
         asked, split = self.job.run.evaluate.train, self.job.dataset.train
         kept: dict[str, torch.Tensor] = {}
         with self._shown():
@@ -79,14 +82,13 @@ class Measure:
         assert evaluation.examples == len(split), "an example was missed or counted twice"
         self.last[name] = evaluation
         if name == self.evaluated_on:
-            self.accuracies.append(evaluation.accuracy_percent)
+            self.accuracies[self.step] = evaluation.accuracy_percent
         self.tell(name, evaluation)
 
     @contextmanager
     def _shown(self, workers: bool = True) -> Iterator[None]:
         """Inside, the model is as it is to be judged: the mean of all ``workers``, or the weights that are in it."""
-        several = self.update.workers if workers else None
-        with several.shown() if several else nullcontext(), self.engine.whole_model():
+        with self.update.shown() if workers else nullcontext(), self.engine.whole_model():
             if not self._recomputes:
                 yield
                 return

@@ -13,8 +13,8 @@ Then, with s the examples seen *before* the step, W those of the warm-up, T thos
     warm-up     η(s) = start + (peak − start)·s/W            while s < W, anew at every step
     decay       η(s) = shape((s − W)/(T − W))                afterwards
 
-``steps`` and ``piecewise`` count their epochs from the start of the run, as in Goyal et al.; every other decay runs
-from the end of the warm-up to the end of the budget. A warm-up from zero thus begins with one step at lr 0;
+``steps`` and ``piecewise`` count their epochs from the start of the run, as in Goyal et al., and a warm-up before
+``piecewise`` ends at its first factor of the peak; every other decay runs from the end of the warm-up to the end of the budget. A warm-up from zero thus begins with one step at lr 0;
 from ``base`` it begins at ``base`` (Goyal et al., §2.2), or at the peak where that is lower. Under AdaScale the
 clock is not the examples seen but the scale-invariant ones, τ · reference.
 """
@@ -74,7 +74,8 @@ class Schedule:
 
     def __call__(self, examples_seen: float) -> float:
         if examples_seen < self.warmup:
-            return self.start + (self.peak - self.start) * (examples_seen / self.warmup)
+            summit = self.peak * self.factors[0] if self.decay == "piecewise" else self.peak
+            return self.start + (summit - self.start) * (examples_seen / self.warmup)
         if self.decay == "steps":
             return self.peak * self.factor ** sum(examples_seen >= at for at in self.milestones)
         if self.decay == "piecewise":

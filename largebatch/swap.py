@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,8 @@ class Swap:
         self.engine = job.engine
         self.begun = False
         self.averaged = False
+        self.target_reached = False
+        self.seconds_of_round = 0.0  # spent training
         self.results: list[WorkerResult] = []
         self.start: list[Tensor] = []
         self.buffers: list[Tensor] = []
@@ -51,9 +54,6 @@ class Swap:
         plan = self.worker_plan(0)
         self.steps = plan.steps
         self.schedule = derive.schedule_of(self.section.lr, plan)
-
-    def reached(self, accuracy_percent: float) -> bool:
-        return accuracy_percent >= self.section.stop_at_train_accuracy
 
     def worker_plan(self, worker: int) -> BatchPlan:
         largest = derive.largest_micro_batch(self.job.device.type, self.job.dataset.image_shape)
@@ -67,6 +67,11 @@ class Swap:
         """That all workers together see."""
         return self.steps * self.section.worker_batch_size * self.section.workers
 
+    @property
+    def steps_of_this_rank(self) -> int:
+        """Its workers', one after another, of all rounds that are done."""
+        return self.steps * (len(self.results) // distributed.world_size())
+
     def rounds_left(self) -> range:
         world = distributed.world_size()
         return range(len(self.results) // world, self.section.workers // world)
@@ -74,6 +79,7 @@ class Swap:
     @torch.no_grad()
     def begin(self) -> None:
         self.begun = True
+        self.update.counts_correct, self.update.correct = False, None
         self.start = [tensor.clone() for tensor in self.tensors()]
         for buffer in self.engine.statistics().values():
             distributed.mean_(buffer)
@@ -89,10 +95,12 @@ class Swap:
         engine.optimizer = optimizer_of(job.run.optimizer, fresh(groups), 0.0, job.precision, "ddp", engine.model)
         engine.model.train()
         losses: list[Tensor] = []
+        clock = time.perf_counter()
         stream = job.dataset.train.steps(plan, 0, 0, job.placement, plan.seed)
         for step, micro_batches in enumerate(stream):
             losses.append(self._step(plan, step, micro_batches))
             stop()
+        self.seconds_of_round = time.perf_counter() - clock
         last = torch.stack(losses[-math.ceil(len(losses) / 10) :]).mean().item()
         batches = job.dataset.test.batches(0, 1, job.run.evaluate.batch_size, job.placement)
         own = evaluate(engine.model, engine.predict, batches, job.device, sum_=lambda tensor: tensor)
@@ -130,11 +138,13 @@ class Swap:
         return {
             "begun": self.begun,
             "results": [dataclasses.asdict(result) for result in self.results],
-            "sums": [total.cpu() for total in self.sums],
+            "target_reached": self.target_reached,
+            "sums": [total.cpu() for total in self.sums] if distributed.is_first() else [],
         }
 
     def load(self, state: dict[str, Any]) -> str | None:
         """Phase 2 goes on after the workers that are done, where those left can be dealt to this world's ranks."""
+        self.target_reached = state["target_reached"]
         if not state["begun"]:
             return None
         self.begin()

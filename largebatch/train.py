@@ -163,7 +163,7 @@ class Loop:
                 if self.swap is not None:
                     self.train_workers(self.swap, noticed)
                 self.looked = time.perf_counter()
-                self.measure.at_the_end()
+                self.measure.at_the_end(self.taken[0])
             self.save_if_asked()  # only now: a checkpoint that evaluates to nonsense is not a good one
             return self._result("finished")
         except Diverged as problem:
@@ -196,7 +196,7 @@ class Loop:
                 self.read_losses(since=clock)
                 if evaluating and not last:
                     self.looked = time.perf_counter()
-                    self.measure.during()
+                    self.measure.during(self.step)
                 if (saving and not last) or stop:
                     self.save_if_asked()
                 if stop:
@@ -213,8 +213,10 @@ class Loop:
         self.losses.append(self.update.step(self.step, micro_batches, measure))
         if watching:
             self.layers.append((self.step + 1, self.watch.after()))
-        if self.ema is not None and self.update.together:
+        if self.ema is not None and self.update.workers is None:
             self.ema.after_step(self.step + 1)
+        elif self.ema is not None and self.update.together:
+            self.ema.follow()
 
     def phase_1_is_over(self) -> bool:
         """SWAP's: at the end of each epoch the share of right answers in its training is looked at."""
@@ -226,7 +228,13 @@ class Loop:
         self.recorder.event(
             "train_accuracy", step=self.step, examples_seen=self.examples_seen, accuracy_percent=accuracy
         )
-        return self.swap.reached(accuracy)
+        self.swap.target_reached = accuracy >= self.swap.section.stop_at_train_accuracy
+        if self.step == self.plan.steps and not self.swap.target_reached:
+            self.recorder.say(
+                f"SWAP: the train accuracy is {accuracy:.2f} % at the end of phase 1, below the "
+                f"{self.swap.section.stop_at_train_accuracy:g} % at which it was to stop"
+            )
+        return self.swap.target_reached
 
     def train_workers(self, swap: Swap, noticed: list[int]) -> None:
         """SWAP's second and third phase; saved after every round of workers."""
@@ -235,8 +243,8 @@ class Loop:
                 f"SWAP: phase 1 ends at step {self.step}; {swap.section.workers} workers go on, {swap.steps} steps each"
             )
             swap.begin()
+            self.measure.accuracies.clear()  # of another model than the average to come
             self.save_if_asked()
-        clock = time.perf_counter()
         with distributed.Flag() as flag:
 
             def stop() -> None:
@@ -252,9 +260,8 @@ class Loop:
                         f"worker {result.worker + 1} of {swap.section.workers}: loss {result.train_loss:.4f}, test "
                         f"accuracy {result.test_accuracy_percent:.2f} % before averaging"
                     )
-                self.seconds += time.perf_counter() - clock
+                self.seconds += swap.seconds_of_round
                 self.save_if_asked()
-                clock = time.perf_counter()
         swap.average()
 
     def read_losses(self, since: float) -> None:
@@ -271,7 +278,8 @@ class Loop:
             self.recorder.layers(step, self.plan.examples_before(step), values.summary(), values.by_layer())
         self.layers = []
         spent = self.seconds - self.window_seconds
-        examples = self.examples_seen - self.plan.examples_before(first)
+        sizes = [self.plan.at(step).global_batch_size for step in range(first, self.step)]
+        examples = sum(sizes)
         adascale = self.update.adascale
         beside = {"gain": self.update.gain, "progress": adascale.progress} if adascale else {}
         if len(self.plan.stages) > 1:
@@ -282,7 +290,7 @@ class Loop:
             epoch=self.examples_seen / self.plan.dataset_size,
             seconds=self.seconds,
             lr=self.update.lr,
-            loss=sum(losses) / len(losses),
+            loss=sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / examples,
             grad_norm=self.update.norm.item() if self.update.norm is not None else None,
             examples_per_second=examples / spent,
             **beside,
@@ -326,11 +334,14 @@ class Loop:
             self.save()
 
     def save(self) -> None:
-        if not self.engine.weights_are_finite():
+        workers = self.update.workers
+        if not self.engine.weights_are_finite() or (workers is not None and not workers.finite()):
             good = self.last_checkpoint or "none was saved"
             raise Diverged(f"weights are not finite after step {self.step}; last good checkpoint: {good}")
+        with self.update.shown():
+            of_engine = self.engine.save()
         state = {
-            **self.engine.save(),
+            **of_engine,
             **self._machine(),
             "seconds": self.seconds,
             "total_seconds": self._total_seconds(),
@@ -383,7 +394,7 @@ class Loop:
         found = self.measure.last if status == "finished" else {}
         test, training, averaged = (found.get(name) for name in (self.measure.evaluated_on, "train", "ema"))
         steps, examples = self.taken
-        per_step = self.seconds / steps if steps else None
+        executed = self.step + (self.swap.steps_of_this_rank if self.swap else 0)
         numbers = {
             "status": status,
             "reason": reason,
@@ -394,12 +405,13 @@ class Loop:
             "test_accuracy_percent": test and self.measure.accuracy_percent,
             "ema_test_accuracy_percent": averaged and averaged.accuracy_percent,
             "workers": [dataclasses.asdict(result) for result in self.swap.results] if self.swap else None,
+            "reached_train_accuracy": self.swap.target_reached if self.swap else None,
             "train_loss": training and training.loss,
             "train_accuracy_percent": training and training.accuracy_percent,
             "peak_lr": self.job.lr.schedule.peak,
             "seconds_training": self.seconds,
             "seconds_total": self._total_seconds(),
-            "seconds_per_step": per_step,
+            "seconds_per_step": self.seconds / executed if executed else None,
             "seconds_per_epoch": self.seconds * self.plan.dataset_size / examples if examples else None,
             "examples_per_second": examples / self.seconds if self.seconds else None,
             "parameters": sum(p.numel() for p in self.engine.model.parameters()),

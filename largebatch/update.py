@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Update:
         self.together = True  # whether all workers have the same weights
         self.local_from = math.inf  # examples seen
         if isinstance(self.run.averaging, config.PostLocalSgd):
-            self.local_from = derive.local_from_epoch(self.run) * self.plan.dataset_size
+            self.local_from = derive.examples_at(derive.local_from_epoch(self.run), self.plan)
 
     @property
     def complete(self) -> bool:
@@ -168,12 +168,19 @@ class Update:
             self._set_rates(step)
             own = self.gradient(itertools.islice(stream, each // stage.micro_batch_size), each, last=None)
             loss = own / averaging.workers if loss is None else loss + own / averaging.workers
-            self.norm = self.finish()
+            self.finish()
+        self.norm = None  # each worker has a gradient of its own
         self.together = self._averages_after(step) or step + 1 == self.plan.steps
         if self.together:
             self.workers.average()
         assert loss is not None
         return loss
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, the model has the mean of all workers, where there are several. Collective."""
+        with self.workers.shown() if self.workers else contextlib.nullcontext():
+            yield
 
     def _averages_after(self, step: int) -> bool:
         averaging = self.run.averaging
@@ -183,16 +190,20 @@ class Update:
 
     def take_correct(self) -> int:
         """Right answers in training since the last call, of all ranks. Collective."""
-        correct, self.correct = self.correct, None
-        found = torch.zeros((), device=self.job.device) if correct is None else correct
-        return int(distributed.sum_(found.double()))
+        found = self._correct_so_far()
+        self.correct = None
+        return found
+
+    def _correct_so_far(self) -> int:
+        own = torch.zeros((), device=self.job.device) if self.correct is None else self.correct
+        return int(distributed.sum_(own.double()))  # a copy: the count goes on
 
     def save(self) -> dict[str, Any]:
         """Collective."""
         return {
             "adascale": self.adascale.state_dict() if self.adascale else None,
             "workers": self.workers.save() if self.workers else None,
-            "correct": int(distributed.sum_(self.correct.clone())) if self.correct is not None else 0,
+            "correct": self._correct_so_far(),
         }
 
     def load(self, state: dict[str, Any]) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import yaml
 from method_recipes import METHODS, NORM, recipe_of
 from programs import torchrun
 
-from largebatch import config, distributed
+from largebatch import config, derive, distributed
 from largebatch.assemble import assemble
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
@@ -412,7 +414,75 @@ def test_swap_averages_its_workers_and_recomputes_batch_norm(tmp_path, monkeypat
     )
 
 
-def test_swap_stops_at_a_signal_in_phase_2_and_goes_on_with_the_next_worker(tmp_path, monkeypatch):
+def test_swap_judges_the_average_alone_and_keeps_the_stated_micro_batch(tmp_path):
+    batch = {"global_batch_size": 120, "micro_batch_size": 20, "bn_batch_size": 10}
+    evaluate = {"every_epochs": 0.5, "median_of": 5}
+    directory = finished("swap", tmp_path, batch=batch, evaluate=evaluate)
+    last = [line for line in events(directory, "evaluate") if line["split"] == "test"][-1]
+    assert result(directory)["test_accuracy_percent"] == last["accuracy_percent"]
+    assert (last["step"], last["examples_seen"]) == (result(directory)["steps"], result(directory)["examples_seen"])
+    written = config.from_dict(recipe_of("swap", batch=batch))
+    assert derive.worker_plan(written, 1500, 1, 512).micro_batch_size == 10  # the largest divisor of 30 up to 20
+    assert result(directory)["reached_train_accuracy"] is True
+
+
+def test_swap_says_that_its_target_was_not_reached(tmp_path, capsys):
+    averaging = {**METHODS["swap"]["averaging"], "stop_at_train_accuracy": 100}
+    directory = finished("swap", tmp_path, averaging=averaging, epochs=1)
+    assert result(directory)["reached_train_accuracy"] is False
+    assert "below the 100 % at which it was to stop" in (directory / "train.log").read_text()
+
+
+ENDS = """
+import sys, torch
+from largebatch import config, distributed, measure
+from largebatch.train import train
+at_the_end = measure.Measure.at_the_end
+def dies(self, step):
+    raise KeyboardInterrupt
+with distributed.group(torch.device("cpu")):
+    for kind in ("dies", "lives"):
+        measure.Measure.at_the_end = dies if kind == "dies" else at_the_end
+        try:
+            train(config.load(sys.argv[1]), quiet=True)
+        except KeyboardInterrupt:
+            pass
+"""
+
+
+def test_swap_on_two_ranks_ended_in_phase_3_goes_on(tmp_path, worlds):
+    (tmp_path / "swap.yaml").write_text(
+        yaml.safe_dump(recipe_of("swap", record={"tensorboard": False, "dir": str(tmp_path / "run")}))
+    )
+    (tmp_path / "work.py").write_text(ENDS)
+    ended = torchrun(2, tmp_path / "work.py", tmp_path / "swap.yaml")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert same(checkpoint(tmp_path / "run")["model"], checkpoint(worlds / "world2" / "swap")["model"])
+
+
+def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, monkeypatch):
+    from largebatch.update import Update
+
+    whole = finished("swap", tmp_path / "whole")
+    gradient, steps = Update.gradient, []
+
+    def signalled(self, micro_batches, examples, last):
+        if last is None:
+            steps.append(1)
+            if len(steps) == 30:  # in the second worker
+                os.kill(os.getpid(), signal.SIGTERM)
+        return gradient(self, micro_batches, examples, last)
+
+    monkeypatch.setattr(Update, "gradient", signalled)
+    written = recipe_of("swap", record={"tensorboard": False, "dir": str(tmp_path / "parts")})
+    stopped = train(config.from_dict(written), quiet=True)
+    assert (stopped.status, stopped.signal, len(steps)) == ("stopped", signal.SIGTERM, 30)
+    parts = finished("swap", tmp_path / "parts")
+    assert len(steps) == 30 + 3 * 25
+    assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
+
+
+def test_swap_killed_between_two_workers_goes_on_with_the_next(tmp_path, monkeypatch):
     from largebatch.swap import Swap
 
     whole = finished("swap", tmp_path / "whole")
@@ -435,6 +505,58 @@ def test_swap_stops_at_a_signal_in_phase_2_and_goes_on_with_the_next_worker(tmp_
 
 
 # EMA, statistics, medians
+
+
+@pytest.mark.parametrize("period", [2, 3, 5])
+def test_the_moving_average_follows_workers_at_every_averaging(tmp_path, monkeypatch, period):
+    from largebatch.averaging import Ema
+
+    moved, follow = [], Ema.follow
+    monkeypatch.setattr(Ema, "follow", lambda self: (moved.append(1), follow(self)))
+    averaging = {"name": "post_local_sgd", "workers": 2, "period": period, "from_epoch": 0.5}
+    finished("post_local_sgd_with_ema", tmp_path, averaging=averaging, ema={"decay": 0.9, "every_steps": 2})
+    first = math.ceil(0.5 * 1500 / 120)
+    moments = [step for step in range(first, 25) if (step + 1 - first) % period == 0 or step == 24]
+    assert len(moved) == first // 2 + len(moments)
+
+
+def test_milestones_fall_where_the_ramp_and_the_averages_do():
+    """0.56 epochs of 1,500 are 840 examples, though 0.56 · 1500 is a little more in floating point."""
+    decay = {"name": "steps", "at_epochs": [0.56]}
+    job = job_of("post_local_sgd", lr={"base": 0.05, "decay": decay}, model={**NORM, "norm": False},
+                 batch={"global_batch_size": 120})  # fmt: skip
+    assert (job.lr.schedule(839), job.lr.schedule(840)) == (0.05, pytest.approx(0.005))
+    from largebatch.update import Update
+
+    assert Update(job).local_from == 840 == job.plan.examples_before(7)
+    tiny = job_of("ramp", batch={"global_batch_size": 60, "ramp": {"at_epochs": [1e-13, 0.56], "sizes": [120, 240]}})
+    assert [(s.first_step, s.first_example) for s in tiny.plan.stages] == [(0, 0), (1, 60), (8, 900)]
+
+
+def test_adascale_that_diverges_is_a_failed_run(tmp_path):
+    written = recipe_of("adascale", precision="fp32", record={"tensorboard": False, "dir": str(tmp_path)})
+    written["lr"] = {**written["lr"], "base": 1e30}
+    ended = train(config.from_dict(written), quiet=True)
+    assert ended.status == "failed"
+    assert ended.reason is not None
+    assert "the loss is" in ended.reason
+
+
+def test_an_evaluation_repeated_after_a_resume_counts_once(tmp_path):
+    directory = finished("ghost", tmp_path, evaluate={"every_epochs": 0.5, "median_of": 3})
+    before = result(directory)["test_accuracy_percent"]
+    (directory / "result.json").unlink()  # as if killed between the last save and the result
+    finished("ghost", tmp_path, evaluate={"every_epochs": 0.5, "median_of": 3})
+    assert result(directory)["test_accuracy_percent"] == before
+    assert len(checkpoint(directory)["accuracies"]) == 4
+
+
+def test_seconds_belong_to_what_this_process_did(worlds):
+    numbers = result(worlds / "world1" / "ramp")
+    assert numbers["seconds_per_epoch"] == pytest.approx(numbers["seconds_training"] * 1500 / numbers["examples_seen"])
+    swap = result(worlds / "world1" / "swap")
+    executed = checkpoint(worlds / "world1" / "swap")["step"] + 4 * 25
+    assert swap["seconds_per_step"] == pytest.approx(swap["seconds_training"] / executed)
 
 
 def test_the_moving_average_by_hand(tmp_path, monkeypatch):
@@ -557,6 +679,13 @@ REFUSED = {
     "regime_adaptation.reference_batch_size=0": ("regime_adaptation", "should be greater than 0"),
     "batch.ramp.largest=3": ("ramp_of_sizes", "batch.ramp.largest needs batch.ramp.factor"),
     "optimizer.eps=1": ("lecture_adam", "optimizer.eps belongs to optimizer.variant = torch"),
+    "batch={global_batch_size: 120, bn_batch_size: 40}": (
+        "adascale",
+        "batch.bn_batch_size = 40 is more than the 20 examples",
+    ),
+    "sam.m=240": ("sam", "sam.m = 240 does not divide batch.global_batch_size = 120"),
+    "sam={m: 10}": ("sam_with_norm", "batch.bn_batch_size = 20 is more than sam.m = 10"),
+    "batch_norm.statistics=last": ("ramp", "needs batch.bn_batch_size where the micro-batch changes"),
     "averaging.worker_batch_size=7": ("swap", "a multiple of batch.bn_batch_size = 15"),
     "averaging.workers=1": ("swap", "averaging.workers = 1 should be greater than or equal to 2"),
     "batch_norm.examples=5": ("ghost", "batch_norm.examples has no effect without"),

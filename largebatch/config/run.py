@@ -92,6 +92,7 @@ class Run(Section):
         """The part that decides the result: two runs that share it may continue one another."""
         everything = self.as_written()
         everything["weights"] = everything["engine"].get("weights", "fp32")
+        everything["median_of"] = everything["evaluate"]["median_of"]
         everything["all_reduce"] = everything["engine"].get("all_reduce", "fp32")
         for machine in (
             "name", "title", "device", "compile", "channels_last", "resume", "engine", "evaluate",

@@ -79,7 +79,9 @@ class BatchNorm(Section):
     """Which statistics an evaluation uses, and how they are gathered."""
 
     statistics: Literal["running", "last", "precise"] = "running"  # last: of the last step; precise: recomputed
-    momentum: Annotated[float, Field(gt=0, le=1)] | None = None  # the weight of the newest step; else the model's
+    momentum: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # the weight of the newest (torch's: micro-batch); else the model's
+    )
     examples: PositiveInt | None = None  # how many a recomputation sees; else the training set
 
     @pydantic.model_validator(mode="after")

@@ -12,6 +12,7 @@ are, so the estimates do not depend on the machine; ``fairscale.optim.AdaScale``
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 SMALLEST_VARIANCE = 1e-6
@@ -45,8 +46,8 @@ class AdaScale:
 
     def observe(self, sum_of_squares: float, square_of_mean: float) -> float:
         """The gain of the step whose gradients these are; call :meth:`advance` when the step is done."""
-        if self.parts == 1:
-            return 1.0
+        if self.parts == 1 or not math.isfinite(sum_of_squares + square_of_mean):
+            return 1.0  # gradients that are not finite teach nothing; what they do to the loss is found there
         now = variance_and_square(sum_of_squares, square_of_mean, self.parts)
         count, theta = self.steps + 1, self.smoothing
         weight = 1.0 / count if count * (1.0 - theta) < 1.0 else 1.0 - theta
