@@ -14,9 +14,10 @@ Then, with s the examples seen *before* the step, W those of the warm-up, T thos
     decay       η(s) = shape((s − W)/(T − W))                afterwards
 
 ``steps`` and ``piecewise`` count their epochs from the start of the run, as in Goyal et al., and a warm-up before
-``piecewise`` ends at its first factor of the peak; every other decay runs from the end of the warm-up to the end of the budget. A warm-up from zero thus begins with one step at lr 0;
-from ``base`` it begins at ``base`` (Goyal et al., §2.2), or at the peak where that is lower. Under AdaScale the
-clock is not the examples seen but the scale-invariant ones, τ · reference.
+``piecewise`` ends at its first factor of the peak; every other decay runs from the end of the warm-up to the end of
+the budget. A warm-up from zero thus begins with one step at lr 0; from ``base`` it begins at ``base`` (Goyal et al.,
+§2.2), or at the peak where that is lower. Under AdaScale the clock is not the examples seen but the scale-invariant
+ones, τ · reference.
 """
 
 from __future__ import annotations

@@ -89,3 +89,13 @@ def test_a_warm_up_longer_than_the_run_is_refused():
 def test_a_decay_that_would_rise_is_refused():
     with pytest.raises(UserError, match="above the peak"):
         Schedule(peak=0.1, total=100, decay="cosine", end=0.2)
+
+
+def test_a_piecewise_decay_takes_its_factors_and_its_warm_up_ends_at_the_first():
+    """Akiba et al. 2017's slow start."""
+    schedule = Schedule(
+        peak=12.8, total=90, warmup=2, decay="piecewise", milestones=(40, 70, 85), factors=(0.5, 0.075, 0.01, 0.001)
+    )
+    assert [schedule(s) for s in (0, 1, 2, 39.9, 40, 70, 85, 89)] == pytest.approx(
+        [0, 3.2, 6.4, 6.4, 0.96, 0.128, 0.0128, 0.0128]
+    )
