@@ -5,28 +5,30 @@ sections.py    what each key may hold
 mistakes.py    what is wrong, in one sentence
 """
 
-from largebatch.config.run import Run, from_dict, json_schema, load, overlay, read, row_of, rows_of
-from largebatch.config.sections import (
+from largebatch.config.optimizers import (
     Adagrad,
     Adam,
     AdamW,
-    Checkpoint,
-    CosineDecay,
-    Data,
     HeavyBall,
     Lamb,
     Lars,
-    LearningRate,
-    LinearDecay,
     Muon,
     Optimizer,
+    Rmsprop,
+    RmspropSgd,
+    Sgd,
+)
+from largebatch.config.run import Run, from_dict, json_schema, load, overlay, read, row_of, rows_of
+from largebatch.config.sections import (
+    Checkpoint,
+    CosineDecay,
+    Data,
+    LearningRate,
+    LinearDecay,
     PiecewiseDecay,
     PolynomialDecay,
     PostLocalSgd,
     Ramp,
-    Rmsprop,
-    RmspropSgd,
-    Sgd,
     StepsDecay,
     Swap,
 )

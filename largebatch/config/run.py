@@ -16,6 +16,7 @@ import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from largebatch.config.mistakes import sentence
+from largebatch.config.optimizers import Optimizer
 from largebatch.config.sections import (
     Averaging,
     Batch,
@@ -31,7 +32,6 @@ from largebatch.config.sections import (
     Loss,
     Model,
     NoAveraging,
-    Optimizer,
     Record,
     RegimeAdaptation,
     Sam,
