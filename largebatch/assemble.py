@@ -174,6 +174,7 @@ def plan_facts(job: Job, command: str) -> dict[str, Any]:
         "micro_batch_size": plan.micro_batch_size,
         "accumulation_steps": plan.accumulation_steps,
         "bn_batch_size": run.batch.bn_batch_size,
+        "methods": derive.words_beside(run, plan),
         "ramp": [[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
         "world_size": plan.world_size,
         "steps": plan.steps,
@@ -234,14 +235,14 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
     adapted = sum(row.adapted for row in job.treatments)
     made_of = f"{plan.world_size} × {plan.micro_batch_size} × {plan.accumulation_steps}"
     steps = f"{plan.steps:,} steps"
-    if run.lr.scaling == "adascale":
-        steps = f"{plan.steps:,} steps of the reference batch, of which each step here is worth its gain"
+    if parts := derive.adascale_parts(run):
+        steps = f"{math.ceil(plan.steps / parts):,} to {plan.steps:,} steps, as their gains turn out"
     lines = {
         "run": f"{run.name}, seed {run.seed}, in {directory}",
         "model": f"{run.model.name}, {parameters:,} parameters",
         "data": f"{run.data.name}: {plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
         f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
-        "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation)",
+        "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation){unsized_norms(job)}",
         "budget": f"{steps}, {plan.budget_examples / plan.dataset_size:.4g} epochs{derive.words_of_stretch(run)}",
         "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
         "optimizer": f"{run.optimizer.name}; weight decay {run.weight_decay.value:g} on {decayed} of "
@@ -250,6 +251,12 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
         "machine": f"{job.device}, {job.precision}, engine {job.engine.description}",
     }
     return {key: text for key, text in lines.items() if text}
+
+
+def unsized_norms(job: Job) -> str:
+    """What batch norm sees where the recipe does not say."""
+    plain = any(not isinstance(m, batch_norm.SizedNorm) for m in batch_norm.batch_norms(job.engine.model))
+    return f"; batch norm over the micro-batch of {job.plan.micro_batch_size:,}" if plain else ""
 
 
 def table_of_tensors(treatments: list[Treatment]) -> rich.table.Table:

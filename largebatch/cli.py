@@ -205,7 +205,8 @@ def show_recipe(
 
     facts = recipes.derived(recipes.located(name), overrides or [], batch, devices, examples)
     console = _wide_console()
-    heading = f"{facts['title'] or facts['path']}\n{facts['paper']}; {facts['model']} on {facts['data']}\n"
+    cited = f"{facts['paper']}; " if facts["paper"] else ""
+    heading = f"{facts['title'] or facts['path']}\n{cited}{facts['model']} on {facts['data']}\n"
     console.print(heading, markup=False, highlight=False)
     console.print(recipes.rows_as_table(facts))
     console.print(f"\n{recipes.published_words(facts)}", markup=False, highlight=False)

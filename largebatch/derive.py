@@ -324,14 +324,14 @@ def words_beside(run: config.Run, plan: BatchPlan) -> str:
         whose = "the global batch" if run.sam.m is None else f"each {run.sam.m} examples"
         found.append(f"SAM, rho {run.sam.rho:g}, one perturbation for {whose}")
     if run.ema is not None:
-        found.append(f"EMA of the weights, decay {run.ema.decay:g} every {run.ema.every_steps} steps")
+        found.append(f"EMA of the weights, decay {run.ema.decay:g} every {steps_of(run.ema.every_steps)}")
     match run.averaging:
         case config.PostLocalSgd() as local:
             begin = local_from_epoch(run)
             never = ", which is after the end of the run" if begin >= epochs else ""
             found.append(
                 f"post-local SGD from epoch {begin:g}{never}: {local.workers} workers, averaged every "
-                f"{local.period} steps"
+                f"{steps_of(local.period)}"
             )
         case config.Swap() as swap:
             found.append(
@@ -339,3 +339,7 @@ def words_beside(run: config.Run, plan: BatchPlan) -> str:
                 f"{swap.worker_batch_size}, {swap.epochs:g} epochs each"
             )
     return "; ".join(found)
+
+
+def steps_of(count: int) -> str:
+    return "step" if count == 1 else f"{count} steps"

@@ -156,3 +156,17 @@ def test_the_schema_names_every_key():
     assert {*config.Run.model_fields, "table"} == set(schema["properties"])
     assert schema["additionalProperties"] is False
     assert "from" in schema["$defs"]["Warmup"]["properties"]
+
+
+def test_null_switches_a_section_off_and_ddps_own_keys_need_no_name(path):
+    run = config.load(path, ["averaging=null", "sam=null", "lr.warmup=null", "engine.all_reduce=bf16"])
+    assert (run.averaging.name, run.sam, run.lr.warmup.epochs) == ("none", None, 0)
+    assert (run.engine.name, run.engine.all_reduce) == ("ddp", "bf16")
+
+
+def test_a_recipe_named_as_it_is_listed_is_found_for_the_reader(tmp_path, monkeypatch):
+    (tmp_path / "configs" / "x").mkdir(parents=True)
+    (tmp_path / "configs" / "x" / "one.yaml").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="did you mean configs/x/one.yaml?"):
+        config.read("x/one")

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from programs import REPOSITORY, environment
 
-from largebatch import config
+from largebatch import config, derive, strict_yaml
+from largebatch.combinations import check_combinations
 from largebatch.derive import peak_of
 
 PACKAGE = REPOSITORY / "largebatch"
@@ -242,3 +243,19 @@ def test_nothing_names_the_machine_it_was_built_on():
         if file.is_file() and file.suffix not in (".png", ".svg"):
             text = file.read_text(encoding="utf-8", errors="ignore")
             assert not re.search(r"/(home|root|Users)/\w", text), name
+
+
+def test_the_recipes_in_the_documents_read_and_go_together():
+    """docs/methods.md's examples, each planned and scheduled as a run would be."""
+    whole, lines = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs/methods.md").read_text(), re.S)
+    written = strict_yaml.parse(whole, "docs/methods.md") | {"name": "example"}
+    variants = [written]
+    for line in lines.strip().splitlines():
+        batch = {key: value for key, value in written["batch"].items() if key != "ramp"}
+        plain = {key: value for key, value in written.items() if key != "ema"}
+        variants.append({**plain, "batch": batch, **strict_yaml.parse(line, "docs/methods.md")})
+    assert len(variants) == 3
+    for variant in variants:
+        run = config.from_dict(variant)
+        check_combinations(run, "fp32")
+        derive.learning_rate_of(run, derive.plan_of(run, 50_000, 2, 512))

@@ -74,6 +74,17 @@ class Run(Section):
     record: Record = Record()
     expect: Expect | None = None
 
+    @pydantic.field_validator("averaging", mode="before")
+    @classmethod
+    def null_is_none(cls, written: Any) -> Any:
+        return {"name": "none"} if written is None else written
+
+    @pydantic.field_validator("engine", mode="before")
+    @classmethod
+    def ddp_unless_named(cls, written: Any) -> Any:
+        ddp_s = isinstance(written, dict) and written and set(written) <= set(DdpEngine.model_fields)
+        return {"name": "ddp", **written} if ddp_s else written
+
     @pydantic.model_validator(mode="after")
     def one_budget(self) -> Run:
         if (self.epochs is None) == (self.steps is None):
@@ -115,7 +126,9 @@ def read(path: Path | str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from None
+        candidates = [path.with_name(f"{path.name}.yaml"), Path("configs") / path, Path("configs") / f"{path}.yaml"]
+        meant = next((f"; did you mean {other}?" for other in candidates if other.is_file()), "")
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}{meant}") from None
     except UnicodeDecodeError:
         raise UserError(f"the recipe {path} is not UTF-8 text") from None
     written = parse(text, str(path))

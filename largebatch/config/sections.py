@@ -194,6 +194,11 @@ class LearningRate(Section):
     warmup: Warmup = Warmup()
     decay: Decay = ConstantDecay()
 
+    @pydantic.field_validator("warmup", mode="before")
+    @classmethod
+    def null_is_none(cls, written: Any) -> Any:
+        return {} if written is None else written
+
     @pydantic.model_validator(mode="after")
     def one_rule(self) -> LearningRate:
         if (self.base is None) == (self.table is None):

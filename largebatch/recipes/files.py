@@ -8,7 +8,7 @@ from typing import Any
 
 import rich.table
 
-from largebatch import config
+from largebatch import config, derive
 from largebatch.errors import UserError, suggestion
 
 CITATION = re.compile(r"([^()]*?),? \(?((?:19|20)\d\d)\)?,? \(?(arXiv:\d{4}\.\d{4,5})")
@@ -60,17 +60,24 @@ def _listed(path: Path) -> Facts:
     return {
         "title": run.title,
         "paper": paper_of(path, run.title),
-        "model": run.model.name,
+        "model": model_of(run),
         "data": run.data.name,
         "batch_sizes": sizes,
         "published": published_of(run, best=True),
     }
 
 
+def model_of(run: config.Run) -> str:
+    """'resnet20, depth 44': with the arguments that make it another network."""
+    arguments = run.model.arguments
+    return ", ".join([run.model.name, *(f"{key} {arguments[key]}" for key in ("depth", "width") if key in arguments)])
+
+
 def sizes_of(written: Facts, run: config.Run) -> list[int]:
     """The global batches that a recipe speaks of."""
     found = {run.batch.global_batch_size, *(run.lr.table or {}), *(run.expect.by_batch_size if run.expect else {})}
-    return sorted(found | set(config.rows_of(written["table"]) if "table" in written else ()))
+    grown = {size for _, size in derive.growth_of(run)[0]}
+    return sorted(found | grown | set(config.rows_of(written["table"]) if "table" in written else ()))
 
 
 def paper_of(path: Path, title: str | None) -> str:
