@@ -19,7 +19,7 @@ import torch
 from largebatch import distributed
 from largebatch.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 READING = (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 

@@ -140,7 +140,6 @@ class Loop:
                 f"{row.name} {tuple(row.shape)}: {row.kind}, {'decayed' if row.decayed else 'not decayed'}, "
                 f"{'adapted' if row.adapted else 'not adapted'}"
             )
-
         if self.mllog is not None:
             self.mllog.start(mlperf_facts(job), self.examples_seen / self.plan.dataset_size)
 
