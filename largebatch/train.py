@@ -407,7 +407,7 @@ class Loop:
             "reached_train_accuracy": self.swap.target_reached if self.swap else None,
             "train_loss": training and training.loss,
             "train_accuracy_percent": training and training.accuracy_percent,
-            "peak_lr": self.job.lr.schedule.peak,
+            "peak_lr": self.update.highest_lr or self.job.lr.schedule.peak,
             "seconds_training": self.seconds,
             "seconds_total": self._total_seconds(),
             "seconds_per_step": self.seconds / executed if executed else None,

@@ -36,6 +36,7 @@ class Update:
     def __init__(self, job: Job) -> None:
         self.job, self.run, self.plan, self.engine = job, job.run, job.plan, job.engine
         self.lr = job.lr.schedule(0)  # of the last step
+        self.highest_lr = 0.0  # of all steps, under AdaScale, where no rule says it beforehand
         self.norm: Tensor | None = None  # of the last measured gradient, before clipping
         self.correct: Tensor | None = None  # right answers in training since somebody asked, if they are counted
         self.counts_correct = isinstance(self.run.averaging, config.Swap)
@@ -139,6 +140,7 @@ class Update:
         sums, square = self.engine.squares_of_parts()  # type: ignore[attr-defined]  # only ddp has them
         self.gain = self.adascale.observe(sums * self.adascale.parts**2, square)
         self._set_rates(step, self.gain)
+        self.highest_lr = max(self.highest_lr, self.lr)
         self.adascale.advance(self.gain)
 
     def _set_rates(self, step: int, gain: float = 1.0) -> None:
@@ -202,11 +204,13 @@ class Update:
         """Collective."""
         return {
             "adascale": self.adascale.state_dict() if self.adascale else None,
+            "highest_lr": self.highest_lr,
             "workers": self.workers.save() if self.workers else None,
             "correct": self._correct_so_far(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
+        self.highest_lr = state["highest_lr"]
         if self.adascale is not None:
             self.adascale.load_state_dict(state["adascale"])
         if state["workers"] is not None:

@@ -42,7 +42,7 @@ with distributed.group(torch.device("cpu")):
 
 def finished(method: str, directory: Path, **more: Any) -> Path:
     written = recipe_of(method, **more)
-    written["record"] = {"tensorboard": False, "dir": str(directory)}
+    written["record"] = {**written["record"], "tensorboard": False, "dir": str(directory)}
     result = train(config.from_dict(written), quiet=True)
     assert result.status == "finished", result.reason
     return directory
@@ -226,6 +226,11 @@ def test_adascale_against_the_papers_formulas_in_a_dumb_loop(worlds):
     assert ended["update"]["adascale"]["progress"] == pytest.approx(tau, rel=1e-9)
     for (name, weight), end in zip(job.engine.model.named_parameters(), ended["model"].values(), strict=True):
         torch.testing.assert_close(weight.detach(), end, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_the_peak_of_adascale_is_the_one_reached(tmp_path):
+    directory = finished("adascale", tmp_path, record={"every_steps": 1})
+    assert result(directory)["peak_lr"] == max(line["lr"] for line in events(directory, "train")) > 0.05
 
 
 @pytest.mark.parametrize("micro", [20, 10, 4])

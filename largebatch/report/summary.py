@@ -198,6 +198,8 @@ def _split(group: Group) -> str:
 
 
 def _peak_lr(run: Run) -> float | None:
+    """The one reached, where the run is finished: AdaScale's follows from its gains; else the one planned."""
     planned = run.plan.get("lr")
     peak = finite(planned.get("peak")) if isinstance(planned, Mapping) else None
-    return peak if peak is not None else run.measured("peak_lr")
+    reached = run.measured("peak_lr")
+    return reached if reached is not None and (run.finished or peak is None) else peak
