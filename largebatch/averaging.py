@@ -14,20 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.algorithms.model_averaging.utils import average_parameters
-from torch.distributed.tensor import DTensor
 
 from largebatch import distributed
 from largebatch.engines import Engine, states
 from largebatch.optim.shards import local
-
-
-def whole(model: nn.Module) -> dict[str, Tensor | None]:
-    """Weights by name, on the CPU of rank zero. Collective."""
-    return {
-        name: states.on_host(p.full_tensor() if isinstance(p, DTensor) else p) for name, p in model.named_parameters()
-    }
 
 
 class Ema:
@@ -70,7 +62,7 @@ class Ema:
     def save(self) -> dict[str, Any]:
         """Collective; complete on rank zero."""
         with self.applied():
-            weights = whole(self.engine.model)
+            weights = states.whole_weights(self.engine.model)
             statistics = distributed.gather({n: b.detach().cpu().clone() for n, b in self.engine.statistics().items()})
         return {"weights": weights, "statistics_of_ranks": statistics}
 
@@ -79,8 +71,7 @@ class Ema:
         of_ranks = state["statistics_of_ranks"]
         same_world = len(of_ranks) == distributed.world_size()
         with self.applied():
-            for name, parameter in self.engine.model.named_parameters():
-                parameter.copy_(states.like(parameter, state["weights"][name].to(parameter.dtype)))
+            states.take_weights(self.engine.model, state["weights"])
             for name, buffer in self.engine.statistics().items():
                 mean = torch.stack([own[name] for own in of_ranks]).mean(dim=0)
                 buffer.copy_(of_ranks[distributed.rank()][name] if same_world else mean)
@@ -93,7 +84,7 @@ class Workers:
     """
 
     def __init__(self, engine: Engine, count: int) -> None:
-        self.engine, self.count = engine, count
+        self.engine = engine
         self.statistics = list(engine.statistics().values())
         self.counters = [buffer for buffer in engine.model.buffers() if not buffer.is_floating_point()]
         self.here = count // distributed.world_size()
@@ -164,7 +155,7 @@ class Workers:
             own.append(
                 {
                     "tensors": [tensor.cpu().clone() for tensor in self._everything()],
-                    "optimizer": states.gather_own(self.engine.optimizer, self.engine.layout()),
+                    "optimizer": states.gather(self.engine.optimizer, self.engine.layout(), alone=True),
                 }
             )
         return [worker for of_rank in distributed.gather_to_first(own) for worker in of_rank]

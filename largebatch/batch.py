@@ -77,10 +77,6 @@ class BatchPlan:
         """Examples the whole run consumes; at most B − 1 more than the budget."""
         return self.examples_before(self.steps)
 
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.dataset_size / self.global_batch_size
-
     def examples_of(self, step: int, rank: int = 0) -> Examples:
         """What ``rank`` trains on in ``step``, in order; micro-batches are consecutive slices of it."""
         share = self.at(step).global_batch_size // self.world_size

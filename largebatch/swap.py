@@ -91,8 +91,8 @@ class Swap:
         worker = number * distributed.world_size() + distributed.rank()
         self._back_to_start()
         plan, engine, job = self.worker_plan(worker), self.engine, self.job
-        groups = [{k: v for k, v in group.items() if k != "lr"} for group in engine.optimizer.param_groups]
-        engine.optimizer = optimizer_of(job.run.optimizer, fresh(groups), 0.0, job.precision, "ddp", engine.model)
+        groups = fresh(engine.optimizer.param_groups)
+        engine.optimizer = optimizer_of(job.run.optimizer, groups, 0.0, job.precision, "ddp", engine.model)
         engine.model.train()
         losses: list[Tensor] = []
         clock = time.perf_counter()

@@ -83,6 +83,9 @@ class Update:
         if self.counts_correct:
             right = (outputs.detach().argmax(dim=1) == labels).sum()
             self.correct = right if self.correct is None else self.correct + right
+        return self._loss(outputs, labels)
+
+    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(outputs, labels, label_smoothing=self.run.loss.label_smoothing, reduction="sum")
 
     def gradient(self, micro_batches: Batches, examples: int, last: int | None) -> Tensor:
@@ -125,10 +128,8 @@ class Update:
         assert self.perturbation is not None
         total: list[Tensor] | None = None
         for images, labels in batches:
-            loss = F.cross_entropy(
-                self.engine.predict(images), labels, label_smoothing=self.run.loss.label_smoothing, reduction="sum"
-            )
-            found = list(torch.autograd.grad(loss / examples, self.weights, materialize_grads=True))
+            loss = self._loss(self.engine.predict(images), labels) / examples
+            found = list(torch.autograd.grad(loss, self.weights, materialize_grads=True))
             total = found if total is None else list(torch._foreach_add(total, found))
         assert total is not None
         if not alone:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -35,6 +38,29 @@ def torchrun(ranks: int, *arguments: object, cwd: Path | None = None) -> subproc
         ],
         capture_output=True, text=True, timeout=300, cwd=cwd, env=environment(),
     )  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing gets a chance to clean up."""
+
+
+@contextlib.contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """Inside, a run in this process dies when it has done so many steps: Killed comes out."""
+    from largebatch.train import Loop
+
+    one_step = Loop.one_step
+
+    def dies(self: Any, micro_batches: Any, measure: bool) -> None:
+        if self.step == step:
+            raise Killed
+        one_step(self, micro_batches, measure)
+
+    Loop.one_step = dies  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Loop.one_step = one_step  # type: ignore[method-assign]
 
 
 def wait_for_first_line(process: subprocess.Popen[str], file: Path) -> None:

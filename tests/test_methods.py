@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from method_recipes import METHODS, NORM, recipe_of
-from programs import torchrun
+from programs import Killed, killed_at, torchrun
 
 from largebatch import config, derive, distributed
 from largebatch.assemble import assemble
@@ -106,29 +106,16 @@ def test_cuda_ends_where_the_cpu_does(worlds, tmp_path, method):
         torch.testing.assert_close(cuda["model"][name], tensor, rtol=tolerance, atol=tolerance)
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_killed_and_resumed_is_never_stopped(tmp_path, monkeypatch, method):
+def test_killed_and_resumed_is_never_stopped(tmp_path, method):
     seed = random.SystemRandom().randrange(10**6)
     print("seed of these kills:", seed)
     chance = random.Random(seed)
     whole = finished(method, tmp_path / "whole")
-    one_step = Loop.one_step
     steps = checkpoint(whole)["step"]
     for at in sorted(chance.sample(range(1, steps), 2)):
-
-        def dies(self, micro_batches, measure, at=at):
-            if self.step == at:
-                raise Killed
-            one_step(self, micro_batches, measure)
-
-        monkeypatch.setattr(Loop, "one_step", dies)
-        with contextlib.suppress(Killed):
+        with contextlib.suppress(Killed), killed_at(at):
             finished(method, tmp_path / "parts")
-    monkeypatch.setattr(Loop, "one_step", one_step)
     parts = finished(method, tmp_path / "parts")
     assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
     assert result(whole)["test_loss"] == result(parts)["test_loss"]

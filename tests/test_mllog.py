@@ -9,6 +9,7 @@ import logging
 import sys
 
 import pytest
+from programs import Killed, killed_at
 
 from largebatch.errors import UserError
 from largebatch.mllog import RESNET_TARGET, Facts, MlperfLog
@@ -196,10 +197,6 @@ def test_without_the_package_one_sentence(tmp_path, monkeypatch):
         MlperfLog(tmp_path / "mllog.txt")
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe, tmp_path, monkeypatch, caplog):
     """The trainer's own log, of a run on digits that calls itself the benchmark and reaches its target."""
     from largebatch import config, train
@@ -217,17 +214,8 @@ def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe,
         "epochs": 8,
         "evaluate": {"every_epochs": 4},
     }
-    one_step = train.Loop.one_step
-
-    def dies(self, micros, measure):
-        if self.step == 50:
-            raise Killed
-        one_step(self, micros, measure)
-
-    monkeypatch.setattr(train.Loop, "one_step", dies)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), killed_at(50):
         train.train(config.load(recipe(**changes)), quiet=True)
-    monkeypatch.setattr(train.Loop, "one_step", one_step)
     result = train.train(config.load(recipe(**changes)), quiet=True)
     assert result.numbers["test_accuracy_percent"] > 75.9
     path = tmp_path / "run" / "mllog.txt"

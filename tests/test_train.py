@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import environment, largebatch, wait_for_first_line
+from programs import Killed, environment, killed_at, largebatch, wait_for_first_line
 
 from largebatch import config, strict_yaml
 from largebatch.errors import UserError
@@ -96,15 +96,9 @@ def test_accumulation_does_not_change_the_weights(recipe, optimizer):
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-12, atol=1e-12)
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing gets a chance to clean up."""
-
-
 @pytest.mark.parametrize("trial", range(4))
-def test_a_run_killed_at_a_random_step_and_resumed_ends_bitwise_equal(recipe, monkeypatch, trial):
+def test_a_run_killed_at_a_random_step_and_resumed_ends_bitwise_equal(recipe, trial):
     """With batch norm, dropout, augmentation and momentum, on every optimizer that keeps state of its own kind."""
-    from largebatch.train import Loop
-
     seed = random.SystemRandom().randrange(10**6)
     print("seed of this kill:", seed)
     chance = random.Random(seed)
@@ -117,19 +111,9 @@ def test_a_run_killed_at_a_random_step_and_resumed_ends_bitwise_equal(recipe, mo
     }
     whole = finished(recipe("whole", **changes))
     victim = recipe("killed", **changes)
-    one_step = Loop.one_step
     for _ in range(2):
-        at = chance.randrange(1, 45)
-
-        def dies(self, micro_batches, measure, at=at):
-            if self.step == at:
-                raise Killed
-            one_step(self, micro_batches, measure)
-
-        monkeypatch.setattr(Loop, "one_step", dies)
-        with contextlib.suppress(Killed):
+        with contextlib.suppress(Killed), killed_at(chance.randrange(1, 45)):
             train(config.load(victim), quiet=True)
-    monkeypatch.setattr(Loop, "one_step", one_step)
     killed = finished(victim)
     assert equal(weights(whole), weights(killed))
     measured = [json.loads((d / "result.json").read_text()) for d in (whole, killed)]

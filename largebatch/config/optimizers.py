@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -53,50 +53,34 @@ class AdamW(Section):
     eps: PositiveFloat = 1e-8
 
 
-class Adam(Section):
-    """torch's Adam, or RMSprop with momentum as the lecture writes it (no bias correction, no eps)."""
+class TorchOrLecture(Section):
+    """torch's optimizer, or the lecture's formula: no bias correction and no eps."""
 
-    name: Literal["adam"]
     variant: Literal["torch", "lecture"] = "torch"
+    eps: PositiveFloat | None = None  # of the variant torch alone; unset: torch's own
+
+    @pydantic.model_validator(mode="after")
+    def no_idle_key(self) -> TorchOrLecture:
+        if self.variant == "lecture" and self.eps is not None:
+            raise ValueError("optimizer.eps belongs to optimizer.variant = torch; the lecture's formulas have none")
+        return self
+
+
+class Adam(TorchOrLecture):
+    name: Literal["adam"]
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
-    eps: PositiveFloat | None = None  # of the variant torch alone; unset: 1e-8
-
-    @pydantic.model_validator(mode="after")
-    def no_idle_key(self) -> Adam:
-        return without_eps(self)
 
 
-class Adagrad(Section):
-    """torch's Adagrad (the sum of squares), or the lecture's (their mean)."""
+class Adagrad(TorchOrLecture):
+    """The sum of the squares, or with the lecture their mean."""
 
     name: Literal["adagrad"]
-    variant: Literal["torch", "lecture"] = "torch"
-    eps: PositiveFloat | None = None  # of the variant torch alone; unset: 1e-10
-
-    @pydantic.model_validator(mode="after")
-    def no_idle_key(self) -> Adagrad:
-        return without_eps(self)
 
 
-class Rmsprop(Section):
+class Rmsprop(TorchOrLecture):
     name: Literal["rmsprop"]
-    variant: Literal["torch", "lecture"] = "torch"
     alpha: Fraction = 0.99
-    eps: PositiveFloat | None = None  # of the variant torch alone; unset: 1e-8
-
-    @pydantic.model_validator(mode="after")
-    def no_idle_key(self) -> Rmsprop:
-        return without_eps(self)
-
-
-AnySection = TypeVar("AnySection", bound=Section)
-
-
-def without_eps(section: AnySection) -> AnySection:
-    if getattr(section, "variant", "") == "lecture" and getattr(section, "eps", None) is not None:
-        raise ValueError("optimizer.eps belongs to optimizer.variant = torch; the lecture's formulas have none")
-    return section
 
 
 class RmspropSgd(Section):

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from largebatch import distributed
 from largebatch.batch import BatchPlan
@@ -186,17 +185,10 @@ class Engine(abc.ABC):
 
     def _whole_weights(self) -> dict[str, Tensor]:
         """On the CPU, on rank zero. Collective."""
-        whole = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if distributed.is_first():
-                whole[name] = states.on_host(tensor)
-        return whole
+        return states.whole_weights(self.model)
 
     def _take_weights(self, whole: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(states.like(parameter, whole[name].to(parameter.dtype)))
+        states.take_weights(self.model, whole)
 
     def _parameter_names(self) -> set[str]:
         return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -36,8 +36,8 @@ class Layout(NamedTuple):
         return list(partition.layers) if partition else [(self.names[id(parameter)], tuple(parameter.shape))]
 
 
-def gather(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
-    """Collective; the tensors are on rank zero alone, on the CPU."""
+def gather(optimizer: Optimizer, layout: Layout, alone: bool = False) -> dict[str, Any]:
+    """Collective; the tensors are on rank zero alone, on the CPU. ``alone``: each rank's own, of whole layers."""
     whole: dict[str, dict[str, Any]] = {}
     groups = []
     for group in optimizer.param_groups:
@@ -45,32 +45,14 @@ def gather(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
         for parameter in group["params"]:
             names += [name for name, _ in layout.layers(parameter)]
             for key, value in sorted(optimizer.state.get(parameter, {}).items()):
-                for name, of_layer in whole_values(parameter, value, layout):
-                    if distributed.is_first():
+                for name, of_layer in whole_values(parameter, value, layout, alone):
+                    if alone or distributed.is_first():
                         whole.setdefault(name, {})[key] = of_layer
         groups.append({"names": names, **{key: value for key, value in group.items() if key not in NOT_SAVED}})
     return {"optimizer": type(optimizer).__name__, "layers": whole, "groups": groups}
 
 
-def gather_own(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
-    """Like :func:`gather`, but each rank's own, for those that step alone; layers are whole there."""
-    layers = {
-        layout.names[id(parameter)]: {
-            key: value.detach().cpu().clone() if isinstance(value, Tensor) else value for key, value in state.items()
-        }
-        for parameter, state in optimizer.state.items()
-    }
-    groups = [
-        {
-            "names": [layout.names[id(parameter)] for parameter in group["params"]],
-            **{key: value for key, value in group.items() if key not in NOT_SAVED},
-        }
-        for group in optimizer.param_groups
-    ]
-    return {"optimizer": type(optimizer).__name__, "layers": layers, "groups": groups}
-
-
-def whole_values(parameter: Tensor, value: Any, layout: Layout) -> Iterator[tuple[str, Any]]:
+def whole_values(parameter: Tensor, value: Any, layout: Layout, alone: bool = False) -> Iterator[tuple[str, Any]]:
     """(layer's name, its whole state, on the CPU of rank zero); numbers and counters belong to each layer alike."""
     partition = layout.partitions.get(id(parameter))
     cut_up = partition is not None and isinstance(value, Tensor) and value.shape == parameter.shape
@@ -78,12 +60,29 @@ def whole_values(parameter: Tensor, value: Any, layout: Layout) -> Iterator[tupl
         value = value.full_tensor()
     for number, (name, _) in enumerate(layout.layers(parameter)):
         whole = join(partition, number, value) if partition is not None and cut_up else value
-        yield name, on_host(whole) if isinstance(whole, Tensor) else whole
+        yield name, on_host(whole, alone) if isinstance(whole, Tensor) else whole
 
 
-def on_host(tensor: Tensor) -> Tensor | None:
-    """A copy on the CPU of rank zero; the others need none."""
-    return tensor.detach().cpu().clone() if distributed.is_first() else None
+def on_host(tensor: Tensor, alone: bool = False) -> Tensor | None:
+    """A copy on the CPU of rank zero; the others need none, unless each is ``alone``."""
+    return tensor.detach().cpu().clone() if alone or distributed.is_first() else None
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """By name, on the CPU of rank zero. Collective."""
+    whole = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tensor = on_host(parameter.full_tensor() if isinstance(parameter, DTensor) else parameter)
+        if tensor is not None:
+            whole[name] = tensor
+    return whole
+
+
+def take_weights(model: nn.Module, whole: dict[str, Tensor]) -> None:
+    """The opposite: every parameter its part of what :func:`whole_weights` gave."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(like(parameter, whole[name].to(parameter.dtype)))
 
 
 def join(partition: Partition, layer: int, flat: Tensor) -> Tensor:

@@ -251,7 +251,7 @@ def _method_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
         case config.PostLocalSgd() as local:
             begin = derive.local_from_epoch(run)
             value = f"post-local SGD, {local.workers} workers from epoch {begin:g}"
-            when = f"after {_steps(run, plan, begin * plan.dataset_size)}; averaged every {local.period}"
+            when = f"after {_steps(run, plan, derive.examples_at(begin, plan))}; averaged every {local.period}"
             rows.append(("averaging", value, when, origin("averaging")))
         case config.Swap() as swap:
             peak, rule = derive.peak_of(swap.lr, swap.worker_batch_size)
