@@ -43,6 +43,28 @@ def assemble(run: config.Run, device: torch.device) -> Job:
     dataset = dataset_of(run.data)
     plan = plan_of(run, len(dataset.train), dataset.image_shape, device)
     lr = derive.learning_rate_of(run, plan)
+    model = with_batch_norm(run, model_of(run, dataset), plan)
+    channels_last = run.channels_last
+    if channels_last is None:
+        channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    settings = run.engine.model_dump(exclude={"name"})
+    engine = engines.ENGINES[run.engine.name](device, precision, channels_last, run.compile, **settings)
+    parts = derive.adascale_parts(run)
+    small, *_ = (derive.noise_part(run, stage, plan.world_size) for stage in plan.stages)
+    if parts or small:
+        assert isinstance(engine, engines.Ddp)
+        engine.measure_parts(run.batch.global_batch_size // parts if parts else small)
+    model = engine.place(model)
+    table = optim.treatments(model, run.weight_decay.skip, getattr(run.optimizer, "skip_adaptation", None))
+    groups = optim.parameter_groups(model, run.weight_decay.value, table)
+    optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision, run.engine.name, model)
+    engine.prepare(model, optimizer, plan, run.max_grad_norm)
+    placement = data.Placement(device, engine.dtype, channels_last)
+    return Job(run, device, precision, dataset, placement, plan, lr, table, engine)
+
+
+def model_of(run: config.Run, dataset: data.Dataset) -> nn.Module:
+    """The freshly initialised model, known to fit the data; on the CPU, its batch norms those of its builder."""
     arguments = run.model.arguments
     classes = arguments.pop("num_classes", dataset.num_classes)
     if classes != dataset.num_classes:
@@ -52,22 +74,7 @@ def assemble(run: config.Run, device: torch.device) -> Job:
         )
     model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, run.seed, arguments)
     models.check(model, run.model.name, dataset.num_classes, dataset.image_shape)
-    model = with_batch_norm(run, model, plan)
-    channels_last = run.channels_last
-    if channels_last is None:
-        channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    settings = run.engine.model_dump(exclude={"name"})
-    engine = engines.ENGINES[run.engine.name](device, precision, channels_last, run.compile, **settings)
-    if parts := derive.adascale_parts(run):
-        assert isinstance(engine, engines.Ddp)
-        engine.measure_parts(run.batch.global_batch_size // parts)
-    model = engine.place(model)
-    table = optim.treatments(model, run.weight_decay.skip, getattr(run.optimizer, "skip_adaptation", None))
-    groups = optim.parameter_groups(model, run.weight_decay.value, table)
-    optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision, run.engine.name, model)
-    engine.prepare(model, optimizer, plan, run.max_grad_norm)
-    placement = data.Placement(device, engine.dtype, channels_last)
-    return Job(run, device, precision, dataset, placement, plan, lr, table, engine)
+    return model
 
 
 def dataset_of(section: config.Data) -> data.Dataset:

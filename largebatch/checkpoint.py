@@ -76,12 +76,15 @@ class Loaded(NamedTuple):
     complaints: list[str]  # a sentence for each newer checkpoint that could not be read
 
 
-def load_newest(directory: Path) -> Loaded | None:
-    """The newest readable checkpoint, the same on every rank. Collective: refused where ranks see different files."""
+def load_newest(directory: Path, step: int | None = None) -> Loaded | None:
+    """The newest readable checkpoint, or that of ``step``, the same on every rank.
+
+    Collective: refused where ranks see different files.
+    """
     found: Loaded | None = None
     problem = None
     try:
-        found = _load_newest(directory)
+        found = _load_newest(existing(directory) if step is None else [path_of(directory, step)], directory)
     except UserError as error:
         problem = str(error)
     seen = distributed.gather((found.path.name if found else None, problem))
@@ -97,9 +100,9 @@ def load_newest(directory: Path) -> Loaded | None:
     return found
 
 
-def _load_newest(directory: Path) -> Loaded | None:
+def _load_newest(paths: list[Path], directory: Path) -> Loaded | None:
     complaints: list[str] = []
-    for path in existing(directory):
+    for path in paths:
         try:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():

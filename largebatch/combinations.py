@@ -10,9 +10,11 @@ def check_combinations(run: config.Run, precision: str) -> None:
     """Refuse a run whose methods contradict one another. ``precision``: the one that was chosen."""
     adascale = run.lr.scaling == "adascale"
     alone = run.averaging.name != "none"
+    noise = run.record.noise_scale is not None
     engine = run.engine.name
     for asked, name in (
         (adascale, "lr.scaling = adascale"),
+        (noise, "record.noise_scale"),
         (run.sam is not None, "sam"),
         (alone, f"averaging.name = {run.averaging.name}"),
     ):
@@ -32,6 +34,15 @@ def check_combinations(run: config.Run, precision: str) -> None:
         (
             adascale and run.sam,
             "lr.scaling = adascale measures gradients at the weights, sam takes them elsewhere; choose one",
+        ),
+        (
+            noise and run.sam,
+            "record.noise_scale measures gradients at the weights, sam takes them elsewhere; choose one",
+        ),
+        (
+            (noise or run.record.directions_every_steps) and run.averaging.name == "post_local_sgd",
+            "averaging.name = post_local_sgd has as many gradients and directions as workers; leave out "
+            "record.noise_scale and record.directions_every_steps",
         ),
         (
             adascale and alone,

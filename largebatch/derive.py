@@ -52,6 +52,36 @@ def adascale_parts(run: config.Run) -> int:
     return size // reference
 
 
+def noise_part(run: config.Run, stage: batch.Stage, world_size: int) -> int:
+    """b: examples of the small batch of ``record.noise_scale`` in a stage of the run; 0 where it is not recorded."""
+    section, size = run.record.noise_scale, stage.global_batch_size
+    if section is None:
+        return 0
+    key, micro, share = "record.noise_scale.small_batch_size", stage.micro_batch_size, size // world_size
+    small = section.small_batch_size or (run.lr.reference_batch_size if adascale_parts(run) else None) or micro
+    assert small is not None
+    if small == size and section.small_batch_size is None:
+        raise UserError(
+            f"record.noise_scale needs gradients of two batch sizes, and here the global batch of {size} is one "
+            f"micro-batch; set batch.micro_batch_size to a part of it, such as {batch.largest_divisor(size, size // 2)}"
+            if size > 1
+            else "record.noise_scale needs gradients of two batch sizes; batch.global_batch_size = 1 has one"
+        )
+    if small >= size:
+        raise UserError(f"{key} = {small} must be smaller than batch.global_batch_size = {size}")
+    if adascale_parts(run) and small != run.lr.reference_batch_size:
+        raise UserError(
+            f"{key} = {small} must be lr.reference_batch_size = {run.lr.reference_batch_size} with lr.scaling = "
+            "adascale, which measures the same parts; leave it out"
+        )
+    if small % micro or share % small:
+        raise UserError(
+            f"{key} = {small} must divide a rank's {share} examples of a step and be a multiple of the micro-batch of "
+            f"{micro}; set batch.micro_batch_size = {small}, or leave it out to take the micro-batch"
+        )
+    return small
+
+
 def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_batch: int) -> BatchPlan:
     """The run's batch plan on ``world_size`` ranks; that of its first phase, if it has several."""
     parts = adascale_parts(run)

@@ -1,6 +1,6 @@
 """The one exception that means "the user can mend this".
 
-Every room may raise it; only ``cli.py`` catches it, prints its sentence and exits with code 2. The
+Every room may raise it; only ``cli`` catches it, prints its sentence and exits with code 2. The
 sentence names the key, the value and what would be valid.
 """
 

@@ -29,7 +29,7 @@ from largebatch.errors import UserError
 from largebatch.evaluate import Evaluation
 from largebatch.measure import Measure
 from largebatch.mllog import MlperfLog
-from largebatch.optim import LayerNumbers, Watch
+from largebatch.observe import Observer
 from largebatch.signals import signals_noticed
 from largebatch.swap import Swap
 from largebatch.update import Update
@@ -116,8 +116,7 @@ class Loop:
         self.epoch_marks = marks(self.plan, 1.0)
         self.mllog = mllog
         self.looked = time.perf_counter()  # when the last evaluation began
-        self.watch = Watch(job.engine.model.named_parameters(), job.engine.optimizer)
-        self.layers: list[tuple[int, LayerNumbers]] = []
+        self.observer = Observer(job, self.update)
         self.started = time.perf_counter()
         self.total_before = 0.0
         complaints = self._resume()
@@ -205,13 +204,9 @@ class Loop:
                 clock = time.perf_counter()
 
     def one_step(self, micro_batches: Any, measure: bool) -> None:
-        every = self.job.run.record.layers_every_steps
-        watching = every > 0 and (self.step + 1) % every == 0
-        if watching:
-            self.watch.before()
+        self.observer.before(self.step)
         self.losses.append(self.update.step(self.step, micro_batches, measure))
-        if watching:
-            self.layers.append((self.step + 1, self.watch.after()))
+        self.observer.after(self.step)
         if self.ema is not None and self.update.workers is None:
             self.ema.after_step(self.step + 1)
         elif self.ema is not None and self.update.together:
@@ -272,10 +267,7 @@ class Loop:
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
                 raise Diverged(self._divergence(first + offset, loss))
-        for step, numbers in self.layers:
-            values = numbers.read()
-            self.recorder.layers(step, self.plan.examples_before(step), values.summary(), values.by_layer())
-        self.layers = []
+        self.observer.read(self.recorder)
         spent = self.seconds - self.window_seconds
         sizes = [self.plan.at(step).global_batch_size for step in range(first, self.step)]
         examples = sum(sizes)
@@ -346,6 +338,7 @@ class Loop:
             "total_seconds": self._total_seconds(),
             "accuracies": self.measure.accuracies,
             "update": self.update.save(),
+            "observer": self.observer.save(),
             "ema": self.ema.save() if self.ema else None,
             "swap": self.swap.save() if self.swap else None,
         }
@@ -366,6 +359,7 @@ class Loop:
         self.step, self.seconds, self.total_before = state["step"], state["seconds"], state["total_seconds"]
         self.measure.accuracies = state["accuracies"]
         self.update.load(state["update"])
+        self.observer.load(state.get("observer", {}))
         if self.ema is not None:
             self.ema.load(state["ema"])
         complaint = self.swap.load(state["swap"]) if self.swap is not None else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class Update:
         self.lr = job.lr.schedule(0)  # of the last step
         self.highest_lr = 0.0  # of all steps, under AdaScale, where no rule says it beforehand
         self.norm: Tensor | None = None  # of the last measured gradient, before clipping
+        self.squares: Tensor | None = None  # of parts, as engines/ddp.py gives them, where the engine measured any
+        self.look: Callable[[int], None] = lambda step: None  # called between the gradient and the optimizer's step
         self.correct: Tensor | None = None  # right answers in training since somebody asked, if they are counted
         self.counts_correct = isinstance(self.run.averaging, config.Swap)
         parts = derive.adascale_parts(self.run)
@@ -67,8 +69,11 @@ class Update:
             return self._local_step(step, micro_batches, stage)
         self._set_rates(step)
         loss = self.gradient(micro_batches, stage.global_batch_size, stage.accumulation_steps)
+        parts = getattr(self.engine, "parts", None)
+        self.squares = self.engine.squares_of_parts() if parts is not None and parts.active else None  # type: ignore[attr-defined]  # only ddp has them
         if self.adascale is not None:
             self._follow_gain(step)
+        self.look(step)
         self.norm = self.finish(measure)
         return loss
 
@@ -138,7 +143,8 @@ class Update:
 
     def _follow_gain(self, step: int) -> None:
         assert self.adascale is not None
-        sums, square = self.engine.squares_of_parts()  # type: ignore[attr-defined]  # only ddp has them
+        assert self.squares is not None
+        sums, square = distributed.sum_(self.squares[0].clone()).item(), self.squares[1].item()
         self.gain = self.adascale.observe(sums * self.adascale.parts**2, square)
         self._set_rates(step, self.gain)
         self.highest_lr = max(self.highest_lr, self.lr)

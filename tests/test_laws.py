@@ -41,6 +41,7 @@ ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is 
     "checkpoint": SCIENCE | {"distributed"},
     "record": SCIENCE | {"distributed"},
     "evaluate": SCIENCE | {"distributed"},
+    "diagnostics": SCIENCE,
 }
 DEEPSPEED = {"engines/deepspeed.py", "bench/contestants.py"}  # who may import it
 ASSEMBLY = {
@@ -51,9 +52,12 @@ ASSEMBLY = {
     "averaging",
     "swap",
     "measure",
+    "observe",
     "train",
     "compare",
     "bench",
+    "diagnose",
+    "surface",
     "recipes",
     "cli",
 }

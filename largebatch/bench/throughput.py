@@ -1,7 +1,8 @@
-"""The trainer beside a bare PyTorch loop: what the framework costs.
+"""The trainer beside a bare PyTorch loop: what the framework costs. Or beside itself under other keys: what they cost.
 
-Both train the same model on the same resident data with the same optimizer and micro-batches, in one process,
-alternating; who goes first alternates too. The figure is the median over pairs of trainer / bare.
+Beside the bare loop both train the same model on the same resident data with the same optimizer and micro-batches. In
+one process, alternating; who goes first alternates too. The figure is the median over pairs of trainer / other, in
+examples per second.
 """
 
 from __future__ import annotations
@@ -24,12 +25,51 @@ from largebatch.errors import UserError
 from largebatch.train import Loop, marks
 
 
-def measure(run: config.Run, pairs: int, steps: int, command: str) -> dict[str, Any]:
-    """Examples per second of both, and their ratio; every number with its unit in its name."""
+def measure(run: config.Run, pairs: int, steps: int, command: str, beside: list[str] | None = None) -> dict[str, Any]:
+    """Examples per second of both, and their ratio; every number with its unit in its name.
+
+    ``beside`` are overrides laid over the recipe: with them the trainer takes the place of the bare loop.
+    """
     if distributed.world_size() > 1:
         raise UserError("bench throughput measures one process; start it without a launcher")
     device = distributed.choose_device(run.device)
-    timed = run.model_copy(
+    job = assemble(_timed(run, steps), device)
+    if beside:
+        changed = config.from_dict(config.overlay(run.as_written(), beside), f"{run.name} with --beside")
+        name, other, seconds_of_other = "beside", assemble(_timed(changed, steps), device), _seconds_of_trainer
+    else:
+        _check_that_a_bare_loop_can(job)
+        name, other, seconds_of_other = "bare_loop", job, _seconds_of_bare_loop
+    halves = {"trainer": (job, _seconds_of_trainer), name: (other, seconds_of_other)}
+    for of, seconds_of in halves.values():
+        seconds_of(of)  # warm-up: allocator, kernels, threads
+    speeds: dict[str, list[float]] = {half: [] for half in halves}
+    for pair in range(pairs):
+        for half in sorted(halves, reverse=bool(pair % 2)):
+            of, seconds_of = halves[half]
+            speeds[half].append(steps * of.plan.global_batch_size / seconds_of(of))
+    ratios = [ours / theirs for ours, theirs in zip(speeds["trainer"], speeds[name], strict=True)]
+    return {
+        "recipe": run.name,
+        "model": run.model.name,
+        "global_batch_size": job.plan.global_batch_size,
+        "micro_batch_size": job.plan.micro_batch_size,
+        "steps_timed": steps,
+        "pairs": pairs,
+        **({"beside": beside} if beside else {}),
+        "trainer_examples_per_second": speeds["trainer"],
+        f"{name}_examples_per_second": speeds[name],
+        f"trainer_over_{name}": ratios,
+        f"trainer_over_{name}_median": statistics.median(ratios),
+        "command": command,
+        "machine": record.machine(device),
+        "versions": record.versions(),
+        "commit": record.commit(),
+    }
+
+
+def _timed(run: config.Run, steps: int) -> config.Run:
+    return run.model_copy(
         update={
             "epochs": None,
             "steps": steps,
@@ -38,38 +78,16 @@ def measure(run: config.Run, pairs: int, steps: int, command: str) -> dict[str, 
             "lr": config.LearningRate(base=1e-4),  # the time of a step does not depend on it, divergence does
         }
     )
-    if run.max_grad_norm is not None:
+
+
+def _check_that_a_bare_loop_can(job: Job) -> None:
+    if job.run.max_grad_norm is not None:
         raise UserError("bench throughput compares with a loop that does not clip; leave max_grad_norm out")
-    job = assemble(timed, device)
     if not isinstance(job.dataset.train, ResidentSplit):
-        raise UserError(f"bench throughput measures sets that live on the device; {run.data.name} is read from files")
+        name = job.run.data.name
+        raise UserError(f"bench throughput measures sets that live on the device; {name} is read from files")
     if job.dataset.train.augment != "none":
         raise UserError("bench throughput compares with a loop that does not augment; add data.augment=none")
-    halves = {"trainer": lambda: _seconds_of_trainer(job), "bare": lambda: _seconds_of_bare_loop(job)}
-    for half in halves.values():
-        half()  # warm-up: allocator, kernels, threads
-    seconds: dict[str, list[float]] = {name: [] for name in halves}
-    for pair in range(pairs):
-        for name in sorted(halves, reverse=bool(pair % 2)):
-            seconds[name].append(halves[name]())
-    examples = steps * job.plan.global_batch_size
-    ratios = [bare / trainer for trainer, bare in zip(seconds["trainer"], seconds["bare"], strict=True)]
-    return {
-        "recipe": run.name,
-        "model": run.model.name,
-        "global_batch_size": job.plan.global_batch_size,
-        "micro_batch_size": job.plan.micro_batch_size,
-        "steps_timed": steps,
-        "pairs": pairs,
-        "trainer_examples_per_second": [examples / s for s in seconds["trainer"]],
-        "bare_loop_examples_per_second": [examples / s for s in seconds["bare"]],
-        "trainer_over_bare_loop": ratios,
-        "trainer_over_bare_loop_median": statistics.median(ratios),
-        "command": command,
-        "machine": record.machine(device),
-        "versions": record.versions(),
-        "commit": record.commit(),
-    }
 
 
 def table(facts: dict[str, Any]) -> rich.table.Table:
@@ -77,14 +95,15 @@ def table(facts: dict[str, Any]) -> rich.table.Table:
     shown = rich.table.Table(title=title)
     for heading in ("", "median", "least", "most"):
         shown.add_column(heading, justify="left" if not heading else "right")
-    for label, key, form in (
+    name, label = ("beside", f"with {' '.join(facts['beside'])}") if "beside" in facts else ("bare_loop", "bare loop")
+    for row, key, form in (
         ("trainer, examples/s", "trainer_examples_per_second", "{:,.0f}"),
-        ("bare loop, examples/s", "bare_loop_examples_per_second", "{:,.0f}"),
-        ("trainer / bare loop", "trainer_over_bare_loop", "{:.3f}"),
+        (f"{label}, examples/s", f"{name}_examples_per_second", "{:,.0f}"),
+        (f"trainer / {label}", f"trainer_over_{name}", "{:.3f}"),
     ):
         values = facts[key]
         cells = (statistics.median(values), min(values), max(values))
-        shown.add_row(label, *(form.format(value) for value in cells))
+        shown.add_row(row, *(form.format(value) for value in cells))
     return shown
 
 

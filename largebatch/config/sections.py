@@ -283,12 +283,27 @@ class Checkpoint(Section):
     keep: PositiveInt = 2
 
 
+class NoiseScale(Section):
+    """McCandlish's simple noise scale, from gradients that the training takes anyway."""
+
+    small_batch_size: PositiveInt | None = None  # examples of the small batch; unset: the micro-batch
+    every_steps: PositiveInt = 1
+    smoothing: Fraction = 0.99  # what the averages keep of themselves at each measured step
+
+
 class Record(Section):
     dir: str | None = None  # the run directory; else runs/<name>
     every_steps: PositiveInt = 10
     layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
+    directions_every_steps: NonNegativeInt = 0  # distance from the start, lengths and angles of steps; 0: never
+    noise_scale: NoiseScale | None = None
     tensorboard: bool = True
     mllog: bool = False  # MLPerf's log lines, in mllog.txt of the run directory
+
+    @pydantic.field_validator("noise_scale", mode="before")
+    @classmethod
+    def true_is_on(cls, written: Any) -> Any:
+        return {True: {}, False: None}[written] if isinstance(written, bool) else written
 
 
 class Published(Section):

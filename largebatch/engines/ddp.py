@@ -5,7 +5,8 @@ in half precision (torch's communication hooks; Akiba et al. 2017, Jia et al. 20
 
 Asked to (:meth:`Ddp.measure_parts`), it sums the squared norms of the gradients of parts of the global batch, each
 taken before it is added to the others: a rank's last part as DDP's buckets are about to be summed, those before it
-after their own backward. Nothing is communicated for it but, when it is read, one number.
+after their own backward. Nothing is communicated for it but, when it is read, one number. Steps whose parts nobody asks
+for are not touched: ``parts.active``.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Ddp(Engine):
 
     def _summed(self, state, bucket):  # torch reads annotations and knows no postponed ones
         if self.parts is not None:
-            self.parts.meet(bucket)
+            self.parts.meet(bucket)  # of a step that is not measured it takes no notice
         everyone = torch.distributed.group.WORLD
         assert everyone is not None
         return HOOKS[self.all_reduce](everyone, bucket)
@@ -84,24 +85,24 @@ class Ddp(Engine):
         return wrapper.no_sync()
 
     def forward(self, images: Tensor, last: bool = True) -> Tensor:
-        if self.parts is not None:
+        if self.parts is not None and self.parts.active:
             self.parts.seen += len(images)
         return super().forward(images, last)
 
     def backward(self, loss: Tensor) -> None:
         super().backward(loss)
-        if self.parts is not None and self.parts.seen == self.parts.examples:
+        if self.parts is not None and self.parts.active and self.parts.seen == self.parts.examples:
             alone = distributed.world_size() == 1
             self.parts.end(list(self.model.parameters()), self._last, alone)
 
-    def squares_of_parts(self) -> tuple[float, float]:
-        """After the last backward: (Σ over parts of ‖gᵢ/S‖², ‖ḡ‖²), gᵢ the mean gradient of part i of S. Collective."""
+    def squares_of_parts(self) -> Tensor:
+        """After the last backward, on the device: (Σ over this rank's parts of ‖gᵢ/S‖², ‖ḡ‖²), gᵢ the mean gradient
+        of part i of S. The first is to be summed over ranks."""
         assert self.parts is not None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         whole = squares(gradients).sum().double()
         sums = self.parts.take().to(whole.device)
-        world = distributed.world_size()
-        return distributed.sum_(sums).item() / world**2, whole.item()
+        return torch.stack([sums / distributed.world_size() ** 2, whole])
 
 
 class Parts:
@@ -109,6 +110,7 @@ class Parts:
 
     def __init__(self, examples: int) -> None:
         self.examples = examples
+        self.active = True
         self.seen = 0  # of the part in progress
         self.earlier: dict[Tensor, Tensor] = {}  # gradients of this rank's parts that are complete
         self.total: Tensor | None = None
@@ -141,6 +143,8 @@ class Parts:
 
     def meet(self, bucket: Any) -> None:
         """A bucket of the last part, about to be summed over ranks: it is measured, and the earlier parts join it."""
+        if not self.active:
+            return
         self.add([bucket.buffer()])
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
             if parameter in self.earlier:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from largebatch.errors import UserError, suggestion
-from largebatch.models import small
+from largebatch.models import keskar, small
 
 SMALL: dict[str, Callable[..., nn.Module]] = {
     "tiny_cnn": small.tiny_cnn,
@@ -23,6 +23,8 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "resnet18_small": small.resnet18,
     "resnet9": small.resnet9,
     "wide_resnet": small.wide_resnet,
+    "keskar_c1": keskar.keskar_c1,
+    "keskar_c2": keskar.keskar_c2,
 }
 
 

@@ -1,5 +1,6 @@
 """Optimizers: each states its equation in its module. Usable without the rest of the project."""
 
+from largebatch.optim.directions import Directions, StepNumbers
 from largebatch.optim.groups import Treatment, parameter_groups, treatments
 from largebatch.optim.heavy_ball import HeavyBall
 from largebatch.optim.lamb import Lamb
@@ -11,6 +12,7 @@ from largebatch.optim.shards import Partition, Segment
 from largebatch.optim.telemetry import LayerNumbers, LayerValues, Watch
 
 __all__ = [
+    "Directions",
     "HeavyBall",
     "Lamb",
     "Lars",
@@ -23,6 +25,7 @@ __all__ = [
     "Partition",
     "RmspropSgd",
     "Segment",
+    "StepNumbers",
     "Treatment",
     "Watch",
     "muon_groups",

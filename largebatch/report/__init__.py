@@ -1,8 +1,8 @@
 """Run directories on disk -> one self-contained page, the same tables as Markdown, rows for the terminal.
 
-read (files) -> summary (means, differences) -> verdict, table (words, cells) -> curves, figures, svg
-(pictures) -> page. This room imports no torch and nothing of ours but the errors: a report is made where
-there is no GPU.
+files, run, read (what lies there) -> summary (means, differences) -> verdict, table, diagnostics (words,
+cells) -> curves, figures, svg (pictures) -> page. alone: what one command measured, as a picture in a file of
+its own. This room imports no torch and nothing of ours but the errors: a report is made where there is no GPU.
 """
 
 import os
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from largebatch.errors import UserError
+from largebatch.report.read import is_comparison
 from largebatch.report.summary import Comparison, summarize
 from largebatch.report.table import Table, results
 from largebatch.report.verdict import verdict
@@ -31,15 +32,15 @@ class Written:
 def write(paths: Path | Sequence[Path], out: Path | None = None) -> Written:
     """``report.html`` and ``report.md`` in the folder ``out``.
 
-    ``paths`` is one comparison folder, or run folders of which the first is the baseline. By default
-    ``out`` is the comparison's folder, or a folder ``report`` beside the first run.
+    ``paths`` are comparison folders, or run folders, of which the first has the baseline. By default ``out``
+    is the comparison's folder, for several comparisons the one that holds them all, else a folder ``report``
+    beside the first.
     """
     from largebatch.report.page import html, markdown
 
     paths = [paths] if isinstance(paths, Path) else list(paths)
     comparison = summarize(paths)
-    if out is None:
-        out = comparison.folder if (paths[0] / "comparison.json").is_file() else paths[0].resolve().parent / "report"
+    out = out or _beside(paths, comparison)
     page, text = html(comparison), markdown(comparison)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -50,3 +51,11 @@ def write(paths: Path | Sequence[Path], out: Path | None = None) -> Written:
     except OSError as error:
         raise UserError(f"the report cannot be written to {out}: {error.strerror}; name another folder") from None
     return Written(out / "report.html", out / "report.md", results(comparison), verdict(comparison))
+
+
+def _beside(paths: Sequence[Path], comparison: Comparison) -> Path:
+    if is_comparison(paths[0]) and (
+        len(paths) == 1 or all(path.resolve().parent == comparison.folder for path in paths)
+    ):
+        return comparison.folder
+    return paths[0].resolve().parent / "report"

@@ -2,18 +2,21 @@
 
 A mean is taken at the steps that every finished seed recorded. Runs that did not finish stay lines of their
 own, so that a diverging seed is seen and does not drag the mean. No line has more than ``POINTS`` points: of
-evaluations and learning rates every k-th is kept; of the noisy training records k neighbours are averaged to
-``AVERAGED_POINTS`` (the loss of a record is a mean over its examples already).
+evaluations and learning rates every k-th is kept; of what is noisy from step to step k neighbours are averaged
+to ``AVERAGED_POINTS`` (the loss of a record is a mean over its examples already).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from largebatch.report.read import Run, finite
+from largebatch.report.files import finite
+from largebatch.report.run import Record, Run
 from largebatch.report.summary import Row
 
 POINTS = 300
 AVERAGED_POINTS = 100
+NOISY = ("loss", "grad_norm", "relative_update", "gradient_alignment")
 
 Points = dict[int, tuple[float, float]]
 
@@ -29,10 +32,10 @@ class Line:
     broken: bool = False
 
 
-def lines(row: Row, x: str, y: str, *, evaluations: bool) -> list[Line]:
+def lines(row: Row, x: str, y: str, event: str = "train") -> list[Line]:
     """The lines of ``y`` against ``x`` for one row: the mean first, then each run that did not finish."""
-    noisy = y in ("loss", "grad_norm") and not evaluations
-    finished = [points for run in row.finished if (points := recorded(run, x, y, evaluations=evaluations))]
+    noisy = y in NOISY and event != "evaluate"
+    finished = [points for run in row.finished if (points := recorded(run, x, y, event))]
     common = sorted(set.intersection(*(set(points) for points in finished))) if finished else []
     drawn = []
     if common:
@@ -40,17 +43,50 @@ def lines(row: Row, x: str, y: str, *, evaluations: bool) -> list[Line]:
     elif finished:
         drawn += [_mean([list(points.values())], noisy) for points in finished]
     for run in row.broken:
-        if points := recorded(run, x, y, evaluations=evaluations):
+        if points := recorded(run, x, y, event):
             line = _mean([list(points.values())], noisy)
             drawn.append(Line(line.x, line.y, broken=True))
     return drawn
 
 
-def recorded(run: Run, x: str, y: str, *, evaluations: bool) -> Points:
+def interval_lines(row: Row, x: str, y: str) -> list[Line]:
+    """As ``lines``, of the event named ``y``, whose records hold an interval as ``y``_low and ``y``_high.
+
+    Bands reach over the intervals of all seeds. A number that is not known is a gap; a bound that is not
+    known is 0 below and infinite above.
+    """
+    made = []
+    for runs, broken in [(row.finished, False), *(((run,), True) for run in row.broken)]:
+        of_runs = [{record["step"]: record for record in run.events[y]} for run in runs]
+        of_runs = [records for records in of_runs if records]
+        steps = sorted(set.intersection(*map(set, of_runs))) if of_runs else []
+        steps = [steps[index] for index in _kept(len(steps), POINTS)]
+        known = [[_numbers(records[step], x, y) for records in of_runs] for step in steps]
+        if steps:
+            made.append(
+                Line(
+                    x=tuple(found[0][0] for found in known),
+                    y=tuple(sum(number for _, number, _, _ in found) / len(found) for found in known),
+                    low=None if broken else tuple(min(low for *_, low, _ in found) for found in known),
+                    high=None if broken else tuple(max(high for *_, high in found) for found in known),
+                    broken=broken,
+                )
+            )
+    return [line for line in made if any(value == value for value in line.y)]
+
+
+def _numbers(record: Record, x: str, y: str) -> tuple[float, float, float, float]:
+    known = [finite(record.get(key)) for key in (x, y, f"{y}_low", f"{y}_high")]
+    instead = (math.nan, math.nan, 0.0, math.inf)
+    at, number, low, high = (other if value is None else value for value, other in zip(known, instead, strict=True))
+    return at, number, low, high
+
+
+def recorded(run: Run, x: str, y: str, event: str = "train") -> Points:
     """Step -> (x, y) where both are finite; evaluations are those of the split the run is judged on."""
-    records = run.train
-    if evaluations:
-        records = [record for record in run.evaluations if record.get("split") == run.evaluated_on]
+    records = run.events[event]
+    if event == "evaluate":
+        records = [record for record in records if record.get("split") == run.evaluated_on]
     pairs = ((record["step"], finite(record.get(x)), finite(record.get(y))) for record in records)
     return {step: (a, b) for step, a, b in pairs if a is not None and b is not None}
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from largebatch.report.files import finite
 from largebatch.report.numerals import count, duration, listing, plain
-from largebatch.report.read import Run, finite
+from largebatch.report.run import Run
 from largebatch.report.summary import Comparison, Row
 
 SPLIT_NAMES = {"test": "the test set", "held_out": "a held-out part of the training set"}
@@ -62,14 +63,24 @@ def model(run: Run) -> str:
 
 
 def _same(comparison: Comparison, what: str, value: Callable[[Row], str]) -> str:
-    values = [(value(row), row.label) for row in comparison.rows]
-    kinds = list(dict.fromkeys(kind for kind, _ in values))
+    values = {row.id: value(row) for row in comparison.rows}
+    kinds = list(dict.fromkeys(values.values()))
     if len(comparison.rows) == 1:
         return f"{what.capitalize()}: {kinds[0]}."
     if len(kinds) == 1:
         return f"Same {what} for every row: {kinds[0]}."
-    listed = (f"{kind} ({', '.join(label for own, label in values if own == kind)})" for kind in kinds)
+    listed = (f"{kind} ({_named(comparison, {id for id, own in values.items() if own == kind})})" for kind in kinds)
     return f"Not the same {what}: {'; '.join(listed)}."
+
+
+def _named(comparison: Comparison, ids: set[str]) -> str:
+    """Labels of rows; a comparison whose rows are all meant stands for them."""
+    said = []
+    for name in dict.fromkeys(row.comparison for row in comparison.rows):
+        own = [row for row in comparison.rows if row.comparison == name]
+        meant = [row for row in own if row.id in ids]
+        said += [f"all of {name}"] if name and len(meant) == len(own) > 1 else [row.label for row in meant]
+    return ", ".join(said)
 
 
 def _of_runs(value: Callable[[Run], Any]) -> Callable[[Row], str]:

@@ -1,9 +1,14 @@
 """Every picture of a report, in the order of the page; one that the runs have no numbers for is left out."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 from largebatch.report import svg
+from largebatch.report.batch_figures import accuracy_by_batch
 from largebatch.report.frame import Picture
+from largebatch.report.geometry_figures import alignment, distance, noise_scale, relative_update
 from largebatch.report.line_figures import accuracy, accuracy_in_time, learning_rate, training
-from largebatch.report.row_figures import accuracy_by_batch, bars, learning_rate_search
+from largebatch.report.row_figures import bars, learning_rate_search
 from largebatch.report.summary import Comparison
 
 
@@ -11,21 +16,40 @@ def pictures(comparison: Comparison) -> list[Picture]:
     """Every picture that the runs have numbers for, in the order of the page."""
     with svg.drawing():
         made = [
-            accuracy(comparison, "epoch", "accuracy-epochs", "epochs"),
-            accuracy(comparison, "step", "accuracy-steps", "steps (log scale)", log_x=True),
-            accuracy_in_time(comparison),
-            accuracy_by_batch(comparison),
-            learning_rate(comparison),
-            training(comparison, "loss", "training-loss", "Training loss", "loss"),
-            training(
-                comparison,
-                "grad_norm",
-                "gradient-norm",
-                "Gradient norm",
-                "norm of the gradient before clipping",
-            ),
+            *_by_comparison(comparison, curves),
+            *accuracy_by_batch(comparison),
+            *_by_comparison(comparison, geometry),
             bars(comparison, "seconds_per_step", "time-step", "Time per step"),
             bars(comparison, "seconds_per_epoch", "time-epoch", "Time per epoch"),
             learning_rate_search(comparison),
         ]
     return [picture for picture in made if picture is not None]
+
+
+def curves(comparison: Comparison) -> list[Picture | None]:
+    return [
+        accuracy(comparison, "epoch", "accuracy-epochs", "epochs"),
+        accuracy(comparison, "step", "accuracy-steps", "steps (log scale)", log_x=True),
+        accuracy_in_time(comparison),
+        learning_rate(comparison),
+        training(comparison, "loss", "training-loss", "Training loss", "loss"),
+        training(comparison, "grad_norm", "gradient-norm", "Gradient norm", "norm of the gradient before clipping"),
+    ]
+
+
+def geometry(comparison: Comparison) -> list[Picture | None]:
+    return [noise_scale(comparison), distance(comparison), relative_update(comparison), alignment(comparison)]
+
+
+def _by_comparison(
+    comparison: Comparison, draw: Callable[[Comparison], Sequence[Picture | None]]
+) -> list[Picture | None]:
+    """Where several comparisons are reported, each has a section of its own: their lines would hide each other."""
+    names = list(dict.fromkeys(row.comparison for row in comparison.rows))
+    if len(names) == 1:
+        return list(draw(comparison))
+    made = []
+    for name in names:
+        part = replace(comparison, rows=tuple(row for row in comparison.rows if row.comparison == name))
+        made += [picture and replace(picture, section=f"{picture.section}: {name}") for picture in draw(part)]
+    return made

@@ -41,15 +41,16 @@ class Look:
 
 def looks(comparison: Comparison) -> dict[str, Look]:
     """Row id -> look; the baseline in ink with a plain line, whichever row it is."""
-    chosen = {}
-    for row in sorted(comparison.rows, key=lambda row: not row.is_baseline):
-        index = len(chosen)
-        colour = svg.COLOURS[(index - 1) % len(svg.COLOURS)] if index else svg.INK
-        chosen[row.id] = Look(
-            index,
-            colour,
-            svg.VARIABLES[colour],
-            DASHES[index % len(DASHES)],
-            list(MARKERS)[index % len(MARKERS)],
-        )
-    return chosen
+    return {row.id: look(row.place) for row in comparison.rows}
+
+
+def look(index: int) -> Look:
+    """The look of that place in the order."""
+    colour = svg.COLOURS[(index - 1) % len(svg.COLOURS)] if index else svg.INK
+    return Look(
+        index,
+        colour,
+        svg.VARIABLES[colour],
+        DASHES[index % len(DASHES)],
+        list(MARKERS)[index % len(MARKERS)],
+    )

@@ -48,8 +48,10 @@ def interval(value: Difference | None) -> str:
 
 
 def ratio(number: float) -> str:
-    """``32.0``."""
-    return f"{number:.1f}" if math.isfinite(number) else ABSENT
+    """``32.0``, ``0.01``."""
+    if not math.isfinite(number):
+        return ABSENT
+    return f"{number:.1f}" if number >= 0.1 or number == 0 else f"{number:.1g}"
 
 
 def decimals(numbers: Iterable[float | None]) -> int:
@@ -66,6 +68,28 @@ def duration(seconds: float) -> str:
     return (
         f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds < 3600 else f"{minutes // 60} h {minutes % 60} min"
     )
+
+
+def short(label: str) -> str:
+    """What has room in a picture."""
+    return label if len(label) <= 56 else label[:55] + "…"
+
+
+def measured(mean: float, spread: float | None = None) -> str:
+    """``205 ± 70``, ``1.23 ± 0.83``, ``0.0412``: two digits of the spread, or three of a number without one."""
+    if not spread:
+        digits = _digits(mean, 3)
+        return _minus(f"{mean:,.{digits}f}")
+    digits = min(_digits(spread, 2), _digits(mean, 5))
+    return f"{_minus(f'{mean:,.{digits}f}')} ± {spread:,.{digits}f}"
+
+
+def _digits(number: float, significant: int) -> int:
+    return min(9, max(0, significant - 1 - math.floor(math.log10(abs(number))))) if number else 2
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def listing(words: Iterable[object]) -> str:

@@ -5,7 +5,8 @@ same bytes: nothing is stamped with the time of writing.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from largebatch.report import table
 from largebatch.report.fairness import fairness, machine, setting
 from largebatch.report.figures import pictures
 from largebatch.report.frame import Picture
-from largebatch.report.looks import looks
+from largebatch.report.looks import Look, looks
 from largebatch.report.numerals import listing
-from largebatch.report.read import Run
+from largebatch.report.run import Run
 from largebatch.report.summary import Comparison
 from largebatch.report.table import Table
 from largebatch.report.verdict import verdict
@@ -28,10 +29,7 @@ HERE = Path(__file__).parent
 
 def html(comparison: Comparison) -> str:
     """The whole page."""
-    drawn = pictures(comparison)
-    sections: dict[str, list[Picture]] = {}
-    for picture in drawn:
-        sections.setdefault(picture.section, []).append(picture)
+    sections = _sections(pictures(comparison))
     style = looks(comparison)
     return _template().render(
         comparison=comparison,
@@ -40,11 +38,10 @@ def html(comparison: Comparison) -> str:
         results=table.results(comparison),
         looks=style,
         notes=notes(comparison),
-        sections=list(sections.items()),
-        shared_key=tuple((style[row.id], row.label) for row in comparison.rows),
+        sections=sections,
         reading=_reading(comparison),
         searches=table.searches(comparison),
-        searches_shown="Tuning" in sections,
+        searches_shown=any(section.name == "Tuning" for section in sections),
         fairness=[*fairness(comparison), *comparison.notes],
         published=table.published(comparison),
         every_run=table.every_run(comparison),
@@ -52,6 +49,31 @@ def html(comparison: Comparison) -> str:
         facts=facts(comparison),
         configs=[(row.label, row.runs[0].config_text) for row in comparison.rows],
     )
+
+
+@dataclass(frozen=True)
+class Section:
+    """Pictures under one heading; ``key`` is what their keys hold together."""
+
+    id: str
+    name: str
+    pictures: tuple[Picture, ...]
+    key: tuple[tuple[Look, str], ...]
+
+
+def _sections(drawn: Sequence[Picture]) -> list[Section]:
+    by_name: dict[str, list[Picture]] = {}
+    for picture in drawn:
+        by_name.setdefault(picture.section, []).append(picture)
+    sections, ids = [], set()
+    for name, own in by_name.items():
+        id = re.sub(r"[^a-z0-9]+", "-", name.lower())
+        id = f"{id}-{len(ids)}" if id in ids else id
+        ids.add(id)
+        fullest_first = sorted((picture.key for picture in own), key=len, reverse=True)
+        key = dict.fromkeys(entry for one in fullest_first for entry in one)
+        sections.append(Section(id, name, tuple(own), tuple(key)))
+    return sections
 
 
 def markdown(comparison: Comparison) -> str:
@@ -109,9 +131,9 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def commands(comparison: Comparison) -> list[str]:
-    """What to type: the comparison's command, or each run's own."""
-    if comparison.command:
-        return [comparison.command]
+    """What to type: the comparisons' commands, or each run's own."""
+    if comparison.commands:
+        return list(comparison.commands)
     return list(dict.fromkeys(str(run.plan["command"]) for run in comparison.runs if run.plan.get("command")))
 
 

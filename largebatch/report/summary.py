@@ -16,7 +16,9 @@ from typing import Any
 from scipy.special import stdtrit
 
 from largebatch.errors import UserError
-from largebatch.report.read import Group, Run, Source, finite, read
+from largebatch.report.files import finite
+from largebatch.report.read import Group, Source, read
+from largebatch.report.run import Run
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Row:
 
     id: str
     label: str
-    is_baseline: bool
+    recipe: str
+    place: int
+    """Its look: 0 for the baseline, then in the order of the rows."""
     config: str | None
     overrides: tuple[str, ...]
     runs: tuple[Run, ...]
@@ -63,6 +67,12 @@ class Row:
     """Steps of the baseline / steps of this row."""
     search: Mapping[str, Any] | None
     expect: Mapping[str, Any] | None
+    published: Mapping[int, float]
+    comparison: str
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.place == 0
 
     @property
     def finished(self) -> tuple[Run, ...]:
@@ -89,7 +99,7 @@ class Comparison:
 
     name: str
     folder: Path
-    command: str | None
+    commands: tuple[str, ...]
     created: str | None
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
@@ -112,15 +122,18 @@ class Comparison:
 
 
 def summarize(paths: Path | Sequence[Path]) -> Comparison:
-    """The numbers of one comparison folder, or of run folders with the first as the baseline."""
+    """The numbers of comparison folders, or of run folders with the first as the baseline."""
     return measure(read([paths] if isinstance(paths, Path) else paths))
 
 
 def measure(source: Source) -> Comparison:
     """Means, differences and ratios of what was read."""
     reference = next(group for group in source.groups if group.id == source.baseline)
-    rows = tuple(_row(group, reference) for group in source.groups)
-    return Comparison(source.name, source.folder, source.command, source.created, rows, source.notes)
+    places = {
+        group.id: place for place, group in enumerate(sorted(source.groups, key=lambda group: group is not reference))
+    }
+    rows = tuple(_row(group, reference, places[group.id]) for group in source.groups)
+    return Comparison(source.name, source.folder, source.commands, source.created, rows, source.notes)
 
 
 def estimate(values: Iterable[float | None]) -> Estimate | None:
@@ -148,7 +161,7 @@ def difference(row: Estimate, baseline: Estimate) -> Difference:
     return Difference(points, error, points - half, points + half)
 
 
-def _row(group: Group, reference: Group) -> Row:
+def _row(group: Group, reference: Group, place: int) -> Row:
     plan = group.runs[0].plan
     own_steps, other_steps = (_mean(run.steps for run in g.runs) or 0 for g in (group, reference))
     for key in ("global_batch_size", "steps"):
@@ -163,7 +176,8 @@ def _row(group: Group, reference: Group) -> Row:
     return Row(
         id=group.id,
         label=group.label,
-        is_baseline=group is reference,
+        recipe=group.recipe,
+        place=place,
         config=group.config,
         overrides=group.overrides,
         runs=group.runs,
@@ -181,6 +195,8 @@ def _row(group: Group, reference: Group) -> Row:
         fewer_steps=other_steps / own_steps if own_steps else math.nan,
         search=group.search,
         expect=group.expect,
+        published=group.published,
+        comparison=group.comparison,
     )
 
 

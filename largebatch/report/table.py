@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from largebatch.report.files import finite
 from largebatch.report.numerals import ABSENT, count, decimals, interval, percent, plain, ratio, signed
-from largebatch.report.read import finite
 from largebatch.report.summary import Comparison, Estimate, Row
 from largebatch.report.verdict import best_large_batch
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
 import pytest
+import rich.console
 import torch
 from programs import largebatch
 
+from largebatch import config
+from largebatch.bench import throughput
 from largebatch.bench.bare_loop import bare_loop
 from largebatch.errors import UserError
 
@@ -54,9 +58,6 @@ def test_the_command_writes_its_numbers_with_units_and_circumstances(recipe, tmp
 def test_sets_that_are_read_from_files_are_refused(recipe, tmp_path):
     from PIL import Image
 
-    from largebatch import config
-    from largebatch.bench.throughput import measure
-
     for split in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -68,4 +69,45 @@ def test_sets_that_are_read_from_files_are_refused(recipe, tmp_path):
         model={"name": "tiny_cnn"},
     )
     with pytest.raises(UserError, match="bench throughput measures sets that live on the device; folder is read"):
-        measure(config.load(path), 1, 1, "")
+        throughput.measure(config.load(path), 1, 1, "")
+
+
+def test_the_trainer_stands_beside_itself_under_other_keys(recipe, monkeypatch):
+    """Four steps of 100 examples in two seconds, and of 50 in half a second: 200 and 400 examples per second."""
+    seconds = {100: 2.0, 50: 0.5}
+    order = []
+
+    def seconds_of(job):
+        order.append(job.plan.global_batch_size)
+        assert job.plan.steps == 4
+        assert job.run.record.layers_every_steps == (2 if order[-1] == 50 else 0)
+        return seconds[order[-1]]
+
+    monkeypatch.setattr(throughput, "_seconds_of_trainer", seconds_of)
+    keys = ["batch.global_batch_size=50", "record.layers_every_steps=2"]
+    run = config.load(recipe(max_grad_norm=1.0))  # which keeps a bare loop out
+    facts = throughput.measure(run, 2, 4, "bench", beside=keys)
+    assert order[:2] == [100, 50], "both warm up"
+    assert order[2:] in ([100, 50, 50, 100], [50, 100, 100, 50]), "who goes first alternates"
+    assert facts["beside"] == keys
+    assert facts["trainer_examples_per_second"] == [200.0, 200.0]
+    assert facts["beside_examples_per_second"] == [400.0, 400.0]
+    assert facts["trainer_over_beside"] == [0.5, 0.5]
+    assert facts["trainer_over_beside_median"] == 0.5
+    assert not any("bare" in key for key in facts)
+    console = rich.console.Console(file=io.StringIO(), width=140)
+    console.print(throughput.table(facts))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"trainer / with {' '.join(keys)}" in text
+    assert "bare" not in text
+
+
+def test_both_trainers_train(recipe):
+    facts = throughput.measure(config.load(recipe()), 1, 3, "", beside=["record.layers_every_steps=1"])
+    (ratio,) = facts["trainer_over_beside"]
+    assert ratio == facts["trainer_examples_per_second"][0] / facts["beside_examples_per_second"][0] > 0
+
+
+def test_what_stands_beside_must_be_a_recipe(recipe):
+    with pytest.raises(UserError, match="tiny with --beside: unknown key record.layers_every_step; did you mean"):
+        throughput.measure(config.load(recipe()), 1, 1, "", beside=["record.layers_every_step=1"])

@@ -85,7 +85,7 @@ def test_the_page_is_whole_and_fetches_nothing(written):
     assert not re.search(r"https?:|//[a-z]|@import|src=|url\((?!#)", text)
     assert (page.tags["script"], page.tags["link"], page.tags["img"]) == (0, 0, 0)
     pictures = page.tags["figure"]
-    assert pictures == 10
+    assert pictures == 11
     assert page.tags["title"] == pictures + 1
     assert page.tags["desc"] == page.tags["figcaption"] == pictures
     assert page.tags["caption"] == page.tags["table"] == 4

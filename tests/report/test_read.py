@@ -13,7 +13,7 @@ def test_the_last_line_for_a_step_counts_and_a_torn_one_is_left_out(tmp_path, wr
     again = {"event": "train", "step": 3, "epoch": 0.3, "loss": 77.0}
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(again) + "\n" + '{"event": "train", "step": 4, "lo')
-    loss = recorded(read([run]).groups[0].runs[0], "epoch", "loss", evaluations=False)
+    loss = recorded(read([run]).groups[0].runs[0], "epoch", "loss")
     assert loss[3] == (0.3, 77.0)
     assert loss[4] == (0.4, 0.5)
     assert list(loss) == list(range(1, 101))
@@ -31,7 +31,7 @@ def test_a_mean_line_takes_the_steps_of_all_seeds_and_leaves_failures_alone(tmp_
     folder = write_comparison(tmp_path / "c", {"a": (64, [90.0, 92.0, None])})
     first = folder / "row-0/seed-0/metrics.jsonl"
     first.write_text("".join(line + "\n" for line in first.read_text().splitlines() if '"step": 2,' not in line))
-    mean, failed = lines(summarize(folder).rows[0], "step", "accuracy_percent", evaluations=True)
+    mean, failed = lines(summarize(folder).rows[0], "step", "accuracy_percent", "evaluate")
     assert mean.x[:2] == (1, 3)
     assert (mean.low[0], mean.y[0], mean.high[0]) == (80.0, 81.0, 82.0)
     assert failed.broken
@@ -40,8 +40,8 @@ def test_a_mean_line_takes_the_steps_of_all_seeds_and_leaves_failures_alone(tmp_
 
 def test_long_curves_are_thinned_with_their_ends_kept(tmp_path, write_run):
     row = summarize(write_run(tmp_path / "a", batch=1, steps=6400)).rows[0]
-    [rate] = lines(row, "step", "lr", evaluations=False)
-    [loss] = lines(row, "step", "loss", evaluations=False)
+    [rate] = lines(row, "step", "lr")
+    [loss] = lines(row, "step", "loss")
     assert (len(rate.x), rate.x[0], rate.x[-1]) == (POINTS, 1, 6400)
     assert (len(loss.x), loss.x[-1]) == (AVERAGED_POINTS, 6400)
     block = range(round(98 * 6399 / 99) + 2, 6401)
@@ -109,7 +109,9 @@ def test_paths_that_are_no_runs_are_one_sentence(tmp_path, write_comparison, wri
         ([], "got none"),
         ([tmp_path], "is no run"),
         ([tmp_path / "nowhere"], "is no folder"),
-        ([comparison, run], "one comparison folder or several run folders"),
+        ([comparison, run], "r is none: report takes comparisons, or runs"),
+        ([run, comparison], "r is none: report takes comparisons, or runs"),
+        ([comparison, comparison], "comparison c is given twice"),
         ([run, run], "given twice"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -1,0 +1,46 @@
+"""The front door: parses, calls, prints. No science.
+
+Exit codes: 0 success; 1 a failure of its own, a diverged run among them; 2 a user's mistake, told in one
+sentence; 130 and 143 after SIGINT and SIGTERM, with a checkpoint saved. Under a launcher only rank zero speaks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from largebatch.cli import bench, diagnose, recipe, runs, surface
+from largebatch.errors import LocalError, UserError
+
+app = typer.Typer(
+    name="largebatch",
+    help="Train image classifiers with large batches, beside the small-batch momentum baseline.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(runs.train)
+app.command()(runs.compare)
+app.add_typer(bench.app, name="bench")
+app.add_typer(diagnose.app, name="diagnose")
+app.add_typer(recipe.app, name="recipe")
+app.add_typer(runs.data_app, name="data")
+app.command()(runs.report)
+app.command()(surface.surface)
+
+
+def main() -> None:
+    """The program, with its exit codes. ``--local_rank``, which some launchers append, is dropped."""
+    rank = int(os.environ.get("RANK", "0"))
+    arguments = [text for text in sys.argv[1:] if not text.startswith(("--local_rank=", "--local-rank="))]
+    sys.argv[1:] = arguments
+    try:
+        app(args=arguments)
+    except UserError as error:
+        if rank == 0 or isinstance(error, LocalError):
+            whose = f"rank {rank}: " if rank else ""
+            print(f"largebatch: {whose}{error}", file=sys.stderr, flush=True)
+        sys.exit(2)

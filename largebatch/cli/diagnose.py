@@ -1,0 +1,202 @@
+"""diagnose: why a batch size does or does not work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.console
+import typer
+
+from largebatch.cli.frame import JsonFile, check_folder, command, group, write_numbers
+from largebatch.errors import UserError
+
+app = typer.Typer(help="Why a batch size does or does not work.", no_args_is_help=True, rich_markup_mode=None)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory", show_default=False)]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories", show_default=False)]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="where")]
+Precision = Annotated[str, typer.Option(metavar="fp32|fp64", help="of weights, images and passes")]
+Step = Annotated[int | None, typer.Option(metavar="N", help="the checkpoint of this step; else the newest")]
+Examples = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="training examples looked at; else at most 10,000")
+]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="examples in one pass, which batch norm sees")]
+BatchNorm = Annotated[
+    str, typer.Option(metavar="batch|running", help="statistics of each batch, as Keskar et al., or those kept")
+]
+
+
+@app.command()
+def noise(
+    runs: Runs,
+    small: Annotated[int | None, typer.Option(metavar="N", help="examples of the small batch; else 64")] = None,
+    big: Annotated[int | None, typer.Option(metavar="N", help="of the big one; else 16 small ones")] = None,
+    batches: Annotated[int, typer.Option(metavar="N", min=2, help="big batches")] = 20,
+    hessian: Annotated[bool, typer.Option(help="also tr(HΣ)/(GᵀHG)")] = False,
+    step: Step = None,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """McCandlish's noise scale tr Σ/|G|² at a run's weights: the batch beyond which more examples are wasted."""
+    with _measuring(device, json_file, runs) as (chosen, console):
+        from largebatch.diagnose import noise
+
+        for run in runs:
+            facts = noise.measure(
+                run, chosen, small=small, big=big, batches=batches, hessian=hessian, precision=precision, step=step,
+                command=command(),
+            )  # fmt: skip
+            for sentence in noise.sentences(facts):
+                console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            console.print(noise.table(facts))
+            _written(facts, json_file, console)
+
+
+@app.command()
+def sharpness(
+    runs: Runs,
+    epsilon: Annotated[list[float] | None, typer.Option(metavar="E", help="half the box; else 1e-3 and 5e-4")] = None,
+    space: Annotated[str, typer.Option(metavar="both|full|random", help="of the box")] = "both",
+    dimensions: Annotated[int, typer.Option(metavar="N", min=1, help="of the random subspace")] = 100,
+    rho: Annotated[list[float] | None, typer.Option(metavar="R", help="of SAM's; else 0.05")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="of the random subspace")] = 0,
+    batch_norm: BatchNorm = "batch",
+    examples: Examples = None,
+    batch_size: BatchSize = 1000,
+    step: Step = None,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Keskar's sharpness: how high the training loss rises in a small box around the weights; and SAM's."""
+    with _measuring(device, json_file, runs) as (chosen, console):
+        from largebatch.diagnose import sharpness
+
+        for run in runs:
+            facts = sharpness.measure(
+                run, chosen, epsilons=epsilon or [1e-3, 5e-4], space=space, dimensions=dimensions, rhos=rho or [0.05],
+                seed=seed, norm=batch_norm, examples=examples, batch_size=batch_size, precision=precision, step=step,
+                command=command(),
+                progress=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+            )  # fmt: skip
+            console.print(sharpness.table(facts))
+            _written(facts, json_file, console)
+
+
+@app.command()
+def spectrum(
+    runs: Runs,
+    eigenvalues: Annotated[int, typer.Option(metavar="N", help="largest, and smallest")] = 5,
+    iterations: Annotated[int, typer.Option(metavar="N", help="of Lanczos, at most")] = 100,
+    vectors: Annotated[int, typer.Option(metavar="N", help="random ones, for trace and density")] = 10,
+    exact_up_to: Annotated[
+        int, typer.Option(metavar="N", help="parameters, up to which every eigenvalue is computed")
+    ] = 3000,
+    batch_norm: BatchNorm = "batch",
+    examples: Examples = None,
+    batch_size: BatchSize = 1000,
+    step: Step = None,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """The Hessian at a run's weights: ends of its spectrum, trace, density, share of positive eigenvalues."""
+    with _measuring(device, json_file, runs) as (chosen, console):
+        from largebatch.diagnose import spectrum
+
+        for run in runs:
+            facts = spectrum.measure(
+                run, chosen, eigenvalues=eigenvalues, iterations=iterations, vectors=vectors, exact_up_to=exact_up_to,
+                norm=batch_norm, examples=examples, batch_size=batch_size, precision=precision, step=step,
+                command=command(),
+                progress=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+            )  # fmt: skip
+            console.print(spectrum.table(facts))
+            _written(facts, json_file, console)
+
+
+@app.command()
+def path(
+    first: Annotated[Path, typer.Argument(metavar="A", help="a run directory: α = 0", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="B", help="another: α = 1", show_default=False)],
+    points: Annotated[int, typer.Option(metavar="N", help="on the line, and on the curve")] = 25,
+    curve: Annotated[bool, typer.Option(help="the curve as well")] = True,
+    batch_norm: Annotated[
+        str, typer.Option(metavar="recomputed|batch", help="statistics anew at each point, or of each batch")
+    ] = "recomputed",
+    examples: Examples = None,
+    batch_size: BatchSize = 1000,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Loss and accuracy on the line (α from −1 to 2) and the curve between two solutions."""
+    with _measuring(device, json_file) as (chosen, console):
+        from largebatch.diagnose import path
+
+        facts = path.measure(
+            first, second, chosen, points=points, curve=curve, norm=batch_norm, examples=examples,
+            batch_size=batch_size, precision=precision, command=command(),
+            progress=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+        )  # fmt: skip
+        console.print(path.table(facts))
+        _written(facts, json_file, console)
+
+
+@app.command()
+def plateau(
+    run: Run,
+    checkpoint: Annotated[bool, typer.Option(help="look at the newest checkpoint as well as at the records")] = True,
+    examples: Examples = None,
+    batch_size: BatchSize = 1000,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Why the loss stands still, if it does: minimum, saddle, valley or noise; the evidence, and what to try."""
+    with _measuring(device, json_file) as (chosen, console):
+        from largebatch.diagnose import plateau
+
+        facts = plateau.measure(
+            run, chosen, examples=examples, batch_size=batch_size, checkpoint=checkpoint, precision=precision,
+            command=command(),
+        )  # fmt: skip
+        console.print(facts["sentence"], markup=False, highlight=False, soft_wrap=True)
+        console.print(plateau.table(facts))
+        _written(facts, json_file, console)
+
+
+class _measuring:
+    """Inside: the device and this rank's console."""
+
+    def __init__(self, device: str, json_file: Path | None, runs: Sequence[Path] = ()) -> None:
+        from largebatch import distributed
+
+        if device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
+        if json_file and len(runs) > 1:
+            raise UserError(f"--json {json_file} takes one run; the numbers of each lie in its folder diagnostics/")
+        check_folder(json_file)
+        self.device = distributed.choose_device(device)
+        self.group = group(device)
+
+    def __enter__(self) -> tuple[Any, rich.console.Console]:
+        return self.device, self.group.__enter__()
+
+    def __exit__(self, *problem: Any) -> None:
+        self.group.__exit__(*problem)
+
+
+def _written(facts: dict[str, Any], json_file: Path | None, console: rich.console.Console) -> None:
+    """The picture beside the facts in the run directory, and the facts again where somebody wants them."""
+    from largebatch import distributed
+    from largebatch.report.alone import write_picture
+
+    if distributed.is_first():
+        picture = Path(facts["directory"]) / "diagnostics" / f"{facts['kind']}.svg"
+        write_picture(facts, picture)
+        console.print(f"numbers and picture: {picture.with_suffix('')}.json, .svg", markup=False, highlight=False)
+        write_numbers(json_file, facts, console)

@@ -1,0 +1,84 @@
+"""What the commands share: their common arguments, the process group around them, where their numbers go."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.console
+import typer
+
+from largebatch.errors import UserError
+
+Recipe = Annotated[Path, typer.Argument(metavar="CONFIG", help="a recipe file", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the recipe", show_default=False),
+]
+
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the numbers")]
+
+
+class group:
+    """Inside: the device chosen, the process group joined, the console of this rank (silent but on rank 0).
+
+    ``alone``: without a launcher a group of one, which the engines other than ddp need.
+    """
+
+    def __init__(self, device: str, alone: bool = False) -> None:
+        from largebatch import distributed
+
+        self.group = distributed.group(distributed.choose_device(device), alone=alone)
+
+    def __enter__(self) -> rich.console.Console:
+        from largebatch import distributed
+
+        self.group.__enter__()
+        return rich.console.Console(quiet=not distributed.is_first())
+
+    def __exit__(self, *problem: Any) -> None:
+        self.group.__exit__(*problem)
+
+
+def check_folder(json_file: Path | None) -> None:
+    if json_file and not json_file.parent.is_dir():
+        raise UserError(f"--json {json_file}: the folder {json_file.parent} does not exist")
+
+
+def write_numbers(json_file: Path | None, facts: dict[str, Any], console: rich.console.Console) -> None:
+    if json_file:
+        from largebatch.record import write_json
+
+        write_json(json_file, facts)
+        console.print(f"numbers: {json_file}", markup=False)
+
+
+def check_picture(picture: Path | None) -> None:
+    if picture is None:
+        return
+    if picture.suffix not in (".svg", ".png"):
+        raise UserError(f"--picture {picture} should end in .svg or .png")
+    if not picture.parent.is_dir():
+        raise UserError(f"--picture {picture}: the folder {picture.parent} does not exist")
+
+
+def write_picture(picture: Path | None, facts: dict[str, Any], console: rich.console.Console) -> None:
+    if picture:
+        from largebatch.report.alone import write_picture
+
+        write_picture(facts, picture)
+        console.print(f"picture: {picture}", markup=False)
+
+
+def wide_console() -> rich.console.Console:
+    """In a pipe 100 columns, unless $COLUMNS says otherwise."""
+    console = rich.console.Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else rich.console.Console(width=100)
+
+
+def command() -> str:
+    return shlex.join(["largebatch", *sys.argv[1:]])

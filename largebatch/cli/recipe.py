@@ -1,0 +1,62 @@
+"""recipe: the papers, as numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from largebatch.cli.frame import JsonFile, Overrides, check_folder, wide_console, write_numbers
+
+app = typer.Typer(help="Recipes.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_recipes(
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="else ./configs")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Recipe files: their papers, workloads, batch sizes and published results."""
+    check_folder(json_file)
+    from largebatch import recipes
+
+    rows = recipes.listing(recipes.folder_of(folder))
+    console = wide_console()
+    console.print(recipes.table_of(rows))
+    write_numbers(json_file, {"recipes": rows}, console)
+
+
+@app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a recipe file, or a name of recipe list")],
+    overrides: Overrides = None,
+    batch: Annotated[int | None, typer.Option(metavar="B", min=1, help="global batch size")] = None,
+    devices: Annotated[int, typer.Option(metavar="N", min=1, help="ranks")] = 1,
+    examples: Annotated[int | None, typer.Option(metavar="N", min=1, help="training set, if not a named one")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """What follows from a recipe at a batch size, with its rules, and the schedule as a plot. Trains nothing."""
+    check_folder(json_file)
+    from largebatch import recipes
+
+    facts = recipes.derived(recipes.located(name), overrides or [], batch, devices, examples)
+    console = wide_console()
+    cited = f"{facts['paper']}; " if facts["paper"] else ""
+    heading = f"{facts['title'] or facts['path']}\n{cited}{facts['model']} on {facts['data']}\n"
+    console.print(heading, markup=False, highlight=False)
+    console.print(recipes.rows_as_table(facts))
+    console.print(f"\n{recipes.published_words(facts)}", markup=False, highlight=False)
+    width = max(30, min(60, console.width - 12))
+    console.print(f"\n{recipes.as_plot(facts, width)}", markup=False, highlight=False, soft_wrap=True)
+    write_numbers(json_file, facts, console)
+
+
+@app.command("schema")
+def schema() -> None:
+    """The JSON schema of recipe files, for editors that complete and check them."""
+    import json
+
+    from largebatch.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

@@ -1,0 +1,203 @@
+"""A run directory -> its trained model and its data, ready to be looked at.
+
+Whatever engine and world trained it: checkpoints hold whole weights, the mean of all workers where there were several.
+The model is the plain one, in evaluation mode (nothing is dropped), in float32 without autocast unless asked for
+float64. Training images come unaugmented, in a fixed random order, cut into the same batches in any world.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from largebatch import batch, checkpoint, config, data, distributed, record, strict_yaml
+from largebatch.assemble import dataset_of, model_of
+from largebatch.data.dataset import Batch
+from largebatch.diagnostics.objective import Objective
+from largebatch.engines.engine import check_names
+from largebatch.errors import UserError
+from largebatch.models import batch_norm
+
+SAMPLE_SEED = 20161609  # of the order in which training examples are looked at
+ENOUGH = 10_000  # examples looked at unless asked for another number
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run at one of its checkpoints."""
+
+    directory: Path
+    run: config.Run
+    step: int
+    checkpoint: Path
+    dataset: data.Dataset
+    model: nn.Module
+    placement: data.Placement
+
+    @property
+    def title(self) -> str:
+        return self.run.title or self.run.name
+
+    @property
+    def has_batch_norm(self) -> bool:
+        return any(True for _ in batch_norm.batch_norms(self.model))
+
+    def mode(self, asked: str) -> str:
+        """``none`` for a model without batch norm, else what was asked: ``batch`` or ``running`` statistics."""
+        return asked if self.has_batch_norm else "none"
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The training loss, summed: cross-entropy with the run's label smoothing, without weight decay."""
+        return F.cross_entropy(outputs, labels, label_smoothing=self.run.loss.label_smoothing, reduction="sum")
+
+    @contextlib.contextmanager
+    def normalised_by(self, mode: str) -> Iterator[None]:
+        """Inside, batch norms use the statistics of each batch (``batch``), or those that were kept (``running``)."""
+        norms = list(batch_norm.batch_norms(self.model)) if mode == "batch" else []
+        for norm in norms:
+            norm.train()
+        try:
+            with batch_norm.frozen_statistics(self.model) if norms else contextlib.nullcontext():
+                yield
+        finally:
+            for norm in norms:
+                norm.eval()
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Inside, passes are those of training and leave no trace in batch norm."""
+        self.model.train()
+        try:
+            with batch_norm.frozen_statistics(self.model):
+                yield
+        finally:
+            self.model.eval()
+
+    def sample(self, examples: int | None, batch_size: int) -> Sample:
+        """The first ``examples`` of a fixed random order, in batches of equal size, at most ``batch_size``.
+
+        Unless stated, they are 10,000, or all there are up to whole batches.
+        """
+        size = len(self.dataset.train)
+        if examples is None:
+            examples = min(ENOUGH, size)
+            examples -= examples % batch_size if examples > batch_size else 0
+        if not 1 <= examples <= size:
+            raise UserError(f"--examples {examples} is out of range; {self.run.data.name} has 1 to {size} to train on")
+        each = batch.largest_divisor(examples, batch_size)
+        if 4 * each < min(examples, batch_size):
+            near = batch.multiples_near(examples, batch_size, size)
+            raise UserError(
+                f"--examples {examples} cannot be cut into equal batches of about --batch-size {batch_size}; nearest "
+                f"that can: {near}"
+            )
+        plan = batch.resolve(
+            dataset_size=size, global_batch_size=examples, micro_batch_size=each, steps=1, seed=SAMPLE_SEED
+        )
+        return Sample(self, plan)
+
+    def objective(self, sample: Sample) -> Objective:
+        """The mean training loss over the sample as a function of the weights. Collective."""
+        return Objective(self.model, sample.mine, sample.examples, self.loss, distributed.sum_)
+
+    def facts(self, kind: str, command: str) -> dict[str, Any]:
+        """What every measurement says of where it was made."""
+        return {
+            "kind": kind,
+            "run": self.run.name,
+            "title": self.title,
+            "directory": str(self.directory),
+            "step": self.step,
+            "model": self.run.model.name,
+            "data": self.run.data.name,
+            "precision": "fp64" if self.placement.dtype == torch.float64 else "fp32",
+            **circumstances(self.placement.device, command),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Training examples as they are looked at: batches that do not depend on the world."""
+
+    opened: Opened
+    plan: batch.BatchPlan  # of one process: one step, whose micro-batches are the batches
+
+    @property
+    def batch_size(self) -> int:
+        return self.plan.micro_batch_size
+
+    def all(self) -> Iterable[Batch]:
+        [step] = self.opened.dataset.train.steps(self.plan, 0, 0, self.opened.placement, SAMPLE_SEED)
+        return step
+
+    @property
+    def examples(self) -> int:
+        return self.plan.global_batch_size
+
+    def mine(self) -> Iterable[Batch]:
+        """Every world-th batch."""
+        return itertools.islice(self.all(), distributed.rank(), None, distributed.world_size())
+
+
+def circumstances(device: torch.device, command: str) -> dict[str, Any]:
+    return {
+        "command": command,
+        "ranks": distributed.world_size(),
+        "machine": record.machine(device),
+        "versions": record.versions(),
+        "commit": record.commit(),
+    }
+
+
+def recipe_of(directory: Path) -> config.Run:
+    """The recipe of a run directory."""
+    file = directory / "run.yaml"
+    if not file.is_file():
+        raise UserError(f"{directory} is no run: it has no run.yaml; name a run directory, such as runs/baseline")
+    return config.from_dict(strict_yaml.parse(file.read_text(encoding="utf-8"), str(file)), str(file))
+
+
+def opened(
+    directory: Path,
+    device: torch.device,
+    precision: str = "fp32",
+    step: int | None = None,
+    augmented: bool = False,
+) -> Opened:
+    """The run in ``directory`` at its newest checkpoint, or at ``step``. Collective."""
+    if precision not in DTYPES:
+        raise UserError(f"--precision {precision} is not known; valid: {', '.join(DTYPES)}")
+    run = recipe_of(directory)
+    found = checkpoint.load_newest(directory / "checkpoints", step)
+    if found is None:
+        raise UserError(
+            f"{directory} has no checkpoint to look at; train it with checkpoint.every_epochs above 0, which saves "
+            "the last weights, too"
+        )
+    dataset = dataset_of(run.data if augmented else run.data.model_copy(update={"augment": "none"}))
+    model = model_of(run, dataset)
+    check_names(found.state["model"], {name: tuple(value.shape) for name, value in model.state_dict().items()})
+    model.load_state_dict(found.state["model"])
+    dtype = DTYPES[precision]
+    model = model.to(device=device, dtype=dtype).eval()
+    return Opened(directory, run, found.state["step"], found.path, dataset, model, data.Placement(device, dtype))
+
+
+def keep(directory: Path, facts: dict[str, Any]) -> None:
+    """Write the facts to ``RUN/diagnostics/<kind>.json``, on rank zero."""
+    if distributed.is_first():
+        file = directory / "diagnostics" / f"{facts['kind']}.json"
+        try:
+            file.parent.mkdir(exist_ok=True)
+            record.write_json(file, facts)
+        except OSError as error:
+            raise UserError(f"{file} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,153 @@
+"""``diagnose path A B``: loss and accuracy, train and test, on the line and the curve between two solutions.
+
+Batch norm's statistics belong to weights that were trained, so they are recomputed at every point, over the examples
+that are looked at (``--batch-norm recomputed``), or every batch is normalised by itself, in training and testing
+alike, as the paper has it (``--batch-norm batch``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import rich.table
+import torch
+
+from largebatch import distributed
+from largebatch.diagnose.opened import Opened, Sample, circumstances, keep, opened
+from largebatch.diagnostics import path
+from largebatch.errors import UserError
+from largebatch.evaluate import Evaluation, evaluate
+from largebatch.models import batch_norm
+
+LINE, CURVE = (-1.0, 2.0), (0.0, 1.0)
+NORMS = ("recomputed", "batch")
+
+
+def measure(
+    first: Path,
+    second: Path,
+    device: torch.device,
+    *,
+    points: int = 25,
+    curve: bool = True,
+    examples: int | None = None,
+    batch_size: int = 1000,
+    norm: str = "recomputed",
+    precision: str = "fp32",
+    command: str = "",
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Collective. The facts lie with both runs; α = 0 is ``first``, α = 1 ``second``."""
+    if points < 2:
+        raise UserError(f"--points {points} makes no line; at least 2")
+    if norm not in NORMS:
+        raise UserError(f"--batch-norm {norm} is not known; valid: {', '.join(NORMS)}")
+    a, b = opened(first, device, precision), opened(second, device, precision)
+    check_alike(a, b)
+    sample = a.sample(examples, batch_size)
+    norm = a.mode(norm)
+    ends = [{name: p.detach().clone() for name, p in run.model.named_parameters()} for run in (a, b)]
+    lines: dict[str, list[dict[str, float]]] = {"line": [], "curve": []}
+    kinds = [("line", path.on_line, LINE), *([("curve", path.on_curve, CURVE)] if curve else [])]
+    for kind, point, (low, high) in kinds:
+        for alpha in path.evenly(low, high, points):
+            weights = point(ends[0], ends[1], alpha)
+            with torch.no_grad():
+                for name, parameter in a.model.named_parameters():
+                    parameter.copy_(weights[name])
+            training, test = at_these_weights(a, sample, batch_size, norm)
+            lines[kind].append(
+                {
+                    "alpha": alpha,
+                    "train_loss": training.loss,
+                    "train_accuracy_percent": training.accuracy_percent,
+                    "test_loss": test.loss,
+                    "test_accuracy_percent": test.accuracy_percent,
+                }
+            )
+            progress(
+                f"{kind} {alpha:+.3f}  train loss {training.loss:.4f}  test accuracy {test.accuracy_percent:.2f} %"
+            )
+    facts = {
+        "kind": "path",
+        "directory": str(first),
+        "a": end(a),
+        "b": end(b),
+        "model": a.run.model.name,
+        "data": a.run.data.name,
+        "precision": precision,
+        "distance": path.distance(*ends),
+        "examples": sample.examples,
+        "batch_size": sample.batch_size,
+        "batch_norm": norm,
+        **lines,
+        **circumstances(device, command),
+    }
+    keep(a.directory, facts)
+    keep(b.directory, facts)
+    return facts
+
+
+def check_alike(a: Opened, b: Opened) -> None:
+    """A line needs two points of one space, and one data set to look at it with."""
+    for key, of_a, of_b in (("model", a.run.model, b.run.model), ("data.name", a.run.data.name, b.run.data.name)):
+        if of_a != of_b:
+            words = [str(value if isinstance(value, str) else value.model_dump()) for value in (of_a, of_b)]
+            raise UserError(
+                f"{a.directory} and {b.directory} have different {key}: {words[0]} and {words[1]}; a path lies between "
+                "two solutions of one model on one data set"
+            )
+
+
+def end(run: Opened) -> dict[str, Any]:
+    return {
+        "run": run.run.name,
+        "title": run.title,
+        "directory": str(run.directory),
+        "step": run.step,
+        "seed": run.run.seed,
+        "global_batch_size": run.run.batch.global_batch_size,
+    }
+
+
+def at_these_weights(run: Opened, sample: Sample, batch_size: int, norm: str) -> tuple[Evaluation, Evaluation]:
+    """(training sample, test set) at whatever weights the model has. Collective."""
+    if norm == "recomputed":
+        with torch.no_grad(), batch_norm.recomputed_statistics(run.model, distributed.sum_):
+            for images, _ in sample.mine():
+                run.model(images)
+    whole = run.dataset.test.batches(0, 1, batch_size, run.placement)  # cut alike in any world
+    test = itertools.islice(whole, distributed.rank(), None, distributed.world_size())
+    return tuple(evaluated(run, batches, norm) for batches in (sample.mine(), test))  # type: ignore[return-value]
+
+
+def evaluated(run: Opened, batches: Any, norm: str) -> Evaluation:
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with run.normalised_by("batch") if norm == "batch" else nullcontext():
+            return run.model(images)
+
+    return evaluate(run.model, forward, batches, run.placement.device)
+
+
+def table(facts: dict[str, Any]) -> rich.table.Table:
+    """The ends, and the worst between them."""
+    shown = rich.table.Table(title=f"{facts['a']['title']} (α = 0) to {facts['b']['title']} (α = 1)")
+    for heading in ("", "α", "train loss", "train, %", "test loss", "test, %"):
+        shown.add_column(heading, justify="left" if not heading else "right")
+    for kind in ("line", "curve"):
+        points = facts[kind]
+        between = [point for point in points if 0 < point["alpha"] < 1]
+        ends = [point for point in points if point["alpha"] in (-1, 0, 1, 2)] if kind == "line" else []
+        worst = [max(between, key=lambda point: point["train_loss"])] if between else []
+        for word, chosen in (("", ends), (", highest between", worst)):
+            for point in chosen:
+                numbers = [point[key] for key in ("train_loss", "train_accuracy_percent", "test_loss")]
+                shown.add_row(
+                    kind + word, f"{point['alpha']:.3g}", f"{numbers[0]:.4g}", f"{numbers[1]:.2f}", f"{numbers[2]:.4g}",
+                    f"{point['test_accuracy_percent']:.2f}",
+                )  # fmt: skip
+    return shown

@@ -1,0 +1,99 @@
+"""``diagnose plateau``: why the loss of a run does not fall, or whether it does; with the evidence, and what to try.
+
+From the run's records: losses, gradient norms, and where ``record.directions_every_steps`` asked for them the angles of
+successive gradients. From its newest checkpoint, if it has one: the gradient over many examples, the curvature along it
+and the ends of the Hessian's spectrum. Verdicts: :mod:`largebatch.diagnostics.plateau`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich.table
+import torch
+
+from largebatch.diagnose.opened import Opened, circumstances, keep, opened, recipe_of
+from largebatch.diagnostics import plateau, spectrum
+from largebatch.errors import UserError
+from largebatch.report.run import read_run
+
+
+def measure(
+    directory: Path,
+    device: torch.device,
+    *,
+    examples: int | None = None,
+    batch_size: int = 1000,
+    checkpoint: bool = True,
+    precision: str = "fp32",
+    command: str = "",
+) -> dict[str, Any]:
+    """Collective. Without ``checkpoint`` from the records alone."""
+    recipe = recipe_of(directory)
+    run = read_run(directory, recipe.name)
+    if not run.train:
+        raise UserError(f"{directory} has recorded no loss yet; train it first, or lower record.every_steps")
+    seen = plateau.Seen(
+        steps=[line["step"] for line in run.train],
+        losses=[line["loss"] for line in run.train if line["loss"] is not None],
+        gradient_norms=[line["grad_norm"] for line in run.train if line.get("grad_norm") is not None],
+        alignments=[
+            line["gradient_alignment"]
+            for line in run.events.get("directions", ())
+            if line.get("gradient_alignment") is not None
+        ],
+        lr=run.train[-1]["lr"],
+        momentum=getattr(recipe.optimizer, "momentum", 0.0),
+    )
+    looked_at: dict[str, Any] = {}
+    if checkpoint and any((directory / "checkpoints").glob("step-*.pt")):
+        now = opened(directory, device, precision)
+        seen, looked_at = with_checkpoint(seen, now, examples, batch_size)
+    answer = plateau.judge(seen)
+    facts = {
+        "kind": "plateau",
+        "run": recipe.name,
+        "title": recipe.title or recipe.name,
+        "directory": str(directory),
+        "step": seen.steps[-1],
+        "verdict": answer.verdict,
+        "sentence": answer.sentence,
+        "evidence": answer.evidence,
+        "advice": answer.advice,
+        "numbers": answer.numbers,
+        **looked_at,
+        **circumstances(device, command),
+    }
+    keep(directory, facts)
+    return facts
+
+
+def with_checkpoint(
+    seen: plateau.Seen, run: Opened, examples: int | None, batch_size: int
+) -> tuple[plateau.Seen, dict[str, Any]]:
+    """What the weights themselves say: whole gradient, curvature along it, ends of the spectrum."""
+    sample = run.sample(examples, batch_size)
+    with run.normalised_by(run.mode("batch")):
+        objective = run.objective(sample)
+        objective.check_deterministic()
+        _, gradient = objective.value_and_gradient()
+        norm = gradient.norm().item()
+        curvature = None
+        if norm > 0:
+            direction = gradient / norm
+            curvature = torch.dot(direction, objective.hessian_product(direction)).item()
+        found = spectrum.extremes(objective)
+    looked_at = {"examples": sample.examples, "batch_size": sample.batch_size, "checkpoint_step": run.step}
+    return seen._replace(whole_gradient_norm=norm, curvature=curvature, largest=found[1], smallest=found[0]), looked_at
+
+
+def table(facts: dict[str, Any]) -> rich.table.Table:
+    """Evidence and advice, a line each."""
+    shown = rich.table.Table(title=f"{facts['title']}, step {facts['step']:,}", show_header=False, box=None)
+    shown.add_column(no_wrap=True)
+    shown.add_column()
+    for heading, sentences in (("evidence", facts["evidence"]), ("try", facts["advice"])):
+        for number, sentence in enumerate(sentences):
+            shown.add_row(heading if number == 0 else "", sentence)
+    return shown

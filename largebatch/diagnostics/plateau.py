@@ -1,0 +1,196 @@
+"""The loss stands still: at a minimum, at a saddle, between the walls of a valley, or in the noise of its batches?
+
+The lecture's point (H. Lee, NTU ML 2021, optimizer_v4, slides 2 and 4): a loss that stopped does not mean a gradient
+that vanished. What tells the cases apart:
+
+    has it stopped       the slope of the last recorded losses (Theil-Sen, with its 95 % interval)
+    is it small          ‖g‖ at the end against its largest; whether the batches' gradients have a common part,
+                         ‖G‖²/‖g_B‖², or are noise
+    does it swing        cos(g_t, g_{t−1}) < 0, and gᵀHg/‖g‖² near the 2/η where gradient descent stops converging
+    saddle or minimum    the smallest eigenvalue of the Hessian beside the largest
+
+Thresholds are ours and stand below.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from scipy.stats import theilslopes
+
+LAST = 1 / 3  # of the records: what "now" means
+FEWEST = 9  # records, for any answer
+STILL_FALLING = 0.02  # of the loss, over another stretch as long as the last
+SMALL = 0.05  # of the largest gradient norm
+SWINGING = -0.1  # median cosine of successive gradients
+TURNING_BACK = -0.5  # the same, more than noise explains
+COMMON = 0.1  # share of ‖g_B‖² that is ‖G‖², below which a batch's gradient is noise
+NEGATIVE = 0.05  # of the largest eigenvalue, beyond which a negative one makes a saddle
+STEEP = 0.5  # of the stability limit 2/η
+
+
+class Seen(NamedTuple):
+    """What is known of a run; None where it was not recorded or not measured."""
+
+    steps: Sequence[int]
+    losses: Sequence[float]
+    gradient_norms: Sequence[float]
+    alignments: Sequence[float] = ()
+    lr: float | None = None
+    momentum: float = 0.0
+    whole_gradient_norm: float | None = None  # of the whole training set (or much of it), at the end
+    curvature: float | None = None  # gᵀHg/‖g‖² there
+    largest: float | None = None  # eigenvalues there
+    smallest: float | None = None
+
+
+class Answer(NamedTuple):
+    verdict: str
+    sentence: str
+    evidence: list[str]
+    advice: list[str]
+    numbers: dict[str, Any]
+
+
+SENTENCES = {
+    "unknown": "too little was recorded to tell",
+    "falling": "the loss is still falling",
+    "rising": "the loss is rising",
+    "minimum": "the loss stands still at what looks like a minimum: the gradient is small and no direction leads down",
+    "saddle": "the loss stands still near a saddle point: the gradient is small, and there is a direction down",
+    "flat": "the loss stands still and the gradient is small; saddle or minimum was not measured",
+    "valley": "the loss stands still while the gradient does not vanish: the steps swing between the walls of a valley",
+    "noise": "the loss stands still in the noise of the batches: their gradients are large, what they share is small",
+    "slow": "the loss stands still though the gradient has not vanished and the steps do not swing: they are too short",
+    "stopped": "the loss stands still while the gradient does not vanish; why was not measured",
+}
+ADVICE = {
+    "unknown": ["train longer, or record more often: record.every_steps, record.directions_every_steps"],
+    "falling": ["train longer; it has not stopped"],
+    "rising": ["lower lr.base, warm up longer (lr.warmup), or clip (max_grad_norm)"],
+    "minimum": [
+        "if the training loss is high, the model is too small or too much regularised; training longer will not help",
+        "whether it generalises: diagnose sharpness, diagnose path",
+    ],
+    "saddle": [
+        "momentum or a smaller batch leaves it: optimizer.momentum, batch.global_batch_size",
+        "an adaptive optimizer takes longer steps where the gradient is small: optimizer = adam, lamb",
+    ],
+    "flat": ["largebatch diagnose spectrum tells a saddle from a minimum"],
+    "valley": [
+        "lower the learning rate now: lr.decay, or a smaller lr.base",
+        "a rate of its own for each weight: optimizer = rmsprop, adam, lamb",
+        "momentum adds up along the valley and cancels across it: optimizer.momentum",
+    ],
+    "noise": [
+        "lower the learning rate (lr.decay) or enlarge the batch (batch.ramp): both shrink the noise",
+        "how large is worth it: diagnose noise",
+    ],
+    "slow": ["raise lr.base, or give each weight its own rate: optimizer = adam, lamb"],
+    "stopped": [
+        "record.directions_every_steps = 1 tells whether the steps swing; a checkpoint tells noise from slope "
+        "(checkpoint.every_epochs above 0)"
+    ],
+}
+
+
+def judge(seen: Seen) -> Answer:
+    """The verdict and what it rests on."""
+    if len(seen.losses) < FEWEST:
+        evidence = [f"{len(seen.losses)} records of the loss; at least {FEWEST} are needed"]
+        return Answer("unknown", SENTENCES["unknown"], evidence, ADVICE["unknown"], {"records": len(seen.losses)})
+    numbers, evidence = of_the_loss(seen)
+    moving = numbers["moving"]
+    more, said = of_the_gradient(seen)
+    numbers |= more
+    evidence += said
+    more, said = of_the_curvature(seen)
+    numbers |= more
+    evidence += said
+    verdict = moving or verdict_of_standing(numbers)
+    return Answer(verdict, SENTENCES[verdict], evidence, ADVICE[verdict], numbers)
+
+
+def of_the_loss(seen: Seen) -> tuple[dict[str, Any], list[str]]:
+    """``moving``: falling, rising, or nothing."""
+    last = max(FEWEST // 3, round(LAST * len(seen.losses)))
+    steps, losses = list(seen.steps[-last:]), list(seen.losses[-last:])
+    slope, _, low, high = (float(number) for number in theilslopes(losses, steps))  # type: ignore[arg-type]
+    stretch = steps[-1] - steps[0]
+    level = statistics.median(losses)
+    change = slope * stretch / level if level > 0 else 0.0
+    moving = ""
+    if high < 0 and change < -STILL_FALLING:
+        moving = "falling"
+    elif low > 0 and change > STILL_FALLING:
+        moving = "rising"
+    word = {"falling": "falls", "rising": "rises", "": "stands still"}[moving]
+    evidence = [
+        f"the loss {word}: {100 * change:+.2g} % over the last {last} records (steps {steps[0]:,} to {steps[-1]:,}), "
+        f"median {level:.4g}, from {max(seen.losses):.4g} at most"
+    ]
+    return {"moving": moving, "loss": level, "relative_change": change, "records": len(seen.losses)}, evidence
+
+
+def of_the_gradient(seen: Seen) -> tuple[dict[str, Any], list[str]]:
+    """``small``, ``swings``, ``noise``: yes, no, or None where nobody knows."""
+    numbers: dict[str, Any] = {"small": None, "swings": None, "noise": None}
+    evidence = []
+    norms = [norm for norm in seen.gradient_norms if norm == norm]
+    if norms:
+        last = statistics.median(norms[-max(1, round(LAST * len(norms))) :])
+        largest = max(norms)
+        numbers |= {"gradient_norm": last, "largest_gradient_norm": largest, "small": last <= SMALL * largest}
+        evidence.append(
+            f"the gradient is {'small' if numbers['small'] else 'not small'}: ‖g‖ = {last:.3g}, "
+            f"{100 * last / largest if largest else 0:.3g} % of its largest ({largest:.3g})"
+        )
+        if seen.whole_gradient_norm is not None and last > 0:
+            share = (seen.whole_gradient_norm / last) ** 2
+            numbers |= {"whole_gradient_norm": seen.whole_gradient_norm, "common_share": share, "noise": share < COMMON}
+            evidence.append(
+                f"over all examples looked at it is {seen.whole_gradient_norm:.3g}: {100 * min(share, 1):.3g} % of a "
+                f"batch's ‖g‖² is common to all batches{', the rest is noise' if share < 1 else ''}"
+            )
+    if seen.alignments:
+        recent = list(seen.alignments)[-max(1, round(LAST * len(seen.alignments))) :]
+        median = statistics.median(recent)
+        numbers |= {"alignment": median, "swings": median < SWINGING}
+        evidence.append(
+            f"successive gradients have a cosine of {median:+.2f} (median of {len(recent)}): "
+            + ("they turn back on each other" if median < SWINGING else "they do not turn back")
+        )
+    return numbers, evidence
+
+
+def of_the_curvature(seen: Seen) -> tuple[dict[str, Any], list[str]]:
+    numbers: dict[str, Any] = {"steep": None, "leads_down": None}
+    evidence = []
+    if seen.curvature is not None and seen.lr:
+        limit = 2 * (1 + seen.momentum) / seen.lr
+        numbers |= {"curvature": seen.curvature, "stable_below": limit, "steep": seen.curvature > STEEP * limit}
+        evidence.append(
+            f"the curvature along the gradient is {seen.curvature:.3g}; at lr {seen.lr:.3g} plain "
+            f"{'gradient descent' if not seen.momentum else 'momentum'} converges below {limit:.3g}"
+        )
+    if seen.largest is not None and seen.smallest is not None:
+        down = seen.smallest < -NEGATIVE * max(seen.largest, 0.0) and seen.smallest < 0
+        numbers |= {"largest": seen.largest, "smallest": seen.smallest, "leads_down": down}
+        evidence.append(
+            f"the Hessian's eigenvalues reach from {seen.smallest:.3g} to {seen.largest:.3g}: "
+            + ("a direction leads down" if down else "none leads down by much")
+        )
+    return numbers, evidence
+
+
+def verdict_of_standing(numbers: dict[str, Any]) -> str:
+    """Of a loss that stands still; what was not measured is None and speaks for nothing."""
+    if numbers["small"]:
+        return {None: "flat", True: "saddle", False: "minimum"}[numbers["leads_down"]]
+    if numbers["noise"] and numbers.get("alignment", 0.0) > TURNING_BACK:
+        return "noise"  # which turns back a little, too, where the valley is narrow
+    if numbers["swings"] or numbers["steep"]:
+        return "valley"
+    return "stopped" if numbers["swings"] is None else "slow"

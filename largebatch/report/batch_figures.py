@@ -1,0 +1,222 @@
+"""Final accuracy against batch size: the rows of one recipe, joined.
+
+A row belongs to the curve of its comparison, its recipe file and its overrides other than ``batch``; what was
+tuned does not part rows. This is slide 24 of H. Lee, NTU Machine Learning 2021, where the fall is the message:
+the axis holds every curve whole, and a batch at which no run finished is a cross at its foot.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from largebatch.report import svg
+from largebatch.report.curves import Line
+from largebatch.report.frame import WIDTH, Picture, empty_axes
+from largebatch.report.looks import MARKERS, Look, look, looks
+from largebatch.report.numerals import count, listing
+from largebatch.report.scales import focus
+from largebatch.report.summary import Comparison, Estimate, Row
+
+PUBLISHED = Look(-1, svg.MUTED, svg.VARIABLES[svg.MUTED], (1, 3), "o")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One recipe over batch sizes, ascending."""
+
+    name: str
+    look: Look
+    rows: tuple[Row, ...]
+
+
+def accuracy_by_batch(comparison: Comparison) -> list[Picture]:
+    """On the test set and, where it was measured, on the training set; nothing for fewer than three sizes."""
+    sizes = sorted({row.global_batch_size for row in comparison.rows})
+    if len({row.global_batch_size for row in comparison.rows if row.test_accuracy}) < 3:
+        return []
+    drawn = curves(comparison)
+    pictures = [
+        _picture(drawn, sizes, "accuracy-batch", comparison.accuracy_name, lambda row: row.test_accuracy, cited=True)
+    ]
+    if len({row.global_batch_size for row in comparison.rows if row.train_accuracy}) >= 3:
+        pictures.append(
+            _picture(drawn, sizes, "train-accuracy-batch", "train accuracy", lambda row: row.train_accuracy)
+        )
+    return pictures
+
+
+def curves(comparison: Comparison) -> list[Curve]:
+    """The rows by recipe; the baseline's first."""
+    series: dict[tuple[object, ...], list[Row]] = {}
+    for row in sorted(comparison.rows, key=lambda row: row.comparison != comparison.baseline.comparison):
+        series.setdefault((row.comparison, row.config or row.id, _others(row)), []).append(row)
+    grouped = sorted(series.values(), key=lambda rows: not any(row.is_baseline for row in rows))
+    names = _names(grouped)
+    style = looks(comparison)
+    alone = all(len(rows) == 1 for rows in grouped)
+    return [
+        Curve(
+            name,
+            style[rows[0].id] if alone else look(place),
+            tuple(sorted(rows, key=lambda row: row.global_batch_size)),
+        )
+        for place, (name, rows) in enumerate(zip(names, grouped, strict=True))
+    ]
+
+
+def _others(row: Row) -> tuple[str, ...]:
+    return tuple(word for word in row.overrides if not word.startswith("batch."))
+
+
+def _names(grouped: Sequence[Sequence[Row]]) -> list[str]:
+    """Comparison and recipe, as much of both as tells the curves apart."""
+    recipes = [rows[0].label if len(rows) == 1 else rows[0].recipe for rows in grouped]
+    names = []
+    for rows, recipe in zip(grouped, recipes, strict=True):
+        own = rows[0].comparison
+        if own and sum(other[0].comparison == own for other in grouped) == 1:
+            names.append(own)
+        elif own and recipes.count(recipe) > 1 and not recipe.startswith(f"{own}: "):
+            names.append(f"{own}: {recipe}")
+        else:
+            names.append(recipe)
+    return [
+        f"{name} ({', '.join(_others(rows[0])) or rows[0].id})" if names.count(name) > 1 else name
+        for name, rows in zip(names, grouped, strict=True)
+    ]
+
+
+def _picture(
+    drawn: Sequence[Curve],
+    sizes: Sequence[int],
+    name: str,
+    quantity: str,
+    value: Callable[[Row], Estimate | None],
+    *,
+    cited: bool = False,
+) -> Picture:
+    figure, axes = empty_axes(f"{quantity}, %", "global batch size, examples (log scale)")
+    shown: dict[str, list[Line]] = {}
+    key: list[tuple[Look, str]] = []
+    lost: list[str] = []
+    crosses: list[tuple[int, Look]] = []
+    for curve in drawn:
+        known = [(row.global_batch_size, found) for row in curve.rows if (found := value(row))]
+        failed = [row.global_batch_size for row in curve.rows if not row.finished]
+        crosses += [(size, curve.look) for size in failed]
+        lost += [f"{curve.name} at {listing(map(count, failed))}"] if failed else []
+        if known:
+            x, y = tuple(float(size) for size, _ in known), tuple(found.mean for _, found in known)
+            _draw(axes, curve.look, x, y, [found.std or 0 for _, found in known])
+            shown[curve.name] = [Line(x, y)]
+        if known or failed:
+            key.append((curve.look, curve.name))
+    sentences = ["Bars are ± one standard deviation over seeds."] if _has_seeds(drawn, value) else []
+    published = _published(drawn, sizes) if cited else {}
+    for place, (source, tops) in enumerate(published.items()):
+        own = replace(PUBLISHED, marker=list(MARKERS)[place % len(MARKERS)])
+        label = "published" if len(published) == 1 else f"published: {source}"
+        x, y = tuple(map(float, tops)), tuple(tops.values())
+        axes.plot(x, y, color=own.colour, dashes=own.dashes, linewidth=1.4, marker=own.marker, markersize=4, zorder=1.5)
+        shown[label] = [Line(x, y)]
+        key.append((own, label))
+    if published:
+        sentences.append(f"Published: {'; '.join(published)}.")
+    sentences += _heights(axes, shown)
+    _sizes_axis(axes, sizes)
+    for size, own in crosses:
+        others = [other for other_size, other in crosses if other_size == size]
+        _cross(axes, size, others.index(own), own)
+    if lost:
+        sentences.append(f"A cross at the foot: no run finished ({'; '.join(lost)}).")
+    title = f"{quantity.capitalize()} against batch size"
+    described = "; ".join(
+        f"{label}: " + ", ".join(f"{y:.2f} % at {count(x)}" for x, y in zip(own[0].x, own[0].y, strict=True))
+        for label, own in shown.items()
+    )
+    return Picture(
+        name, "Batch size", title, " ".join(sentences), svg.inline(figure, name, title, described), tuple(key)
+    )
+
+
+def _has_seeds(drawn: Sequence[Curve], value: Callable[[Row], Estimate | None]) -> bool:
+    return any((found := value(row)) and found.std is not None for curve in drawn for row in curve.rows)
+
+
+def _draw(axes: Axes, own: Look, x: Sequence[float], y: Sequence[float], errors: Sequence[float]) -> None:
+    axes.errorbar(
+        x,
+        y,
+        errors,
+        color=own.colour,
+        elinewidth=1,
+        dashes=own.dashes or (None, None),
+        marker=own.marker,
+        markersize=7,
+        markeredgecolor=svg.PAGE,
+        markeredgewidth=0.8,
+    )
+
+
+def _published(drawn: Sequence[Curve], sizes: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Source -> the accuracies cited there by our recipes, between our smallest and our largest size."""
+    found: dict[str, dict[int, float]] = {}
+    for row in (row for curve in drawn for row in curve.rows):
+        cited = {size: top for size, top in row.published.items() if sizes[0] <= size <= sizes[-1]}
+        if len(cited) > 1:
+            found.setdefault(str((row.expect or {}).get("source") or "no source named"), cited)
+    return found
+
+
+def _heights(axes: Axes, shown: dict[str, list[Line]]) -> list[str]:
+    """Scale the accuracy axis: curves over several sizes are held whole, lone points may be below it."""
+    long = [value for own in shown.values() for line in own if len(line.x) > 1 for value in line.y]
+    if not long:
+        return focus(axes, shown, room=0.6)
+    sentences = focus(axes, shown, room=0.6)
+    if min(long) > axes.get_ylim()[0]:
+        return sentences
+    top = max(value for own in shown.values() for line in own for value in line.y)
+    low = max(0.0, min(long) - 0.06 * (top - min(long)))
+    low = 0.0 if low < 12 else low
+    axes.set_ylim(low, min(100.0, top + 0.06 * (top - low)))
+    below = [f"{label} ({own[0].y[-1]:.2f} %)" for label, own in shown.items() if max(own[0].y) < low]
+    sentences = [f"The axis starts at {low:.0f} %."] if low > 0.5 else []
+    return sentences + ([f"Below it: {listing(below)}."] if below else [])
+
+
+def _sizes_axis(axes: Axes, sizes: Sequence[int]) -> None:
+    """Ticks are our sizes where their names have room, else powers of ten or two."""
+    base = 10 if sum(math.log10(size) % 1 == 0 for size in sizes) * 2 > len(sizes) else 2
+    axes.set_xscale("log", base=base)
+    room = 1.4 if sizes[-1] < 1000 * sizes[0] else 2
+    axes.set_xlim(sizes[0] / room, sizes[-1] * room)
+    width = (WIDTH - 70) / math.log(sizes[-1] * room**2 / sizes[0])
+    named: list[int] = []
+    for size in [sizes[-1], *sizes[:-1]]:
+        if all(abs(math.log(size / other)) * width > 3.6 * (len(count(size)) + len(count(other))) for other in named):
+            named.append(size)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(named)))
+    axes.xaxis.set_minor_locator(FixedLocator([size for size in sizes if size not in named]))
+    axes.tick_params(axis="x", which="minor", bottom=True, length=2.5, color=svg.MUTED)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+
+
+def _cross(axes: Axes, size: int, place: int, own: Look) -> None:
+    axes.plot(
+        [size],
+        [0.03 + 0.05 * place],
+        color=own.colour,
+        marker="x",
+        markersize=7,
+        markeredgewidth=1.8,
+        linestyle="none",
+        transform=axes.get_xaxis_transform(),
+        clip_on=False,
+        scalex=False,
+        scaley=False,
+    )

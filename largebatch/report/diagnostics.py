@@ -1,0 +1,269 @@
+"""What was measured on the weights that runs ended with, over seeds, as tables and sentences.
+
+sharpness    Keskar et al. 2017 (1609.04836), metric 2.1 in percent; SAM's rise of the loss, Foret et al. 2021 (2010.01412)
+noise        the gradient noise scale, McCandlish et al. 2018 (1812.06162)
+spectrum     ends, trace and signs of the Hessian's eigenvalues
+plateau      whether the training stood still, why, and what may help
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from largebatch.report.files import finite
+from largebatch.report.numerals import ABSENT, count, measured, percent, plain
+from largebatch.report.run import Record
+from largebatch.report.summary import Comparison, Estimate, Row, estimate
+from largebatch.report.table import Column, Line, Table
+
+
+class Setting(NamedTuple):
+    """One box that Keskar's sharpness was searched in; ``dimensions`` None: the full space."""
+
+    dimensions: int | None
+    epsilon: float
+
+    @property
+    def words(self) -> str:
+        space = "full space" if self.dimensions is None else f"{count(self.dimensions)} random directions"
+        return f"{space}, ε {plain(self.epsilon)}"
+
+
+class Published(NamedTuple):
+    """A sharpness that a paper gives for this setting."""
+
+    sharpness: float
+    std: float | None
+    source: str
+
+    @property
+    def words(self) -> str:
+        return measured(self.sharpness, self.std)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the search for a plateau's cause found in one run."""
+
+    run: str
+    sentence: str
+    evidence: tuple[str, ...]
+    advice: tuple[str, ...]
+
+
+def facts_of(row: Row, kind: str) -> list[Record]:
+    return [run.diagnostics[kind] for run in row.runs if kind in run.diagnostics]
+
+
+def settings(facts: Iterable[Record]) -> list[Setting]:
+    """Every box that was searched, the full space first, the larger box first."""
+    found = {_setting(entry) for one in facts for entry in one["keskar"]}
+    return sorted(found, key=lambda setting: (setting.dimensions or 0, -setting.epsilon))
+
+
+def sharpness(facts: Iterable[Record], setting: Setting) -> Estimate | None:
+    values = [finite(entry.get("sharpness")) for one in facts for entry in one["keskar"] if _setting(entry) == setting]
+    return estimate(values)
+
+
+def published_sharpness(facts: Iterable[Record], setting: Setting) -> Published | None:
+    """The papers say nothing of how many directions theirs were: a random space is a random space."""
+    for one in facts:
+        for entry in one.get("published") or ():
+            known = finite(entry.get("sharpness"))
+            same_space = (entry.get("space") == "full") == (setting.dimensions is None)
+            if known is not None and same_space and _near(finite(entry.get("epsilon")), setting.epsilon):
+                return Published(known, finite(entry.get("std")), str(entry.get("source") or ""))
+    return None
+
+
+def sharpness_table(comparison: Comparison) -> Table | None:
+    """Keskar's tables 3 and 4 for our rows."""
+    rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "sharpness"))]
+    if not rows:
+        return None
+    boxes = settings(one for _, facts in rows for one in facts)
+    radii = sorted({entry["rho"] for _, facts in rows for one in facts for entry in one.get("sam") or ()})
+    columns = [Column("recipe", number=False), Column("global batch")]
+    columns += [Column("train accuracy", "%"), Column(comparison.accuracy_name, "%")]
+    cells: list[Callable[[Row, list[Record]], str]] = [
+        lambda row, _: count(row.global_batch_size),
+        lambda row, _: percent(row.train_accuracy),
+        lambda row, _: percent(row.test_accuracy),
+    ]
+    sources: dict[str, None] = {}
+    for box in boxes:
+        columns.append(Column(box.words, "%"))
+        cells.append(lambda _, facts, box=box: spread(sharpness(facts, box)))
+        cited = [found for _, facts in rows if (found := published_sharpness(facts, box))]
+        if cited:
+            columns.append(Column("published", under=True))
+            cells.append(lambda _, facts, box=box: _words(published_sharpness(facts, box)))
+            sources |= dict.fromkeys(found.source for found in cited if found.source)
+    for rho in radii:
+        columns.append(Column(f"SAM, ρ {plain(rho)}", "rise of the loss"))
+        cells.append(lambda _, facts, rho=rho: spread(_sam(facts, rho)))
+    caption = (
+        "Sharpness in percent of 1 + loss: how far the loss rises within a box around the weights (Keskar et al. 2017,"
+        " metric 2.1); mean over seeds ± sample standard deviation."
+    )
+    if sources:
+        caption += f" Published, beneath: {'; '.join(sources)}."
+    return Table(caption, tuple(columns), _lines(rows, cells))
+
+
+def noise_table(comparison: Comparison) -> Table | None:
+    rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "noise"))]
+    if not rows:
+        return None
+    several = any(len(facts) > 1 for _, facts in rows)
+    columns = (
+        Column("recipe", number=False),
+        Column("global batch"),
+        Column("noise scale", "examples"),
+        Column("95\u00a0% interval", "examples"),
+        Column("tr Σ"),
+        Column("|G|²"),
+    )
+    cells: list[Callable[[Row, list[Record]], str]] = [
+        lambda row, _: count(row.global_batch_size),
+        lambda _, facts: noise_words(noise(facts)),
+        lambda _, facts: interval_words(noise(facts)),
+        lambda _, facts: spread(estimate(finite(one.get("variance_trace")) for one in facts)),
+        lambda _, facts: spread(estimate(finite(one.get("gradient_square")) for one in facts)),
+    ]
+    caption = (
+        "Gradient noise scale tr Σ / |G|² at the end of training (McCandlish et al. 2018): far below it, a batch twice as"
+        " large needs half the steps; far above it, it saves none."
+    )
+    if several:
+        caption += " Means over seeds; the interval reaches over all of theirs."
+    return Table(caption, columns, _lines(rows, cells))
+
+
+class Noise(NamedTuple):
+    """Over the seeds of a row; ``value`` and ``low`` None: not known; ``high`` infinite: unbounded."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def noise(facts: Iterable[Record]) -> Noise:
+    facts = list(facts)
+    values = estimate(finite(one.get("noise_scale")) for one in facts)
+    lows = [low for one in facts if (low := finite(one.get("noise_scale_low"))) is not None]
+    highs = [finite(one.get("noise_scale_high")) for one in facts]
+    high = math.inf if None in highs else max(number for number in highs if number is not None)
+    return Noise(values.mean if values else None, min(lows, default=None), high if lows else None)
+
+
+def noise_words(found: Noise) -> str:
+    return "not bounded" if found.value is None else _examples(found.value)
+
+
+def interval_words(found: Noise) -> str:
+    if found.low is None or found.high is None:
+        return ABSENT
+    if math.isinf(found.high):
+        return f"above {_examples(found.low)}"
+    return f"{_examples(found.low)} to {_examples(found.high)}"
+
+
+def spectrum_table(comparison: Comparison) -> Table | None:
+    rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "spectrum"))]
+    if not rows:
+        return None
+    columns = (
+        Column("recipe", number=False),
+        Column("global batch"),
+        Column("largest"),
+        Column("smallest"),
+        Column("trace"),
+        Column("positive", "%"),
+        Column("zero", "%"),
+        Column("negative", "%"),
+    )
+    cells: list[Callable[[Row, list[Record]], str]] = [
+        lambda row, _: count(row.global_batch_size),
+        lambda _, facts: spread(estimate(_first(one["largest"]) for one in facts)),
+        lambda _, facts: spread(estimate(_first(one["smallest"]) for one in facts)),
+        lambda _, facts: _trace(facts),
+        *(_share(which) for which in ("positive", "zero", "negative")),
+    ]
+    caption = (
+        "Eigenvalues of the Hessian: its largest and smallest, its trace ± standard error of the estimate (with several"
+        " seeds: mean ± standard deviation over them), and the shares by sign, of which the first is the lecture’s"
+        " minimum ratio."
+    )
+    return Table(caption, columns, _lines(rows, cells))
+
+
+def findings(comparison: Comparison) -> list[Finding]:
+    """In the order of the rows and their seeds."""
+    found = []
+    for row in comparison.rows:
+        for run in row.runs:
+            if facts := run.diagnostics.get("plateau"):
+                name = row.label if len(row.runs) == 1 else f"{row.label}, seed {run.seed}"
+                evidence, advice = (tuple(map(str, facts.get(key) or ())) for key in ("evidence", "advice"))
+                found.append(Finding(name, str(facts["sentence"]), evidence, advice))
+    return found
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    made = (sharpness_table(comparison), noise_table(comparison), spectrum_table(comparison))
+    return [table for table in made if table is not None]
+
+
+def spread(value: Estimate | None) -> str:
+    return ABSENT if value is None else measured(value.mean, value.std)
+
+
+def _setting(entry: Mapping[str, Any]) -> Setting:
+    dimensions = entry.get("dimensions") if entry.get("space") != "full" else None
+    return Setting(dimensions, float(entry["epsilon"]))
+
+
+def _near(a: float | None, b: float) -> bool:
+    return a is not None and math.isclose(a, b, rel_tol=1e-6)
+
+
+def _sam(facts: Iterable[Record], rho: float) -> Estimate | None:
+    return estimate(
+        finite(entry.get("increase")) for one in facts for entry in one.get("sam") or () if entry["rho"] == rho
+    )
+
+
+def _words(found: Published | None) -> str:
+    return found.words if found else ABSENT
+
+
+def _first(eigenvalues: list[Any]) -> float | None:
+    return finite(eigenvalues[0].get("value")) if eigenvalues else None
+
+
+def _trace(facts: list[Record]) -> str:
+    if len(facts) > 1:
+        return spread(estimate(finite(one.get("trace")) for one in facts))
+    trace = finite(facts[0].get("trace"))
+    return ABSENT if trace is None else measured(trace, finite(facts[0].get("trace_std_error")))
+
+
+def _share(which: str) -> Callable[[Row, list[Record]], str]:
+    def cell(_: Row, facts: list[Record]) -> str:
+        shares = estimate(finite(one.get(f"{which}_share")) for one in facts)
+        if shares is None:
+            return ABSENT
+        return percent(Estimate(100 * shares.mean, shares.std and 100 * shares.std, shares.n))
+
+    return cell
+
+
+def _examples(number: float) -> str:
+    return count(number) if number >= 10 else plain(number)
+
+
+def _lines(rows: list[tuple[Row, list[Record]]], cells: list[Callable[[Row, list[Record]], str]]) -> tuple[Line, ...]:
+    return tuple(Line(row.id, (row.label, *(cell(row, facts) for cell in cells))) for row, facts in rows)

@@ -1,0 +1,37 @@
+"""Why a training stands still: the finding, its evidence and its advice on a card, for where a page has no room."""
+
+import textwrap
+
+from matplotlib.figure import Figure
+
+from largebatch.report import svg
+from largebatch.report.alone import Drawn, Facts
+from largebatch.report.frame import WIDTH
+
+LINE = 16.0
+
+
+def draw(facts: Facts) -> Drawn:
+    """Sentences only: there is nothing to be measured with a ruler."""
+    parts = [("", [str(facts["sentence"])])]
+    parts += [(name, [str(one) for one in facts.get(name) or ()]) for name in ("evidence", "advice")]
+    lines: list[tuple[str, bool]] = []
+    for name, sentences in parts:
+        if not sentences:
+            continue
+        if name:
+            lines += [("", False), (name.capitalize(), True)]
+        for sentence in sentences:
+            wrapped = textwrap.wrap(sentence, 64 if name else 66)
+            lines += [
+                (f"{'• ' if name and not place else '   ' if name else ''}{text}", False)
+                for place, text in enumerate(wrapped)
+            ]
+    height = LINE * len(lines) + 10
+    figure = Figure(figsize=(WIDTH / 72, height / 72))
+    for place, (text, heading) in enumerate(lines):
+        figure.text(4 / WIDTH, 1 - (LINE * (place + 1)) / height, text, color=svg.MUTED if heading else svg.INK)
+    title = (
+        f"{str(facts.get('verdict') or 'Plateau').capitalize()}: {facts.get('title') or facts.get('run') or 'a run'}"
+    )
+    return Drawn(figure, title, "", " ".join(text.strip() for text, _ in lines if text))

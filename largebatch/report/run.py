@@ -1,0 +1,171 @@
+"""One run directory -> a frozen record; nothing is judged here.
+
+A run is ``run.yaml`` (what was asked), ``plan.json`` (what was decided), ``metrics.jsonl`` (what happened),
+``result.json`` (how it ended) and ``diagnostics/`` (what was measured on its weights afterwards). After a
+resume a step may be recorded twice: the last line counts. A run without ``result.json`` was killed or is
+still going: it is kept, as "unfinished".
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from largebatch.errors import UserError
+from largebatch.report.files import finite, json_of, mapping, need, text_of
+
+SPLITS = ("test", "held_out")
+EVENTS = ("train", "evaluate", "noise_scale", "directions")
+DIAGNOSTICS: dict[str, dict[str, type]] = {
+    "noise": {"big_batch_size": int},
+    "sharpness": {"keskar": list},
+    "spectrum": {"largest": list, "smallest": list},
+    "path": {"a": dict, "b": dict, "line": list},
+    "plateau": {"sentence": str},
+}
+"""What the facts of each kind cannot be shown without."""
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it lies on disk."""
+
+    path: Path
+    name: str
+    """The folder as the reader of the report will know it: relative to what was reported on."""
+    config: Mapping[str, Any]
+    config_text: str
+    plan: Mapping[str, Any]
+    result: Mapping[str, Any]
+    events: Mapping[str, tuple[Record, ...]]
+    """Each of ``EVENTS`` -> its records in the order of their steps."""
+    diagnostics: Mapping[str, Record]
+    """Kind -> the facts measured on the run's weights."""
+
+    @property
+    def train(self) -> tuple[Record, ...]:
+        return self.events["train"]
+
+    @property
+    def evaluations(self) -> tuple[Record, ...]:
+        return self.events["evaluate"]
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``failed``, ``stopped`` or ``unfinished``."""
+        return str(self.result["status"])
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def reason(self) -> str:
+        return str(self.result.get("reason") or self.status)
+
+    @property
+    def seed(self) -> int:
+        return int(self.plan["seed"])
+
+    @property
+    def evaluated_on(self) -> str:
+        """The split the final accuracy was measured on: ``test`` or ``held_out``."""
+        return str(self.result.get("evaluated_on") or "test")
+
+    @property
+    def steps(self) -> float:
+        """Those taken, where the run is finished: some methods stop early, or add some; else those planned."""
+        taken = self.measured("steps") if self.finished else None
+        return taken if taken is not None else self.plan["steps"]
+
+    @property
+    def examples(self) -> float | None:
+        """Those trained on; the budget where it was merely filled up to a whole batch."""
+        budget = finite(self.plan.get("budget_examples"))
+        seen = self.measured("examples_seen") if self.finished else None
+        if seen is None or budget is None:
+            return budget
+        largest = max([self.plan["global_batch_size"], *(size for _, size in self.plan.get("ramp") or [])])
+        return budget if abs(seen - budget) < largest else seen
+
+    @property
+    def epochs(self) -> float | None:
+        planned, budget = finite(self.plan.get("epochs")), finite(self.plan.get("budget_examples"))
+        if planned is None or not budget or self.examples == budget:
+            return planned
+        return round(planned * (self.examples or budget) / budget, 1)
+
+    def measured(self, key: str) -> float | None:
+        """A number of ``result.json``, or None where the run has none."""
+        return finite(self.result.get(key))
+
+
+def read_run(path: Path, name: str) -> Run:
+    """One run directory; ``name`` is what the report will call it."""
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder; give a run folder, which holds plan.json, or a comparison folder")
+    if not (path / "plan.json").is_file():
+        raise UserError(f"{path} is no run: it has no plan.json (nor a comparison.json)")
+    plan = mapping(json_of(path / "plan.json"), path / "plan.json")
+    for key in ("global_batch_size", "steps", "seed"):
+        need(plan, key, int, path / "plan.json")
+    config_text = text_of(path / "run.yaml")
+    try:
+        config = yaml.safe_load(config_text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path / 'run.yaml'} is not valid YAML: {' '.join(str(error).split())}") from None
+    result = _result(path / "result.json")
+    events = _metrics(path / "metrics.jsonl", required=result["status"] == "finished")
+    diagnostics = _diagnostics(path / "diagnostics")
+    return Run(path, name, mapping(config, path / "run.yaml"), config_text, plan, result, events, diagnostics)
+
+
+def _result(file: Path) -> Mapping[str, Any]:
+    if not file.exists():
+        return {"status": "unfinished", "reason": "no result.json: the run was killed or is still going"}
+    result = mapping(json_of(file), file)
+    status = need(result, "status", str, file)
+    if status not in ("finished", "failed", "stopped"):
+        raise UserError(f"{file}: status is {status!r}; valid: finished, failed, stopped")
+    if result.get("evaluated_on") not in (None, *SPLITS):
+        raise UserError(f"{file}: evaluated_on is {result['evaluated_on']!r}; valid: {', '.join(SPLITS)}")
+    return result
+
+
+def _metrics(file: Path, *, required: bool) -> dict[str, tuple[Record, ...]]:
+    """Records by event and step; a torn last line (a run killed while writing) is left out."""
+    if not file.exists() and not required:
+        return dict.fromkeys(EVENTS, ())
+    last: dict[tuple[str, str, int], Record] = {}
+    lines = text_of(file).split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line, parse_constant=lambda _: None)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                continue
+            raise UserError(f"{file}: line {number} is not valid JSON") from None
+        record = mapping(record, f"{file}: line {number}")
+        if record.get("event") in EVENTS:
+            step = need(record, "step", int, f"{file}: line {number}")
+            last[record["event"], str(record.get("split", "")), step] = record
+    ordered = [last[key] for key in sorted(last, key=lambda key: key[2])]
+    return {event: tuple(record for record in ordered if record["event"] == event) for event in EVENTS}
+
+
+def _diagnostics(folder: Path) -> dict[str, Record]:
+    found = {}
+    for file in sorted(folder.glob("*.json")):
+        facts = mapping(json_of(file), file)
+        kind = need(facts, "kind", str, file)
+        for key, what in DIAGNOSTICS.get(kind, {}).items():
+            need(facts, key, what, file)
+        found[kind] = facts
+    return found

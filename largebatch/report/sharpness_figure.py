@@ -1,0 +1,76 @@
+"""Sharpness as bars on a log scale: of one run by setting, of a comparison's rows one picture a setting."""
+
+from collections.abc import Iterable
+
+from largebatch.report import svg
+from largebatch.report.alone import Drawn, Facts
+from largebatch.report.diagnostics import Setting, facts_of, published_sharpness, settings, sharpness, spread
+from largebatch.report.files import finite
+from largebatch.report.frame import Picture
+from largebatch.report.numerals import count, plain, short
+from largebatch.report.run import Record
+from largebatch.report.strips import Strip, strip_figure
+from largebatch.report.summary import Comparison
+
+HEADING = "sharpness, % of 1 + loss (log scale)"
+
+
+def draw(facts: Facts) -> Drawn:
+    """One run: a bar for each box that was searched."""
+    strips = [_strip(setting.words.capitalize(), [facts], setting) for setting in settings([facts])]
+    rises = [
+        f"{plain(finite(entry.get('increase')))} within a radius of {plain(finite(entry.get('rho')))}"
+        for entry in facts.get("sam") or ()
+    ]
+    caption = _how(facts) + (f" SAM’s rise of the loss: {', '.join(rises)}." if rises else "")
+    return Drawn(
+        strip_figure(HEADING, strips, log=True),
+        f"Sharpness: {facts.get('title') or facts.get('run') or facts.get('model') or 'a run'}",
+        caption,
+        _said(strips),
+    )
+
+
+def pictures(comparison: Comparison) -> list[Picture]:
+    """The rows beside each other, for each box that was searched."""
+    rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "sharpness"))]
+    made = []
+    for place, setting in enumerate(settings(one for _, facts in rows for one in facts)):
+        strips = [
+            _strip(short(row.label), facts, setting, svg.INK if row.is_baseline else svg.ACCENT) for row, facts in rows
+        ]
+        name, title = f"sharpness-{place}", f"Sharpness, {setting.words}"
+        figure = strip_figure(HEADING, strips, log=True)
+        element = svg.inline(figure, name, title, _said(strips))
+        made.append(Picture(name, "Diagnostics", title, _how(rows[0][1][0]), element, ()))
+    return made
+
+
+def _strip(name: str, facts: Iterable[Record], setting: Setting, colour: str = svg.ACCENT) -> Strip:
+    facts = list(facts)
+    found, published = sharpness(facts, setting), published_sharpness(facts, setting)
+    return Strip(
+        name,
+        found and found.mean,
+        spread(found),
+        low=found.mean - found.std if found and found.std else None,
+        high=found.mean + found.std if found and found.std else None,
+        colour=colour,
+        reference=published and published.sharpness,
+        reference_text=f"published: {published.words}" if published else "",
+    )
+
+
+def _how(facts: Record) -> str:
+    words = {"batch": "the batch’s", "running": "running"}.get(str(facts.get("batch_norm")))
+    return (
+        f"Highest loss found in a box around the weights, over {count(finite(facts.get('examples')))} examples"
+        f"{f', batch norm with {words} statistics' if words else ''}."
+    )
+
+
+def _said(strips: list[Strip]) -> str:
+    said = (
+        f"{strip.name}: {strip.text}{f' ({strip.reference_text})' * bool(strip.reference_text)}" for strip in strips
+    )
+    return "; ".join(said)

@@ -1,0 +1,123 @@
+"""The density of the Hessian's eigenvalues, on a log scale, where one eigenvalue of a million still shows."""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from largebatch.report import svg
+from largebatch.report.alone import Drawn, Facts
+from largebatch.report.diagnostics import facts_of
+from largebatch.report.files import finite
+from largebatch.report.frame import Picture, empty_axes
+from largebatch.report.looks import looks
+from largebatch.report.numerals import count, measured
+from largebatch.report.run import Record
+from largebatch.report.scales import log
+from largebatch.report.summary import Comparison
+
+X_LABEL, Y_LABEL = "eigenvalue of the Hessian", "density (log scale)"
+
+
+def draw(facts: Facts) -> Drawn:
+    """One run, with its computed eigenvalues as ticks at the foot; those alone where no density was estimated."""
+    figure, axes = empty_axes(Y_LABEL, X_LABEL)
+    x, y = _density(facts)
+    if x:
+        axes.plot(x, y, color=svg.ACCENT)
+        axes.fill_between(x, y, _floor([facts]), color=svg.ACCENT, alpha=0.14, linewidth=0)
+    _frame(axes, [facts])
+    for eigenvalue in _ends(facts):
+        axes.plot([eigenvalue] * 2, [0, 0.05], color=svg.INK, linewidth=1.2, transform=axes.get_xaxis_transform())
+    ends = ", ".join(
+        f"{name} {measured(value)}"
+        for name, key in (("largest", "largest"), ("smallest", "smallest"))
+        if facts[key] and (value := finite(facts[key][0].get("value"))) is not None
+    )
+    shares = [
+        f"{100 * share:.1f} % {sign}"
+        for sign in ("positive", "zero", "negative")
+        if (share := finite(facts.get(f"{sign}_share"))) is not None
+    ]
+    trace = finite(facts.get("trace"))
+    said = f"Eigenvalue {ends}" + (f"; trace {measured(trace, finite(facts.get('trace_std_error')))}" if trace else "")
+    caption = (
+        f"{said}. {f'{', '.join(shares)}. ' if shares else ''}Ticks at the foot are single eigenvalues. "
+        f"{count(finite(facts.get('parameters')))} parameters, {count(finite(facts.get('examples')))} examples."
+    )
+    title = f"Hessian spectrum: {facts.get('title') or facts.get('run') or facts.get('model') or 'a run'}"
+    return Drawn(figure, title, caption, said)
+
+
+def picture(comparison: Comparison) -> Picture | None:
+    """The first measured seed of every row, on one pair of axes."""
+    measured_ones = [
+        (row, next((one for one in facts_of(row, "spectrum") if _density(one)[0]), None)) for row in comparison.rows
+    ]
+    rows = [(row, facts) for row, facts in measured_ones if facts is not None]
+    if not rows:
+        return None
+    style = looks(comparison)
+    figure, axes = empty_axes(Y_LABEL, X_LABEL)
+    for row, facts in sorted(rows, key=lambda pair: pair[0].is_baseline):
+        look = style[row.id]
+        x, y = _density(facts)
+        axes.plot(x, y, color=look.colour, dashes=look.dashes or (None, None), linewidth=1.5)
+    _frame(axes, [facts for _, facts in rows])
+    title = "Spectrum of the Hessian"
+    described = "; ".join(
+        f"{row.label}: largest eigenvalue {measured(value)}"
+        for row, facts in rows
+        if facts["largest"] and (value := finite(facts["largest"][0].get("value"))) is not None
+    )
+    caption = (
+        "One seed of each row. The bulk at zero is what the loss does not feel; what stands apart, to the right, are"
+    )
+    caption += " the few directions that limit the learning rate."
+    key = tuple((style[row.id], row.label) for row, _ in rows)
+    return Picture("spectrum", "Diagnostics", title, caption, svg.inline(figure, "spectrum", title, described), key)
+
+
+def _density(facts: Record) -> tuple[list[float], list[float]]:
+    density = facts.get("density") or {}
+    floor = _floor([facts])
+    pairs = [
+        (x, max(y, floor / 10))
+        for x, y in zip(density.get("eigenvalue") or (), density.get("density") or (), strict=False)
+        if finite(x) is not None and finite(y) is not None
+    ]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _floor(several: Sequence[Record]) -> float:
+    """Below the height of a single eigenvalue: with P of them, one is 1/P of the peak at most."""
+    floors = []
+    for facts in several:
+        peak = max((finite(y) or 0 for y in (facts.get("density") or {}).get("density") or ()), default=0)
+        if peak > 0:
+            floors.append(peak / (10 * (finite(facts.get("parameters")) or 1e6)))
+    return min(floors, default=1e-8)
+
+
+def _ends(facts: Record) -> list[float]:
+    entries = [*facts["largest"], *facts["smallest"]]
+    return [value for entry in entries if (value := finite(entry.get("value"))) is not None]
+
+
+def _frame(axes: Axes, several: Sequence[Record]) -> None:
+    """Axes over everything that was computed, with the zero between falling and rising curvature."""
+    drawn = [_density(facts) for facts in several]
+    floor = _floor(several)
+    xs = [x for own, heights in drawn for x, y in zip(own, heights, strict=True) if y > floor]
+    xs += [value for facts in several for value in _ends(facts)] + [0.0]
+    margin = 0.04 * ((max(xs) - min(xs)) or 1)
+    axes.set_xlim(min(xs) - margin, max(xs) + margin)
+    heights = [y for _, own in drawn for y in own if y > floor]
+    log(axes, "y", [floor, *heights] if heights else [0.1, 1], margin=1.0 if heights else 1.12)
+    if heights:
+        axes.set_ylim(floor, 10 ** (0.3 + math.log10(max(heights))))
+    else:
+        axes.yaxis.set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.axvline(0, color=svg.MUTED, linewidth=1, dashes=(4, 2))
