@@ -27,6 +27,10 @@ def path_of(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}.pt"
 
 
+def step_of(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
+
+
 def existing(directory: Path) -> list[Path]:
     """Newest first."""
     return sorted(directory.glob("step-*.pt"), reverse=True)

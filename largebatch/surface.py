@@ -1,7 +1,7 @@
 """The lecture's small surfaces, walked by its optimizers: the numbers of its slides, and what a picture needs.
 
 Where no method is named, the runs are the lecture's; its numbers for the ravine (its optimizer slides 4 and 12) follow
-from its ten points. Starts and learning rates on the saddle and the double well are ours: the lecture gives none.
+from its ten points.
 """
 
 from __future__ import annotations
@@ -102,6 +102,11 @@ DEFAULTS = {
     ),
 }
 
+OURS = {
+    "saddle": ["starts and learning rates are ours; the lecture gives none"],
+    "double_well": ["formula, start and learning rates are ours; the lecture sketches such a curve without numbers"],
+}
+
 
 def measure(
     name: str,
@@ -196,21 +201,21 @@ def _coordinate(value: float) -> str:
 
 
 def vector(values: Sequence[float], digits: int = 4) -> str:
-    """``(−1, 0.5)``."""
+    """``(−1, 0.5)``; of one alone only a negative is in brackets."""
+    if len(values) == 1 and values[0] >= 0:
+        return number(values[0], digits)
     return f"({', '.join(number(value, digits) for value in values)})"
 
 
-def point(values: Sequence[float], names: Sequence[str]) -> str:
+def point(values: Sequence[float], names: Sequence[str], digits: int = 4) -> str:
     """``b = −120, w = −4``."""
-    return ", ".join(f"{name} = {number(value)}" for name, value in zip(names, values, strict=True))
+    return ", ".join(f"{name} = {number(value, digits)}" for name, value in zip(names, values, strict=True))
 
 
 def _checked_start(surface: Surface, start: Sequence[float]) -> Point:
     given, names = ", ".join(f"{value:g}" for value in start), ", ".join(surface.parameters)
     if len(start) != len(surface.parameters):
-        raise UserError(
-            f"start = {given} has {len(start)} coordinates; {surface.name} has {len(surface.parameters)}: {names}"
-        )
+        raise UserError(f"start = {given} does not fit {surface.name}; valid: one number for each of {names}")
     if not all(abs(value) <= FAR for value in start):
         raise UserError(f"start = {given} must be finite numbers within ±{FAR:g}, one for each of {names}")
     return tuple(float(value) for value in start)
@@ -383,25 +388,23 @@ def _notes(facts: dict[str, Any]) -> list[str]:
     names = facts["parameters"]
     near = "every coordinate stays within 0.001 of the optimum" if facts["optimum"] else "the loss stays below 0.001"
     said = [facts["formula"], f"settled: the updates after which {near}"]
-    said += [_of_critical(critical) for critical in facts["critical_points"]]
+    said += [_of_critical(critical, names) for critical in facts["critical_points"]]
     for path in facts["paths"]:
         if path["diverged"]:
-            crossed = path["crossings_of_optimum"]
-            said.append(
-                f"{path['label']}: diverges; the first update leads to {vector(path['after_one_update'], 6)}"
-                + (
-                    f", and its segments cross {names[1]} = {facts['optimum'][1]:.2f} at {names[0]} = "
-                    + ", ".join(f"{value:.2f}".replace("-", "−") for value in crossed)
-                    if crossed
-                    else ""
-                )
-            )
+            said.append(f"{path['label']}: {_diverged(facts, path)}")
         elif path["settled_after_updates"] is None and path["ends_in"]:
             said.append(f"{path['label']}: ends in the {path['ends_in']}")
         elif path["swings_around_optimum"]:
             said.append(f"{path['label']}: has not settled: in the last {_swings(facts, path)}")
-    if facts["name"] != "ravine":
-        said.append("starts and learning rates are ours; the lecture gives none")
+    return said + OURS.get(facts["name"], [])
+
+
+def _diverged(facts: dict[str, Any], path: dict[str, Any]) -> str:
+    names, crossed = facts["parameters"], path["crossings_of_optimum"]
+    said = f"diverges; the first update leads to {point(path['after_one_update'], names, 6)}"
+    if crossed:
+        where = ", ".join(f"{value:.2f}".replace("-", "−") for value in crossed)
+        said += f", and its segments cross {names[1]} = {facts['optimum'][1]:.2f} at {names[0]} = {where}"
     return said
 
 
@@ -411,20 +414,22 @@ def _swings(facts: dict[str, Any], path: dict[str, Any]) -> str:
     return f"{path['updates'] // 2:,} updates {', '.join(between)}"
 
 
-def _of_critical(critical: dict[str, Any]) -> str:
-    values = critical["eigenvalues"]
-    rows = ", ".join(f"[{', '.join(number(part, 7) for part in row)}]" for row in critical["hessian"])
+def _of_critical(critical: dict[str, Any], names: Sequence[str]) -> str:
     said = [
-        f"{critical['name']} at {vector(critical['point'], 7)}: loss {number(critical['loss'], 7)}",
+        f"{critical['name']} at {point(critical['point'], names, 7)}: loss {number(critical['loss'], 7)}",
         f"gradient {vector(critical['gradient'])}",
-        f"Hessian [{rows}]",
-        f"eigenvalue{'s' if len(values) > 1 else ''} {listing(number(value, 6) for value in values)}",
-        f"minimum ratio {critical['minimum_ratio']:g}",
     ]
-    if critical["escape_direction"]:
-        said.append(f"escape direction {vector(critical['escape_direction'])}")
-    if critical["condition_number"] and len(values) > 1:
-        said.append(f"condition number {critical['condition_number']:,.0f}")
+    rows = [[number(part, 7) for part in row] for row in critical["hessian"]]
+    if len(names) == 1:
+        said.append(f"second derivative {rows[0][0]}")
+    else:
+        said.append(f"Hessian [{', '.join('[' + ', '.join(row) + ']' for row in rows)}]")
+        said.append(f"eigenvalues {listing(number(value, 6) for value in critical['eigenvalues'])}")
+        said.append(f"minimum ratio {critical['minimum_ratio']:g}")
+        if critical["escape_direction"]:
+            said.append(f"escape direction {vector(critical['escape_direction'])}")
+        if critical["condition_number"]:
+            said.append(f"condition number {critical['condition_number']:,.0f}")
     if critical["gradient_descent_stable_below_lr"]:
         said.append(f"gradient descent is stable below η = {number(critical['gradient_descent_stable_below_lr'], 6)}")
     return ", ".join(said)

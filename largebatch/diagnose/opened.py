@@ -148,6 +148,11 @@ class Sample:
         return itertools.islice(self.all(), distributed.rank(), None, distributed.world_size())
 
 
+def check_norm(asked: str, valid: tuple[str, ...] = ("batch", "running")) -> None:
+    if asked not in valid:
+        raise UserError(f"--batch-norm {asked} is not known; valid: {', '.join(valid)}")
+
+
 def circumstances(device: torch.device, command: str) -> dict[str, Any]:
     return {
         "command": command,
@@ -177,6 +182,12 @@ def opened(
     if precision not in DTYPES:
         raise UserError(f"--precision {precision} is not known; valid: {', '.join(DTYPES)}")
     run = recipe_of(directory)
+    saved = [checkpoint.step_of(path) for path in checkpoint.existing(directory / "checkpoints")]
+    if step is not None and saved and step not in saved:
+        raise UserError(
+            f"{directory} has no checkpoint of step {step}; there are {', '.join(map(str, sorted(saved)))} "
+            "(checkpoint.keep says how many stay)"
+        )
     found = checkpoint.load_newest(directory / "checkpoints", step)
     if found is None:
         raise UserError(

@@ -17,7 +17,7 @@ import rich.table
 import torch
 
 from largebatch import distributed
-from largebatch.diagnose.opened import Opened, Sample, circumstances, keep, opened
+from largebatch.diagnose.opened import Opened, Sample, check_norm, circumstances, keep, opened
 from largebatch.diagnostics import path
 from largebatch.errors import UserError
 from largebatch.evaluate import Evaluation, evaluate
@@ -44,8 +44,7 @@ def measure(
     """Collective. The facts lie with both runs; α = 0 is ``first``, α = 1 ``second``."""
     if points < 2:
         raise UserError(f"--points {points} makes no line; at least 2")
-    if norm not in NORMS:
-        raise UserError(f"--batch-norm {norm} is not known; valid: {', '.join(NORMS)}")
+    check_norm(norm, NORMS)
     a, b = opened(first, device, precision), opened(second, device, precision)
     check_alike(a, b)
     sample = a.sample(examples, batch_size)

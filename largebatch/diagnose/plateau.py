@@ -18,6 +18,8 @@ from largebatch.diagnostics import plateau, spectrum
 from largebatch.errors import UserError
 from largebatch.report.run import read_run
 
+SMALL = 300  # parameters, up to which the whole Hessian costs no more than its ends
+
 
 def measure(
     directory: Path,
@@ -83,9 +85,14 @@ def with_checkpoint(
         if norm > 0:
             direction = gradient / norm
             curvature = torch.dot(direction, objective.hessian_product(direction)).item()
-        found = spectrum.extremes(objective)
+        found = spectrum.spectrum(objective, eigenvalues=1, vectors=1, density_iterations=2, dense_up_to=SMALL)
     looked_at = {"examples": sample.examples, "batch_size": sample.batch_size, "checkpoint_step": run.step}
-    return seen._replace(whole_gradient_norm=norm, curvature=curvature, largest=found[1], smallest=found[0]), looked_at
+    return seen._replace(
+        whole_gradient_norm=norm,
+        curvature=curvature,
+        largest=found["largest"][0]["value"],
+        smallest=found["smallest"][0]["value"],
+    ), looked_at
 
 
 def table(facts: dict[str, Any]) -> rich.table.Table:

@@ -135,16 +135,13 @@ class Objective:
                 f"the loss is another one in every pass, because these layers draw at random: {named}; "
                 "valid: the model in evaluation mode, or their probabilities at 0"
             )
-        norm = float(gradient.norm())
-        differences = [
-            abs(again - value) / abs(value or 1.0),
-            float((gradient_again - gradient).norm()) / (norm or 1.0),
-        ]
-        if max(differences) > ROUNDING:
+        of_value = abs(again - value) / (abs(value) or 1.0)
+        of_gradient = float((gradient_again - gradient).norm()) / (float(gradient.norm()) or 1.0)
+        if max(of_value, of_gradient) > ROUNDING:
             raise UserError(
-                f"two passes over the same batches differ by {differences[0]:.1e} of the loss and {differences[1]:.1e} "
-                f"of the gradient; valid: at most {ROUNDING:.0e}, with the same examples in every pass and nothing "
-                "drawn at random"
+                f"two passes over the same batches differ by {of_value:.1e} of the loss and {of_gradient:.1e} of the "
+                f"gradient; valid: at most {ROUNDING:.0e}, with the same examples in every pass and nothing drawn at "
+                "random"
             )
         return value, gradient
 
@@ -177,7 +174,8 @@ class Objective:
         """Those gradients that no weight changes have no graph and add nothing."""
         pairs = [(g, d) for g, d in zip(gradients, directions, strict=True) if g.requires_grad]
         if pairs:
-            self._add(sums, self._derivatives(*zip(*pairs, strict=True)))
+            of, along = zip(*pairs, strict=True)
+            self._add(sums, self._derivatives(of, along))
 
     def _add(self, sums: Tensor, derivatives: Iterable[Tensor]) -> None:
         for part, derivative in zip(sums.split(self.sizes), derivatives, strict=True):

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 from scipy.stats import theilslopes
 
-LAST = 1 / 3  # of the records: what "now" means
+LAST = 0.5  # of the records: what "now" means
 FEWEST = 9  # records, for any answer
 STILL_FALLING = 0.02  # of the loss, over another stretch as long as the last
+LOST_IN_NOISE = 0.1  # a change of more than this that may be none is no answer
 SMALL = 0.05  # of the largest gradient norm
 SWINGING = -0.1  # median cosine of successive gradients
 TURNING_BACK = -0.5  # the same, more than noise explains
@@ -114,7 +115,7 @@ def judge(seen: Seen) -> Answer:
 
 
 def of_the_loss(seen: Seen) -> tuple[dict[str, Any], list[str]]:
-    """``moving``: falling, rising, or nothing."""
+    """``moving``: falling, rising, unknown, or nothing."""
     last = max(FEWEST // 3, round(LAST * len(seen.losses)))
     steps, losses = list(seen.steps[-last:]), list(seen.losses[-last:])
     slope, _, low, high = (float(number) for number in theilslopes(losses, steps))  # type: ignore[arg-type]
@@ -126,7 +127,9 @@ def of_the_loss(seen: Seen) -> tuple[dict[str, Any], list[str]]:
         moving = "falling"
     elif low > 0 and change > STILL_FALLING:
         moving = "rising"
-    word = {"falling": "falls", "rising": "rises", "": "stands still"}[moving]
+    elif abs(change) > LOST_IN_NOISE:
+        moving = "unknown"
+    word = {"falling": "falls", "rising": "rises", "unknown": "cannot be told from its noise", "": "stands still"}[moving]
     evidence = [
         f"the loss {word}: {100 * change:+.2g} % over the last {last} records (steps {steps[0]:,} to {steps[-1]:,}), "
         f"median {level:.4g}, from {max(seen.losses):.4g} at most"

@@ -1,9 +1,8 @@
 """What was measured on the weights that runs ended with, over seeds, as tables and sentences.
 
-sharpness    Keskar et al. 2017 (1609.04836), metric 2.1 in percent; SAM's rise of the loss, Foret et al. 2021 (2010.01412)
-noise        the gradient noise scale, McCandlish et al. 2018 (1812.06162)
-spectrum     ends, trace and signs of the Hessian's eigenvalues
-plateau      whether the training stood still, why, and what may help
+Sharpness is metric 2.1 of Keskar et al. 2017 (arXiv:1609.04836) and SAM's rise of the loss (Foret et al. 2021,
+arXiv:2010.01412); the noise scale is McCandlish et al. 2018's (arXiv:1812.06162); the spectrum is the Hessian's; a
+plateau's cause comes with its evidence and advice.
 """
 
 import math
@@ -27,7 +26,7 @@ class Setting(NamedTuple):
     @property
     def words(self) -> str:
         space = "full space" if self.dimensions is None else f"{count(self.dimensions)} random directions"
-        return f"{space}, ε {plain(self.epsilon)}"
+        return f"{space}, ε\u00a0{plain(self.epsilon)}"
 
 
 class Published(NamedTuple):
@@ -39,7 +38,7 @@ class Published(NamedTuple):
 
     @property
     def words(self) -> str:
-        return measured(self.sharpness, self.std)
+        return f"{self.sharpness:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def sharpness_table(comparison: Comparison) -> Table | None:
             cells.append(lambda _, facts, box=box: _words(published_sharpness(facts, box)))
             sources |= dict.fromkeys(found.source for found in cited if found.source)
     for rho in radii:
-        columns.append(Column(f"SAM, ρ {plain(rho)}", "rise of the loss"))
+        columns.append(Column(f"SAM, ρ\u00a0{plain(rho)}", "rise of the loss"))
         cells.append(lambda _, facts, rho=rho: spread(_sam(facts, rho)))
     caption = (
         "Sharpness in percent of 1 + loss: how far the loss rises within a box around the weights (Keskar et al. 2017,"
@@ -134,8 +133,8 @@ def noise_table(comparison: Comparison) -> Table | None:
         lambda _, facts: spread(estimate(finite(one.get("gradient_square")) for one in facts)),
     ]
     caption = (
-        "Gradient noise scale tr Σ / |G|² at the end of training (McCandlish et al. 2018): far below it, a batch twice as"
-        " large needs half the steps; far above it, it saves none."
+        "Gradient noise scale tr Σ / |G|² at the end of training (McCandlish et al. 2018): far below it, a batch twice"
+        " as large needs half the steps; far above it, it saves none."
     )
     if several:
         caption += " Means over seeds; the interval reaches over all of theirs."
@@ -207,14 +206,20 @@ def findings(comparison: Comparison) -> list[Finding]:
         for run in row.runs:
             if facts := run.diagnostics.get("plateau"):
                 name = row.label if len(row.runs) == 1 else f"{row.label}, seed {run.seed}"
-                evidence, advice = (tuple(map(str, facts.get(key) or ())) for key in ("evidence", "advice"))
-                found.append(Finding(name, str(facts["sentence"]), evidence, advice))
+                evidence, advice = (tuple(map(sentence, facts.get(key) or ())) for key in ("evidence", "advice"))
+                found.append(Finding(name, sentence(facts["sentence"]), evidence, advice))
     return found
 
 
 def tables(comparison: Comparison) -> list[Table]:
     made = (sharpness_table(comparison), noise_table(comparison), spectrum_table(comparison))
     return [table for table in made if table is not None]
+
+
+def sentence(words: object) -> str:
+    """With its capital and its full stop."""
+    text = str(words).strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def spread(value: Estimate | None) -> str:

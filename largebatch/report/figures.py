@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from largebatch.report import svg
+from largebatch.report import noise_figure, path_figure, sharpness_figure, spectrum_figure, svg
 from largebatch.report.batch_figures import accuracy_by_batch
 from largebatch.report.frame import Picture
 from largebatch.report.geometry_figures import alignment, distance, noise_scale, relative_update
@@ -22,6 +22,10 @@ def pictures(comparison: Comparison) -> list[Picture]:
             bars(comparison, "seconds_per_step", "time-step", "Time per step"),
             bars(comparison, "seconds_per_epoch", "time-epoch", "Time per epoch"),
             learning_rate_search(comparison),
+            *sharpness_figure.pictures(comparison),
+            noise_figure.picture(comparison),
+            spectrum_figure.picture(comparison),
+            *path_figure.pictures(comparison),
         ]
     return [picture for picture in made if picture is not None]
 

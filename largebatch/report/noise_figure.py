@@ -2,8 +2,8 @@
 
     S / S_min = 1 + B_noise / B,    E / E_min = 1 + B / B_noise
 
-S steps and E examples reach the same loss with batches of B (McCandlish et al. 2018, arXiv:1812.06162, eqs. 2.11 and
-2.12, with their B_crit estimated by B_noise).
+S steps and E examples reach the same loss with batches of B: McCandlish et al. 2018, arXiv:1812.06162, whose critical
+batch size B_noise estimates.
 """
 
 import math
@@ -29,6 +29,8 @@ def draw(facts: Facts) -> Drawn:
     title = f"Noise scale: {facts.get('title') or facts.get('run') or 'a run'}"
     small, big = facts.get("small_batch_size"), facts["big_batch_size"]
     how = f"Measured between batches of {count(finite(small))} and {count(finite(big))} examples."
+    if (with_hessian := finite(facts.get("hessian_noise_scale"))) is not None:
+        how += f" With the Hessian, tr(HΣ) / (GᵀHG): {count(with_hessian)}."
     said = f"Noise scale {noise_words(found)} examples, 95 % interval {interval_words(found)}."
     if found.value is None or found.value <= 0:
         return Drawn(strip_figure(HEADING, [_strip("noise scale", found)], log=True, points=True), title, how, said)
@@ -46,9 +48,17 @@ def draw(facts: Facts) -> Drawn:
         f"noise scale {noise_words(found)}", (found.value, 1), (5, -2), xycoords=axes.get_xaxis_transform(),
         textcoords="offset points", va="top",
     )  # fmt: skip
+    batch = finite(facts.get("global_batch_size"))
+    if batch and sizes[0] < batch < sizes[-1]:
+        axes.axvline(batch, color=svg.MUTED, linewidth=1, dashes=(1, 2.5))
+        fits = batch < 3 * found.value  # else there is no room at its right
+        axes.annotate(
+            f"this run’s batch, {count(batch)}", (batch, 1), (5 if fits else -5, -19), ha="left" if fits else "right",
+            va="top", xycoords=axes.get_xaxis_transform(), textcoords="offset points", fontsize=9.5, color=svg.MUTED,
+        )  # fmt: skip
     caption = (
         f"Left of the noise scale, larger batches save steps; right of it, they cost examples. The band is the 95 % "
-        f"interval ({interval_words(found)}). {how} The curves are McCandlish et al. 2018, eqs. 2.11 and 2.12."
+        f"interval ({interval_words(found)}). {how} The curves are McCandlish et al. 2018’s."
     )
     return Drawn(figure, title, caption, said)
 
@@ -65,9 +75,7 @@ def picture(comparison: Comparison) -> Picture | None:
     title = "Noise scale at the end"
     described = "; ".join(f"{strip.name}: {strip.text}, {strip.reference_text}" for strip in strips)
     element = svg.inline(strip_figure(HEADING, strips, log=True, points=True), "noise-end", title, described)
-    caption = (
-        "Points with their 95 % intervals; an arrow has no upper bound. The upright marks are the rows’ own batches."
-    )
+    caption = "Points with their 95 % intervals; an arrow has no upper bound. Triangles mark the rows’ own batches."
     return Picture("noise-end", "Diagnostics", title, caption, element, ())
 
 

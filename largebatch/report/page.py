@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from largebatch.report import table
+from largebatch.report import diagnostics, table
 from largebatch.report.fairness import fairness, machine, setting
 from largebatch.report.figures import pictures
 from largebatch.report.frame import Picture
@@ -30,6 +30,7 @@ HERE = Path(__file__).parent
 def html(comparison: Comparison) -> str:
     """The whole page."""
     sections = _sections(pictures(comparison))
+    shown = [section.name for section in sections]
     style = looks(comparison)
     return _template().render(
         comparison=comparison,
@@ -40,8 +41,11 @@ def html(comparison: Comparison) -> str:
         notes=notes(comparison),
         sections=sections,
         reading=_reading(comparison),
+        diagnostics=diagnostics.tables(comparison),
+        findings=diagnostics.findings(comparison),
         searches=table.searches(comparison),
-        searches_shown=any(section.name == "Tuning" for section in sections),
+        searches_shown="Tuning" in shown,
+        diagnostics_shown="Diagnostics" in shown,
         fairness=[*fairness(comparison), *comparison.notes],
         published=table.published(comparison),
         every_run=table.every_run(comparison),
@@ -53,12 +57,12 @@ def html(comparison: Comparison) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """Pictures under one heading; ``key`` is what their keys hold together."""
+    """Pictures under one heading; ``shared_key`` stands above them where more than one has a key."""
 
     id: str
     name: str
     pictures: tuple[Picture, ...]
-    key: tuple[tuple[Look, str], ...]
+    shared_key: tuple[tuple[Look, str], ...]
 
 
 def _sections(drawn: Sequence[Picture]) -> list[Section]:
@@ -70,9 +74,9 @@ def _sections(drawn: Sequence[Picture]) -> list[Section]:
         id = re.sub(r"[^a-z0-9]+", "-", name.lower())
         id = f"{id}-{len(ids)}" if id in ids else id
         ids.add(id)
-        fullest_first = sorted((picture.key for picture in own), key=len, reverse=True)
-        key = dict.fromkeys(entry for one in fullest_first for entry in one)
-        sections.append(Section(id, name, tuple(own), tuple(key)))
+        fullest_first = sorted((picture.key for picture in own if picture.key), key=len, reverse=True)
+        entries = dict.fromkeys(entry for one in fullest_first for entry in one)
+        sections.append(Section(id, name, tuple(own), tuple(entries) if len(fullest_first) > 1 else ()))
     return sections
 
 
@@ -87,6 +91,7 @@ def markdown(comparison: Comparison) -> str:
     parts += [_markdown_table(table.results(comparison)), _bullets(notes(comparison))]
     if searches := table.searches(comparison):
         parts += ["## Tuning", _markdown_table(searches)]
+    parts += _markdown_diagnostics(comparison)
     parts += ["## How fair it was", _bullets([*fairness(comparison), *comparison.notes])]
     if published := table.published(comparison):
         parts += ["## What the papers report", _markdown_table(published)]
@@ -94,6 +99,14 @@ def markdown(comparison: Comparison) -> str:
     parts += ["\n".join(f"    {line}" for line in command.splitlines()) for command in commands(comparison)]
     parts += [_bullets([f"{term}: {value}" for term, value in facts(comparison)])]
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_diagnostics(comparison: Comparison) -> list[str]:
+    parts = [_markdown_table(data) for data in diagnostics.tables(comparison)]
+    for finding in diagnostics.findings(comparison):
+        parts += [f"**Plateau: {_plain(finding.run)}.** {_plain(finding.sentence)}"]
+        parts += [_bullets([*finding.evidence, *finding.advice])] * bool(finding.evidence or finding.advice)
+    return ["## Diagnostics", *parts] if parts else []
 
 
 def notes(comparison: Comparison) -> list[str]:

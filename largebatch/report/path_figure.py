@@ -1,4 +1,4 @@
-"""Loss and accuracy on the way from one run's weights to another's: Keskar et al. 2017 (arXiv:1609.04836), figures 3 and 4.
+"""Loss and accuracy on the way from one run's weights to another's, as Keskar et al. 2017 (arXiv:1609.04836) draw it.
 
 The straight line is (1 − α)·a + α·b, the curve cos(απ/2)·a + sin(απ/2)·b; α = 0 is a, α = 1 is b.
 """
@@ -37,7 +37,11 @@ def draw(facts: Facts) -> Drawn:
 
 def pictures(comparison: Comparison) -> list[Picture]:
     """Line and curve of every run that was measured on its way to another."""
-    measured = [run.diagnostics["path"] for run in comparison.runs if "path" in run.diagnostics]
+    measured: list[Record] = []
+    for run in comparison.runs:
+        facts = run.diagnostics.get("path")
+        if facts and facts not in measured:  # both ends keep them
+            measured.append(facts)
     made = []
     for place, facts in enumerate(measured):
         for way in (way for way in WAYS if facts.get(way)):
@@ -68,14 +72,16 @@ def _panel(figure: Figure, bottom: float, share: float, facts: Record, way: str,
     alphas = [point["alpha"] for point in points]
     axes.set_xlim(min(alphas), max(alphas))
     axes.set_xlabel(f"α, {WAYS[way]}" if named else "α", color=svg.MUTED, labelpad=6)
-    at = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    axes.annotate("cross-entropy (log scale)", (0, 1), (-42, 30), color=LOSS, **at)
-    axes.annotate("accuracy, %", (1, 1), (42, 30), ha="right", color=ACCURACY, **at)
-    axes.annotate(
-        "solid: training set, dashed: test set", (0.5, 0), (0, 6), ha="center", fontsize=9.5, color=svg.MUTED, **at
-    )
+    for text, corner, right_by, side, colour in (
+        ("cross-entropy (log scale)", 0, -42, "left", LOSS),
+        ("accuracy, %", 1, 42, "right", ACCURACY),
+    ):
+        axes.annotate(
+            text, (corner, 1), (right_by, 24), xycoords="axes fraction", textcoords="offset points", ha=side,
+            color=colour,
+        )  # fmt: skip
     for alpha, side in ((0, "a"), (1, "b")):
-        _mark(axes, alpha, str(facts[side].get("title") or facts[side].get("run") or side), facts[side])
+        _mark(axes, alpha, _name(facts, side), finite(facts[side].get("global_batch_size")))
 
 
 def _series(axes: Axes, points: Sequence[Record], quantity: str, colour: str) -> list[float]:
@@ -88,35 +94,47 @@ def _series(axes: Axes, points: Sequence[Record], quantity: str, colour: str) ->
             if (number := finite(point.get(f"{split}_{quantity}"))) is not None
         ]
         if known:
-            axes.plot(*zip(*known, strict=True), color=colour, dashes=dashes, linewidth=1.6)
+            axes.plot(
+                *zip(*known, strict=True), color=colour, dashes=dashes, linewidth=1.6,
+                marker="o" if quantity == "accuracy_percent" else "", markersize=3.5,
+            )  # fmt: skip
         drawn += [number for _, number in known]
     return drawn
 
 
-def _mark(axes: Axes, alpha: float, title: str, end: Record) -> None:
+def _mark(axes: Axes, alpha: float, name: str, batch: float | None) -> None:
     left, right = axes.get_xlim()
     if not left - 1e-9 <= alpha <= right + 1e-9:
         return
     axes.axvline(alpha, color=svg.MUTED, linewidth=1, dashes=(1, 2.5))
     place = (alpha - left) / (right - left)
     side = "left" if place < 0.1 else "right" if place > 0.9 else "center"
-    batch = finite(end.get("global_batch_size"))
     axes.annotate(
-        f"batch {count(batch)}" if batch else title, (alpha, 1), (0, 5), xycoords=axes.get_xaxis_transform(),
+        f"batch {count(batch)}" if batch else name, (alpha, 1), (0, 5), xycoords=axes.get_xaxis_transform(),
         textcoords="offset points", ha=side, fontsize=9.5, color=svg.INK,
     )  # fmt: skip
 
 
 def _title(facts: Record) -> str:
-    a, b = (str(facts[side].get("title") or facts[side].get("run") or side) for side in ("a", "b"))
-    return f"From {a} to {b}"
+    return f"From {_name(facts, 'a')} to {_name(facts, 'b')}"
+
+
+def _name(facts: Record, side: str) -> str:
+    """The run's title, with its batch where the other's is the same."""
+    own, other = (facts[which].get("title") or facts[which].get("run") or which for which in (side, "ab".strip(side)))
+    batch = finite(facts[side].get("global_batch_size"))
+    return f"{own} at {count(batch)}" if own == other and batch else str(own)
 
 
 def _caption(facts: Record) -> str:
-    ends = " and ".join(
-        f"α = {alpha} is {facts[side].get('run') or facts[side].get('title')}" for alpha, side in ((0, "a"), (1, "b"))
-    )
-    return f"{ends}; {count(finite(facts.get('examples')))} examples."
+    ends = []
+    for alpha, side in ((0, "a"), (1, "b")):
+        seed = f", seed {facts[side]['seed']}" if "seed" in facts[side] else ""
+        ends.append(f"α = {alpha} is {_name(facts, side)}{seed}")
+    words = {"recomputed": "recomputed at every point", "batch": "the batch’s"}.get(str(facts.get("batch_norm")))
+    norm = f" Batch-norm statistics are {words}." if words else ""
+    examples = f"{count(finite(facts.get('examples')))} training examples"
+    return f"Solid: {examples}; dashed: the test set; dots: accuracy. {'; '.join(ends)}.{norm}"
 
 
 def _said(points: Sequence[Record]) -> str:

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from largebatch.report import svg
 from largebatch.report.alone import Drawn, Facts
+from largebatch.report.diagnostics import sentence
 from largebatch.report.frame import WIDTH
 
 LINE = 16.0
@@ -13,16 +14,16 @@ LINE = 16.0
 
 def draw(facts: Facts) -> Drawn:
     """Sentences only: there is nothing to be measured with a ruler."""
-    parts = [("", [str(facts["sentence"])])]
-    parts += [(name, [str(one) for one in facts.get(name) or ()]) for name in ("evidence", "advice")]
+    parts = [("", [sentence(facts["sentence"])])]
+    parts += [(name, [sentence(one) for one in facts.get(name) or ()]) for name in ("evidence", "advice")]
     lines: list[tuple[str, bool]] = []
     for name, sentences in parts:
         if not sentences:
             continue
         if name:
             lines += [("", False), (name.capitalize(), True)]
-        for sentence in sentences:
-            wrapped = textwrap.wrap(sentence, 64 if name else 66)
+        for words in sentences:
+            wrapped = textwrap.wrap(words, 64 if name else 66)
             lines += [
                 (f"{'• ' if name and not place else '   ' if name else ''}{text}", False)
                 for place, text in enumerate(wrapped)
@@ -31,7 +32,6 @@ def draw(facts: Facts) -> Drawn:
     figure = Figure(figsize=(WIDTH / 72, height / 72))
     for place, (text, heading) in enumerate(lines):
         figure.text(4 / WIDTH, 1 - (LINE * (place + 1)) / height, text, color=svg.MUTED if heading else svg.INK)
-    title = (
-        f"{str(facts.get('verdict') or 'Plateau').capitalize()}: {facts.get('title') or facts.get('run') or 'a run'}"
-    )
+    verdict = str(facts.get("verdict") or "not told")
+    title = f"Plateau ({verdict}): {facts.get('title') or facts.get('run') or 'a run'}"
     return Drawn(figure, title, "", " ".join(text.strip() for text, _ in lines if text))

@@ -42,7 +42,8 @@ def pictures(comparison: Comparison) -> list[Picture]:
         name, title = f"sharpness-{place}", f"Sharpness, {setting.words}"
         figure = strip_figure(HEADING, strips, log=True)
         element = svg.inline(figure, name, title, _said(strips))
-        made.append(Picture(name, "Diagnostics", title, _how(rows[0][1][0]), element, ()))
+        caption = "" if made else _how(rows[0][1][0])
+        made.append(Picture(name, "Diagnostics", title, caption, element, ()))
     return made
 
 
@@ -63,10 +64,10 @@ def _strip(name: str, facts: Iterable[Record], setting: Setting, colour: str = s
 
 def _how(facts: Record) -> str:
     words = {"batch": "the batch’s", "running": "running"}.get(str(facts.get("batch_norm")))
-    return (
-        f"Highest loss found in a box around the weights, over {count(finite(facts.get('examples')))} examples"
-        f"{f', batch norm with {words} statistics' if words else ''}."
-    )
+    batch_norm = f", batch norm with {words} statistics" if words else ""
+    cited = " Triangles mark what was published." if facts.get("published") else ""
+    examples = count(finite(facts.get("examples")))
+    return f"The highest loss found in a box around the weights, over {examples} examples{batch_norm}.{cited}"
 
 
 def _said(strips: list[Strip]) -> str:

@@ -42,10 +42,9 @@ def draw(facts: Facts) -> Drawn:
     ]
     trace = finite(facts.get("trace"))
     said = f"Eigenvalue {ends}" + (f"; trace {measured(trace, finite(facts.get('trace_std_error')))}" if trace else "")
-    caption = (
-        f"{said}. {f'{', '.join(shares)}. ' if shares else ''}Ticks at the foot are single eigenvalues. "
-        f"{count(finite(facts.get('parameters')))} parameters, {count(finite(facts.get('examples')))} examples."
-    )
+    sentences = [f"{said}.", f"{', '.join(shares)}." * bool(shares), "Ticks at the foot are single eigenvalues."]
+    sizes = (f"{count(finite(facts.get(key)))} {key}" for key in ("parameters", "examples"))
+    caption = " ".join(sentence for sentence in (*sentences, f"{', '.join(sizes)}.") if sentence)
     title = f"Hessian spectrum: {facts.get('title') or facts.get('run') or facts.get('model') or 'a run'}"
     return Drawn(figure, title, caption, said)
 

@@ -54,7 +54,7 @@ def strip_figure(heading: str, strips: Sequence[Strip], *, log: bool = False, po
             )
         (_point if points else _bar)(axes, place + 0.72, strip)
         if strip.reference is not None:
-            axes.plot([strip.reference] * 2, [place + 0.55, place + 0.89], color=svg.MUTED, linewidth=1.6)
+            axes.plot([strip.reference], [place + 0.97], color=svg.MUTED, marker="^", markersize=5, clip_on=False)
     return figure
 
 
@@ -75,8 +75,9 @@ def _bar(axes: Axes, y: float, strip: Strip) -> None:
     axes.barh(y, strip.value - (left if axes.get_xscale() == "log" else 0), left=left if left > 0 else 0, height=0.2,
               color=strip.colour, linewidth=0)  # fmt: skip
     if strip.high is not None and strip.low is not None:
-        axes.plot([max(left, strip.low), min(right, strip.high)], [y, y], color=svg.MUTED, linewidth=1.2)
-    return _write(axes, max(strip.value, strip.high or 0, strip.reference or 0), y, strip.text)
+        for colour, width in ((svg.PAGE, 3), (svg.MUTED, 1.2)):
+            axes.plot([max(left, strip.low), min(right, strip.high)], [y, y], color=colour, linewidth=width)
+    return _write(axes, max(strip.value, strip.high or 0), y, strip.text)
 
 
 def _point(axes: Axes, y: float, strip: Strip) -> None:

@@ -67,7 +67,7 @@ def _across(facts: Facts) -> tuple[Figure, str]:
             axes.tick_params(labelbottom=False)
     _key(figure, facts, height)
     said = [
-        f"{count(facts['updates'])} updates each. Darker is a higher loss; from one line to the next it grows "
+        f"{_updates(facts['updates'])} each. Darker is a higher loss; from one line to the next it grows "
         f"{plain(round(levels[1] / levels[0], 1))}-fold."
     ]
     if any(path["updates"] <= FEW and not path["diverged"] for path in paths):
@@ -145,15 +145,19 @@ def _settings(path: Mapping[str, Any]) -> str:
 
 def _outcome(facts: Facts, path: Mapping[str, Any]) -> str:
     if path["diverged"]:
-        return "diverges"
+        return f"diverges after {_updates(path['updates'])}"
     if path["settled_after_updates"] is not None:
-        return f"settled after {count(path['settled_after_updates'])} updates"
+        return f"settled after {_updates(path['settled_after_updates'])}"
     if path["swings_around_optimum"]:
         return "swings around the optimum"
     if path["ends_in"]:
         return f"ends in the {path['ends_in']}"
     at = ", ".join(f"{name} = {_plain(value)}" for name, value in zip(facts["parameters"], path["end"], strict=True))
     return f"ends at {at}"
+
+
+def _updates(number: int) -> str:
+    return f"{count(number)} update{'' if number == 1 else 's'}"
 
 
 def _plain(value: float) -> str:

@@ -46,6 +46,16 @@ class Table:
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
 
+    @property
+    def placed(self) -> list[tuple[int, Column, Column | None]]:
+        """On the page: each column's index, the column, and the one set below it."""
+        following = [*self.columns[1:], None]
+        return [
+            (index, column, below if below and below.under else None)
+            for index, (column, below) in enumerate(zip(self.columns, following, strict=True))
+            if not column.under
+        ]
+
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         """All columns from 130 characters on, the essential ones below."""
         from rich.table import Table as RichTable

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import rich.console
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from largebatch import assemble, config
 from largebatch.batch import epoch_order
@@ -122,6 +124,44 @@ def test_a_graph_makes_the_updates_of_a_call_and_epochs_are_shuffled_between_cal
     same = [torch.equal(a, b) for a, b in zip(orders, orders[1:], strict=False)]
     assert same == [True, True, False, True, True]
     assert sorted(orders[-1].tolist()) == list(range(1500))
+
+
+class Work(TorchDispatchMode):
+    """What the host asks of the device: operators with their numbers, and the shapes of their tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "aten":
+            seen = tree_map(lambda x: (x.shape, x.dtype) if isinstance(x, torch.Tensor) else x, (args, kwargs))
+            self.asked.append(f"{func} {seen}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "repeats"),
+    [
+        (OPTIMIZERS["sgd"], True),
+        (OPTIMIZERS["adam"], True),
+        (OPTIMIZERS["rmsprop"], True),
+        (OPTIMIZERS["heavy_ball"], True),
+        ({"name": "adagrad", "variant": "lecture"}, False),  # divides by the number of updates, which the host counts
+    ],
+    ids=str,
+)
+def test_an_update_asks_the_same_of_the_device_every_time(recipe, optimizer, repeats):
+    """Only so is a graph, which repeats what it captured, as good as the updates themselves; and it reads nothing."""
+    updates = Updates(job_of(recipe(model=CNN, optimizer=optimizer)))
+    asked = []
+    for _ in range(4):
+        with Work() as work:
+            updates.one()
+        asked.append(work.asked)
+    assert len(asked[2]) > 30
+    assert (asked[2] == asked[3]) == repeats
+    assert any("_local_scalar_dense" in line for line in asked[3]) != repeats
 
 
 @pytest.mark.parametrize(

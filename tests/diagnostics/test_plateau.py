@@ -50,6 +50,7 @@ def descend(gradient, start, lr, steps, loss):
         ("slow", seen(norms=LASTING, alignments=[0.9] * 60, whole_gradient_norm=0.6, lr=1e-3, curvature=1.0)),
         ("stopped", seen(norms=LASTING)),
         ("unknown", Seen(STEPS[:5], STILL[:5], VANISHING[:5])),
+        ("unknown", Seen(range(12), [1.0, 0.3, 1.2, 0.4, 0.9, 0.2, 1.0, 0.5, 0.3, 1.1, 0.2, 0.6], VANISHING[:12])),
     ],
 )  # fmt: skip
 def test_the_verdict_on_cases_made_for_it(verdict, record):
