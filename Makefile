@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 COMPARISON ?= comparisons/quickstart
 DEMO_OVERRIDES ?=
+GPU_PYTHON ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check bench clean
+.PHONY: help install demo test lint types check bench gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,13 @@ check: lint types test ## lint, types and tests
 bench: install ## the trainer beside a bare PyTorch loop, on the quickstart's recipe
 	$(BIN)/largebatch data fetch fashion_mnist
 	$(BIN)/largebatch bench throughput configs/quickstart/lamb2019.yaml
+
+gpu-check: ## on a machine with CUDA: the gpu tests, and the measurements of results/gpu/ (GPU_PYTHON=..., torch 2.11 or newer)
+	mkdir -p results/gpu
+	$(GPU_PYTHON) -m pytest -m gpu
+	$(GPU_PYTHON) -m largebatch bench optimizer --device cuda --json results/gpu/optimizer.json
+	$(GPU_PYTHON) -m largebatch bench batch configs/studies/lecture/mnist.yaml --sizes 1,10,100,1000,10000,60000 \
+		--json results/gpu/batch-mnist.json --picture results/gpu/batch-mnist.svg
 
 clean: ## remove what make made, runs and comparisons excepted
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -121,7 +121,14 @@ def check(row: Row, tuning: Tuning | None) -> None:
     check_combinations(run, run.precision)
     dataset = dataset_of(run.data)
     device = distributed.choose_device(run.device)
-    learning_rate_of(run, plan_of(run, len(dataset.train), dataset.image_shape, device))
+    try:
+        learning_rate_of(run, plan_of(run, len(dataset.train), dataset.image_shape, device))
+    except UserError as error:
+        if tuning is None:
+            raise
+        raise UserError(
+            f"{row.id}: {error} (--tune lr searches on {len(dataset.train)} examples and holds out {tuning.hold_out})"
+        ) from None
 
 
 def existing(out: Path) -> dict[str, Any] | None:

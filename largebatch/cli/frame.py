@@ -18,9 +18,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the recipe", show_default=False),
 ]
-
-
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the numbers")]
+PictureFile = Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="a picture, .svg or .png")]
 
 
 class group:

@@ -8,11 +8,12 @@ from typing import Annotated
 import rich.console
 import typer
 
-from largebatch.cli.frame import check_folder, command, write_numbers, write_picture
+from largebatch.cli.frame import command, write_numbers, write_picture
+from largebatch.errors import UserError
 
 
 def surface(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="saddle, ravine, valley", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="saddle, ravine, double_well", show_default=False)],
     method: Annotated[list[str] | None, typer.Option(metavar="NAME", help="again for more; else the lecture's")] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate of every method")] = None,
     momentum: Annotated[float | None, typer.Option(help="of the methods that have one")] = None,
@@ -23,14 +24,25 @@ def surface(
     """The lecture's small surfaces: where each method walks, its numbers, a picture."""
     from largebatch import surface
 
-    facts = surface.measure(name, method, lr, momentum, updates, surface.parse_start(start), command())
+    point = coordinates(start) if start is not None else None
+    facts = surface.measure(name, method, lr, momentum, updates, point, command())
     console = rich.console.Console()
     console.print(surface.table(facts))
     for sentence in facts["notes"]:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     if (terms := surface.momentum_table(facts)) is not None:
         console.print(terms)
-    check_folder(out)
-    out.mkdir(exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
     write_numbers(out / f"{facts['name']}.json", facts, console)
     write_picture(out / f"{facts['name']}.svg", facts, console)
+
+
+def coordinates(text: str) -> list[float]:
+    """``-120,-4``"""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--start {text} should be numbers with commas between, such as -120,-4") from None

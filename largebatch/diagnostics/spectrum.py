@@ -9,7 +9,8 @@
 ρ integrates to 1; σ is √1e-5 of the width of the spectrum, as in Ghorbani et al. A small model's H is made whole and
 nothing is estimated. Otherwise the ends come from Lanczos, which stops when each of the wanted Ritz values θ has a
 residual of at most 1e-3·|θ|, or one that counts as zero: there is an eigenvalue within a residual of θ, and as a rule
-far nearer. An eigenvalue counts as zero where |λ| ≤ 1e-5·max|λ|, below which float32 products leave noise.
+far nearer. An eigenvalue counts as zero where |λ| ≤ 1e-5·max|λ|, below which float32 products leave noise, and a node
+of a quadrature where |θ| is no larger than its residual, too, because its sign is not known then.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from largebatch.diagnostics.objective import Objective
 from largebatch.errors import UserError
 
 RESIDUAL = 1e-3  # of |θ|
+SETTLED = 5  # iterations
 ZERO = 1e-5  # of max|λ|
 WIDTH = 1e-5**0.5  # σ over λ_max − λ_min
 GRID = 1000  # points, about three to a σ
@@ -92,7 +94,7 @@ def of_matrix(matrix: Tensor, eigenvalues: int) -> dict[str, Any]:
         "trace": float(matrix.trace()),
         "trace_std_error": 0.0,
         "density": {**density(found, np.full(n, 1 / n)), "vectors": None, "iterations": None},
-        **shares(found, np.full(n, 1 / n)),
+        **shares(found, np.full(n, 1 / n), np.zeros(n)),
         "shares_exact": True,
         "products": n,
     }
@@ -129,24 +131,31 @@ def of_products(
     rules = [run.first(density_iterations).ritz() for run in runs]
     nodes = np.concatenate([rule[0] for rule in rules])
     weights = np.concatenate([rule[1] for rule in rules]) / vectors
+    doubts = np.concatenate([rule[2] for rule in rules])
     traces = [n * run.alpha[0] for run in runs]  # ‖v‖² = n
     return {
         **ends(theta, residuals, eigenvalues),
         "trace": float(np.mean(traces)),
         "trace_std_error": float(np.std(traces, ddof=1)) / vectors**0.5 if vectors > 1 else None,
         "density": {**density(nodes, weights), "vectors": vectors, "iterations": min(density_iterations, n)},
-        **shares(nodes, weights),
+        **shares(nodes, weights, doubts),
         "shares_exact": False,
         "products": sum(len(run.alpha) for run in runs),
     }
 
 
 def converged(found: Tridiagonal, eigenvalues: int) -> bool:
-    theta, _, residuals = found.ritz()
-    if len(theta) < 2 * eigenvalues:
+    """Whether the wanted Ritz values are near eigenvalues, and have been the wanted ones for a while.
+
+    A Ritz value of small residual may be an eigenvalue further inside, while a cluster beyond it is still one value.
+    """
+    if len(found.alpha) < 2 * eigenvalues + SETTLED:
         return False
-    close = residuals <= np.maximum(RESIDUAL * np.abs(theta), ZERO * np.abs(theta).max())
-    return bool(close[:eigenvalues].all() and close[-eigenvalues:].all())
+    wanted = np.r_[:eigenvalues, -eigenvalues:0]
+    theta, _, residuals = found.ritz()
+    before = found.first(len(found.alpha) - SETTLED).ritz()[0]
+    allowed = np.maximum(RESIDUAL * np.abs(theta), ZERO * np.abs(theta).max())[wanted]
+    return bool((residuals[wanted] <= allowed).all() and (np.abs(theta[wanted] - before[wanted]) <= allowed).all())
 
 
 def told(found: Tridiagonal) -> str:
@@ -172,13 +181,11 @@ def density(nodes: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     return {"eigenvalue": grid.tolist(), "density": (height / area).tolist(), "width": width}
 
 
-def shares(values: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    """Of all ``weights``, those of positive, zero and negative values."""
-    below = ZERO * float(np.abs(values).max())
-    total = weights.sum()
-    return {
-        "positive_share": float(weights[values > below].sum() / total),
-        "zero_share": float(weights[np.abs(values) <= below].sum() / total),
-        "negative_share": float(weights[values < -below].sum() / total),
-        "zero_below": below,
-    }
+def shares(values: np.ndarray, weights: np.ndarray, doubts: np.ndarray) -> dict[str, float]:
+    """Of all ``weights``, those of positive, zero and negative values, and the largest |value| that may be a zero."""
+    sizes = np.abs(values)
+    least = ZERO * sizes.max()
+    zero = sizes <= np.maximum(least, doubts)
+    of = {"positive": ~zero & (values > 0), "zero": zero, "negative": ~zero & (values < 0)}
+    found = {f"{sign}_share": float(weights[those].sum() / weights.sum()) for sign, those in of.items()}
+    return {**found, "zero_below": float(max(least, sizes[zero].max(initial=0.0)))}

@@ -62,6 +62,16 @@ def model(run: Run) -> str:
     return str(name or "unnamed model") + (f" with {count(parameters)} parameters" if parameters else "")
 
 
+def names(comparison: Comparison, ids: set[str]) -> str:
+    """Labels of rows; a comparison whose rows are all meant stands for them."""
+    said = []
+    for name in dict.fromkeys(row.comparison for row in comparison.rows):
+        own = [row for row in comparison.rows if row.comparison == name]
+        meant = [row for row in own if row.id in ids]
+        said += [f"all of {name}"] if name and len(meant) == len(own) > 1 else [row.label for row in meant]
+    return listing(said)
+
+
 def _same(comparison: Comparison, what: str, value: Callable[[Row], str]) -> str:
     values = {row.id: value(row) for row in comparison.rows}
     kinds = list(dict.fromkeys(values.values()))
@@ -69,18 +79,8 @@ def _same(comparison: Comparison, what: str, value: Callable[[Row], str]) -> str
         return f"{what.capitalize()}: {kinds[0]}."
     if len(kinds) == 1:
         return f"Same {what} for every row: {kinds[0]}."
-    listed = (f"{kind} ({_named(comparison, {id for id, own in values.items() if own == kind})})" for kind in kinds)
+    listed = (f"{kind} ({names(comparison, {id for id, own in values.items() if own == kind})})" for kind in kinds)
     return f"Not the same {what}: {'; '.join(listed)}."
-
-
-def _named(comparison: Comparison, ids: set[str]) -> str:
-    """Labels of rows; a comparison whose rows are all meant stands for them."""
-    said = []
-    for name in dict.fromkeys(row.comparison for row in comparison.rows):
-        own = [row for row in comparison.rows if row.comparison == name]
-        meant = [row for row in own if row.id in ids]
-        said += [f"all of {name}"] if name and len(meant) == len(own) > 1 else [row.label for row in meant]
-    return ", ".join(said)
 
 
 def _of_runs(value: Callable[[Run], Any]) -> Callable[[Row], str]:

@@ -14,11 +14,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from largebatch.report import diagnostics, table
-from largebatch.report.fairness import fairness, machine, setting
+from largebatch.report.fairness import fairness, machine, names, setting
 from largebatch.report.figures import pictures
 from largebatch.report.frame import Picture
 from largebatch.report.looks import Look, looks
-from largebatch.report.numerals import listing
 from largebatch.report.run import Run
 from largebatch.report.summary import Comparison
 from largebatch.report.table import Table
@@ -112,12 +111,12 @@ def _markdown_diagnostics(comparison: Comparison) -> list[str]:
 def notes(comparison: Comparison) -> list[str]:
     """What a reader of the main table has to know."""
     said = []
-    held_out = [row.label for row in comparison.rows if row.evaluated_on == "held_out"]
+    held_out = {row.id for row in comparison.rows if row.evaluated_on == "held_out"}
     if len(held_out) == len(comparison.rows):
         said.append("Accuracies are of a held-out part of the training set, not of the test set.")
     elif held_out:
         said.append(
-            f"{listing(held_out)}: evaluated on a held-out part of the training set, the others on the"
+            f"{names(comparison, held_out)}: evaluated on a held-out part of the training set, the others on the"
             " test set; no difference is taken between the two."
         )
     if len(comparison.rows) == 1:
@@ -126,11 +125,11 @@ def notes(comparison: Comparison) -> list[str]:
         said.append("Differences are from the baseline’s mean, with Welch’s 95 % interval over seeds.")
     else:
         said.append("Differences are from the baseline’s mean, in percentage points.")
-    if alone := [row.label for row in comparison.rows if len(row.finished) == 1]:
+    if alone := {row.id for row in comparison.rows if len(row.finished) == 1}:
         said.append(
             "One seed: no interval."
             if len(alone) == len(comparison.rows)
-            else f"One finished seed, so no interval: {listing(alone)}."
+            else f"One finished seed, so no interval: {names(comparison, alone)}."
         )
     broken = [run for run in comparison.runs if not run.finished]
     said.append(

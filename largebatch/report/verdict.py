@@ -46,8 +46,8 @@ def verdict(comparison: Comparison) -> str:
 
 
 def named(label: str) -> str:
-    """In quotation marks where the label's own commas would run into the sentence."""
-    return f"“{label}”" if "," in label else label
+    """In quotation marks where the label's own commas or colons would run into the sentence."""
+    return f"“{label}”" if "," in label or ":" in label else label
 
 
 def _judged(comparison: Comparison, reference: Estimate, best: Row, accuracy: Estimate, gap: Difference) -> str:

@@ -366,7 +366,7 @@ def test_a_rank_without_batches_learns_from_the_others():
 
 @pytest.mark.parametrize("name", ["perceptron", "running statistics", "convolution", "attention"])
 def test_the_product_is_that_of_curvlinops(name):
-    """An installed peer. It takes no batch norm in training, and errs by finite differences where there is layer norm."""
+    """An installed peer. It takes no batch norm in training; in layer norm it differs, also from finite differences."""
     model = network(name).eval()
     if isinstance(model, Attention):
         model.norm = nn.Identity()

@@ -72,8 +72,8 @@ def test_a_separable_quadratic_rises_to_the_corner_on_the_side_of_its_slope(n):
 
 
 def test_a_hill_inside_the_box_is_climbed_to_its_top():
-    x, top = torch.tensor([0.5, -1.0]).double(), torch.tensor([0.52, -1.01]).double()
-    found = full(landscape(lambda w: 2 - (w - top).square() @ torch.tensor([3.0, 5.0]).double(), x), 0.1)
+    function = lambda w: 2 - 3 * (w[0] - 0.52).square() - 5 * (w[1] + 1.01).square()  # noqa: E731
+    found = full(landscape(function, [0.5, -1.0]), 0.1)
     assert found["max_loss"] == pytest.approx(2, rel=1e-9)
     assert found["loss"] == pytest.approx(2 - 3 * 0.02**2 - 5 * 0.01**2, rel=1e-12)
 
@@ -136,7 +136,7 @@ def test_metric_2_1_typed_by_hand(dimensions, epsilon):
 
     optimize.fmin_l_bfgs_b(minus, 0 * box, bounds=list(zip(-box, box, strict=True)), factr=0, pgtol=0, maxiter=10)
     phi = 100 * (max(values) - f(x)[0]) / (1 + f(x)[0])
-    assert phi > 0.1
+    assert phi > 0.01
     assert found["keskar"][0]["sharpness"] == pytest.approx(phi, rel=1e-8)
     value, gradient = f(x)
     there = f(x + 0.05 * gradient / np.linalg.norm(gradient))[0]
@@ -221,8 +221,8 @@ def test_every_epsilon_in_every_space_and_the_weights_come_back():
         assert item["max_loss"] == pytest.approx(found["loss"] + item["sharpness"] / 100 * (1 + found["loss"]))
         assert 1 <= item["iterations"] <= 10
         assert item["seconds"] > 0
-    assert [line.split(":")[0] for line in lines][0] == "full space, epsilon 0.001"
     assert len(lines) == 4
+    assert lines[0].startswith("full space, epsilon 0.001: sharpness ")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_asked_is_one_sentence():
         "iterations = 0 must be at least 1": {"iterations": 0},
     }.items():
         with pytest.raises(UserError, match=message):
-            sharpness(objective, **asked)
+            sharpness(objective, **{"dimensions": (None,), **asked})
     model[2] = nn.Dropout(0.5)
     with pytest.raises(UserError, match="these layers draw at random: 2"):
         sharpness(objective, dimensions=(None,))

@@ -1,0 +1,59 @@
+"""Facts typed by hand, in the forms that the measuring commands write."""
+
+SMALL, LARGE = "Small batch", "Large batch"
+
+
+def sharpness(full, half, rise, **changed):
+    entries = [
+        {"space": "full", "dimensions": None, "epsilon": 1e-3, "sharpness": full},
+        {"space": "full", "dimensions": None, "epsilon": 5e-4, "sharpness": half},
+        {"space": "random", "dimensions": 100, "epsilon": 1e-3, "sharpness": full / 20},
+    ]
+    sam = [{"rho": 0.05, "loss": 0.1, "increase": rise}]
+    facts = {"kind": "sharpness", "examples": 5000, "batch_norm": "batch", "keskar": entries, "sam": sam}
+    return facts | changed
+
+
+def spectrum(largest, **changed):
+    eigenvalues = [largest * (step - 10) / 90 for step in range(101)]
+    density = {"eigenvalue": eigenvalues, "density": [10.0 ** -min(abs(step - 10), 6) for step in range(101)]}
+    return {
+        "kind": "spectrum", "parameters": 100_000, "examples": 5000, "density": density,
+        "largest": [{"value": largest, "residual": 0.0}], "smallest": [{"value": -largest / 10, "residual": 0.0}],
+        "trace": 7 * largest, "trace_std_error": 0.4, "positive_share": 0.5, "zero_share": 0.3, "negative_share": 0.2,
+    } | changed  # fmt: skip
+
+
+def noise(value, low, high, **changed):
+    return {
+        "kind": "noise", "small_batch_size": 50, "big_batch_size": 400, "batches": 20, "gradient_square": 0.02,
+        "variance_trace": 40.0, "noise_scale": value, "noise_scale_low": low, "noise_scale_high": high,
+    } | changed  # fmt: skip
+
+
+def path(**changed):
+    points = [
+        {
+            "alpha": alpha,
+            "train_loss": 0.001 + 4 * (alpha * (alpha - 1)) ** 2,
+            "train_accuracy_percent": 100 - 20 * alpha**2,
+            "test_loss": 0.1,
+            "test_accuracy_percent": 90 - 20 * alpha**2,
+        }
+        for alpha in (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
+    ]  # fmt: skip
+    ends = ({"title": title, "global_batch_size": size, "seed": 0} for title, size in ((SMALL, 64), (LARGE, 640)))
+    return {
+        "kind": "path",
+        "a": next(ends),
+        "b": next(ends),
+        "examples": 5000,
+        "line": points,
+        "curve": points[2:5],
+    } | changed
+
+
+PLATEAU = {
+    "kind": "plateau", "verdict": "valley", "sentence": "the loss stands still while the steps swing",
+    "evidence": ["the median cosine is −0.62"], "advice": ["lower lr.base"],
+}  # fmt: skip

@@ -1,0 +1,101 @@
+"""What one command measured, as a picture in a file of its own."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from PIL import Image
+from report.made_up import PLATEAU, noise, path, sharpness, spectrum
+
+from largebatch.errors import UserError
+from largebatch.report import svg
+from largebatch.report.alone import DRAWINGS, write_picture
+
+HOSTILE = '<b>"$x$ & y'
+FACTS = {
+    "noise": noise(2000.0, 900.0, 5000.0, title=HOSTILE, global_batch_size=640),
+    "noise unbounded": noise(2000.0, 900.0, None, global_batch_size=60_000),
+    "noise unknown": noise(None, 900.0, None),
+    "noise of nothing": noise(None, None, None),
+    "sharpness": sharpness(205.0, 43.0, 0.1, title=HOSTILE),
+    "sharpness of nothing": sharpness(0.0, -1e-9, 0.0),
+    "spectrum": spectrum(100.0, title=HOSTILE),
+    "spectrum's ends": spectrum(100.0, density=None, trace=None),
+    "path": path(),
+    "path's line": path(curve=[]),
+    "plateau": PLATEAU | {"title": HOSTILE},
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_standalone_svg_is_whole(tmp_path, troubles, name):
+    file = tmp_path / "picture.svg"
+    write_picture(FACTS[name], file)
+    text = file.read_text()
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.attrib["font-family"].endswith("sans-serif")
+    assert "var(" not in text
+    assert not re.search(r"#0000[ab]\d", text), "a stand-in colour was left"
+    assert set(re.findall(r"#[0-9a-f]{6}", text)) <= set(svg.LIGHT.values())
+    assert "fill:#ffffff" in text
+    assert "nan" not in text.lower().replace("nanotech", "")
+    assert troubles(text) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.svg"]
+
+
+@pytest.mark.parametrize("name", ["noise", "sharpness", "spectrum", "path", "plateau"])
+def test_a_png_has_the_same_colours(tmp_path, name):
+    file = tmp_path / "picture.png"
+    write_picture(FACTS[name], file)
+    with Image.open(file) as picture:
+        colours = {colour[:3]: number for number, colour in picture.convert("RGB").getcolors(1 << 20)}
+        width = picture.width
+    assert width > 800, "436 points at 150 dots an inch"
+    assert max(colours, key=colours.get) == (255, 255, 255)
+    light = {tuple(bytes.fromhex(colour[1:])) for colour in svg.LIGHT.values()}
+    assert len(light & set(colours)) >= 3
+    # a stand-in is a pure dark blue, and so is what anti-aliasing makes of it on white
+    assert not [colour for colour in colours if colour[0] == colour[1] == 0 and 150 < colour[2] < 190]
+
+
+def test_the_light_theme_is_the_style_sheets():
+    sheet = (svg.__file__).replace("svg.py", "page.css")
+    with open(sheet) as file:
+        light = dict(re.findall(r"(--\w+): (#\w{6})", file.read().split("@media")[0]))
+    named = {variable: svg.LIGHT[colour] for colour, variable in svg.VARIABLES.items()}
+    assert {**named, "--page": light["--page"]} == {name: light[name] for name in named}, "all but the white page"
+    assert named["--page"] == "#ffffff"
+
+
+def test_numbers_in_the_pictures(tmp_path):
+    def texts(name):
+        write_picture(FACTS[name], tmp_path / "picture.svg")
+        return re.findall(r"<text[^>]*>([^<]*)", (tmp_path / "picture.svg").read_text())
+
+    assert "noise scale 2,000" in texts("noise")
+    assert "this run’s batch, 640" in texts("noise")
+    assert "above 900" in texts("noise unknown")
+    assert [word for word in texts("sharpness") if word in ("205", "43.0", "10.2")] == ["205", "43.0", "10.2"]
+    assert any("trace 700.00 ± 0.40" in line for line in texts("spectrum"))
+    assert {"batch 64", "batch 640"} <= set(texts("path"))
+    assert texts("path").count("cross-entropy (log scale)") == 2, "the line and the curve"
+    assert texts("path's line").count("cross-entropy (log scale)") == 1
+    assert "• Lower lr.base." in texts("plateau")
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "sentence"),
+    [
+        (PLATEAU, "picture.pdf", "ends in '.pdf'; valid: .svg, .png"),
+        (PLATEAU, "nowhere/picture.svg", "does not exist; create it"),
+        ({"kind": "weather"}, "picture.svg", "facts of kind 'weather' have no picture; valid: noise, sharpness,"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path, facts, name, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        write_picture(facts, tmp_path / name)
+
+
+def test_every_kind_is_named():
+    assert list(DRAWINGS) == ["noise", "sharpness", "spectrum", "path", "plateau", "batch_time", "surface"]
