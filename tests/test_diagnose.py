@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from programs import largebatch, torchrun
 
-from largebatch import batch, config
+from largebatch import batch, config, distributed
 from largebatch.assemble import dataset_of, model_of
+from largebatch.cli import app
 from largebatch.data import Placement
 from largebatch.diagnose import noise, path, plateau, sharpness, spectrum
 from largebatch.diagnose.opened import opened
@@ -221,34 +223,57 @@ def test_each_batch_normalised_by_itself(trained):
     assert facts["curve"] == []
 
 
-COMMANDS: dict[str, list[str]] = {
-    "noise": ["a", "--small", "10", "--big", "60", "--batches", "3"],
-    "sharpness": ["a", "--examples", "600", "--batch-size", "100", "--dimensions", "7"],
-    "spectrum": ["a", "--examples", "600", "--batch-size", "100", "--vectors", "2", "--eigenvalues", "2"],
-    "path": ["a", "b", "--points", "4", "--examples", "600", "--batch-size", "100"],
-    "plateau": ["a", "--examples", "600", "--batch-size", "100"],
+MEASURES: dict[str, Any] = {
+    "noise": lambda t: noise.measure(t["a"], CPU, small=10, big=60, batches=3, precision="fp64", hessian=True),
+    "sharpness": lambda t: sharpness.measure(
+        t["a"], CPU, examples=600, batch_size=100, dimensions=7, epsilons=[1e-3], precision="fp64"
+    ),
+    "spectrum": lambda t: spectrum.measure(
+        t["a"], CPU, examples=600, batch_size=100, vectors=2, eigenvalues=2, exact_up_to=10, precision="fp64"
+    ),
+    "path": lambda t: path.measure(t["a"], t["b"], CPU, points=4, examples=600, batch_size=100, precision="fp64"),
+    "plateau": lambda t: plateau.measure(t["a"], CPU, examples=600, batch_size=100, precision="fp64"),
 }
 
+if __name__ == "__main__":  # on two ranks, all in one start
+    with distributed.group(CPU):
+        for measure in MEASURES.values():
+            measure(json.loads(sys.argv[1], object_hook=lambda d: {key: Path(value) for key, value in d.items()}))
 
-def words(command: str, trained: dict[str, Path]) -> list[str]:
-    given = COMMANDS[command]
-    return ["diagnose", command, *(str(trained.get(word, word)) for word in given), "--precision", "fp64"]
 
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_one_rank_and_two_measure_the_same(trained, command, tmp_path):
-    """Through the command line; the picture and the numbers lie with the run."""
-    numbers = tmp_path / "one.json"
-    alone = largebatch(*words(command, trained), "--json", numbers)
-    assert alone.returncode == 0, alone.stderr
-    one = json.loads(numbers.read_text())
-    assert one == facts_of(trained["a"], command)
-    assert "<svg" in (trained["a"] / "diagnostics" / f"{command}.svg").read_text()
-    two = torchrun(2, "-m", "largebatch", *words(command, trained))
+def test_one_rank_and_two_measure_the_same(trained):
+    alone = {kind: measure(trained) for kind, measure in MEASURES.items()}
+    two = torchrun(2, __file__, json.dumps({name: str(path) for name, path in trained.items()}))
     assert two.returncode == 0, two.stderr
-    found = facts_of(trained["a"], command)
-    assert (found["ranks"], one["ranks"]) == (2, 1)
-    close(found, one, 1e-6)
+    for kind, facts in alone.items():
+        found = facts_of(trained["a"], kind)
+        assert (found["ranks"], facts["ranks"]) == (2, 1)
+        close(found, json.loads(json.dumps(facts)), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["noise", "a", "--small", "10", "--big", "60", "--batches", "3"],
+        ["sharpness", "a", "--examples", "600", "--batch-size", "100", "--space", "full", "--epsilon", "1e-3"],
+        ["spectrum", "a", "--examples", "600", "--batch-size", "100", "--vectors", "2", "--eigenvalues", "2"],
+        ["path", "a", "b", "--points", "4", "--examples", "600", "--batch-size", "100", "--no-curve"],
+        ["plateau", "a", "--examples", "600", "--batch-size", "100"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_command_prints_a_table_and_leaves_numbers_and_a_picture(trained, words, tmp_path, monkeypatch, capsys):
+    numbers = tmp_path / "numbers.json"
+    given = [str(trained.get(word, word)) for word in words]
+    monkeypatch.setattr("sys.argv", ["largebatch", "diagnose", *given, "--json", str(numbers)])
+    app(sys.argv[1:], standalone_mode=False)
+    facts = json.loads(numbers.read_text())
+    assert facts == facts_of(trained["a"], words[0])
+    assert facts["command"].startswith(f"largebatch diagnose {words[0]} ")
+    assert "<svg" in (trained["a"] / "diagnostics" / f"{words[0]}.svg").read_text()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"diagnostics/{words[0]}.json" in printed
+    assert ("run a" in printed) and ("step" in printed or words[0] == "path")
 
 
 def test_a_loss_that_still_falls(trained):

@@ -131,8 +131,8 @@ def of_the_loss(seen: Seen) -> tuple[dict[str, Any], list[str]]:
         moving = "unknown"
     words = {"falling": "falls", "rising": "rises", "unknown": "cannot be told from its noise", "": "stands still"}
     evidence = [
-        f"the loss {words[moving]}: {100 * change:+.2g} % over the last {last} records (steps {steps[0]:,} to {steps[-1]:,}), "
-        f"median {level:.4g}, from {max(seen.losses):.4g} at most"
+        f"the loss {words[moving]}: {100 * change:+.2g} % over the last {last} records (steps {steps[0]:,} to "
+        f"{steps[-1]:,}), median {level:.4g}, from {max(seen.losses):.4g} at most"
     ]
     return {"moving": moving, "loss": level, "relative_change": change, "records": len(seen.losses)}, evidence
 

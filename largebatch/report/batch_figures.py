@@ -35,13 +35,13 @@ class Curve:
 def accuracy_by_batch(comparison: Comparison) -> list[Picture]:
     """On the test set and, where it was measured, on the training set; nothing for fewer than three sizes."""
     sizes = sorted({row.global_batch_size for row in comparison.rows})
-    if len({row.global_batch_size for row in comparison.rows if row.test_accuracy}) < 3:
+    if len(sizes) < 3 or not any(row.test_accuracy for row in comparison.rows):
         return []
     drawn = curves(comparison)
     pictures = [
         _picture(drawn, sizes, "accuracy-batch", comparison.accuracy_name, lambda row: row.test_accuracy, cited=True)
     ]
-    if len({row.global_batch_size for row in comparison.rows if row.train_accuracy}) >= 3:
+    if any(row.train_accuracy for row in comparison.rows):
         pictures.append(
             _picture(drawn, sizes, "train-accuracy-batch", "train accuracy", lambda row: row.train_accuracy)
         )

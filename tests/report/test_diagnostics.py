@@ -1,4 +1,4 @@
-"""What was measured beside the training: made-up facts whose numbers are found again on the page and in the Markdown."""
+"""What was measured beside the training: made-up facts whose numbers are found again on the page and in Markdown."""
 
 import json
 import re
