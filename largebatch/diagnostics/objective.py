@@ -53,6 +53,7 @@ class Objective:
         self.sizes = [parameter.numel() for parameter in self.trained]
         self.parameters = sum(self.sizes)
         self.device = self.trained[0].device
+        self.eps = max(torch.finfo(parameter.dtype).eps for parameter in self.trained)
         self.kept = [parameter.detach().clone() for parameter in self.trained]
 
     def __enter__(self) -> Objective:

@@ -29,7 +29,7 @@ from torch import Tensor
 from largebatch.diagnostics.objective import Objective
 from largebatch.errors import UserError
 
-ROWS = 65536  # of A that are float64 at a time
+ROWS = 1024  # of A that are float64 at a time: they stay in the cache
 
 
 def sharpness(

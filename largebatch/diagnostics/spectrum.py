@@ -32,6 +32,7 @@ SETTLED = 5  # iterations
 ZERO = 1e-5  # of max|λ|
 WIDTH = 1e-5**0.5  # σ over λ_max − λ_min
 GRID = 1000  # points, about three to a σ
+DOUBLE = float(np.finfo(float).eps)
 
 
 def spectrum(
@@ -62,7 +63,7 @@ def spectrum(
     loss, gradient = objective.check_deterministic()
     say = progress or (lambda line: None)
     if objective.parameters <= dense_up_to:
-        facts = of_matrix(objective.hessian(say), eigenvalues)
+        facts = of_matrix(objective.hessian(say), eigenvalues, objective.eps)
     else:
         facts = of_products(
             objective.hessian_product,
@@ -72,6 +73,7 @@ def spectrum(
             vectors,
             density_iterations,
             seed,
+            objective.eps,
             say,
         )
     return {
@@ -83,14 +85,14 @@ def spectrum(
     }
 
 
-def of_matrix(matrix: Tensor, eigenvalues: int) -> dict[str, Any]:
-    """From H itself; the residuals are those of the eigenvectors found."""
+def of_matrix(matrix: Tensor, eigenvalues: int, eps: float = DOUBLE) -> dict[str, Any]:
+    """From H itself, known to ``eps`` of its size; the residuals are those of the eigenvectors found."""
     values, directions = torch.linalg.eigh(matrix)
     residuals = torch.linalg.vector_norm(matrix @ directions - directions * values, dim=0).cpu().numpy()
     found = values.cpu().numpy()
     n = len(found)
     return {
-        **ends(found, residuals, eigenvalues),
+        **ends(found, residuals, eigenvalues, eps),
         "trace": float(matrix.trace()),
         "trace_std_error": 0.0,
         "density": {**density(found, np.full(n, 1 / n)), "vectors": None, "iterations": None},
@@ -108,9 +110,10 @@ def of_products(
     vectors: int,
     density_iterations: int,
     seed: int,
+    eps: float = DOUBLE,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """From products with H alone, of vectors ``like`` this one."""
+    """From products with H alone, known to ``eps`` of its size, of vectors ``like`` this one."""
     n = like.numel()
     generator = torch.Generator().manual_seed(seed)
     runs: list[Tridiagonal] = []
@@ -134,7 +137,7 @@ def of_products(
     doubts = np.concatenate([rule[2] for rule in rules])
     traces = [n * run.alpha[0] for run in runs]  # ‖v‖² = n
     return {
-        **ends(theta, residuals, eigenvalues),
+        **ends(theta, residuals, eigenvalues, eps),
         "trace": float(np.mean(traces)),
         "trace_std_error": float(np.std(traces, ddof=1)) / vectors**0.5 if vectors > 1 else None,
         "density": {**density(nodes, weights), "vectors": vectors, "iterations": min(density_iterations, n)},
@@ -163,11 +166,10 @@ def told(found: Tridiagonal) -> str:
     return f"largest {theta[-1]:.4g} (residual {residuals[-1]:.1e}), smallest {theta[0]:.4g} ({residuals[0]:.1e})"
 
 
-def ends(theta: np.ndarray, residuals: np.ndarray, eigenvalues: int) -> dict[str, Any]:
-    """The ``eigenvalues`` largest, descending, and the smallest, ascending."""
-    pairs = [
-        {"value": float(value), "residual": float(residual)} for value, residual in zip(theta, residuals, strict=True)
-    ]
+def ends(theta: np.ndarray, residuals: np.ndarray, eigenvalues: int, eps: float) -> dict[str, Any]:
+    """The ``eigenvalues`` largest, descending, and the smallest, ascending; no residual below what rounding leaves."""
+    residuals = np.maximum(residuals, eps * np.abs(theta).max())
+    pairs = [{"value": float(t), "residual": float(r)} for t, r in zip(theta, residuals, strict=True)]
     return {"largest": pairs[: -eigenvalues - 1 : -1], "smallest": pairs[:eigenvalues]}
 
 

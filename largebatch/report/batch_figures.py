@@ -125,7 +125,7 @@ def _picture(
         key.append((own, label))
     if published:
         sentences.append(f"Published: {'; '.join(published)}.")
-    sentences += _heights(axes, shown)
+    sentences += _heights(axes, shown, 0.14 if crosses else 0.06)
     _sizes_axis(axes, sizes)
     for size, own in crosses:
         others = [other for other_size, other in crosses if other_size == size]
@@ -171,7 +171,7 @@ def _published(drawn: Sequence[Curve], sizes: Sequence[int]) -> dict[str, dict[i
     return found
 
 
-def _heights(axes: Axes, shown: dict[str, list[Line]]) -> list[str]:
+def _heights(axes: Axes, shown: dict[str, list[Line]], foot: float) -> list[str]:
     """Scale the accuracy axis: curves over several sizes are held whole, lone points may be below it."""
     long = [value for own in shown.values() for line in own if len(line.x) > 1 for value in line.y]
     if not long:
@@ -180,7 +180,7 @@ def _heights(axes: Axes, shown: dict[str, list[Line]]) -> list[str]:
     if min(long) > axes.get_ylim()[0]:
         return sentences
     top = max(value for own in shown.values() for line in own for value in line.y)
-    low = max(0.0, min(long) - 0.06 * (top - min(long)))
+    low = max(0.0, min(long) - foot * (top - min(long)))
     low = 0.0 if low < 12 else low
     axes.set_ylim(low, min(100.0, top + 0.06 * (top - low)))
     below = [f"{label} ({own[0].y[-1]:.2f} %)" for label, own in shown.items() if max(own[0].y) < low]

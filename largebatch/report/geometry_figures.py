@@ -32,7 +32,7 @@ def noise_scale(comparison: Comparison) -> Picture | None:
         if min(values) / 10 < bound < max(values) * 10
     ]
     figure, axes = empty_axes("noise scale, examples (log scale)", "epochs")
-    names = 6.2 * len(count(batches[-1])) / WIDTH
+    names = 8 * len(count(batches[-1])) / WIDTH
     left, bottom, width, height = axes.get_position().bounds
     axes.set_position((left, bottom, width + 18 / WIDTH - names, height))
     axes.grid(False)

@@ -1,6 +1,8 @@
-"""Sharpness as bars on a log scale: of one run by setting, of a comparison's rows one picture a setting."""
+"""Sharpness as bars: of one run by setting, of a comparison's rows one picture a setting."""
 
 from collections.abc import Iterable
+
+from matplotlib.figure import Figure
 
 from largebatch.report import svg
 from largebatch.report.alone import Drawn, Facts
@@ -12,8 +14,6 @@ from largebatch.report.run import Record
 from largebatch.report.strips import Strip, strip_figure
 from largebatch.report.summary import Comparison
 
-HEADING = "sharpness, % of 1 + loss (log scale)"
-
 
 def draw(facts: Facts) -> Drawn:
     """One run: a bar for each box that was searched."""
@@ -24,7 +24,7 @@ def draw(facts: Facts) -> Drawn:
     ]
     caption = _how(facts) + (f" SAM’s rise of the loss: {', '.join(rises)}." if rises else "")
     return Drawn(
-        strip_figure(HEADING, strips, log=True),
+        _figure(strips),
         f"Sharpness: {facts.get('title') or facts.get('run') or facts.get('model') or 'a run'}",
         caption,
         _said(strips),
@@ -40,11 +40,18 @@ def pictures(comparison: Comparison) -> list[Picture]:
             _strip(short(row.label), facts, setting, svg.INK if row.is_baseline else svg.ACCENT) for row, facts in rows
         ]
         name, title = f"sharpness-{place}", f"Sharpness, {setting.words}"
-        figure = strip_figure(HEADING, strips, log=True)
+        figure = _figure(strips)
         element = svg.inline(figure, name, title, _said(strips))
         caption = "" if made else _how(rows[0][1][0])
         made.append(Picture(name, "Diagnostics", title, caption, element, ()))
     return made
+
+
+def _figure(strips: list[Strip]) -> Figure:
+    """On a log scale where they differ tenfold."""
+    above = [value for strip in strips for value in (strip.value, strip.reference) if value is not None and value > 0]
+    log = bool(above) and max(above) > 10 * min(above)
+    return strip_figure(f"sharpness, % of 1 + loss{' (log scale)' * log}", strips, log=log)
 
 
 def _strip(name: str, facts: Iterable[Record], setting: Setting, colour: str = svg.ACCENT) -> Strip:

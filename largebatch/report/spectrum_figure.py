@@ -62,7 +62,7 @@ def picture(comparison: Comparison) -> Picture | None:
     for row, facts in sorted(rows, key=lambda pair: pair[0].is_baseline):
         look = style[row.id]
         x, y = _density(facts)
-        axes.plot(x, y, color=look.colour, dashes=look.dashes or (None, None), linewidth=1.5)
+        axes.plot(x, y, color=look.colour, dashes=look.dashes or (None, None), linewidth=1.3)
     _frame(axes, [facts for _, facts in rows])
     title = "Spectrum of the Hessian"
     described = "; ".join(

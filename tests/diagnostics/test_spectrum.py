@@ -275,6 +275,19 @@ def test_what_float32_leaves_of_zero_counts_as_zero():
     assert shares[0] == shares[1]
 
 
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float32, 2**-23)])
+@pytest.mark.parametrize("dense_up_to", [0, 3000])
+def test_no_residual_is_smaller_than_rounding(dtype, eps, dense_up_to):
+    model, objective = network()
+    model.to(dtype)
+    batches = [(x.to(dtype), y) for x, y in objective.batches()]
+    objective = Objective(model, lambda: batches, 60, nn.CrossEntropyLoss(reduction="sum"))
+    found = spectrum(objective, dense_up_to=dense_up_to)
+    largest = max(found["largest"][0]["value"], -found["smallest"][0]["value"])
+    least = min(pair["residual"] for pair in found["largest"] + found["smallest"])
+    assert eps * largest <= least < 100 * eps * largest
+
+
 def test_the_same_seed_finds_the_same_and_leaves_no_trace():
     model, objective = network(torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
