@@ -94,7 +94,7 @@ def spectrum(
     vectors: Annotated[int, typer.Option(metavar="N", help="random ones, for trace and density")] = 10,
     exact_up_to: Annotated[
         int, typer.Option(metavar="N", help="parameters, up to which every eigenvalue is computed")
-    ] = 3000,
+    ] = 1000,
     batch_norm: BatchNorm = "batch",
     examples: Examples = None,
     batch_size: BatchSize = 1000,

@@ -24,7 +24,7 @@ def measure(
     eigenvalues: int = 5,
     iterations: int = 100,
     vectors: int = 10,
-    exact_up_to: int = 3000,
+    exact_up_to: int = 1000,
     norm: str = "batch",
     examples: int | None = None,
     batch_size: int = 1000,
@@ -81,8 +81,13 @@ def table(facts: dict[str, Any]) -> rich.table.Table:
         "trace", f"{facts['trace']:.5g}", "exact" if error == 0 else "" if error is None else f"± {error:.2g}"
     )
     about = "exact" if facts["shares_exact"] else "estimated"
-    for word in ("positive", "zero", "negative"):
-        shown.add_row(f"{word} share", f"{100 * facts[f'{word}_share']:.2f} %", about)
+    words = {
+        "positive": "positive share",
+        "zero": f"zero, |λ| ≤ {facts['zero_below']:.2g}",
+        "negative": "negative share",
+    }
+    for key, word in words.items():
+        shown.add_row(word, f"{100 * facts[f'{key}_share']:.2f} %", about)
     shown.add_row("loss", f"{facts['loss']:.5g}", "")
     shown.add_row("gradient norm", f"{facts['gradient_norm']:.4g}", "")
     return shown

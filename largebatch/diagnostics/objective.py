@@ -24,6 +24,7 @@ from largebatch.errors import UserError
 
 PROBABILITIES = ("p", "drop_prob", "prob", "dropout")  # what layers that draw at random call it
 RANDOM_LAYERS = ("Drop", "StochasticDepth", "MultiheadAttention", "RReLU")  # parts of their class names, timm's too
+ONCE_ONLY = "this model has no Hessian, because one of its layers can be differentiated only once"
 ROUNDING = 1e-4  # relative; a GPU's atomic additions differ by less from pass to pass, random layers by more
 
 
@@ -53,6 +54,7 @@ class Objective:
         self.sizes = [parameter.numel() for parameter in self.trained]
         self.parameters = sum(self.sizes)
         self.device = self.trained[0].device
+        self.differentiated_twice = False
         self.eps = max(torch.finfo(parameter.dtype).eps for parameter in self.trained)
         self.kept = [parameter.detach().clone() for parameter in self.trained]
 
@@ -174,9 +176,18 @@ class Objective:
     def _add_product(self, sums: Tensor, gradients: Sequence[Tensor], directions: Sequence[Tensor]) -> None:
         """Those gradients that no weight changes have no graph and add nothing."""
         pairs = [(g, d) for g, d in zip(gradients, directions, strict=True) if g.requires_grad]
-        if pairs:
-            of, along = zip(*pairs, strict=True)
+        if not pairs:
+            return
+        of, along = zip(*pairs, strict=True)
+        if not self.differentiated_twice:
+            check_differentiable(of)
+        try:
             self._add(sums, self._derivatives(of, along))
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):  # torch's words for it
+                raise
+            raise UserError(f"{ONCE_ONLY}: {error}") from error
+        self.differentiated_twice = True
 
     def _add(self, sums: Tensor, derivatives: Iterable[Tensor]) -> None:
         for part, derivative in zip(sums.split(self.sizes), derivatives, strict=True):
@@ -206,6 +217,18 @@ def draws_at_random(module: nn.Module) -> bool:
     if not module.training or not any(part in kind for part in RANDOM_LAYERS):
         return False
     return kind == "RReLU" or any(float(getattr(module, name, None) or 0) > 0 for name in PROBABILITIES)
+
+
+def check_differentiable(gradients: Iterable[Tensor]) -> None:
+    """Refuse functions marked once_differentiable: torch would leave their part of the Hessian out without a word."""
+    waiting, seen = [gradient.grad_fn for gradient in gradients], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            if node.name() == "torch::autograd::Error":
+                raise UserError(f"{ONCE_ONLY}: a function marked once_differentiable")
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
 
 
 @contextlib.contextmanager

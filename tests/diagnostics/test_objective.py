@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import runpy
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import torchrun
 from torch import Tensor, nn
 
 from largebatch.diagnostics.objective import Objective
 from largebatch.errors import UserError
+from largebatch.models.batch_norm import sized
 
 IMAGES = (2, 6, 6)
 EXAMPLES, BATCH = 12, 4
@@ -169,6 +167,15 @@ def test_nothing_is_left_behind(name):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_what_a_batch_norm_gathers_beside_its_buffers_stays_as_it_was_too():
+    model = network("batch norm")
+    sized(model, bn_batch_size=2, micro_batch_size=BATCH)
+    objective_of(model).value_and_gradient()
+    assert model[2].sums is None
+    model(examples()[0].flatten(1))
+    assert model[2].sums is not None
+
+
 def test_an_error_leaves_nothing_behind_either():
     model = network("batch norm").float()
     before = state(model)
@@ -284,74 +291,28 @@ def test_a_second_derivative_that_is_not_finite_is_told():
         objective.hessian_product(torch.ones(1, dtype=torch.float64))
 
 
-WORK = """
-import sys
-from pathlib import Path
-import torch
-from torch import nn
-from largebatch import distributed
-from largebatch.diagnostics.objective import Objective
-from largebatch.diagnostics.sharpness import sharpness
-from largebatch.diagnostics.spectrum import spectrum
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
 
-torch.manual_seed(0)
-with distributed.group(torch.device("cpu")):
-    rank, world = distributed.rank(), distributed.world_size()
-    images, labels = torch.randn(20, 6).double(), torch.randint(0, 3, (20,))
-    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
-    parts = list(zip(images.split(4), labels.split(4)))
-    v = torch.randn(sum(p.numel() for p in model.parameters())).double()
-    end = {}
-    for mode in ("batch", "running"):
-        model.train(mode == "batch")
-        loss = nn.CrossEntropyLoss(reduction="sum")
-        objective = Objective(model, lambda: parts[rank::world], 20, loss, distributed.sum_)
-        value, gradient = objective.value_and_gradient()
-        found = sharpness(objective, dimensions=(None, 4))
-        end[mode] = {
-            "value": value, "gradient": gradient, "product": objective.hessian_product(v),
-            "dense": spectrum(objective), "products": spectrum(objective, iterations=20, vectors=3, dense_up_to=0),
-            "sharpness": [item["sharpness"] for item in found["keskar"]], "sam": found["sam"][0]["increase"],
-        }
-    every = distributed.gather(end)
-    if rank == 0:
-        torch.save(every, Path(sys.argv[1]) / f"world{world}.pt")
-"""
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
-    """Five batches here and on two ranks."""
-    folder = tmp_path_factory.mktemp("worlds")
-    (folder / "work.py").write_text(WORK)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["work.py", str(folder)])
-        runpy.run_path(str(folder / "work.py"))
-    ended = torchrun(2, folder / "work.py", folder)
-    assert ended.returncode == 0, ended.stderr[-4000:]
-    return {world: torch.load(folder / f"world{world}.pt", weights_only=True) for world in (1, 2)}
-
-
-@pytest.mark.parametrize("mode", ["batch", "running"])
-def test_two_ranks_are_one_process(worlds, mode):
-    one, many = worlds[1][0][mode], worlds[2][0][mode]
-    for key in ("value", "gradient", "product"):
-        torch.testing.assert_close(many[key], one[key], rtol=1e-12, atol=1e-14)
-    for key in ("dense", "products"):
-        for end in ("largest", "smallest"):
-            values = [[pair["value"] for pair in found[key][end]] for found in (one, many)]
-            assert values[1] == pytest.approx(values[0], rel=1e-10, abs=1e-12)
-        assert many[key]["trace"] == pytest.approx(one[key]["trace"], rel=1e-12)
-    assert many["sharpness"] == pytest.approx(one["sharpness"], rel=1e-9)
-    assert many["sam"] == pytest.approx(one["sam"], rel=1e-11)
-
-
-@pytest.mark.parametrize("mode", ["batch", "running"])
-def test_both_ranks_find_the_same_bits(worlds, mode):
-    first, second = (end[mode] for end in worlds[2])
-    assert torch.equal(second["gradient"], first["gradient"])
-    assert second["sharpness"] == first["sharpness"]
-    assert second["products"]["largest"] == first["products"]["largest"]
+@pytest.mark.parametrize("layer", [nn.Hardsigmoid(), Once.apply])
+def test_a_layer_without_a_second_derivative_is_told(layer):
+    """Of the second torch says nothing by itself, and the Hessian would come out as zero."""
+    model = nn.Linear(72, 3).double()
+    images, labels = examples()
+    data = [(images.flatten(1), labels)]
+    objective = Objective(model, lambda: data, EXAMPLES, lambda outputs, y: summed(layer(outputs), y))
+    objective.check_deterministic()
+    with pytest.raises(UserError, match="this model has no Hessian, because one of its layers can be differentiated"):
+        objective.hessian_product(objective.weights())
 
 
 def test_a_rank_without_batches_learns_from_the_others():

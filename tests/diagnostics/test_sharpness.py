@@ -1,9 +1,11 @@
-"""Keskar's and SAM's numbers where the largest value in the box is known, and once more in plain numpy."""
+"""Keskar's and SAM's numbers where the largest value is known, once more in plain numpy, and on two ranks."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import runpy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import torchrun
 from scipy import optimize
 from torch import Tensor, nn
 
@@ -179,6 +182,20 @@ def test_the_search_stops_after_its_iterations(iterations):
     assert found["max_loss"] < full(landscape(rosenbrock, [-1.2, 1.0]), 1.0, iterations=iterations + 5)["max_loss"]
 
 
+def test_the_best_of_all_points_counts_not_the_last():
+    """At a cliff a line search ends where it ends."""
+    values: list[float] = []
+
+    def function(w: Tensor) -> Tensor:
+        value = (2 + w - (20 * w).floor()).sum()
+        values.append(value.item())
+        return value
+
+    found = full(landscape(function, [0.5]), 0.1)
+    assert found["max_loss"] == max(values)
+    assert values[-1] < max(values)
+
+
 def test_ten_iterations_unless_told_otherwise():
     assert full(landscape(rosenbrock, [-1.2, 1.0]), 1.0)["iterations"] == 10
 
@@ -248,3 +265,73 @@ def test_what_cannot_be_asked_is_one_sentence():
     model[2] = nn.Dropout(0.5)
     with pytest.raises(UserError, match="these layers draw at random: 2"):
         sharpness(objective, dimensions=(None,))
+
+
+WORK = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from largebatch import distributed
+from largebatch.diagnostics.objective import Objective
+from largebatch.diagnostics.sharpness import sharpness
+from largebatch.diagnostics.spectrum import spectrum
+
+torch.manual_seed(0)
+with distributed.group(torch.device("cpu")):
+    rank, world = distributed.rank(), distributed.world_size()
+    images, labels = torch.randn(20, 6).double(), torch.randint(0, 3, (20,))
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    parts = list(zip(images.split(4), labels.split(4)))
+    v = torch.randn(sum(p.numel() for p in model.parameters())).double()
+    end = {}
+    for mode in ("batch", "running"):
+        model.train(mode == "batch")
+        loss = nn.CrossEntropyLoss(reduction="sum")
+        objective = Objective(model, lambda: parts[rank::world], 20, loss, distributed.sum_)
+        value, gradient = objective.value_and_gradient()
+        found = sharpness(objective, dimensions=(None, 4))
+        end[mode] = {
+            "value": value, "gradient": gradient, "product": objective.hessian_product(v),
+            "dense": spectrum(objective), "products": spectrum(objective, iterations=20, vectors=3, dense_up_to=0),
+            "sharpness": [item["sharpness"] for item in found["keskar"]], "sam": found["sam"][0]["increase"],
+        }
+    every = distributed.gather(end)
+    if rank == 0:
+        torch.save(every, Path(sys.argv[1]) / f"world{world}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
+    """Five batches here and on two ranks."""
+    folder = tmp_path_factory.mktemp("worlds")
+    (folder / "work.py").write_text(WORK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["work.py", str(folder)])
+        runpy.run_path(str(folder / "work.py"))
+    ended = torchrun(2, folder / "work.py", folder)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return {world: torch.load(folder / f"world{world}.pt", weights_only=True) for world in (1, 2)}
+
+
+@pytest.mark.parametrize("mode", ["batch", "running"])
+def test_two_ranks_are_one_process(worlds, mode):
+    one, many = worlds[1][0][mode], worlds[2][0][mode]
+    for key in ("value", "gradient", "product"):
+        torch.testing.assert_close(many[key], one[key], rtol=1e-12, atol=1e-14)
+    for key in ("dense", "products"):
+        for end in ("largest", "smallest"):
+            values = [[pair["value"] for pair in found[key][end]] for found in (one, many)]
+            assert values[1] == pytest.approx(values[0], rel=1e-10, abs=1e-12)
+        assert many[key]["trace"] == pytest.approx(one[key]["trace"], rel=1e-12)
+    assert many["sharpness"] == pytest.approx(one["sharpness"], rel=1e-9)
+    assert many["sam"] == pytest.approx(one["sam"], rel=1e-11)
+
+
+@pytest.mark.parametrize("mode", ["batch", "running"])
+def test_both_ranks_find_the_same_bits(worlds, mode):
+    first, second = (end[mode] for end in worlds[2])
+    assert torch.equal(second["gradient"], first["gradient"])
+    assert second["sharpness"] == first["sharpness"]
+    assert second["products"]["largest"] == first["products"]["largest"]
