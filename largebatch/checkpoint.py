@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from largebatch import distributed
 from largebatch.errors import UserError
 
 FORMAT = 3
+NAME = re.compile(r"step-\d{8,}\.pt")
 READING = (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
@@ -32,8 +34,8 @@ def step_of(path: Path) -> int:
 
 
 def existing(directory: Path) -> list[Path]:
-    """Newest first."""
-    return sorted(directory.glob("step-*.pt"), reverse=True)
+    """Newest first; a file of another name is somebody's own."""
+    return sorted((path for path in directory.glob("step-*.pt") if NAME.fullmatch(path.name)), reverse=True)
 
 
 def save(directory: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -80,15 +82,18 @@ class Loaded(NamedTuple):
     complaints: list[str]  # a sentence for each newer checkpoint that could not be read
 
 
-def load_newest(directory: Path, step: int | None = None) -> Loaded | None:
+ANEW = "remove the folder to start anew, or choose another record.dir"
+
+
+def load_newest(directory: Path, step: int | None = None, otherwise: str = ANEW) -> Loaded | None:
     """The newest readable checkpoint, or that of ``step``, the same on every rank.
 
-    Collective: refused where ranks see different files.
+    Collective: refused where ranks see different files. ``otherwise``: what to do where none can be read.
     """
     found: Loaded | None = None
     problem = None
     try:
-        found = _load_newest(existing(directory) if step is None else [path_of(directory, step)], directory)
+        found = _load_newest(existing(directory) if step is None else [path_of(directory, step)], otherwise)
     except UserError as error:
         problem = str(error)
     seen = distributed.gather((found.path.name if found else None, problem))
@@ -104,7 +109,7 @@ def load_newest(directory: Path, step: int | None = None) -> Loaded | None:
     return found
 
 
-def _load_newest(paths: list[Path], directory: Path) -> Loaded | None:
+def _load_newest(paths: list[Path], otherwise: str) -> Loaded | None:
     complaints: list[str] = []
     for path in paths:
         try:
@@ -118,10 +123,10 @@ def _load_newest(paths: list[Path], directory: Path) -> Loaded | None:
         except READING as error:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             complaints.append(f"checkpoint {path.name} cannot be read ({reason}); the one before it is used")
+    if len(paths) == 1 and complaints:
+        raise UserError(f"the checkpoint {paths[0]} cannot be read; {otherwise}")
     if complaints:
-        raise UserError(
-            f"no checkpoint in {directory} can be read; remove the folder to start anew, or choose another record.dir"
-        )
+        raise UserError(f"no checkpoint in {paths[0].parent} can be read; {otherwise}")
     return None
 
 

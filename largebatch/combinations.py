@@ -26,6 +26,11 @@ def check_combinations(run: config.Run, precision: str) -> None:
             raise UserError(
                 f"{name} does not go with precision = fp16, whose losses are scaled; valid: bf16, fp32, fp64"
             )
+    if run.record.directions_every_steps and precision == "fp16":
+        raise UserError(
+            "record.directions_every_steps does not go with precision = fp16, whose gradients are scaled; valid: bf16, "
+            "fp32, fp64"
+        )
     for both, sentence in (
         (
             adascale and run.batch.ramp,

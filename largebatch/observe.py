@@ -4,7 +4,8 @@
     record.directions_every_steps   distance from the start, lengths and angles of steps      (optim/directions.py)
     record.noise_scale              the gradient noise scale                                  (diagnostics/noise.py)
 
-Numbers stay on the device until the next recording mark. Nothing here changes what is trained.
+Numbers stay on the device until the next recording mark. Nothing here changes what is trained. The averages of the
+noise scale go on after a resume; the step before is forgotten, so the first directions after one have no angles.
 """
 
 from __future__ import annotations

@@ -36,17 +36,17 @@ def open_directory(directory: Path, written: Recipe, science: Callable[[Recipe],
 
     ``written`` is the whole recipe; ``science`` gives the part that two runs must share to continue one another.
     """
-    _on_first_rank(directory, lambda: _open_directory(directory, written, science, resume))
+    on_first_rank(lambda: _open_directory(directory, written, science, resume), f"record.dir = {directory}")
 
 
-def _on_first_rank(directory: Path, act: Callable[[], None]) -> None:
-    """``act`` on rank zero; where it fails, every rank raises the same sentence."""
+def on_first_rank(act: Callable[[], None], what: str) -> None:
+    """``act`` on rank zero; where it fails to write ``what``, every rank raises the same sentence. Collective."""
     problem = None
     if distributed.is_first():
         try:
             act()
         except OSError as error:
-            problem = f"record.dir = {directory} cannot be written: {error.strerror or error}"
+            problem = f"{what} cannot be written: {error.strerror or error}"
         except UserError as error:
             problem = str(error)
     problem = distributed.gather(problem)[0]
@@ -189,7 +189,7 @@ class Recorder:
         self.console, self.quiet = console, quiet
         self._progress: rich.progress.Progress | None = None
         self._board: Any = None
-        _on_first_rank(directory, lambda: self._open(directory, plan, first_step, tensorboard))
+        on_first_rank(lambda: self._open(directory, plan, first_step, tensorboard), f"record.dir = {directory}")
         if self.active and console.is_terminal:
             self._progress = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),

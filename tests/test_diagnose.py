@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
@@ -296,6 +298,11 @@ def test_the_records_alone(trained):
         (lambda t: path.measure(t["a"], t["wide"], CPU), "have different model: .*'width': 8.*'width': 12"),
         (lambda t: noise.measure(t["a"], CPU, small=50, big=50), "--small = 50 must be smaller than --big = 50"),
         (lambda t: noise.measure(t["a"], CPU, small=64, big=32), "--small = 64 must be smaller than --big = 32"),
+        (lambda t: noise.measure(t["a"], CPU, small=0), "--small = 0 must be smaller than --big"),
+        (lambda t: noise.measure(t["a"], CPU, big=0), "--small = 64 must be smaller than --big = 0"),
+        (lambda t: noise.measure(t["a"], CPU, small=1, big=4), "a batch of one example leaves batch norm one value"),
+        (lambda t: sharpness.measure(t["a"], CPU, examples=1), "a batch of one example leaves batch norm one value"),
+        (lambda t: path.measure(t["a"], t["b"], CPU, examples=1), "a batch of one example leaves batch norm one value"),
         (lambda t: noise.measure(t["a"], CPU, small=100, big=1600), "--big 1600 is larger than the training set"),
         (lambda t: sharpness.measure(t["a"], CPU, epsilons=[0.0]), "--epsilon 0"),
         (lambda t: sharpness.measure(t["a"], CPU, space="half"), "--space half is not known; valid"),
@@ -315,6 +322,58 @@ def test_what_cannot_be_measured_is_told_in_a_sentence(trained, measure, sentenc
     with pytest.raises(UserError, match=sentence) as told:
         measure(trained)
     assert "\n" not in str(told.value)
+
+
+def test_what_happened_to_the_files_is_told_in_a_sentence(trained, tmp_path):
+    """A damaged checkpoint, somebody's own copy beside it, records without numbers, a folder that is a file."""
+    run = tmp_path / "copy"
+    shutil.copytree(trained["b"], run)
+    newest = max((run / "checkpoints").glob("step-*.pt"))
+    shutil.copy(newest, newest.with_name("step-best.pt"))
+    assert opened(run, CPU).step == opened(run, CPU, step=int(newest.stem[5:])).step
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[::2]:
+        line.pop("lr", None)
+        line["loss"] = None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert plateau.measure(run, CPU)["verdict"]
+    shutil.rmtree(run / "diagnostics")
+    (run / "diagnostics").write_text("")
+    with pytest.raises(UserError, match="diagnostics/plateau.json cannot be written"):
+        plateau.measure(run, CPU, checkpoint=False)
+    for file in (run / "checkpoints").glob("step-0*.pt"):
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="can be read; train it again, or name another"):
+        opened(run, CPU)
+
+
+def test_dropout_belongs_to_the_part(trained):
+    """Two measurements draw the same, and leave the random state as it was."""
+    before = torch.get_rng_state()
+    once, again = (noise.measure(trained["dropout"], CPU, small=10, big=50, batches=3) for _ in range(2))
+    assert once["squares"] == again["squares"]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_image_folders_are_looked_at_too(trained, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for number in range(24):
+        file = tmp_path / ("train" if number < 16 else "val") / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (20, 20, 3), generator=generator, dtype=torch.uint8)
+        PIL.Image.fromarray(pixels.numpy()).save(file)
+    written = {
+        "name": "folder", "model": {"name": "tiny_cnn", "channels": [4]}, "optimizer": {"name": "sgd"},
+        "data": {"name": "folder", "root": str(tmp_path), "image_size": 16, "workers": 0},
+        "batch": {"global_batch_size": 8}, "steps": 2, "lr": {"base": 0.1},
+        "record": {"dir": str(tmp_path / "run"), "tensorboard": False},
+    }  # fmt: skip
+    assert train(config.from_dict(written), quiet=True).status == "finished"
+    run = tmp_path / "run"
+    loss = sharpness.measure(run, CPU, examples=16, batch_size=4, space="full", precision="fp64")["loss"]
+    assert loss == pytest.approx(spectrum.measure(run, CPU, examples=16, batch_size=4, precision="fp64")["loss"])
+    assert path.measure(run, run, CPU, points=4, examples=16, batch_size=4)["distance"] == 0
+    assert noise.measure(run, CPU, small=2, big=8, batches=2)["big_batch_size"] == 8
 
 
 def test_dropout_on_has_no_hessian(trained):

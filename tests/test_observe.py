@@ -262,6 +262,10 @@ def test_a_ramp_changes_the_big_batch(recipe):
         (["record.noise_scale.small_batch_size=5"], "multiple of the micro-batch of 25; .*micro_batch_size = 5"),
         (["sam={rho: 0.05}"], "record.noise_scale measures gradients at the weights, sam"),
         (["precision=fp16"], "record.noise_scale does not go with precision = fp16"),
+        (
+            ["precision=fp16", "record.noise_scale=null", "record.directions_every_steps=1"],
+            "directions_every_steps .*fp16",
+        ),
         (["engine.name=fsdp"], "record.noise_scale needs engine.name = ddp"),
         (["averaging={name: post_local_sgd, workers: 2, from_epoch: 0}"], "gradients and directions as workers"),
         (["record.noise_scale.smoothing=1"], "record.noise_scale.smoothing"),
@@ -270,6 +274,13 @@ def test_a_ramp_changes_the_big_batch(recipe):
 def test_what_cannot_be_measured_is_refused(small_run, overrides, sentence):
     with distributed.group(CPU, alone=True), pytest.raises(UserError, match=sentence):
         train(run_of(small_run, *overrides), quiet=True)
+
+
+def test_a_key_below_true(small_run):
+    """The short form of the file, one key of it from the command line."""
+    path = small_run.with_name("short.yaml")
+    path.write_text(yaml.safe_dump({**yaml.safe_load(small_run.read_text()), "record": {"noise_scale": True}}))
+    assert run_of(path, "record.noise_scale.every_steps=2").record.noise_scale == config.NoiseScale(every_steps=2)
 
 
 def test_true_and_false_switch_it(small_run):

@@ -162,11 +162,13 @@ def notes(facts: dict[str, Any]) -> list[str]:
 
 def _entered(run: config.Run, size: int, device: torch.device, dataset: Dataset, eager: bool) -> Contestant:
     """Assembled, and warm."""
+    stated = run.batch.micro_batch_size
+    micro = stated if stated is not None and size % stated == 0 else None  # of a smaller batch its own
     timed = run.model_copy(
         update={
             "epochs": 1.0,
             "steps": None,
-            "batch": run.batch.model_copy(update={"global_batch_size": size, "ramp": None}),
+            "batch": run.batch.model_copy(update={"global_batch_size": size, "micro_batch_size": micro, "ramp": None}),
             "regime_adaptation": None,
             "lr": config.LearningRate(base=1e-4),  # the time of an update does not depend on it, divergence does
             "record": type(run.record)(),

@@ -34,6 +34,8 @@ def measure(run: config.Run, pairs: int, steps: int, command: str, beside: list[
         raise UserError("bench throughput measures one process; start it without a launcher")
     device = distributed.choose_device(run.device)
     job = assemble(_timed(run, steps), device)
+    if rates := [text for text in beside or [] if text.partition("=")[0].partition(".")[0] == "lr"]:
+        raise UserError(f"--beside {rates[0]} has no effect: bench throughput fixes the learning rate")
     if beside:
         changed = config.from_dict(config.overlay(run.as_written(), beside), f"{run.name} with --beside")
         name, other, seconds_of_other = "beside", assemble(_timed(changed, steps), device), _seconds_of_trainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +52,8 @@ def noise(
             )  # fmt: skip
             for sentence in noise.sentences(facts):
                 console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-            console.print(noise.table(facts))
+            if (table := noise.table(facts)) is not None:
+                console.print(table)
             _written(facts, json_file, console)
 
 
@@ -191,12 +193,13 @@ class _measuring:
 
 
 def _written(facts: dict[str, Any], json_file: Path | None, console: rich.console.Console) -> None:
-    """The picture beside the facts in the run directory, and the facts again where somebody wants them."""
-    from largebatch import distributed
+    """The picture beside the facts in the run directories; the facts again where somebody wants them. Collective."""
+    from largebatch.record import on_first_rank
     from largebatch.report.alone import write_picture
 
-    if distributed.is_first():
-        picture = Path(facts["directory"]) / "diagnostics" / f"{facts['kind']}.svg"
-        write_picture(facts, picture)
-        console.print(f"numbers and picture: {picture.with_suffix('')}.json, .svg", markup=False, highlight=False)
-        write_numbers(json_file, facts, console)
+    ends = [facts[end]["directory"] for end in "ab"] if facts["kind"] == "path" else [facts["directory"]]
+    for directory in dict.fromkeys(ends):
+        place = Path(directory) / "diagnostics" / facts["kind"]
+        on_first_rank(partial(write_picture, facts, place.with_suffix(".svg")), f"{place}.svg")
+        console.print(f"numbers and picture: {place}.json, .svg", markup=False, highlight=False, soft_wrap=True)
+    write_numbers(json_file, facts, console)

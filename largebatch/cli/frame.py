@@ -49,11 +49,12 @@ def check_folder(json_file: Path | None) -> None:
 
 
 def write_numbers(json_file: Path | None, facts: dict[str, Any], console: rich.console.Console) -> None:
+    """On rank zero. Collective."""
     if json_file:
-        from largebatch.record import write_json
+        from largebatch.record import on_first_rank, write_json
 
-        write_json(json_file, facts)
-        console.print(f"numbers: {json_file}", markup=False)
+        on_first_rank(lambda: write_json(json_file, facts), f"--json {json_file}")
+        console.print(f"numbers: {json_file}", markup=False, soft_wrap=True)
 
 
 def check_picture(picture: Path | None) -> None:
@@ -66,11 +67,13 @@ def check_picture(picture: Path | None) -> None:
 
 
 def write_picture(picture: Path | None, facts: dict[str, Any], console: rich.console.Console) -> None:
+    """On rank zero. Collective."""
     if picture:
+        from largebatch.record import on_first_rank
         from largebatch.report.alone import write_picture
 
-        write_picture(facts, picture)
-        console.print(f"picture: {picture}", markup=False)
+        on_first_rank(lambda: write_picture(facts, picture), f"--picture {picture}")
+        console.print(f"picture: {picture}", markup=False, soft_wrap=True)
 
 
 def wide_console() -> rich.console.Console:

@@ -171,7 +171,7 @@ def place(written: dict[str, Any], key: str, value: Any) -> None:
     *above, last = key.split(".")
     section = written
     for name in above:
-        if section.get(name) is None:
+        if section.get(name) is None or section[name] is True:  # true switches a section on as it is
             section[name] = {}
         section = section[name]
         if not isinstance(section, dict):

@@ -1,8 +1,8 @@
 """``diagnose noise``: the gradient noise scale at a run's weights, and the batch size beyond which more is wasted.
 
 Gradients are those of training, dropout, augmentation and batch norm over the small batch included, of global batches
-from another order of the run's examples; the weights stand still. With ``hessian`` also tr(HΣ)/(GᵀHG): from the n parts
-g_i of one batch, without dropout and augmentation,
+from another order of the run's examples, the same in any world; the weights stand still. With ``hessian`` also
+tr(HΣ)/(GᵀHG): from the n parts g_i of one batch, without dropout and augmentation,
 
     tr(HΣ) ~ b/(n−1)·Σᵢ (gᵢ − ḡ)ᵀH(gᵢ − ḡ)        GᵀHG ~ ḡᵀHḡ − tr(HΣ)/B
 """
@@ -41,8 +41,9 @@ def measure(
     """Collective; the parts of a batch are divided among ranks."""
     run = opened(directory, device, precision, step, augmented=True)
     size, world = len(run.dataset.train), distributed.world_size()
-    b = small or min(64, size // 2)
-    big = big or min(16 * b, size // b * b)
+    b = min(64, size // 2) if small is None else small
+    if big is None:
+        big = min(16 * b, size // b * b) if b > 0 else 0
     check_sizes(b, big, "--small", "--big")
     if big > size:
         raise UserError(f"--big {big} is larger than the training set; at most {size}")
@@ -78,11 +79,12 @@ def squares_of(run: Opened, plan: batch.BatchPlan) -> Iterator[Squares]:
     """Of every global batch of the plan."""
     parts = plan.global_batch_size // plan.micro_batch_size
     stream = run.dataset.train.steps(plan, distributed.rank(), 0, run.placement, plan.seed)
-    with run.training():
-        for micro_batches in stream:
+    with run.training(), torch.random.fork_rng():
+        for step, micro_batches in enumerate(stream):
             of_parts = torch.zeros((), dtype=torch.float64, device=run.placement.device)
             total: Tensor | None = None
-            for micro_batch in micro_batches:
+            for part, micro_batch in enumerate(micro_batches, start=distributed.rank() * plan.accumulation_steps):
+                torch.manual_seed(((plan.seed << 20) + step * parts + part) % 2**63)  # dropout belongs to the part
                 gradient = gradient_of(run, micro_batch)
                 of_parts += gradient.double().square().sum()
                 total = gradient if total is None else total.add_(gradient)
@@ -114,15 +116,14 @@ def hessian_noise_scale(run: Opened, small: int, big: int) -> float | None:
     return trace / along if along > 0 and trace > 0 else None
 
 
-def table(facts: dict[str, Any]) -> rich.table.Table:
+def table(facts: dict[str, Any]) -> rich.table.Table | None:
     """What a batch costs beside the least possible, 1 + B_crit/B steps and 1 + B/B_crit examples, B_crit = B_simple."""
     title = f"{facts['title']}, step {facts['step']:,}: if the critical batch is the noise scale"
+    if (scale := facts["noise_scale"]) is None:
+        return None
     shown = rich.table.Table(title=title)
     for heading in ("global batch", "steps / fewest", "examples / fewest"):
         shown.add_column(heading, justify="right")
-    scale = facts["noise_scale"]
-    if scale is None:
-        return shown
     sizes = sorted({*(max(1, round(scale * factor)) for factor in (0.25, 1, 4)), facts["global_batch_size"]})
     for size in sizes:
         mark = " (this run)" if size == facts["global_batch_size"] else ""

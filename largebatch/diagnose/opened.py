@@ -1,6 +1,7 @@
 """A run directory -> its trained model and its data, ready to be looked at.
 
 Whatever engine and world trained it: checkpoints hold whole weights, the mean of all workers where there were several.
+Looked at are the trained weights, never their moving average.
 The model is the plain one, in evaluation mode (nothing is dropped), in float32 without autocast unless asked for
 float64. Training images come unaugmented, in a fixed random order, cut into the same batches in any world.
 """
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from largebatch import batch, checkpoint, config, data, distributed, record, strict_yaml
 from largebatch.assemble import dataset_of, model_of
 from largebatch.data.dataset import Batch
+from largebatch.data.resident import ResidentSplit
 from largebatch.diagnostics.objective import Objective
 from largebatch.engines.engine import check_names
 from largebatch.errors import UserError
@@ -66,7 +68,7 @@ class Opened:
         for norm in norms:
             norm.train()
         try:
-            with batch_norm.frozen_statistics(self.model) if norms else contextlib.nullcontext():
+            with batch_norm.frozen_statistics(self.model) if norms else contextlib.nullcontext(), enough_to_normalise():
                 yield
         finally:
             for norm in norms:
@@ -77,7 +79,7 @@ class Opened:
         """Inside, passes are those of training and leave no trace in batch norm."""
         self.model.train()
         try:
-            with batch_norm.frozen_statistics(self.model):
+            with batch_norm.frozen_statistics(self.model), enough_to_normalise():
                 yield
         finally:
             self.model.eval()
@@ -115,6 +117,7 @@ class Opened:
             "kind": kind,
             "run": self.run.name,
             "title": self.title,
+            "weights": "trained, not their moving average" if self.run.ema is not None else "trained",
             "directory": str(self.directory),
             "step": self.step,
             "model": self.run.model.name,
@@ -124,20 +127,21 @@ class Opened:
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Sample:
-    """Training examples as they are looked at: batches that do not depend on the world."""
+    """Training examples as they are looked at, again and again: batches that do not depend on the world."""
 
     opened: Opened
     plan: batch.BatchPlan  # of one process: one step, whose micro-batches are the batches
+    kept: list[Batch] | None = None  # this rank's, where they come from files: read once
 
     @property
     def batch_size(self) -> int:
         return self.plan.micro_batch_size
 
-    def all(self) -> Iterable[Batch]:
-        [step] = self.opened.dataset.train.steps(self.plan, 0, 0, self.opened.placement, SAMPLE_SEED)
-        return step
+    def all(self) -> Iterator[Batch]:
+        for step in self.opened.dataset.train.steps(self.plan, 0, 0, self.opened.placement, SAMPLE_SEED):
+            yield from step
 
     @property
     def examples(self) -> int:
@@ -145,7 +149,27 @@ class Sample:
 
     def mine(self) -> Iterable[Batch]:
         """Every world-th batch."""
-        return itertools.islice(self.all(), distributed.rank(), None, distributed.world_size())
+        if self.kept is not None:
+            return self.kept
+        batches = itertools.islice(self.all(), distributed.rank(), None, distributed.world_size())
+        if isinstance(self.opened.dataset.train, ResidentSplit):
+            return batches
+        self.kept = list(batches)
+        return self.kept
+
+
+@contextlib.contextmanager
+def enough_to_normalise() -> Iterator[None]:
+    """Inside, a batch norm that gets one value for a channel is a user's mistake."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a batch of one example leaves batch norm one value per channel; take at least 2 (--batch-size, "
+            "--examples, --small)"
+        ) from None
 
 
 def check_norm(asked: str, valid: tuple[str, ...] = ("batch", "running")) -> None:
@@ -188,7 +212,7 @@ def opened(
             f"{directory} has no checkpoint of step {step}; there are {', '.join(map(str, sorted(saved)))} "
             "(checkpoint.keep says how many stay)"
         )
-    found = checkpoint.load_newest(directory / "checkpoints", step)
+    found = checkpoint.load_newest(directory / "checkpoints", step, "train it again, or name another step or run")
     if found is None:
         raise UserError(
             f"{directory} has no checkpoint to look at; train it with checkpoint.every_epochs above 0, which saves "
@@ -204,11 +228,11 @@ def opened(
 
 
 def keep(directory: Path, facts: dict[str, Any]) -> None:
-    """Write the facts to ``RUN/diagnostics/<kind>.json``, on rank zero."""
-    if distributed.is_first():
-        file = directory / "diagnostics" / f"{facts['kind']}.json"
-        try:
-            file.parent.mkdir(exist_ok=True)
-            record.write_json(file, facts)
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror or error}") from None
+    """Write the facts to ``RUN/diagnostics/<kind>.json``, on rank zero. Collective."""
+    file = directory / "diagnostics" / f"{facts['kind']}.json"
+
+    def write() -> None:
+        file.parent.mkdir(exist_ok=True)
+        record.write_json(file, facts)
+
+    record.on_first_rank(write, str(file))

@@ -17,7 +17,15 @@ import rich.table
 import torch
 
 from largebatch import distributed
-from largebatch.diagnose.opened import Opened, Sample, check_norm, circumstances, keep, opened
+from largebatch.diagnose.opened import (
+    Opened,
+    Sample,
+    check_norm,
+    circumstances,
+    enough_to_normalise,
+    keep,
+    opened,
+)
 from largebatch.diagnostics import path
 from largebatch.errors import UserError
 from largebatch.evaluate import Evaluation, evaluate
@@ -116,7 +124,7 @@ def end(run: Opened) -> dict[str, Any]:
 def at_these_weights(run: Opened, sample: Sample, batch_size: int, norm: str) -> tuple[Evaluation, Evaluation]:
     """(training sample, test set) at whatever weights the model has. Collective."""
     if norm == "recomputed":
-        with torch.no_grad(), batch_norm.recomputed_statistics(run.model, distributed.sum_):
+        with torch.no_grad(), enough_to_normalise(), batch_norm.recomputed_statistics(run.model, distributed.sum_):
             for images, _ in sample.mine():
                 run.model(images)
     whole = run.dataset.test.batches(0, 1, batch_size, run.placement)  # cut alike in any world

@@ -7,15 +7,19 @@ and the ends of the Hessian's spectrum. Verdicts: :mod:`largebatch.diagnostics.p
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import rich.table
 import torch
 
+from largebatch import config
 from largebatch.diagnose.opened import Opened, circumstances, keep, opened, recipe_of
 from largebatch.diagnostics import plateau, spectrum
 from largebatch.errors import UserError
+from largebatch.report.files import finite
 from largebatch.report.run import read_run
 
 SMALL = 300  # parameters, up to which the whole Hessian costs no more than its ends
@@ -34,19 +38,23 @@ def measure(
     """Collective. Without ``checkpoint`` from the records alone."""
     recipe = recipe_of(directory)
     run = read_run(directory, recipe.name)
-    if not run.train:
+    losses = [(line["step"], loss) for line in run.train if (loss := finite(line.get("loss"))) is not None]
+    if not losses:
         raise UserError(f"{directory} has recorded no loss yet; train it first, or lower record.every_steps")
+    rates = numbers_of(run.train, "lr")
+    lr = statistics.median(rates[-max(1, len(rates) // 2) :]) if rates else None
+    section = recipe.optimizer
+    limit = None
+    if isinstance(section, (config.Sgd, config.HeavyBall)) and lr:  # others scale their steps layer by layer or so
+        limit = plateau.stability_limit(lr, section.momentum, section.nesterov)
     seen = plateau.Seen(
-        steps=[line["step"] for line in run.train],
-        losses=[line["loss"] for line in run.train if line["loss"] is not None],
-        gradient_norms=[line["grad_norm"] for line in run.train if line.get("grad_norm") is not None],
-        alignments=[
-            line["gradient_alignment"]
-            for line in run.events.get("directions", ())
-            if line.get("gradient_alignment") is not None
-        ],
-        lr=run.train[-1]["lr"],
-        momentum=getattr(recipe.optimizer, "momentum", 0.0),
+        steps=[step for step, _ in losses],
+        losses=[loss for _, loss in losses],
+        gradient_norms=numbers_of(run.train, "grad_norm"),
+        alignments=numbers_of(run.events.get("directions", ()), "gradient_alignment"),
+        lr=lr,
+        highest_lr=max(rates, default=None),
+        stable_below=limit,
     )
     looked_at: dict[str, Any] = {}
     if checkpoint and any((directory / "checkpoints").glob("step-*.pt")):
@@ -69,6 +77,10 @@ def measure(
     }
     keep(directory, facts)
     return facts
+
+
+def numbers_of(lines: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    return [number for line in lines if (number := finite(line.get(key))) is not None]
 
 
 def with_checkpoint(

@@ -6,7 +6,8 @@ that vanished. What tells the cases apart:
     has it stopped       the slope of the last recorded losses (Theil-Sen, with its 95 % interval)
     is it small          ‖g‖ at the end against its largest; whether the batches' gradients have a common part,
                          ‖G‖²/‖g_B‖², or are noise
-    does it swing        cos(g_t, g_{t−1}) < 0, and gᵀHg/‖g‖² near the 2/η where gradient descent stops converging
+    does it swing        cos(g_t, g_{t−1}) < 0, and gᵀHg/‖g‖² near where (momentum) gradient descent stops converging:
+                         2/η, 2(1+β)/η with momentum β, 2(1+β)/((1+2β)·η) with Nesterov's
     saddle or minimum    the smallest eigenvalue of the Hessian beside the largest
 
 Thresholds are ours and stand below.
@@ -24,12 +25,14 @@ LAST = 0.5  # of the records: what "now" means
 FEWEST = 9  # records, for any answer
 STILL_FALLING = 0.02  # of the loss, over another stretch as long as the last
 LOST_IN_NOISE = 0.1  # a change of more than this that may be none is no answer
-SMALL = 0.05  # of the largest gradient norm
+SMALL = 0.05  # of the gradient norm at the start, or of the largest tenth
+BEGINNING = 0.1  # of the records: what "at the start" means, so that a single record decides nothing
 SWINGING = -0.1  # median cosine of successive gradients
 TURNING_BACK = -0.5  # the same, more than noise explains
 COMMON = 0.1  # share of ‖g_B‖² that is ‖G‖², below which a batch's gradient is noise
 NEGATIVE = 0.05  # of the largest eigenvalue, beyond which a negative one makes a saddle
-STEEP = 0.5  # of the stability limit 2/η
+STEEP = 0.5  # of the curvature up to which the steps converge
+DECAYED = 0.01  # of the highest learning rate
 
 
 class Seen(NamedTuple):
@@ -39,8 +42,9 @@ class Seen(NamedTuple):
     losses: Sequence[float]
     gradient_norms: Sequence[float]
     alignments: Sequence[float] = ()
-    lr: float | None = None
-    momentum: float = 0.0
+    lr: float | None = None  # typical of the last records
+    highest_lr: float | None = None  # of all
+    stable_below: float | None = None  # the curvature at which steps of the optimizer stop converging, where one knows
     whole_gradient_norm: float | None = None  # of the whole training set (or much of it), at the end
     curvature: float | None = None  # gᵀHg/‖g‖² there
     largest: float | None = None  # eigenvalues there
@@ -64,6 +68,7 @@ SENTENCES = {
     "flat": "the loss stands still and the gradient is small; saddle or minimum was not measured",
     "valley": "the loss stands still while the gradient does not vanish: the steps swing between the walls of a valley",
     "noise": "the loss stands still in the noise of the batches: their gradients are large, what they share is small",
+    "decayed": "the loss stands still because the learning rate has run out, not because the gradient has vanished",
     "slow": "the loss stands still though the gradient has not vanished and the steps do not swing: they are too short",
     "stopped": "the loss stands still while the gradient does not vanish; why was not measured",
 }
@@ -88,6 +93,9 @@ ADVICE = {
     "noise": [
         "lower the learning rate (lr.decay) or enlarge the batch (batch.ramp): both shrink the noise",
         "how large is worth it: diagnose noise",
+    ],
+    "decayed": [
+        "this is the end of its schedule: more epochs, or a decay that ends higher (lr.decay), would go on",
     ],
     "slow": ["raise lr.base, or give each weight its own rate: optimizer = adam, lamb"],
     "stopped": [
@@ -144,11 +152,12 @@ def of_the_gradient(seen: Seen) -> tuple[dict[str, Any], list[str]]:
     norms = [norm for norm in seen.gradient_norms if norm == norm]
     if norms:
         last = statistics.median(norms[-max(1, round(LAST * len(norms))) :])
-        largest = max(norms)
-        numbers |= {"gradient_norm": last, "largest_gradient_norm": largest, "small": last <= SMALL * largest}
+        at_first = statistics.median(norms[: max(3, round(BEGINNING * len(norms)))])
+        largest = max(at_first, sorted(norms)[round(0.9 * (len(norms) - 1))])
+        numbers |= {"gradient_norm": last, "large_gradient_norm": largest, "small": last <= SMALL * largest}
         evidence.append(
             f"the gradient is {'small' if numbers['small'] else 'not small'}: ‖g‖ = {last:.3g}, "
-            f"{100 * last / largest if largest else 0:.3g} % of its largest ({largest:.3g})"
+            f"{100 * last / largest if largest else 0:.3g} % of what it was when large ({largest:.3g})"
         )
         if seen.whole_gradient_norm is not None and last > 0:
             share = (seen.whole_gradient_norm / last) ** 2
@@ -169,15 +178,21 @@ def of_the_gradient(seen: Seen) -> tuple[dict[str, Any], list[str]]:
 
 
 def of_the_curvature(seen: Seen) -> tuple[dict[str, Any], list[str]]:
-    numbers: dict[str, Any] = {"steep": None, "leads_down": None}
+    numbers: dict[str, Any] = {"steep": None, "leads_down": None, "decayed": None}
     evidence = []
-    if seen.curvature is not None and seen.lr:
-        limit = 2 * (1 + seen.momentum) / seen.lr
+    if seen.curvature is not None and seen.stable_below is not None:
+        limit = seen.stable_below
         numbers |= {"curvature": seen.curvature, "stable_below": limit, "steep": seen.curvature > STEEP * limit}
         evidence.append(
-            f"the curvature along the gradient is {seen.curvature:.3g}; at lr {seen.lr:.3g} plain "
-            f"{'gradient descent' if not seen.momentum else 'momentum'} converges below {limit:.3g}"
+            f"the curvature along the gradient is {seen.curvature:.3g}; at lr {seen.lr:.3g} the steps converge below "
+            f"{limit:.3g}"
         )
+    if seen.lr is not None and seen.highest_lr:
+        numbers |= {"lr": seen.lr, "decayed": seen.lr <= DECAYED * seen.highest_lr}
+        if numbers["decayed"]:
+            evidence.append(
+                f"the learning rate is {seen.lr:.2g}, {100 * seen.lr / seen.highest_lr:.2g} % of its highest"
+            )
     if seen.largest is not None and seen.smallest is not None:
         down = seen.smallest < -NEGATIVE * max(seen.largest, 0.0) and seen.smallest < 0
         numbers |= {"largest": seen.largest, "smallest": seen.smallest, "leads_down": down}
@@ -194,6 +209,13 @@ def verdict_of_standing(numbers: dict[str, Any]) -> str:
         return {None: "flat", True: "saddle", False: "minimum"}[numbers["leads_down"]]
     if numbers["noise"] and numbers.get("alignment", 0.0) > TURNING_BACK:
         return "noise"  # which turns back a little, too, where the valley is narrow
-    if numbers["swings"] or numbers["steep"]:
+    if numbers["swings"] or (numbers["steep"] and numbers["swings"] is None):  # what was seen overrules what may be
         return "valley"
+    if numbers["decayed"]:
+        return "decayed"
     return "stopped" if numbers["swings"] is None else "slow"
+
+
+def stability_limit(lr: float, momentum: float = 0.0, nesterov: bool = False) -> float:
+    """The curvature of a quadratic above which gradient descent, heavy ball or Nesterov's method does not converge."""
+    return 2 * (1 + momentum) / ((1 + 2 * momentum if nesterov else 1) * lr)
