@@ -52,7 +52,7 @@ def descend(gradient, start, lr, steps, loss):
         ("stopped", seen(norms=[30.0] + [1.0] * 59)),  # one record makes no large gradient
         ("noise", seen(norms=LASTING, whole_gradient_norm=0.02, alignments=[-0.15] * 60)),
         ("noise", seen(norms=LASTING, whole_gradient_norm=0.02)),
-        ("slow", seen(norms=LASTING, alignments=[0.9] * 60, whole_gradient_norm=0.6, stable_below=2e3, curvature=1.0, lr=1e-3)),
+        ("slow", seen(norms=LASTING, alignments=[0.9] * 60, lr=1e-3, stable_below=2e3, curvature=1.0)),
         ("stopped", seen(norms=LASTING)),
         ("unknown", Seen(STEPS[:5], STILL[:5], VANISHING[:5])),
         ("unknown", Seen(range(12), [1.0, 0.3, 1.2, 0.4, 0.9, 0.2, 1.0, 0.5, 0.3, 1.1, 0.2, 0.6], VANISHING[:12])),
