@@ -24,7 +24,7 @@ import rich.console
 from largebatch import config, distributed, record, search, strict_yaml
 from largebatch.assemble import dataset_of, plan_of
 from largebatch.combinations import check_combinations
-from largebatch.derive import learning_rate_of, peak_of
+from largebatch.derive import learning_rate_of, noise_part, peak_of
 from largebatch.errors import UserError
 from largebatch.train import Result, science_of, train
 
@@ -122,7 +122,10 @@ def check(row: Row, tuning: Tuning | None) -> None:
     dataset = dataset_of(run.data)
     device = distributed.choose_device(run.device)
     try:
-        learning_rate_of(run, plan_of(run, len(dataset.train), dataset.image_shape, device))
+        plan = plan_of(run, len(dataset.train), dataset.image_shape, device)
+        learning_rate_of(run, plan)
+        for stage in plan.stages:
+            noise_part(run, stage, plan.world_size)
     except UserError as error:
         if tuning is None:
             raise
@@ -145,7 +148,7 @@ def go_on(out: Path, begun: dict[str, Any], facts: dict[str, Any]) -> None:
     asked = {key: facts[key] for key in ("baseline", "tuning")}
     there = {key: begun.get(key) for key in asked}
     for found, facts_of in ((there, begun), (asked, facts)):
-        found["rows"] = [[row["id"], row["overrides"]] for row in facts_of["rows"]]
+        found["rows"] = {row["id"]: ", ".join(row["overrides"]) or "as in its file" for row in facts_of["rows"]}
     if different := record.differences(there, asked):
         raise UserError(f"--out {out} holds another comparison ({'; '.join(different)}); choose another --out")
     for row, row_begun in zip(facts["rows"], begun["rows"], strict=True):

@@ -342,9 +342,9 @@ def _critical(surface: Surface, name: str, at: Point) -> dict[str, Any]:
 
 
 def _momentum(surface: Surface, runs: list[Run], walked: list[np.ndarray]) -> dict[str, Any] | None:
-    """The first updates of the first method that has momentum, both ways."""
+    """The first updates of the first heavy ball, both ways; Nesterov's and Adam's steps are more than their buffer."""
     for run, points in zip(runs, walked, strict=True):
-        if run.momentum is None:
+        if run.method != "heavy_ball" or run.momentum is None:
             continue
         passed = points[:-1][:UNROLLED]
         gradients = np.array([surface.gradient(*at) for at in passed.tolist()]).reshape(len(passed), points.shape[1])

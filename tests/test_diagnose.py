@@ -295,7 +295,7 @@ def test_the_records_alone(trained):
     [
         (lambda t: sharpness.measure(t["unsaved"], CPU), "has no checkpoint to look at; train it with checkpoint"),
         (lambda t: spectrum.measure(t["a"].parent, CPU), "is no run: it has no run.yaml"),
-        (lambda t: path.measure(t["a"], t["wide"], CPU), "have different model: .*'width': 8.*'width': 12"),
+        (lambda t: path.measure(t["a"], t["wide"], CPU), r"differ \(model.width: 8 there, 12 here\)"),
         (lambda t: noise.measure(t["a"], CPU, small=50, big=50), "--small = 50 must be smaller than --big = 50"),
         (lambda t: noise.measure(t["a"], CPU, small=64, big=32), "--small = 64 must be smaller than --big = 32"),
         (lambda t: noise.measure(t["a"], CPU, small=0), "--small = 0 must be smaller than --big"),
@@ -316,6 +316,7 @@ def test_the_records_alone(trained):
         (lambda t: spectrum.measure(t["a"], CPU, precision="bf16"), "--precision bf16 is not known; valid: fp32, fp64"),
         (lambda t: spectrum.measure(t["a"], CPU, step=7), "has no checkpoint of step 7; there are"),
         (lambda t: path.measure(t["a"], t["b"], CPU, points=1), "--points 1 makes no line"),
+        (lambda t: path.measure(t["a"], t["a"], CPU), "are one run; a path lies between two"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_a_sentence(trained, measure, sentence):
@@ -372,7 +373,8 @@ def test_image_folders_are_looked_at_too(trained, tmp_path):
     run = tmp_path / "run"
     loss = sharpness.measure(run, CPU, examples=16, batch_size=4, space="full", precision="fp64")["loss"]
     assert loss == pytest.approx(spectrum.measure(run, CPU, examples=16, batch_size=4, precision="fp64")["loss"])
-    assert path.measure(run, run, CPU, points=4, examples=16, batch_size=4)["distance"] == 0
+    shutil.copytree(run, tmp_path / "again")
+    assert path.measure(run, tmp_path / "again", CPU, points=4, examples=16, batch_size=4)["distance"] == 0
     assert noise.measure(run, CPU, small=2, big=8, batches=2)["big_batch_size"] == 8
 
 

@@ -124,7 +124,9 @@ def spectrum(
 def path(
     first: Annotated[Path, typer.Argument(metavar="A", help="a run directory: α = 0", show_default=False)],
     second: Annotated[Path, typer.Argument(metavar="B", help="another: α = 1", show_default=False)],
-    points: Annotated[int, typer.Option(metavar="N", help="on the line, and on the curve")] = 25,
+    points: Annotated[
+        int, typer.Option(metavar="N", help="on the line, and on the curve; 0 and 1 are among them")
+    ] = 25,
     curve: Annotated[bool, typer.Option(help="the curve as well")] = True,
     batch_norm: Annotated[
         str, typer.Option(metavar="recomputed|batch", help="statistics anew at each point, or of each batch")

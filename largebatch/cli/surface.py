@@ -15,8 +15,8 @@ from largebatch.errors import UserError
 def surface(
     name: Annotated[str, typer.Argument(metavar="NAME", help="saddle, ravine, double_well", show_default=False)],
     method: Annotated[list[str] | None, typer.Option(metavar="NAME", help="again for more; else the lecture's")] = None,
-    lr: Annotated[float | None, typer.Option(help="learning rate of every method")] = None,
-    momentum: Annotated[float | None, typer.Option(help="of the methods that have one")] = None,
+    lr: Annotated[float | None, typer.Option(help="η of every method")] = None,
+    momentum: Annotated[float | None, typer.Option(help="λ of the methods that have one")] = None,
     updates: Annotated[int | None, typer.Option(metavar="N", help="how many")] = None,
     start: Annotated[str | None, typer.Option(metavar="X,Y", help="where; else the lecture's")] = None,
     out: Annotated[Path, typer.Option(help="folder of the numbers and the picture")] = Path("surfaces"),

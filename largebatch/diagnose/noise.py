@@ -44,9 +44,9 @@ def measure(
     b = min(64, size // 2) if small is None else small
     if big is None:
         big = min(16 * b, size // b * b) if b > 0 else 0
-    check_sizes(b, big, "--small", "--big")
     if big > size:
         raise UserError(f"--big {big} is larger than the training set; at most {size}")
+    check_sizes(b, big, "--small", "--big")
     if (big // b) % world:
         raise UserError(f"--big {big} is {big // b} parts of --small {b}, which {world} ranks cannot share equally")
     plan = batch.resolve(
@@ -60,6 +60,7 @@ def measure(
         "small_batch_size": b,
         "big_batch_size": big,
         "batches": batches,
+        "hessian": hessian,
         "global_batch_size": run.run.batch.global_batch_size,
         "gradient_square": found.gradient_square,
         "variance_trace": found.variance_trace,
@@ -146,6 +147,8 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     else:
         upper = f"to {high:,.0f}" if high is not None else "up, without an upper end: more --batches or a larger --big"
         said.append(f"noise scale tr Σ / |G|² = {scale:,.0f} examples (95 %: {low:,.0f} {upper})")
+    if facts["hessian"] and facts["hessian_noise_scale"] is None:
+        said.append("with the Hessian: no answer, the curvature along the gradient is not positive at these weights")
     if facts["hessian_noise_scale"] is not None:
         said.append(f"with the Hessian, tr(HΣ)/(GᵀHG) = {facts['hessian_noise_scale']:,.0f} examples")
     return said

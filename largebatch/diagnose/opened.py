@@ -116,7 +116,7 @@ class Opened:
         return {
             "kind": kind,
             "run": self.run.name,
-            "title": self.title,
+            "title": f"{self.title}, batch {self.run.batch.global_batch_size:,}",
             "weights": "trained, not their moving average" if self.run.ema is not None else "trained",
             "directory": str(self.directory),
             "step": self.step,

@@ -16,7 +16,7 @@ from typing import Any
 import rich.table
 import torch
 
-from largebatch import distributed
+from largebatch import distributed, record
 from largebatch.diagnose.opened import (
     Opened,
     Sample,
@@ -55,6 +55,8 @@ def measure(
     check_norm(norm, NORMS)
     a, b = opened(first, device, precision), opened(second, device, precision)
     check_alike(a, b)
+    if first.resolve() == second.resolve():
+        raise UserError(f"{first} and {second} are one run; a path lies between two")
     sample = a.sample(examples, batch_size)
     norm = a.mode(norm)
     ends = [{name: p.detach().clone() for name, p in run.model.named_parameters()} for run in (a, b)]
@@ -101,13 +103,12 @@ def measure(
 
 def check_alike(a: Opened, b: Opened) -> None:
     """A line needs two points of one space, and one data set to look at it with."""
-    for key, of_a, of_b in (("model", a.run.model, b.run.model), ("data.name", a.run.data.name, b.run.data.name)):
-        if of_a != of_b:
-            words = [str(value if isinstance(value, str) else value.model_dump()) for value in (of_a, of_b)]
-            raise UserError(
-                f"{a.directory} and {b.directory} have different {key}: {words[0]} and {words[1]}; a path lies between "
-                "two solutions of one model on one data set"
-            )
+    of_a, of_b = ({"model": run.run.model.model_dump(), "data": {"name": run.run.data.name}} for run in (a, b))
+    if different := record.differences(of_a, of_b):
+        raise UserError(
+            f"{a.directory} and {b.directory} differ ({'; '.join(different)}); a path lies between two solutions of "
+            "one model on one data set"
+        )
 
 
 def end(run: Opened) -> dict[str, Any]:
@@ -142,7 +143,8 @@ def evaluated(run: Opened, batches: Any, norm: str) -> Evaluation:
 
 def table(facts: dict[str, Any]) -> rich.table.Table:
     """The ends, and the worst between them."""
-    shown = rich.table.Table(title=f"{facts['a']['title']} (α = 0) to {facts['b']['title']} (α = 1)")
+    a, b = (f"{end['title']}, batch {end['global_batch_size']:,}" for end in (facts["a"], facts["b"]))
+    shown = rich.table.Table(title=f"{a} (α = 0) to {b} (α = 1)")
     for heading in ("", "α", "train loss", "train, %", "test loss", "test, %"):
         shown.add_column(heading, justify="left" if not heading else "right")
     for kind in ("line", "curve"):

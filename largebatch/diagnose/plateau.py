@@ -64,7 +64,7 @@ def measure(
     facts = {
         "kind": "plateau",
         "run": recipe.name,
-        "title": recipe.title or recipe.name,
+        "title": f"{recipe.title or recipe.name}, batch {recipe.batch.global_batch_size:,}",
         "directory": str(directory),
         "step": seen.steps[-1],
         "verdict": answer.verdict,

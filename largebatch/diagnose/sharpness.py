@@ -138,7 +138,8 @@ def table(facts: dict[str, Any]) -> rich.table.Table:
         title=f"{facts['title']}, step {facts['step']:,}: {facts['examples']:,} training images in batches of "
         f"{facts['batch_size']:,}, {norm[facts['batch_norm']]}, dropout off; loss {facts['loss']:.4g}"
     )
-    for heading in ("metric", "ε or ρ", "sharpness", "highest loss", "evaluations", "s", "Keskar et al. 2017"):
+    papers = ["Keskar 2017"] if facts["published"] else []
+    for heading in ("metric", "ε or ρ", "sharpness, %", "highest loss", "passes", "s", *papers):
         shown.add_column(heading, justify="left" if heading == "metric" else "right")
     theirs = {(row["space"], row["epsilon"]): row for row in facts["published"]}
     for row in facts["keskar"]:
@@ -151,8 +152,8 @@ def table(facts: dict[str, Any]) -> rich.table.Table:
             f"{row['max_loss']:.4g}",
             f"{row['evaluations']}",
             f"{row['seconds']:.1f}",
-            f"{paper['sharpness']:g} ± {paper['std']:g}" if paper else "",
+            *([f"{paper['sharpness']:g} ± {paper['std']:g}" if paper else ""] if papers else []),
         )
     for row in facts["sam"]:
-        shown.add_row("SAM, rise of the loss", f"{row['rho']:g}", f"{row['increase']:.4g}", f"{row['loss']:.4g}")
+        shown.add_row("SAM", f"{row['rho']:g}", "", f"{row['loss']:.4g} (+{row['increase']:.2g})")
     return shown

@@ -18,9 +18,10 @@ Weights = dict[str, Tensor]
 
 
 def evenly(low: float, high: float, points: int) -> list[float]:
-    """``points`` numbers from ``low`` to ``high``, both included; 0 and 1 are exact where they are met."""
+    """``points`` numbers from ``low`` to ``high``, both included; and 0 and 1, the solutions, if they are not met."""
     found = [low + (high - low) * i / (points - 1) for i in range(points)]
-    return [float(round(alpha)) if abs(alpha - round(alpha)) < 1e-12 else alpha for alpha in found]
+    met = [float(round(alpha)) if abs(alpha - round(alpha)) < 1e-12 else alpha for alpha in found]
+    return sorted({*met, 0.0, 1.0})
 
 
 def on_line(a: Weights, b: Weights, alpha: float) -> Weights:

@@ -24,7 +24,7 @@ from scipy.stats import theilslopes
 LAST = 0.5  # of the records: what "now" means
 FEWEST = 9  # records, for any answer
 STILL_FALLING = 0.02  # of the loss, over another stretch as long as the last
-LOST_IN_NOISE = 0.1  # a change of more than this that may be none is no answer
+LOST_IN_NOISE = 0.05  # a change of more than this that may be none is no answer
 SMALL = 0.05  # of the gradient norm at the start, or of the largest tenth
 BEGINNING = 0.1  # of the records: what "at the start" means, so that a single record decides nothing
 SWINGING = -0.1  # median cosine of successive gradients
@@ -32,7 +32,7 @@ TURNING_BACK = -0.5  # the same, more than noise explains
 COMMON = 0.1  # share of ‖g_B‖² that is ‖G‖², below which a batch's gradient is noise
 NEGATIVE = 0.05  # of the largest eigenvalue, beyond which a negative one makes a saddle
 STEEP = 0.5  # of the curvature up to which the steps converge
-DECAYED = 0.01  # of the highest learning rate
+DECAYED = 0.1  # of the highest learning rate
 
 
 class Seen(NamedTuple):
@@ -73,7 +73,7 @@ SENTENCES = {
     "stopped": "the loss stands still while the gradient does not vanish; why was not measured",
 }
 ADVICE = {
-    "unknown": ["train longer, or record more often: record.every_steps, record.directions_every_steps"],
+    "unknown": ["train longer, or record more often: record.every_steps"],
     "falling": ["train longer; it has not stopped"],
     "rising": ["lower lr.base, warm up longer (lr.warmup), or clip (max_grad_norm)"],
     "minimum": [
@@ -129,7 +129,7 @@ def of_the_loss(seen: Seen) -> tuple[dict[str, Any], list[str]]:
     slope, _, low, high = (float(number) for number in theilslopes(losses, steps))  # type: ignore[arg-type]
     stretch = steps[-1] - steps[0]
     level = statistics.median(losses)
-    change = slope * stretch / level if level > 0 else 0.0
+    change, least, most = (value * stretch / level if level > 0 else 0.0 for value in (slope, low, high))
     moving = ""
     if high < 0 and change < -STILL_FALLING:
         moving = "falling"
@@ -139,8 +139,9 @@ def of_the_loss(seen: Seen) -> tuple[dict[str, Any], list[str]]:
         moving = "unknown"
     words = {"falling": "falls", "rising": "rises", "unknown": "cannot be told from its noise", "": "stands still"}
     evidence = [
-        f"the loss {words[moving]}: {100 * change:+.2g} % over the last {last} records (steps {steps[0]:,} to "
-        f"{steps[-1]:,}), median {level:.4g}, from {max(seen.losses):.4g} at most"
+        f"the loss {words[moving]}: {100 * change:+.2g} % (95 %: {100 * least:+.2g} to {100 * most:+.2g}) over the "
+        f"last {last} records (steps {steps[0]:,} to {steps[-1]:,}), median {level:.4g}, from {max(seen.losses):.4g} "
+        "at most"
     ]
     return {"moving": moving, "loss": level, "relative_change": change, "records": len(seen.losses)}, evidence
 
@@ -184,8 +185,8 @@ def of_the_curvature(seen: Seen) -> tuple[dict[str, Any], list[str]]:
         limit = seen.stable_below
         numbers |= {"curvature": seen.curvature, "stable_below": limit, "steep": seen.curvature > STEEP * limit}
         evidence.append(
-            f"the curvature along the gradient is {seen.curvature:.3g}; at lr {seen.lr:.3g} the steps converge below "
-            f"{limit:.3g}"
+            f"the curvature along the gradient is {seen.curvature:.3g}; the steps converge where it is below "
+            f"{limit:.3g}, at lr {seen.lr:.3g}"
         )
     if seen.lr is not None and seen.highest_lr:
         numbers |= {"lr": seen.lr, "decayed": seen.lr <= DECAYED * seen.highest_lr}

@@ -46,9 +46,28 @@ def noise_scale(comparison: Comparison) -> Picture | None:
     sentences = [
         "Dotted: the rows’ global batches. Bands are 95 % intervals" + (", over all seeds." if several else "."),
     ]
+    sentences += _how_measured(comparison)
     if any(math.isnan(value) for _, own in drawn for line in own for value in line.y):
         sentences.append("Where a line has a gap, the gradient could not be told from its noise.")
     return line_picture(comparison, figure, "noise-scale", SECTION, "Noise scale", drawn, sentences, "examples")
+
+
+def _how_measured(comparison: Comparison) -> list[str]:
+    """Which gradients were compared, and how far the averages reach back; where all rows agree on it."""
+    found = set()
+    for run in comparison.runs:
+        section = (run.config.get("record") or {}).get("noise_scale") or {}
+        for record in run.events["noise_scale"][-1:]:
+            kept = float(section.get("smoothing", 0.99))
+            found.add((record.get("small_batch_size"), round(1 / (1 - kept)), section.get("every_steps", 1)))
+    if len(found) != 1:
+        return ["Of running averages; small batches differ between the rows."] if found else []
+    [(small, steps, every)] = found
+    which = "steps" if every == 1 else "measured steps"
+    return [
+        f"From gradients of {count(small)} examples beside those of the global batch, averaged over some "
+        f"{count(steps)} {which}."
+    ]
 
 
 def distance(comparison: Comparison) -> Picture | None:

@@ -47,7 +47,7 @@ def learning_rate(comparison: Comparison) -> Picture | None:
         return None
     figure, axes = empty_axes("learning rate (log scale)", "epochs")
     draw_lines(axes, comparison, drawn)
-    peaks = [max(line.y) for _, own in drawn for line in own]
+    peaks = [max(value for value in line.y if value > 0) for _, own in drawn for line in own]
     floor = min(peaks) / 100
     log(axes, "y", [floor, *peaks])
     cut = (

@@ -69,7 +69,7 @@ def draw_lines(axes: Axes, comparison: Comparison, drawn: Drawn) -> None:
 def _sparse(points: int, index: int) -> tuple[int, int]:
     """First marker and stride: some five a line, staggered from row to row."""
     stride = max(1, round(points / 5))
-    return round(stride * (index % 6) / 6), stride
+    return min(round(stride * (index % 6) / 6), points - 1), stride
 
 
 def _crosses(axes: Axes, drawn: Drawn, style: dict[str, Look]) -> None:

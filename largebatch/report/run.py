@@ -91,7 +91,7 @@ class Run:
         if seen is None or budget is None:
             return budget
         largest = max([self.plan["global_batch_size"], *(size for _, size in self.plan.get("ramp") or [])])
-        return budget if abs(seen - budget) < largest else seen
+        return budget if abs(seen - budget) < min(largest, 0.05 * budget) else seen
 
     @property
     def epochs(self) -> float | None:

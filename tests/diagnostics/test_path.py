@@ -20,9 +20,12 @@ def test_keskars_25_points():
     assert {-1.0, 0.0, 1.0, 2.0} <= set(alphas)
 
 
-@pytest.mark.parametrize("points", [4, 13, 7])
-def test_the_ends_are_exact(points):
-    assert {-1.0, 0.0, 1.0, 2.0} <= set(evenly(-1.0, 2.0, points))
+@pytest.mark.parametrize("points", [2, 4, 5, 9, 13, 7])
+def test_the_ends_and_the_solutions_are_among_them(points):
+    found = evenly(-1.0, 2.0, points)
+    assert {-1.0, 0.0, 1.0, 2.0} <= set(found)
+    assert found == sorted(set(found))
+    assert len(found) == points + (0 if (points - 1) % 3 == 0 else 2)
 
 
 @pytest.mark.parametrize("alpha", [-1.0, -0.125, 0.5, 1.625, 2.0])

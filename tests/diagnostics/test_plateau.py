@@ -100,7 +100,15 @@ def test_the_evidence_has_the_numbers():
     more = {"lr": 0.1, "stable_below": 20.0, "curvature": 19.0, "largest": 25.0, "smallest": -0.1}
     answer = judge(seen(norms=LASTING, alignments=[-0.8] * 60, **more))
     told = " ".join(answer.evidence)
-    for words in ("stands still", "not small", "-0.80", "turn back", "converge below 20", "-0.1 to 25", "none leads"):
+    for words in (
+        "stands still",
+        "not small",
+        "-0.80",
+        "turn back",
+        "where it is below 20",
+        "-0.1 to 25",
+        "none leads",
+    ):
         assert words in told, words
     assert any("lr" in advice for advice in answer.advice)
 

@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from largebatch import config
 from largebatch.errors import UserError
 from largebatch.report import summarize, write
 from largebatch.report.looks import looks
+from largebatch.train import train
 
 HOSTILE = '<script>alert("x")</script> $\\frac{a}$ | `b` & c'
 VOID = {"meta", "br", "link", "img", "hr"}
@@ -179,3 +181,20 @@ def test_a_report_that_cannot_be_written_is_one_sentence(comparison, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written to"):
         write(comparison, tmp_path / "file")
+
+
+def test_a_learning_rate_that_starts_at_zero_and_runs_evaluated_once(recipe, tmp_path):
+    """The first step of a warm-up from zero is recorded; every row has one evaluation, and its mark in the picture."""
+    runs = []
+    for batch in (50, 100, 300):
+        path = recipe(
+            f"of-{batch}", batch={"global_batch_size": batch}, epochs=1, record__every_steps=1,
+            lr={"base": 0.1, "warmup": {"epochs": 0.5, "from": "zero"}},
+        )  # fmt: skip
+        assert train(config.load(path), quiet=True).status == "finished"
+        runs.append(tmp_path / "runs" / f"of-{batch}")
+    page = write(runs).html.read_text()
+    assert "Learning rate against epochs" in page
+    [figure] = [part for part in page.split("<figure>") if "Test accuracy against epochs</strong>" in part]
+    marks = set(re.findall(r'<use [^>]*href="#([^"]*)"', figure))
+    assert len(marks) >= 3
