@@ -349,7 +349,6 @@ def test_sizes_are_read():
             [1],
             "model.name = tiny_cnn does not take a batch of 1: Expected",
         ),
-        ({"batch": {"global_batch_size": 100, "micro_batch_size": 50}}, [75], "does not factor into 1 rank × micro"),
     ],
 )
 def test_what_cannot_be_measured_is_one_sentence(recipe, changes, sizes, sentence):
@@ -357,6 +356,14 @@ def test_what_cannot_be_measured_is_one_sentence(recipe, changes, sizes, sentenc
         batch.measure(config.load(recipe(**changes)), sizes, seconds=0.01, repeats=1)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_micro_batch_of_the_recipe_holds_where_it_fits(recipe):
+    """Of 100 and 50 that of the recipe, of smaller or other sizes what fits them."""
+    path = recipe(batch={"global_batch_size": 100, "micro_batch_size": 50})
+    facts = batch.measure(config.load(path), [100, 50, 75, 1], seconds=0.01, repeats=1)
+    made_of = [(row["micro_batch_size"], row["accumulation_steps"]) for row in facts["sizes"]]
+    assert made_of == [(50, 2), (50, 1), (75, 1), (1, 1)]
 
 
 def test_no_time_is_refused(recipe):
