@@ -80,7 +80,7 @@ def split(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
 def small_run(recipe) -> Path:
     return recipe(
         precision="fp64", batch__micro_batch_size=25, steps=12, epochs=None,
-        record__every_steps=4, record__noise_scale={"smoothing": 0.9},
+        record__every_steps=4, record__noise_scale={"every_steps": 1, "smoothing": 0.9},
     )  # fmt: skip
 
 
@@ -244,7 +244,7 @@ def test_adascale_and_the_noise_scale_measure_the_same_parts(recipe, tmp_path):
 def test_a_ramp_changes_the_big_batch(recipe):
     path = recipe(
         epochs=1, batch={"global_batch_size": 50, "micro_batch_size": 25, "ramp": {"at_epochs": [0.5], "factor": 2}},
-        record__every_steps=1, record__noise_scale=True,
+        record__every_steps=1, record__noise_scale={"every_steps": 1},
     )  # fmt: skip
     run = run_of(path)
     assert train(run, quiet=True).status == "finished"

@@ -287,7 +287,7 @@ class NoiseScale(Section):
     """McCandlish's simple noise scale, from gradients that the training takes anyway."""
 
     small_batch_size: PositiveInt | None = None  # examples of the small batch; unset: the micro-batch
-    every_steps: PositiveInt = 1
+    every_steps: PositiveInt = 5
     smoothing: Fraction = 0.99  # what the averages keep of themselves at each measured step
 
 

@@ -59,7 +59,7 @@ def _how_measured(comparison: Comparison) -> list[str]:
         section = (run.config.get("record") or {}).get("noise_scale") or {}
         for record in run.events["noise_scale"][-1:]:
             kept = float(section.get("smoothing", 0.99))
-            found.add((record.get("small_batch_size"), round(1 / (1 - kept)), section.get("every_steps", 1)))
+            found.add((record.get("small_batch_size"), round(1 / (1 - kept)), section.get("every_steps", 5)))
     if len(found) != 1:
         return ["Of running averages; small batches differ between the rows."] if found else []
     [(small, steps, every)] = found
