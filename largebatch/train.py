@@ -343,7 +343,7 @@ class Loop:
             "swap": self.swap.save() if self.swap else None,
         }
         self.last_checkpoint = checkpoint.save(
-            self.directory / "checkpoints", self.step, state, self.job.run.checkpoint.keep
+            self.directory / "checkpoints", self.step, state, self.job.run.checkpoint.keep.last
         )
 
     def _resume(self) -> list[str]:

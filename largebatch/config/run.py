@@ -32,6 +32,7 @@ from largebatch.config.sections import (
     Loss,
     Model,
     NoAveraging,
+    NonfiniteGradients,
     Record,
     RegimeAdaptation,
     Sam,
@@ -52,6 +53,8 @@ class Run(Section):
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on cuda, else fp32
     channels_last: bool | None = None  # else wherever the model has convolutions
     compile: bool = False
+    deterministic: bool = False  # same seed and world: the same bits; refuses operations that have no such form
+    timeout_minutes: PositiveFloat = 10  # a rank that stands still for so long ends the run, and is named
     resume: Literal["auto", "never"] = "auto"
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
@@ -62,6 +65,7 @@ class Run(Section):
     weight_decay: WeightDecay = WeightDecay()
     loss: Loss = Loss()
     max_grad_norm: PositiveFloat | None = None
+    nonfinite_gradients: NonfiniteGradients = NonfiniteGradients()
     lr: LearningRate
     regime_adaptation: RegimeAdaptation | None = None
     batch_norm: BatchNorm = BatchNorm()
@@ -105,12 +109,13 @@ class Run(Section):
         everything["weights"] = everything["engine"].get("weights", "fp32")
         everything["median_of"] = everything["evaluate"]["median_of"]
         everything["all_reduce"] = everything["engine"].get("all_reduce", "fp32")
+        everything["nonfinite_gradients"].pop("at_most")
         for machine in (
-            "name", "title", "device", "compile", "channels_last", "resume", "engine", "evaluate",
-            "checkpoint", "record", "expect",
+            "name", "title", "device", "compile", "deterministic", "timeout_minutes", "channels_last", "resume",
+            "engine", "evaluate", "checkpoint", "record", "expect",
         ):  # fmt: skip
             everything.pop(machine)
-        for reading in ("root", "workers"):
+        for reading in ("root", "workers", "unreadable_share"):
             everything["data"].pop(reading)
         return everything
 

@@ -40,6 +40,7 @@ class Data(Section):
     augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
     hold_out: NonNegativeInt = 0  # training examples set aside and evaluated in place of the test set
     workers: NonNegativeInt | None = None  # processes that read image folders
+    unreadable_share: Fraction = 0.0  # of the training images may be unreadable; another stands in for each
     num_classes: PositiveInt | None = None  # synthetic only, like the next two
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     examples: PositiveInt | None = None
@@ -278,9 +279,30 @@ class Evaluate(Section):
     median_of: PositiveInt = 1  # the result is the median accuracy of the last so many evaluations
 
 
+class Keep(Section):
+    """Which checkpoints stay; a number is that many of the last."""
+
+    last: PositiveInt = 2
+    every_epochs: PositiveFloat | None = None  # one for each, for good
+    best: NonNegativeInt = 0  # so many of the highest accuracy, of those that were evaluated
+
+
 class Checkpoint(Section):
     every_epochs: NonNegativeFloat = 1.0  # 0: never, not even at the end
-    keep: PositiveInt = 2
+    keep: Keep = Keep()
+    asynchronous: bool = True  # written beside the training, which waits for the copy alone
+
+    @pydantic.field_validator("keep", mode="before")
+    @classmethod
+    def number_of_last(cls, written: Any) -> Any:
+        return {"last": written} if isinstance(written, int) and not isinstance(written, bool) else written
+
+
+class NonfiniteGradients(Section):
+    """What happens to a step whose gradient is not finite."""
+
+    action: Literal["stop", "skip"] = "stop"  # skip: no rank steps, and the run goes on with the next batch
+    at_most: PositiveInt = 10  # steps skipped in a run; one more ends it
 
 
 class NoiseScale(Section):
@@ -297,6 +319,7 @@ class Record(Section):
     layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
     directions_every_steps: NonNegativeInt = 0  # distance from the start, lengths and angles of steps; 0: never
     noise_scale: NoiseScale | None = None
+    ranks_every_steps: NonNegativeInt = 0  # what each rank's step is made of, and the slowest rank; 0: never
     tensorboard: bool = True
     mllog: bool = False  # MLPerf's log lines, in mllog.txt of the run directory
 

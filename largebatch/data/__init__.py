@@ -35,6 +35,7 @@ class _Wish:
     augment: str
     hold_out: int
     workers: int | None
+    unreadable_share: float
     num_classes: int | None
     image_shape: tuple[int, int, int] | None
     examples: int | None
@@ -49,6 +50,7 @@ def build(
     augment: str = "auto",
     hold_out: int = 0,
     workers: int | None = None,
+    unreadable_share: float = 0.0,
     num_classes: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
     examples: int | None = None,
@@ -66,7 +68,9 @@ def build(
     """
     if name not in _BUILDERS:
         raise UserError(f"data.name = {name!r} is not a data set{suggestion(name, NAMES)}")
-    wish = _Wish(name, root, image_size, augment, hold_out, workers, num_classes, image_shape, examples, seed)
+    wish = _Wish(
+        name, root, image_size, augment, hold_out, workers, unreadable_share, num_classes, image_shape, examples, seed
+    )
     _check(wish)
     return _BUILDERS[name](wish)
 
