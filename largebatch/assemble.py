@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from largebatch import config, data, derive, distributed, engines, mllog, models
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
 from largebatch.derive import LearningRate
+from largebatch.engines import Ddp
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.optim import Treatment
@@ -37,10 +38,16 @@ class Job:
     engine: engines.Engine
 
 
-def assemble(run: config.Run, device: torch.device) -> Job:
+def assemble(
+    run: config.Run,
+    device: torch.device,
+    dataset: data.Dataset | None = None,
+    engines: Mapping[str, Callable[..., engines.Engine]] = engines.ENGINES,
+) -> Job:
+    """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own."""
     precision = precision_of(run.precision, device)
     check_combinations(run, precision)
-    dataset = dataset_of(run.data)
+    dataset = dataset or dataset_of(run.data)
     plan = plan_of(run, len(dataset.train), dataset.image_shape, device)
     lr = derive.learning_rate_of(run, plan)
     model = with_batch_norm(run, model_of(run, dataset), plan)
@@ -48,18 +55,19 @@ def assemble(run: config.Run, device: torch.device) -> Job:
     if channels_last is None:
         channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
     settings = run.engine.model_dump(exclude={"name"})
-    engine = engines.ENGINES[run.engine.name](device, precision, channels_last, run.compile, **settings)
+    engine = engines[run.engine.name](device, precision, channels_last, run.compile, **settings)
+    engine.skips_nonfinite = run.nonfinite_gradients.action == "skip"
     parts = derive.adascale_parts(run)
     small, *_ = (derive.noise_part(run, stage, plan.world_size) for stage in plan.stages)
     if parts or small:
-        assert isinstance(engine, engines.Ddp)
+        assert isinstance(engine, Ddp)
         engine.measure_parts(run.batch.global_batch_size // parts if parts else small)
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, getattr(run.optimizer, "skip_adaptation", None))
     groups = optim.parameter_groups(model, run.weight_decay.value, table)
     optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision, run.engine.name, model)
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
-    placement = data.Placement(device, engine.dtype, channels_last)
+    placement = data.Placement(engine.device, engine.dtype, channels_last)
     return Job(run, device, precision, dataset, placement, plan, lr, table, engine)
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.algorithms.model_averaging.utils import average_parameters
+from torch.distributed.tensor import DTensor
 
-from largebatch import distributed
+from largebatch import distributed, pieces
 from largebatch.engines import Engine, states
 from largebatch.optim.shards import local
 
@@ -60,21 +61,25 @@ class Ema:
         torch._foreach_copy_(self.average, kept)
 
     def save(self) -> dict[str, Any]:
-        """Collective; complete on rank zero."""
-        with self.applied():
-            weights = states.whole_weights(self.engine.model)
-            statistics = distributed.gather({n: b.detach().cpu().clone() for n, b in self.engine.statistics().items()})
-        return {"weights": weights, "statistics_of_ranks": statistics}
+        named = list(self.engine.model.named_parameters())
+        return {
+            name: pieces.piece_of_rows(average, tuple(p.shape), p) if isinstance(p, DTensor) else average
+            for (name, p), average in zip(named, self.average, strict=False)
+        }
+
+    def save_own(self) -> dict[str, Any]:
+        of_norms = self.average[len(self.average) - len(self.statistics) :]
+        return dict(zip(self.engine.statistics(), of_norms, strict=True))
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        of_ranks = state["statistics_of_ranks"]
-        same_world = len(of_ranks) == distributed.world_size()
+    def load(self, weights: dict[str, Any], statistics_of_ranks: list[dict[str, Any]]) -> None:
+        same_world = len(statistics_of_ranks) == distributed.world_size()
+        mean = states.mean_statistics(statistics_of_ranks)
+        own = statistics_of_ranks[distributed.rank()] if same_world else mean
         with self.applied():
-            states.take_weights(self.engine.model, state["weights"])
+            states.take_weights(self.engine.model, weights)
             for name, buffer in self.engine.statistics().items():
-                mean = torch.stack([own[name] for own in of_ranks]).mean(dim=0)
-                buffer.copy_(of_ranks[distributed.rank()][name] if same_world else mean)
+                buffer.copy_(own[name])
 
 
 class Workers:
@@ -129,11 +134,6 @@ class Workers:
             average_parameters(iter(of_ranks), torch.distributed.group.WORLD)  # pyright: ignore[reportArgumentType]
             torch._foreach_copy_(live, of_ranks)
 
-    def finite(self) -> bool:
-        """Whether the weights of all workers are. Collective."""
-        bad = sum(int(not torch.isfinite(tensor).all()) for kept in self.kept for tensor in kept)
-        return not distributed.sum_(torch.tensor(float(bad), device=self.engine.device)).item()
-
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """Inside, the model has the mean of all workers; afterwards everything is as it was. Collective."""
@@ -147,21 +147,18 @@ class Workers:
             with torch.no_grad():
                 torch._foreach_copy_(live, before)
 
-    def save(self) -> list[dict[str, Any]]:
-        """Of all workers, in order, on the CPU of rank zero. Collective."""
+    def save_own(self) -> list[dict[str, Any]]:
+        """Copies of this rank's, in order."""
         own = []
         for worker in range(self.here):
             self.enter(worker)
-            own.append(
-                {
-                    "tensors": [tensor.cpu().clone() for tensor in self._everything()],
-                    "optimizer": states.gather(self.engine.optimizer, self.engine.layout(), alone=True),
-                }
-            )
-        return [worker for of_rank in distributed.gather_to_first(own) for worker in of_rank]
+            optimizer = states.held(self.engine.optimizer, self.engine.layout())
+            own.append({"tensors": states.copied(self._everything()), "optimizer": states.copied(optimizer)})
+        return own
 
     @torch.no_grad()
     def load(self, saved: list[dict[str, Any]]) -> None:
+        """Of all workers, in order."""
         first = distributed.rank() * self.here
         for worker in range(self.here):
             self.enter(worker)

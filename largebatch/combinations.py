@@ -26,6 +26,20 @@ def check_combinations(run: config.Run, precision: str) -> None:
             raise UserError(
                 f"{name} does not go with precision = fp16, whose losses are scaled; valid: bf16, fp32, fp64"
             )
+    if run.nonfinite_gradients.action == "skip":
+        for asked, name in (
+            (engine == "deepspeed", "engine.name = deepspeed"),
+            (precision == "fp16", "precision = fp16, whose loss scaler skips such steps itself"),
+            (adascale, "lr.scaling = adascale"),
+            (run.sam is not None, "sam"),
+            (alone, f"averaging.name = {run.averaging.name}"),
+            (noise, "record.noise_scale"),
+        ):
+            if asked:
+                raise UserError(
+                    f"nonfinite_gradients.action = skip does not go with {name}; valid there: "
+                    "nonfinite_gradients.action = stop"
+                )
     if run.record.directions_every_steps and precision == "fp16":
         raise UserError(
             "record.directions_every_steps does not go with precision = fp16, whose gradients are scaled; valid: bf16, "

@@ -195,7 +195,7 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             raise UserError(
                 f"batch.bn_batch_size = {bn} is more than the {within} examples of {why[0]}; at most {within}"
             )
-        if bn > share:
+        if 0 < share < bn:
             synchronised_ranks(run, world_size)
             stated = stated or share
         else:
@@ -206,7 +206,7 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
 def synchronised_ranks(run: config.Run, world_size: int) -> int:
     """How many consecutive ranks share one batch norm's statistics; 1 where a rank's micro-batch is enough."""
     bn, share = run.batch.bn_batch_size, run.batch.global_batch_size // world_size
-    if bn is None or bn <= share:
+    if bn is None or bn <= share or not share:  # more ranks than examples: refused with the batch
         return 1
     ranks = bn // share
     if run.averaging.name != "none":

@@ -1,7 +1,8 @@
 """Join, leave, sum, mean, rank zero: torch.distributed, and the identity when alone.
 
 torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE) decide whether there is a group; gloo carries it on CPU,
-NCCL on CUDA.
+NCCL on CUDA. The store in which the ranks found each other stays at hand (:func:`store`), for words between ranks that
+do not meet in a collective.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from largebatch.errors import LocalError, UserError
+from largebatch.errors import LocalError, Lost, UserError
 
 
 def joined() -> bool:
@@ -40,18 +41,26 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def _device_number() -> int:
+    """Which of the visible devices is this rank's: srun and mpirun may show each task its own alone."""
+    scheduled = {"SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"} & set(os.environ)
+    own = scheduled and "TORCHELASTIC_RUN_ID" not in os.environ and torch.cuda.device_count() == 1
+    return 0 if own else local_rank()
+
+
 def choose_device(asked: str) -> torch.device:
     """``auto`` is this rank's CUDA device where there is one, else the CPU."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise UserError("device = cuda, but no CUDA device is visible here; valid here: cpu, auto")
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_rank() >= torch.cuda.device_count():
+    number = _device_number()
+    if number >= torch.cuda.device_count():
         raise LocalError(
             f"local rank {local_rank()} has no CUDA device: {torch.cuda.device_count()} visible; "
             "start at most one rank per device"
         )
-    device = torch.device("cuda", local_rank())
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 
@@ -59,22 +68,58 @@ def choose_device(asked: str) -> torch.device:
 @contextlib.contextmanager
 def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = False) -> Iterator[None]:
     """Join the group the launcher made, and leave it. Without a launcher nothing, or a group of one if ``alone``."""
+    global _store, _timeout
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if dist.is_initialized() or not (launched or alone):
         yield
         return
+    _timeout = datetime.timedelta(minutes=timeout_minutes)
+    if launched:
+        _store, own_rank, ranks = next(dist.rendezvous("env://", timeout=_timeout))
+    else:
+        _store, own_rank, ranks = dist.HashStore(), 0, 1
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        timeout=datetime.timedelta(minutes=timeout_minutes),
+        timeout=_timeout,
         device_id=device if device.type == "cuda" else None,
-        **({} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}),
+        store=dist.PrefixStore("collectives", _store),
+        rank=own_rank,
+        world_size=ranks,
     )
+    broken = False
     try:
         yield
+    except Lost:
+        broken = True
+        raise
     finally:
-        _neighbours.clear()
+        forget_groups()
+        _store = None
         gc.collect()  # sharded models hold the group in cycles; one that outlives it aborts the process at its end
-        dist.destroy_process_group()
+        if not broken:
+            dist.destroy_process_group()
+
+
+_store: Any = None  # while the group lasts
+_timeout: datetime.timedelta | None = None  # of its collectives
+
+
+def store() -> Any:
+    """Where the ranks found each other: keys and values that all of them see; None alone."""
+    return _store if world_size() > 1 else None
+
+
+def separate_group() -> Any:
+    """A gloo group of all ranks, for a thread of its own; None alone. Collective."""
+    if world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=_timeout)  # which it would not inherit
+
+
+def leave(group: Any) -> None:
+    """The end of a :func:`separate_group`."""
+    if group is not None:
+        dist.destroy_process_group(group)
 
 
 def sum_(tensor: Tensor) -> Tensor:
@@ -98,14 +143,26 @@ def sum_all_(tensors: list[Tensor]) -> None:
             tensor.copy_(summed.view(tensor.shape))
 
 
+def mean_all_(tensors: list[Tensor]) -> None:
+    """Mean of each over ranks, in place, in one all-reduce."""
+    if world_size() > 1 and tensors:
+        sum_all_(tensors)
+        torch._foreach_div_(tensors, world_size())
+
+
 def consecutive(ranks: int) -> Any:
     """The process group of this rank and its neighbours, ``ranks`` in a row; made once. Collective."""
     if ranks not in _neighbours:
-        _neighbours[ranks], _ = dist.new_subgroups(ranks)
+        _neighbours[ranks], _ = dist.new_subgroups(ranks, timeout=_timeout)
     return _neighbours[ranks]
 
 
 _neighbours: dict[int, Any] = {}  # while the group lasts
+
+
+def forget_groups() -> None:
+    """Those of :func:`consecutive`, before their whole ends."""
+    _neighbours.clear()
 
 
 def gather(thing: Any) -> list[Any]:
@@ -117,13 +174,37 @@ def gather(thing: Any) -> list[Any]:
     return things
 
 
-def gather_to_first(thing: Any) -> list[Any]:
+def gather_to_first(thing: Any, group: Any = None) -> list[Any]:
     """The (picklable) things of all ranks on rank zero; nothing on the others."""
     if world_size() == 1:
         return [thing]
     things: list[Any] | None = [None] * world_size() if is_first() else None
-    dist.gather_object(thing, things)
+    dist.gather_object(thing, things, group=group)
     return things or []
+
+
+def from_first(thing: Any, group: Any = None) -> Any:
+    """Rank zero's (picklable) thing on every rank."""
+    if world_size() == 1:
+        return thing
+    things = [thing]
+    dist.broadcast_object_list(things, group=group)
+    return things[0]
+
+
+@contextlib.contextmanager
+def losses_told() -> Iterator[None]:
+    """Inside, a collective that fails because another rank is gone raises :class:`~largebatch.errors.Lost`."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in BROKEN):
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+        raise Lost(f"rank {rank()} of {world_size()} has lost the others: {reason}") from error
+
+
+BROKEN = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Application timeout caused")
 
 
 class Flag:
@@ -134,7 +215,7 @@ class Flag:
     """
 
     def __init__(self) -> None:
-        self._group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._group: Any = separate_group()
         self._pending: tuple[Any, Tensor] | None = None
 
     def __enter__(self) -> Flag:

@@ -16,6 +16,10 @@ class LocalError(UserError):
     """A mistake that only some ranks meet, such as an image that cannot be read: each that meets it tells it."""
 
 
+class Lost(Exception):
+    """The other ranks, or the connection to them, are gone: this process can only end, and be started anew."""
+
+
 def suggestion(word: str, valid: list[str]) -> str:
     """``'; did you mean X?'`` for the closest valid word, else ``'; valid: ...'``."""
     import difflib

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch import distributed
+from largebatch import distributed, watchdog
 
 
 class Evaluation(NamedTuple):
@@ -42,6 +42,7 @@ def evaluate(
             sums[0] += F.cross_entropy(outputs, labels, reduction="sum")
             sums[1] += (outputs.argmax(dim=1) == labels).sum()
             sums[2] += labels.numel()
+            watchdog.alive()
     model.train(training)
     loss, correct, examples = sum_(sums).tolist()
     return Evaluation(loss / examples, 100.0 * correct / examples, int(examples))

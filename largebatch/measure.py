@@ -35,7 +35,7 @@ class Measure:
         self.job, self.update, self.ema, self.swap = job, update, ema, swap
         self.engine = job.engine
         self.tell: Callable[[str, Evaluation], None] = lambda name, evaluation: None
-        self.accuracies: dict[int, float] = {}  # by step, percent
+        self.accuracies: dict[int, float] = {}  # by step, percent; saved
         self.step = 0  # of the evaluation in progress
         self.last: dict[str, Evaluation] = {}
 

@@ -83,7 +83,7 @@ class Observer:
         return {"step": step, "examples_seen": examples, "epoch": examples / self.plan.dataset_size}
 
     def save(self) -> dict[str, Any]:
-        """Collective."""
+        """Collective where something is waiting to be read."""
         if self.noise is None:
             return {}
         self.noise.settle()

@@ -17,7 +17,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import rich.console
 import rich.progress
@@ -25,6 +25,7 @@ import yaml
 
 from largebatch import distributed
 from largebatch.errors import UserError
+from largebatch.lines import Lines
 
 PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy", "deepspeed")
 
@@ -73,7 +74,7 @@ def _open_directory(directory: Path, written: Recipe, science: Callable[[Recipe]
         return
     if directory.exists() and not directory.is_dir():
         raise UserError(f"record.dir = {directory} is a file; choose a folder")
-    if directory.exists() and any(directory.glob("checkpoints/step-*.pt")):
+    if directory.exists() and any(directory.glob("checkpoints/step-*")):
         raise UserError(f"record.dir = {directory} holds checkpoints but no run.yaml; choose another record.dir")
     directory.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
@@ -204,13 +205,13 @@ class Recorder:
             self._task = self._progress.add_task(plan["name"], total=plan["steps"], completed=first_step, now="")
 
     def _open(self, directory: Path, plan: dict[str, Any], first_step: int, tensorboard: bool) -> None:
-        self._lines: TextIO = open(directory / "metrics.jsonl", "a+", encoding="utf-8")  # noqa: SIM115
+        self._lines = Lines(directory / "metrics.jsonl")
         try:
             fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"record.dir = {directory} is being trained in by another process") from None
-        drop_torn_line(directory / "metrics.jsonl")
-        self._log: TextIO = open(directory / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+        self._lines.drop_torn_line()
+        self._log = Lines(directory / "train.log")
         write_json(directory / "plan.json", plan)
         (directory / "result.json").unlink(missing_ok=True)
         if tensorboard:
@@ -220,21 +221,21 @@ class Recorder:
         """One line of metrics.jsonl; in TensorBoard ``loss/training``, ``loss/test``, ``lr/training``, ..."""
         if not self.active:
             return
-        self._lines.write(json.dumps(finite({"event": event, **numbers}), ensure_ascii=False) + "\n")
-        self._lines.flush()
+        self._append(self._lines, json.dumps(finite({"event": event, **numbers}), ensure_ascii=False))
         if self._board is not None:
             whose = "layers" if event == "layers" else numbers.get("split", "training")
             for key, value in numbers.items():
                 if key not in ("step", "examples_seen") and isinstance(value, float):
-                    self._board.add_scalar(f"{key}/{whose}", value, numbers["step"])
+                    self._scalar(f"{key}/{whose}", value, numbers["step"])
 
     def training(self, **numbers: Any) -> None:
         self.event("train", **numbers)
         if not self.active:
             return
         norm = f"  |g| {numbers['grad_norm']:.3g}" if numbers.get("grad_norm") is not None else ""
+        loss = "none finite" if numbers["loss"] is None else f"{numbers['loss']:.4f}"
         now = (
-            f"loss {numbers['loss']:.4f}  lr {numbers['lr']:.4g}{norm}  "
+            f"loss {loss}  lr {numbers['lr']:.4g}{norm}  "
             f"{numbers['examples_per_second']:,.0f} examples/s"
         )
         self._write_log(f"step {numbers['step']}  epoch {numbers['epoch']:.3f}  {now}")
@@ -250,7 +251,16 @@ class Recorder:
             return
         for number, of_layers in by_layer.items():
             for layer, value in of_layers.items():
-                self._board.add_scalar(f"{number}/{layer}", value, step)
+                self._scalar(f"{number}/{layer}", value, step)
+
+    def _scalar(self, tag: str, value: float, step: int) -> None:
+        if self._board is None:
+            return
+        try:
+            self._board.add_scalar(tag, value, step)
+        except OSError as error:  # its thread could not write
+            self._board = None
+            self.say(f"TensorBoard's file cannot be written ({error.strerror or error}); the run goes on without it")
 
     def say(self, text: str) -> None:
         """A sentence for the log and, unless ``quiet``, the terminal."""
@@ -265,8 +275,15 @@ class Recorder:
             self._write_log(text)
 
     def _write_log(self, text: str) -> None:
-        self._log.write(text + "\n")
-        self._log.flush()
+        self._append(self._log, text)
+
+    def _append(self, lines: Lines, text: str) -> None:
+        """A disk without room does not end the training: its lines wait."""
+        before = lines.problem
+        lines.append(text)
+        if lines.problem and not before:
+            sentence = f"{lines.path} cannot be written: {lines.problem}; its lines wait until it can"
+            self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if not self.active:
@@ -274,7 +291,8 @@ class Recorder:
         if self._progress is not None:
             self._progress.stop()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
         self._lines.close()
         self._log.close()
 
@@ -283,13 +301,6 @@ def _tensorboard(directory: Path, first_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(directory), purge_step=first_step)
-
-
-def drop_torn_line(path: Path) -> None:
-    """A line that a power cut left without its end would swallow the next one."""
-    whole = path.read_bytes()
-    if whole and not whole.endswith(b"\n"):
-        os.truncate(path, whole.rfind(b"\n") + 1)
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:

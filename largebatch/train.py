@@ -22,17 +22,21 @@ import rich.padding
 import torch
 from torch import Tensor
 
-from largebatch import checkpoint, config, derive, distributed, record
+from largebatch import checkpoint, config, derive, distributed, record, watchdog
 from largebatch.assemble import Job, assemble, decisions, mlperf_facts, plan_facts, table_of_tensors
 from largebatch.averaging import Ema
-from largebatch.errors import UserError
+from largebatch.determinism import deterministic
+from largebatch.errors import Lost, UserError
 from largebatch.evaluate import Evaluation
 from largebatch.measure import Measure
 from largebatch.mllog import MlperfLog
 from largebatch.observe import Observer
+from largebatch.ranks import Ranks
+from largebatch.saving import Progress, Saves
 from largebatch.signals import signals_noticed
 from largebatch.swap import Swap
 from largebatch.update import Update
+from largebatch.watchdog import watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +87,7 @@ def train(
         for key, text in decisions(job, directory).items():
             console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)
         console.print(rich.padding.Padding(table_of_tensors(job.treatments), (0, 0, 0, 2)))
-    with Loop(job, directory, console, quiet, command, mllog) as loop:
+    with deterministic(run.deterministic), Loop(job, directory, console, quiet, command, mllog) as loop:
         return loop.run_to_the_end()
 
 
@@ -104,9 +108,6 @@ class Loop:
         mllog: MlperfLog | None = None,
     ) -> None:
         self.job, self.directory, self.plan, self.engine = job, directory, job.plan, job.engine
-        self.step = 0  # steps done
-        self.seconds = 0.0  # spent in training steps, over all sessions
-        self.last_checkpoint: Path | None = None
         self.losses: list[Tensor] = []
         self.update = Update(job)
         self.swap = Swap(job, self.update) if isinstance(job.run.averaging, config.Swap) else None
@@ -117,9 +118,11 @@ class Loop:
         self.mllog = mllog
         self.looked = time.perf_counter()  # when the last evaluation began
         self.observer = Observer(job, self.update)
+        self.ranks = Ranks(job, self.update)
         self.started = time.perf_counter()
-        self.total_before = 0.0
-        complaints = self._resume()
+        self.saves = Saves(job, directory, self.update, self.observer, self.measure, self.ema, self.swap)
+        progress, complaints = self.saves.resume()
+        self.step, self.seconds, self.total_before = progress.step, progress.seconds, progress.total_seconds
         self.window_step, self.window_seconds = self.step, self.seconds
         self.recorder = record.Recorder(
             directory,
@@ -132,8 +135,8 @@ class Loop:
         for complaint in complaints:
             self.recorder.say(complaint)
         if self.step:
-            self.recorder.event("resume", step=self.step, examples_seen=self.examples_seen, **self._machine())
-            self.recorder.say(f"resumed at step {self.step} of {self.plan.steps} from {self.last_checkpoint}")
+            self.recorder.event("resume", step=self.step, examples_seen=self.examples_seen, **self.saves.machine())
+            self.recorder.say(f"resumed at step {self.step} of {self.plan.steps} from {self.saves.last}")
         for row in job.treatments:
             self.recorder.note(
                 f"{row.name} {tuple(row.shape)}: {row.kind}, {'decayed' if row.decayed else 'not decayed'}, "
@@ -155,20 +158,25 @@ class Loop:
 
     def run_to_the_end(self) -> Result:
         try:
-            with signals_noticed() as noticed:
+            with signals_noticed() as noticed, watched(self.job.run.timeout_minutes), distributed.losses_told():
                 if self.swap is None or not self.swap.begun:
                     self.train_steps(noticed)
                 if self.swap is not None:
                     self.train_workers(self.swap, noticed)
                 self.looked = time.perf_counter()
+                watchdog.now("the evaluation at the end")
                 self.measure.at_the_end(self.taken[0])
-            self.save_if_asked()  # only now: a checkpoint that evaluates to nonsense is not a good one
+                self.tell_unreadable()
+                self.save(wait=True)  # only now: a checkpoint that evaluates to nonsense is not a good one
             return self._result("finished")
         except Diverged as problem:
             return self._result("failed", str(problem))
+        except Lost as problem:
+            self.recorder.note(str(problem))
+            raise
         except Stopped as stop:
             self.recorder.event("stop", step=self.step, reason=str(stop))
-            saved = f"; saved as {self.last_checkpoint}, the same command goes on" if self.last_checkpoint else ""
+            saved = f"; saved as {self.saves.last}, the same command goes on" if self.saves.last else ""
             return self._result("stopped", f"{stop} after step {self.step}{saved}", stop.signal)
 
     def train_steps(self, noticed: list[int]) -> None:
@@ -179,33 +187,41 @@ class Loop:
         evaluations = marks(plan, run.evaluate.every_epochs * stretch)
         saves = marks(plan, run.checkpoint.every_epochs * stretch)
         stream = self.job.dataset.train.steps(plan, distributed.rank(), self.step, self.job.placement, run.seed)
+        stream = self.ranks.timed(stream, self.step)
         engine.model.train()
         with distributed.Flag() as flag:
             clock = time.perf_counter()
+            watchdog.now(f"the data of step {self.step + 1}")
             for micro_batches in stream:
                 recording = (self.step + 1) % run.record.every_steps == 0
                 self.one_step(micro_batches, measure=recording)
                 self.step += 1
+                watchdog.now(f"the end of step {self.step}")
                 last = self.phase_1_is_over() or self.step == plan.steps or self.update.complete
                 evaluating, saving = self.step in evaluations, self.step in saves
                 stop = flag.exchange(noticed[0] if noticed else 0) if not last else 0
                 if not (recording or evaluating or saving or stop or last):
+                    watchdog.now(f"the data of step {self.step + 1}")
                     continue
                 self.read_losses(since=clock)
                 if evaluating and not last:
                     self.looked = time.perf_counter()
+                    watchdog.now(f"the evaluation after step {self.step}")
                     self.measure.during(self.step)
                 if (saving and not last) or stop:
-                    self.save_if_asked()
+                    self.save(wait=stop > 0)
                 if stop:
                     raise Stopped(stop)
                 if last:
                     break
+                watchdog.now(f"the data of step {self.step + 1}")
                 clock = time.perf_counter()
 
     def one_step(self, micro_batches: Any, measure: bool) -> None:
+        watchdog.now(f"the gradient of step {self.step + 1}")
         self.observer.before(self.step)
         self.losses.append(self.update.step(self.step, micro_batches, measure))
+        self.ranks.after(self.step)
         self.observer.after(self.step)
         if self.ema is not None and self.update.workers is None:
             self.ema.after_step(self.step + 1)
@@ -238,10 +254,11 @@ class Loop:
             )
             swap.begin()
             self.measure.accuracies.clear()  # of another model than the average to come
-            self.save_if_asked()
+            self.save()
         with distributed.Flag() as flag:
 
             def stop() -> None:
+                watchdog.now("the workers' steps")
                 if number := flag.exchange(noticed[0] if noticed else 0):
                     raise Stopped(number)
 
@@ -255,19 +272,25 @@ class Loop:
                         f"accuracy {result.test_accuracy_percent:.2f} % before averaging"
                     )
                 self.seconds += swap.seconds_of_round
-                self.save_if_asked()
+                self.save()
         swap.average()
 
     def read_losses(self, since: float) -> None:
         """Sum the unread losses over ranks, record them, stop at one that is not finite."""
-        losses = distributed.sum_(torch.stack(self.losses).double()).tolist()
+        ended = torch.tensor([float(self.saves.ended())], device=self.job.device, dtype=torch.float64)
+        *losses, ended = distributed.sum_(torch.cat([torch.stack(self.losses).double(), ended])).tolist()
         self.losses.clear()
         self.seconds += time.perf_counter() - since
         first = self.window_step
+        self.tell_skipped(first)
         for offset, loss in enumerate(losses):
-            if not math.isfinite(loss):
+            if not math.isfinite(loss) and first + offset not in self.update.skipped:
                 raise Diverged(self._divergence(first + offset, loss))
+        if ended == distributed.world_size():
+            self.tell_save()
         self.observer.read(self.recorder)
+        self.ranks.read(self.recorder)
+        self.tell_unreadable()
         spent = self.seconds - self.window_seconds
         sizes = [self.plan.at(step).global_batch_size for step in range(first, self.step)]
         examples = sum(sizes)
@@ -281,16 +304,37 @@ class Loop:
             epoch=self.examples_seen / self.plan.dataset_size,
             seconds=self.seconds,
             lr=self.update.lr,
-            loss=sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / examples,
+            loss=mean_loss(losses, sizes),
             grad_norm=self.update.norm.item() if self.update.norm is not None else None,
             examples_per_second=examples / spent,
             **beside,
         )
         self.window_step, self.window_seconds = self.step, self.seconds
 
+    def tell_unreadable(self) -> None:
+        """Training images that others stood in for since the last mark, of all ranks; too many end the run."""
+        unreadable = getattr(self.job.dataset.train, "unreadable", None)  # only image folders have them
+        if unreadable is None or not unreadable.at_most:
+            return
+        new = unreadable.join(distributed.gather(unreadable.take_fresh()))
+        if not new:
+            return
+        self.recorder.event(
+            "unreadable",
+            step=self.step,
+            examples_seen=self.examples_seen,
+            count=len(unreadable.met),
+            share=unreadable.share,
+            files=new,
+        )
+        for number, (file, reason) in enumerate(new.items()):
+            tell = self.recorder.say if number < 10 else self.recorder.note
+            tell(f"{file} cannot be read as an image ({reason}); the next readable one stands in for it")
+        self.recorder.say(f"{len(unreadable.met)} of {unreadable.examples} training images are unreadable so far")
+
     def _divergence(self, step: int, loss: float) -> str:
         lr = self.update.lr if self.update.adascale else self.job.lr.schedule(self.plan.examples_before(step))
-        good = self.last_checkpoint or "none was saved"
+        good = self.saves.last or "none was saved"
         return f"the loss is {loss} in step {step + 1} at lr {lr:g}; last good checkpoint: {good}"
 
     def tell(self, name: str, evaluation: Evaluation) -> None:
@@ -298,7 +342,7 @@ class Loop:
         if not math.isfinite(evaluation.loss):
             raise Diverged(
                 f"the {name.replace('_', '-')} loss is {evaluation.loss} after step {self.step}; "
-                f"last good checkpoint: {self.last_checkpoint or 'none was saved'}"
+                f"last good checkpoint: {self.saves.last or 'none was saved'}"
             )
         step, examples = self.taken
         epoch = examples / self.plan.dataset_size
@@ -320,65 +364,52 @@ class Loop:
         if self.mllog is not None and name == self.measure.evaluated_on:
             self.mllog.evaluation(epoch, evaluation.accuracy_percent / 100, time.perf_counter() - self.looked)
 
-    def save_if_asked(self) -> None:
-        if self.job.run.checkpoint.every_epochs:
-            self.save()
+    def save(self, wait: bool = False) -> None:
+        """Begin a checkpoint, if the run is to have any; ``wait`` until it is on the disk."""
+        watchdog.now(f"the checkpoint of step {self.step}")
+        self.tell_save()
+        self.saves.begin(Progress(self.step, self.seconds, self._total_seconds()))
+        if wait:
+            self.tell_save()
 
-    def save(self) -> None:
-        workers = self.update.workers
-        if not self.engine.weights_are_finite() or (workers is not None and not workers.finite()):
-            good = self.last_checkpoint or "none was saved"
-            raise Diverged(f"weights are not finite after step {self.step}; last good checkpoint: {good}")
-        with self.update.shown():
-            of_engine = self.engine.save()
-        state = {
-            **of_engine,
-            **self._machine(),
-            "seconds": self.seconds,
-            "total_seconds": self._total_seconds(),
-            "accuracies": self.measure.accuracies,
-            "update": self.update.save(),
-            "observer": self.observer.save(),
-            "ema": self.ema.save() if self.ema else None,
-            "swap": self.swap.save() if self.swap else None,
-        }
-        self.last_checkpoint = checkpoint.save(
-            self.directory / "checkpoints", self.step, state, self.job.run.checkpoint.keep.last
+    def tell_save(self) -> None:
+        """Record how the save in progress ended. Collective."""
+        outcome = self.saves.settle()
+        if outcome is None:
+            return
+        if not outcome.finite:
+            raise Diverged(
+                f"weights are not finite after step {outcome.step} ({outcome.problem}); last good checkpoint: "
+                f"{self.saves.last or 'none was saved'}"
+            )
+        if outcome.problem:
+            self.recorder.say(
+                f"the checkpoint of step {outcome.step} could not be written ({outcome.problem}); the training goes "
+                f"on, the last good one is {self.saves.last or 'none'}"
+            )
+        self.recorder.event(
+            "checkpoint",
+            step=outcome.step,
+            written=outcome.path is not None,
+            problem=outcome.problem,
+            megabytes=outcome.bytes / 1e6,
+            seconds_saving=outcome.seconds,
+            seconds_standing=self.saves.seconds_standing,
         )
 
-    def _resume(self) -> list[str]:
-        """Go on from the newest checkpoint; what is worth saying about it."""
-        found = checkpoint.load_newest(self.directory / "checkpoints")
-        if found is None:
-            return []
-        state, self.last_checkpoint = found.state, found.path
-        if state["step"] > self.plan.steps:
-            raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
-        self.engine.load(state)
-        checkpoint.restore_random(state, self.job.run.seed)
-        self.step, self.seconds, self.total_before = state["step"], state["seconds"], state["total_seconds"]
-        self.measure.accuracies = state["accuracies"]
-        self.update.load(state["update"])
-        self.observer.load(state.get("observer", {}))
-        if self.ema is not None:
-            self.ema.load(state["ema"])
-        complaint = self.swap.load(state["swap"]) if self.swap is not None else None
-        changed = [
-            f"{key.replace('_', ' ')} is {now}, it was {state[key]}"
-            for key, now in self._machine().items()
-            if key in state and state[key] != now
-        ]
-        return found.complaints + changed + ([complaint] if complaint else [])
-
-    def _machine(self) -> dict[str, Any]:
-        """What the machine decided, and a resume on another one may change: batch norm sees the micro-batch."""
-        return {
-            "world_size": self.plan.world_size,
-            "micro_batch_size": self.plan.micro_batch_size,
-            "precision": self.job.precision,
-            "device": self.job.device.type,
-            "engine": self.engine.description,
-        }
+    def tell_skipped(self, first: int) -> None:
+        """Record the steps since ``first`` that nobody made; too many of them end the run."""
+        skipped = self.update.skipped
+        for step in skipped:
+            if step >= first:
+                self.recorder.event("skipped", step=step + 1, skipped_so_far=skipped.index(step) + 1)
+                self.recorder.say(f"step {step + 1} is skipped on all ranks: its gradient is not finite")
+        at_most = self.job.run.nonfinite_gradients.at_most
+        if len(skipped) > at_most:
+            raise Diverged(
+                f"the gradient was not finite in {len(skipped)} steps, the last of them step {skipped[-1] + 1}; "
+                f"nonfinite_gradients.at_most = {at_most}; last good checkpoint: {self.saves.last or 'none was saved'}"
+            )
 
     def _total_seconds(self) -> float:
         return self.total_before + time.perf_counter() - self.started
@@ -410,7 +441,10 @@ class Loop:
             "parameters": sum(p.numel() for p in self.engine.model.parameters()),
         }
         if distributed.is_first():
-            record.write_json(self.directory / "result.json", numbers)
+            try:
+                record.write_json(self.directory / "result.json", numbers)
+            except OSError as error:
+                self.recorder.say(f"{self.directory / 'result.json'} cannot be written: {error.strerror or error}")
         if reason:
             self.recorder.note(f"{status}: {reason}")
         if self.mllog is not None and status != "stopped":  # a stopped run goes on in the same log
@@ -421,9 +455,16 @@ class Loop:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.saves.close()
         self.recorder.close()
         if self.mllog is not None:
             self.mllog.close()
+
+
+def mean_loss(losses: list[float], sizes: list[int]) -> float | None:
+    """Over the examples; those of skipped steps do not count."""
+    finite = [(loss, size) for loss, size in zip(losses, sizes, strict=True) if math.isfinite(loss)]
+    return sum(loss * size for loss, size in finite) / sum(size for _, size in finite) if finite else None
 
 
 def marks(plan: Any, every_epochs: float) -> set[int]:

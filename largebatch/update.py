@@ -40,11 +40,15 @@ class Update:
         self.norm: Tensor | None = None  # of the last measured gradient, before clipping
         self.squares: Tensor | None = None  # of parts, as engines/ddp.py gives them, where the engine measured any
         self.look: Callable[[int], None] = lambda step: None  # called between the gradient and the optimizer's step
+        self.lap: Callable[[str], None] = lambda part: None  # called as a step goes from one part to the next: ranks.py
         self.correct: Tensor | None = None  # right answers in training since somebody asked, if they are counted
         self.counts_correct = isinstance(self.run.averaging, config.Swap)
         parts = derive.adascale_parts(self.run)
         self.adascale = AdaScale(parts) if parts else None
         self.gain = 1.0
+        self.now = 0  # the step in progress
+        self.skipped: list[int] = []  # steps whose gradient was not finite
+        self.before: dict[str, Tensor] = {}  # buffers, where a step may be skipped
         self.sized_norms = any(isinstance(m, batch_norm.SizedNorm) for m in self.engine.model.modules())
         sam = self.run.sam
         self.weights: list[Tensor] = [p for p in self.engine.model.parameters() if p.requires_grad]
@@ -65,9 +69,11 @@ class Update:
     def step(self, step: int, micro_batches: Batches, measure: bool) -> Tensor:
         """Train on the global batch of ``step``; this rank's part of its mean loss."""
         stage = self.plan.at(step)
+        self.now = step
         if self.plan.examples_before(step) >= self.local_from:
             return self._local_step(step, micro_batches, stage)
         self._set_rates(step)
+        self._remember_statistics()
         loss = self.gradient(micro_batches, stage.global_batch_size, stage.accumulation_steps)
         parts = getattr(self.engine, "parts", None)
         self.squares = self.engine.squares_of_parts() if parts is not None and parts.active else None  # type: ignore[attr-defined]  # only ddp has them
@@ -79,10 +85,26 @@ class Update:
 
     def finish(self, measure: bool = False) -> Tensor | None:
         """The optimizer's step, and batch norm's statistics with it; the gradient's norm if it was measured."""
+        self.lap("optimizer")
         norm = self.engine.step(measure=measure)
-        if self.sized_norms:
+        if self.engine.skipped:
+            self._forget_forward_pass()
+        elif self.sized_norms:
             batch_norm.commit(self.engine.model)
+        self.lap("other")
         return norm
+
+    def _remember_statistics(self) -> None:
+        if self.engine.skips_nonfinite:
+            self.before = {name: buffer.clone() for name, buffer in self.engine.model.named_buffers()}
+
+    def _forget_forward_pass(self) -> None:
+        """Of a step that was skipped nothing stays: what made the gradient infinite went through batch norm, too."""
+        batch_norm.discard(self.engine.model)
+        with torch.no_grad():
+            for name, buffer in self.engine.model.named_buffers():
+                buffer.copy_(self.before[name])
+        self.skipped.append(self.now)
 
     def summed_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if self.counts_correct:
@@ -113,12 +135,15 @@ class Update:
             if last is None:
                 part.backward()
             else:
+                if number == last:
+                    self.lap("last_backward")
                 self.engine.backward(part)
             if m is not None and self.perturbation is not None:
                 self.perturbation.undo()
             loss = part.detach() if loss is None else loss + part.detach()
         if together and self.perturbation is not None:
             self.perturbation.undo()
+        self.lap("other")
         assert loss is not None
         return loss
 
@@ -138,13 +163,17 @@ class Update:
             total = found if total is None else list(torch._foreach_add(total, found))
         assert total is not None
         if not alone:
+            self.lap("communication")
             distributed.sum_all_(total)
+            self.lap("compute")
         self.perturbation.apply(total)
 
     def _follow_gain(self, step: int) -> None:
         assert self.adascale is not None
         assert self.squares is not None
+        self.lap("communication")
         sums, square = distributed.sum_(self.squares[0].clone()).item(), self.squares[1].item()
+        self.lap("other")
         self.gain = self.adascale.observe(sums * self.adascale.parts**2, square)
         self._set_rates(step, self.gain)
         self.highest_lr = max(self.highest_lr, self.lr)
@@ -181,7 +210,9 @@ class Update:
         self.norm = None  # each worker has a gradient of its own
         self.together = self._averages_after(step) or step + 1 == self.plan.steps
         if self.together:
+            self.lap("communication")
             self.workers.average()
+            self.lap("other")
         assert loss is not None
         return loss
 
@@ -199,30 +230,28 @@ class Update:
 
     def take_correct(self) -> int:
         """Right answers in training since the last call, of all ranks. Collective."""
-        found = self._correct_so_far()
-        self.correct = None
-        return found
-
-    def _correct_so_far(self) -> int:
         own = torch.zeros((), device=self.job.device) if self.correct is None else self.correct
-        return int(distributed.sum_(own.double()))  # a copy: the count goes on
+        self.correct = None
+        return int(distributed.sum_(own.double()))
 
     def save(self) -> dict[str, Any]:
-        """Collective."""
         return {
             "adascale": self.adascale.state_dict() if self.adascale else None,
             "highest_lr": self.highest_lr,
-            "workers": self.workers.save() if self.workers else None,
-            "correct": self._correct_so_far(),
+            "skipped": self.skipped,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.highest_lr = state["highest_lr"]
+    def save_own(self) -> dict[str, Any]:
+        return {"workers": self.workers.save_own() if self.workers else [], "correct": self.correct}
+
+    def load(self, state: dict[str, Any], of_ranks: list[dict[str, Any]]) -> None:
+        self.highest_lr, self.skipped = state["highest_lr"], state["skipped"]
         if self.adascale is not None:
             self.adascale.load_state_dict(state["adascale"])
-        if state["workers"] is not None:
+        if workers := [worker for own in of_ranks for worker in own["workers"]]:
             assert isinstance(self.run.averaging, config.PostLocalSgd)
             self.workers = Workers(self.engine, self.run.averaging.workers)
-            self.workers.load(state["workers"])
-        if state["correct"] and distributed.is_first():
-            self.correct = torch.tensor(state["correct"], device=self.job.device)
+            self.workers.load(workers)
+        counted = [own["correct"] for own in of_ranks if own["correct"] is not None]
+        if counted and distributed.is_first():
+            self.correct = torch.stack(counted).sum().to(self.job.device)

@@ -11,6 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from largebatch import checkpoint
+from largebatch.checkpoint import manifest
+from largebatch.engines.states import whole_model
+
 REPOSITORY = Path(__file__).parent.parent
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -38,6 +44,30 @@ def torchrun(ranks: int, *arguments: object, cwd: Path | None = None) -> subproc
         ],
         capture_output=True, text=True, timeout=300, cwd=cwd, env=environment(),
     )  # fmt: skip
+
+
+def saved(directory: Path) -> list[Path]:
+    """The checkpoints of a run directory, oldest first."""
+    return checkpoint.existing(directory / "checkpoints")[::-1]
+
+
+def state_at_end(directory: Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run directory holds, tensors whole."""
+    newest = saved(directory)[-1]
+    return checkpoint.state_of(newest, manifest.read(newest))
+
+
+def weights_at_end(directory: Path) -> dict[str, torch.Tensor]:
+    """The model as it would be judged: running statistics averaged over ranks."""
+    return whole_model(state_at_end(directory))
+
+
+def damage(path: Path, at: float = 0.5) -> None:
+    """One bit of the checkpoint's largest file is another."""
+    file = max(path.glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 1
+    file.write_bytes(content)
 
 
 class Killed(BaseException):

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import largebatch, torchrun
+from programs import damage, largebatch, saved, torchrun, weights_at_end
 
 from largebatch import batch, config, distributed
 from largebatch.assemble import dataset_of, model_of
@@ -67,8 +67,7 @@ def facts_of(directory: Path, kind: str) -> dict[str, Any]:
 
 
 def weights_of(directory: Path) -> dict[str, torch.Tensor]:
-    newest = max((directory / "checkpoints").glob("step-*.pt"))
-    return torch.load(newest, weights_only=True)["model"]
+    return weights_at_end(directory)
 
 
 def model_at(directory: Path) -> tuple[torch.nn.Module, Any]:
@@ -329,9 +328,9 @@ def test_what_happened_to_the_files_is_told_in_a_sentence(trained, tmp_path):
     """A damaged checkpoint, somebody's own copy beside it, records without numbers, a folder that is a file."""
     run = tmp_path / "copy"
     shutil.copytree(trained["b"], run)
-    newest = max((run / "checkpoints").glob("step-*.pt"))
-    shutil.copy(newest, newest.with_name("step-best.pt"))
-    assert opened(run, CPU).step == opened(run, CPU, step=int(newest.stem[5:])).step
+    newest = saved(run)[-1]
+    shutil.copytree(newest, newest.with_name("step-best"))
+    assert opened(run, CPU).step == opened(run, CPU, step=int(newest.name[5:])).step
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines[::2]:
         line.pop("lr", None)
@@ -342,9 +341,9 @@ def test_what_happened_to_the_files_is_told_in_a_sentence(trained, tmp_path):
     (run / "diagnostics").write_text("")
     with pytest.raises(UserError, match="diagnostics/plateau.json cannot be written"):
         plateau.measure(run, CPU, checkpoint=False)
-    for file in (run / "checkpoints").glob("step-0*.pt"):
-        file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="can be read; train it again, or name another"):
+    for folder in saved(run):
+        damage(folder)
+    with pytest.raises(UserError, match="does not fit; train it again, or name another|can be read; train it again"):
         opened(run, CPU)
 
 

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 from method_recipes import METHODS, NORM, recipe_of
-from programs import Killed, killed_at, torchrun
+from programs import Killed, killed_at, state_at_end, torchrun
 
 from largebatch import config, derive, distributed
 from largebatch.assemble import assemble
+from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.train import Loop, train
@@ -49,7 +50,8 @@ def finished(method: str, directory: Path, **more: Any) -> Path:
 
 
 def checkpoint(directory: Path) -> dict[str, Any]:
-    return torch.load(sorted((directory / "checkpoints").glob("*.pt"))[-1], weights_only=True)
+    state = state_at_end(directory)
+    return {**state, "model": whole_model(state), "step": state["progress"]["step"]}
 
 
 def events(directory: Path, event: str) -> list[dict[str, Any]]:
@@ -87,8 +89,8 @@ def test_two_ranks_are_one(worlds, method):
     for name, tensor in alone["model"].items():
         torch.testing.assert_close(many["model"][name], tensor, rtol=tolerance, atol=tolerance)
     if alone["ema"]:
-        for name, tensor in alone["ema"]["weights"].items():
-            torch.testing.assert_close(many["ema"]["weights"][name], tensor, rtol=tolerance, atol=tolerance)
+        for name, tensor in alone["ema"].items():
+            torch.testing.assert_close(many["ema"][name], tensor, rtol=tolerance, atol=tolerance)
     for number in ("steps", "examples_seen", "test_accuracy_percent", "train_accuracy_percent"):
         assert result(two)[number] == result(one)[number]
     assert result(two)["test_loss"] == pytest.approx(result(one)["test_loss"], rel=max(1e-10, tolerance))
@@ -547,7 +549,7 @@ def test_seconds_belong_to_what_this_process_did(worlds):
     numbers = result(worlds / "world1" / "ramp")
     assert numbers["seconds_per_epoch"] == pytest.approx(numbers["seconds_training"] * 1500 / numbers["examples_seen"])
     swap = result(worlds / "world1" / "swap")
-    executed = checkpoint(worlds / "world1" / "swap")["step"] + 4 * 25
+    executed = checkpoint(worlds / "world1" / "swap")["progress"]["step"] + 4 * 25
     assert swap["seconds_per_step"] == pytest.approx(swap["seconds_training"] / executed)
 
 
@@ -566,7 +568,7 @@ def test_the_moving_average_by_hand(tmp_path, monkeypatch):
     average = taken[0]
     for step in range(2, 26, 2):
         average = {n: 0.9 * average[n] + 0.1 * taken[step][n] for n in average}
-    for name, tensor in checkpoint(directory)["ema"]["weights"].items():
+    for name, tensor in checkpoint(directory)["ema"].items():
         torch.testing.assert_close(tensor, average[name], rtol=1e-12, atol=1e-13)
     assert same({n: checkpoint(directory)["model"][n] for n in taken[-1]}, taken[-1])
     splits = [line["split"] for line in events(directory, "evaluate")]
@@ -641,7 +643,7 @@ def test_gradients_summed_in_half_precision_differ_by_their_rounding(engines, pr
 def test_sharded_engines_end_where_ddp_does(engines, engine, method):
     whole, sharded = (checkpoint(engines / name / method) for name in ("ddp", engine))
     pairs = [(whole["model"], sharded["model"])]
-    pairs += [(whole["ema"]["weights"], sharded["ema"]["weights"])] if method == "ema" else []
+    pairs += [(whole["ema"], sharded["ema"])] if method == "ema" else []
     for these, those in pairs:
         for name, tensor in these.items():
             torch.testing.assert_close(those[name], tensor, rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from programs import Killed, killed_at, torchrun
+from programs import Killed, killed_at, torchrun, weights_at_end
 from torch import Tensor
 
 from largebatch import config, distributed
@@ -39,10 +39,7 @@ def run_of(path: Path, *overrides: str) -> config.Run:
 
 def same_weights(*directories: Path) -> bool:
     """Bit by bit."""
-    one, other = (
-        torch.load(max((folder / "checkpoints").glob("step-*.pt")), weights_only=True)["model"]
-        for folder in directories
-    )
+    one, other = (weights_at_end(folder) for folder in directories)
     return all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from programs import REPOSITORY, largebatch, torchrun
+from programs import REPOSITORY, largebatch, saved, state_at_end, torchrun, weights_at_end
+
+from largebatch.engines.states import whole_model
 
 RECIPES = sorted((REPOSITORY / "configs" / "quickstart").glob("*.yaml"))
 WORK = """
@@ -102,7 +104,7 @@ def worlds(tmp_path_factory) -> tuple[Path, dict[int, dict]]:
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return torch.load(sorted((directory / "checkpoints").glob("*.pt"))[-1], weights_only=True)["model"]
+    return weights_at_end(directory)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -150,7 +152,7 @@ def test_one_all_reduce_per_step_whatever_the_accumulation(worlds, world):
 
 def test_a_run_killed_on_two_ranks_goes_on_alone_with_the_same_examples(recipe):
     """Another world after the resume: the same examples at the same lr, equal weights to rounding."""
-    changes = {"precision": "fp64", "epochs": 3, "checkpoint": {"every_epochs": 1}, "seed": 5}
+    changes = {"precision": "fp64", "epochs": 3, "checkpoint": {"every_epochs": 1, "asynchronous": False}, "seed": 5}
     whole, half = recipe("whole", **changes), recipe("half", **changes)
     assert largebatch("train", whole).returncode == 0
     code = (
@@ -194,15 +196,15 @@ def test_statistics_of_batch_norm_are_averaged_and_survive_a_resume_bitwise(reci
     assert torchrun(2, script, parts).returncode == 0
     states = []
     for path in (whole, parts):
-        folder = Path(yaml.safe_load(path.read_text())["record"]["dir"]) / "checkpoints"
-        states.append(torch.load(sorted(folder.glob("*.pt"))[-1], weights_only=True))
-    assert "resumed" in (folder.parent / "train.log").read_text()
-    for key, tensor in states[0]["model"].items():
-        assert torch.equal(tensor, states[1]["model"][key]), key
-    own = states[0]["statistics_of_ranks"]
+        folder = Path(yaml.safe_load(path.read_text())["record"]["dir"])
+        states.append(state_at_end(folder))
+    assert "resumed" in (folder / "train.log").read_text()
+    for key, tensor in whole_model(states[0]).items():
+        assert torch.equal(tensor, whole_model(states[1])[key]), key
+    own = [kept["statistics"] for kept in states[0]["ranks"]]
     name = "1.running_mean"
     assert not torch.equal(own[0][name], own[1][name]), "each rank saw other images"
-    torch.testing.assert_close(states[0]["model"][name], (own[0][name] + own[1][name]) / 2)
+    torch.testing.assert_close(weights(folder)[name], (own[0][name] + own[1][name]) / 2)
 
 
 def test_a_batch_that_two_ranks_cannot_share_is_one_sentence(recipe):
@@ -231,8 +233,8 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(recipe):
     ended = torchrun(2, script, path)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("END stopped 24 15") == 2, ended.stdout  # noticed in step 23, agreed one later
-    folder = Path(yaml.safe_load(path.read_text())["record"]["dir"]) / "checkpoints"
-    assert sorted(file.name for file in folder.iterdir())[-1] == "step-00000024.pt"
+    folder = Path(yaml.safe_load(path.read_text())["record"]["dir"])
+    assert saved(folder)[-1].name == "step-00000024"
 
 
 @pytest.mark.real_data

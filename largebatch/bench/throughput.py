@@ -21,6 +21,7 @@ from largebatch import config, distributed, record
 from largebatch.assemble import Job, assemble
 from largebatch.bench.bare_loop import bare_loop
 from largebatch.data.resident import ResidentSplit
+from largebatch.determinism import deterministic
 from largebatch.errors import UserError
 from largebatch.train import Loop, marks
 
@@ -111,7 +112,7 @@ def table(facts: dict[str, Any]) -> rich.table.Table:
 
 def _seconds_of_trainer(job: Job) -> float:
     """The real loop with its records, losses read and TensorBoard written; no evaluation falls into it."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, deterministic(job.run.deterministic):
         silent = rich.console.Console(quiet=True)
         with Loop(job, Path(folder), silent, quiet=True) as loop:
             assert not marks(job.plan, job.run.evaluate.every_epochs) - {job.plan.steps}

@@ -1,7 +1,8 @@
 """The front door: parses, calls, prints. No science.
 
 Exit codes: 0 success; 1 a failure of its own, a diverged run among them; 2 a user's mistake, told in one
-sentence; 130 and 143 after SIGINT and SIGTERM, with a checkpoint saved. Under a launcher only rank zero speaks.
+sentence; 130, 143 and 138 after SIGINT, SIGTERM and SIGUSR1, with a checkpoint saved. Under a launcher only rank zero
+speaks.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import sys
 
 import typer
 
-from largebatch.cli import bench, diagnose, recipe, runs, surface
-from largebatch.errors import LocalError, UserError
+from largebatch import launched
+from largebatch.cli import bench, diagnose, doctor, recipe, runs, surface
+from largebatch.errors import LocalError, Lost, UserError
 
 app = typer.Typer(
     name="largebatch",
@@ -30,17 +32,32 @@ app.add_typer(recipe.app, name="recipe")
 app.add_typer(runs.data_app, name="data")
 app.command()(runs.report)
 app.command()(surface.surface)
+app.command()(doctor.doctor)
 
 
 def main() -> None:
     """The program, with its exit codes. ``--local_rank``, which some launchers append, is dropped."""
-    rank = int(os.environ.get("RANK", "0"))
+    if "LARGEBATCH_STOP_FILE" in os.environ:
+        from largebatch.signals import stopped_before
+
+        if (code := stopped_before()) is not None:
+            sys.exit(code)
+    rank = 0
     arguments = [text for text in sys.argv[1:] if not text.startswith(("--local_rank=", "--local-rank="))]
     sys.argv[1:] = arguments
     try:
+        place = launched.adopt(os.environ)
+        rank = place.rank if place else 0
         app(args=arguments)
+    except Lost as error:
+        print(f"largebatch: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # what is left of the group would wait for the others
     except UserError as error:
         if rank == 0 or isinstance(error, LocalError):
             whose = f"rank {rank}: " if rank else ""
             print(f"largebatch: {whose}{error}", file=sys.stderr, flush=True)
+        if "LARGEBATCH_STOP_FILE" in os.environ:
+            from largebatch.signals import leave_exit_code
+
+            leave_exit_code(2)  # a launcher would start the same mistake again
         sys.exit(2)

@@ -28,10 +28,11 @@ class group:
     ``alone``: without a launcher a group of one, which the engines other than ddp need.
     """
 
-    def __init__(self, device: str, alone: bool = False) -> None:
+    def __init__(self, device: str, alone: bool = False, timeout_minutes: float = 10.0) -> None:
         from largebatch import distributed
 
-        self.group = distributed.group(distributed.choose_device(device), alone=alone)
+        chosen = distributed.choose_device(device)
+        self.group = distributed.group(chosen, timeout_minutes, alone)
 
     def __enter__(self) -> rich.console.Console:
         from largebatch import distributed

@@ -8,22 +8,71 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
-from largebatch.cli.frame import Overrides, Recipe, command, group
+from largebatch.cli.frame import JsonFile, Overrides, Recipe, check_folder, command, group, wide_console, write_numbers
 from largebatch.errors import UserError
 
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 
-def train(recipe: Recipe, overrides: Overrides = None) -> None:
-    """One run; alone, or one rank of many under torchrun."""
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="decide, check and count; train nothing")] = False,
+    world: Annotated[int | None, typer.Option(metavar="N", min=1, help="dry run: so many ranks")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="cuda|cpu", help="dry run: theirs; else the recipe's, or cuda with --world")
+    ] = None,
+    memory: Annotated[float | None, typer.Option(metavar="GiB", help="dry run: refuse what needs more a rank")] = None,
+    examples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="dry run: training images of a folder")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(metavar="N", min=1, help="dry run: classes of a folder")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """One run; alone, or one rank of many under torchrun. Or what it would be on a cluster: --dry-run."""
     from largebatch import config
 
+    asked = {"world": world, "device": device, "memory": memory, "examples": examples, "classes": classes}
+    for option, value in (asked | {"json": json_file}).items():
+        if value is not None and not dry_run:
+            raise UserError(f"--{option} {value} needs --dry-run")
+    if device not in (None, "cuda", "cpu"):
+        raise UserError(f"--device {device} is not known; valid: cuda, cpu")
+    if memory is not None and not memory > 0:
+        raise UserError(f"--memory {memory:g} must be above 0")
     run = config.load(recipe, overrides or [])
-    with group(run.device, alone=run.engine.name != "ddp") as console:
+    if dry_run:
+        show_dry_run(run, json_file, **asked)
+        return
+    # a time-out of the collectives says less than the watchdog's, so it comes later
+    with group(run.device, run.engine.name != "ddp", 1.5 * run.timeout_minutes) as console:
         from largebatch.train import train
 
         result = train(run, command=command(), console=console)
         end_of_run(result, console)
+
+
+def show_dry_run(
+    run: Any, json_file: Path | None, world: int | None, device: str | None, memory: float | None,
+    examples: int | None, classes: int | None,
+) -> None:  # fmt: skip
+    check_folder(json_file)
+    from largebatch import recipes
+    from largebatch.dry_run import Cluster, dry_run, show, usual_device
+
+    cluster = Cluster(world or 1, device or usual_device(run.device, world), examples, classes)
+    facts = dry_run(run, cluster, command(), memory)
+    console = wide_console()
+    for key, text in facts["decisions"].items():
+        console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)
+    width = max(30, min(60, console.width - 12))
+    console.print(f"\n{recipes.as_plot(facts, width)}\n", markup=False, highlight=False, soft_wrap=True)
+    for sentence in show.sentences(facts):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    for table in (show.memory_table(facts), show.collectives_table(facts)):
+        console.print()
+        console.print(table)
+    write_numbers(json_file, facts, console)
 
 
 def compare(
@@ -105,7 +154,11 @@ def end_of_run(result: Any, console: rich.console.Console) -> None:
         )  # fmt: skip
         return
     console.print(f"{result.status}: {result.reason}", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(1 if result.status == "failed" else 128 + (result.signal or 0))
+    if result.status == "failed":
+        raise typer.Exit(1)
+    from largebatch.signals import stopped_with
+
+    raise typer.Exit(stopped_with(result.signal or 0))
 
 
 def show_report(paths: list[Path], out: Path | None, console: rich.console.Console) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import pydantic
 from pydantic import BaseModel
 
 from largebatch.errors import suggestion
+
+JSON_KINDS = ("dict", "list", "str", "int", "float", "bool", "null", "[key]")  # of a model's argument, as pydantic says
+SHORT = reprlib.Repr()
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlist, SHORT.maxdict, SHORT.maxlong = 3, 60, 60, 6, 6, 40
+
+
+def shown(value: Any) -> str:
+    """The value as it was written, where that is short."""
+    return SHORT.repr(value)
 
 
 def sentence(error: pydantic.ValidationError, whole: type[BaseModel]) -> str:
@@ -19,7 +29,9 @@ def sentence(error: pydantic.ValidationError, whole: type[BaseModel]) -> str:
         if isinstance(part, str) and section is not None and part not in fields and part in _tags(section):
             section = _tags(section)[part]  # the tag of a union names a choice, not a key
             continue
-        path.append(str(part))
+        if path[:1] == ["model"] and len(path) > 1 and part in JSON_KINDS:
+            continue
+        path.append(str(part)[:60])
         section = fields.get(part) if isinstance(part, str) else None
     key, value = ".".join(path), problem["input"]
     context = problem.get("ctx", {})
@@ -28,23 +40,26 @@ def sentence(error: pydantic.ValidationError, whole: type[BaseModel]) -> str:
             siblings = _fields(_section_at(problem["loc"][:-1], whole))
             return f"unknown key {key}{suggestion(path[-1], list(siblings))}"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{key} = {value!r} is a value where keys are expected; write {key}.KEY=..., or {key}: {{KEY: ...}}"
+            keys = f"{key}.KEY=..., or {key}: {{KEY: ...}}"
+            return f"{key} = {shown(value)} is a value where keys are expected; write {keys}"
+        case "invalid_key":
+            return f"{key} cannot be a key, which is a word"
         case "missing":
             return f"{key} is missing"
         case "union_tag_invalid":
             tags = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-            return f"{key}.name = {context['tag']} is not known{suggestion(context['tag'], tags)}"
+            return f"{key}.name = {context['tag'][:60]} is not known{suggestion(context['tag'][:60], tags)}"
         case "union_tag_not_found":
             return _nameless(key, value, _tags(section))
         case "literal_error":
-            known = f"{key} = {value!r} is not known; valid: {context['expected'].replace(chr(39), '')}"
+            known = f"{key} = {shown(value)} is not known; valid: {context['expected'].replace(chr(39), '')}"
             switch = "; to switch the optimizer, replace the section: 'optimizer={name: lamb}'"
             return known + (switch if key == "optimizer.variant" else "")
         case "value_error":
             return f"{key}: {context['error']}" if key == "averaging.lr" else str(context["error"])
         case _:
             message = problem["msg"].removeprefix("Input ").removeprefix("Value ")
-            return f"{key} = {value!r} {message[0].lower()}{message[1:]}"
+            return f"{key} = {shown(value)} {message[0].lower()}{message[1:]}"
 
 
 def _nameless(key: str, value: Any, choices: dict[str, Any]) -> str:
@@ -52,6 +67,7 @@ def _nameless(key: str, value: Any, choices: dict[str, Any]) -> str:
     for given in value if isinstance(value, dict) else ():
         owners = [name for name, choice in choices.items() if given in _fields(choice)]
         if not owners:
+            given = str(given)[:60]
             return f"unknown key {key}.{given}{suggestion(given, ['name', *sorted(_all_fields(choices))])}"
         return f"{key}.name is missing; {key}.{given} belongs to {key}.name = {' or '.join(owners)}"
     return f"{key}.name is missing"

@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from largebatch.config.sections import Fraction, ParameterKind, Section
+from largebatch.config.sections import (
+    Fraction,
+    NonNegativeFloat,
+    ParameterKind,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 
 class Sgd(Section):

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from largebatch.config.mistakes import sentence
+from largebatch.config.mistakes import sentence, shown
 from largebatch.config.optimizers import Optimizer
 from largebatch.config.sections import (
     Averaging,
@@ -33,6 +33,8 @@ from largebatch.config.sections import (
     Model,
     NoAveraging,
     NonfiniteGradients,
+    PositiveFloat,
+    PositiveInt,
     Record,
     RegimeAdaptation,
     Sam,
@@ -40,7 +42,7 @@ from largebatch.config.sections import (
     WeightDecay,
 )
 from largebatch.errors import UserError
-from largebatch.strict_yaml import parse
+from largebatch.strict_yaml import LONGEST_TEXT, parse
 
 
 class Run(Section):
@@ -77,6 +79,15 @@ class Run(Section):
     checkpoint: Checkpoint = Checkpoint()
     record: Record = Record()
     expect: Expect | None = None
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def below_runs(cls, name: str) -> str:
+        """Unless record.dir says so, a recipe writes nowhere else."""
+        path = Path(name)
+        if path.is_absolute() or not path.name or ".." in path.parts or len(name.encode()) > 200:
+            raise ValueError(f"name = {shown(name)} names no folder in runs; record.dir may be any folder")
+        return name
 
     @pydantic.field_validator("averaging", mode="before")
     @classmethod
@@ -129,9 +140,13 @@ def read(path: Path | str) -> dict[str, Any]:
     """What a recipe file says, unchecked but for its form; ``name`` is the file's where it gives none."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # a device or a huge file is not read to its end
+            raw = file.read(LONGEST_TEXT + 1)
+        if len(raw) > LONGEST_TEXT:
+            raise UserError(f"{path} holds more than {LONGEST_TEXT:,} bytes, which no recipe needs")
+        text = raw.decode("utf-8-sig")
     except OSError as error:
-        candidates = [path.with_name(f"{path.name}.yaml"), Path("configs") / path, Path("configs") / f"{path}.yaml"]
+        candidates = [Path(f"{path}.yaml"), Path("configs") / path, Path("configs") / f"{path}.yaml"]
         meant = next((f"; did you mean {other}?" for other in candidates if other.is_file()), "")
         raise UserError(f"cannot read the recipe {path}: {error.strerror}{meant}") from None
     except UnicodeDecodeError:
@@ -160,9 +175,9 @@ def overlay(written: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> 
     settings = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not KEY.fullmatch(key):
-            raise UserError(f"'{override}' is not an override; write key=value, such as lr.base=0.1")
-        settings.append((key, parse(text, f"the override {override}")))
+        if not equals or not KEY.fullmatch(key) or len(key) > LONGEST_KEY:
+            raise UserError(f"'{override[:60]}' is not an override; write key=value, such as lr.base=0.1")
+        settings.append((key, parse(text, f"the override {override[:100]}")))
     if "table" in written:
         table = written.pop("table")
         for key, value in row_of(table, written, dict(settings)).items():
@@ -214,17 +229,20 @@ def rows_of(table: Any) -> dict[int, dict[str, Any]]:
         raise UserError("table should hold a row for each global batch size, as in 8192: {lr.base: 17}")
     for size, row in table.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise UserError(f"table: {size!r} is no global batch size; a row begins with a positive whole number")
+            raise UserError(f"table: {shown(size)} is no global batch size; a row begins with a positive whole number")
         if not isinstance(row, dict) or not row:
             raise UserError(f"table.{size} should set keys, as in {size}: {{lr.base: 17}}")
         for key in row:
-            if not isinstance(key, str) or not KEY.fullmatch(key):
-                raise UserError(f"table.{size}: {key!r} is no key of a recipe; write it with dots, such as lr.base")
+            if not isinstance(key, str) or not KEY.fullmatch(key) or len(key) > LONGEST_KEY:
+                raise UserError(
+                    f"table.{size}: {shown(key)} is no key of a recipe; write it with dots, such as lr.base"
+                )
             if key.partition(".")[0] == "table" or key in ("batch", "batch.global_batch_size"):
                 raise UserError(f"table.{size} cannot set {key}, which chooses the row")
     return table
 
 
+LONGEST_KEY = 100
 KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
+MOST = 10**12  # and LARGEST: what follows from numbers of this size is a number still
+LARGEST = 1e30
+PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
+Several = Annotated[int, Field(ge=2, le=MOST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 ParameterKind = Literal["norm", "bias"]
@@ -26,6 +33,7 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
+    __pydantic_extra__: dict[str, pydantic.JsonValue] = {}
     name: str
 
     @property
@@ -50,7 +58,7 @@ class Ramp(Section):
     """The global batch grows at these epochs: by ``factor``, or to the next of ``sizes``."""
 
     at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-    factor: Annotated[int, Field(gt=1)] | None = None
+    factor: Several | None = None
     largest: PositiveInt | None = None  # where the factor would go beyond it, the lr is divided by the factor instead
     sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
 
@@ -230,7 +238,7 @@ class Swap(Section):
 
     name: Literal["swap"]
     stop_at_train_accuracy: Annotated[float, Field(gt=0, le=100)]  # percent, over one epoch of training
-    workers: Annotated[int, Field(ge=2)]
+    workers: Several
     worker_batch_size: PositiveInt
     epochs: PositiveFloat  # of each worker
     lr: LearningRate
@@ -240,7 +248,7 @@ class PostLocalSgd(Section):
     """From an epoch on every worker steps alone, and the workers are averaged every ``period`` steps (Lin 2020)."""
 
     name: Literal["post_local_sgd"]
-    workers: Annotated[int, Field(ge=2)]  # each takes global_batch_size / workers examples of a step
+    workers: Several  # each takes global_batch_size / workers examples of a step
     period: PositiveInt = 16
     from_epoch: NonNegativeFloat | None = None  # unset: the first epoch of lr.decay
 

@@ -63,8 +63,9 @@ def build(
     ``hold_out`` training examples, stratified by class where the set is small (at random in image folders),
     become ``test`` and leave ``train``; the choice never depends on a run's seed, and the test set is not
     read. ``workers`` are the processes per rank that read image folders (default: one per processor, at most
-    8; 0 reads in the trainer's own process); small sets need none. ``num_classes``, ``image_shape`` (C, H, W)
-    ``examples`` and ``seed`` describe ``synthetic`` alone.
+    8; 0 reads in the trainer's own process); small sets need none. ``unreadable_share`` of an image folder's
+    training images may be unreadable: the next readable one stands in for each. ``num_classes``,
+    ``image_shape`` (C, H, W), ``examples`` and ``seed`` describe ``synthetic`` alone.
     """
     if name not in _BUILDERS:
         raise UserError(f"data.name = {name!r} is not a data set{suggestion(name, NAMES)}")
@@ -81,6 +82,10 @@ def _check(wish: _Wish) -> None:
         value = getattr(wish, key)
         if value is not None and value < bound:
             raise UserError(f"data.{key} = {value} is out of range; at least {bound}")
+    if not 0 <= wish.unreadable_share < 1:
+        raise UserError(f"data.unreadable_share = {wish.unreadable_share} is out of range; at least 0 and below 1")
+    if wish.unreadable_share and wish.name not in ("folder", "imagenet"):
+        raise UserError(f"data.unreadable_share is for image folders only; data set {wish.name} is read as a whole")
     if wish.image_shape is not None and (len(wish.image_shape) != 3 or min(wish.image_shape) < 1):
         raise UserError(
             f"data.image_shape = {list(wish.image_shape)} should be three positive sizes: channels, height, width"
@@ -192,7 +197,8 @@ def _images(wish: _Wish) -> Dataset:
     root = places.located(wish.name, wish.root).path
     dataset = image_folder(
         wish.name, root, image_size=wish.image_size or 224, augment=augment, hold_out=wish.hold_out,
-        workers=wish.workers, classes_expected=1000 if wish.name == "imagenet" else None,
+        workers=wish.workers, unreadable_share=wish.unreadable_share,
+        classes_expected=1000 if wish.name == "imagenet" else None,
     )  # fmt: skip
     facts = {"augment": augment, "evaluated on": _evaluated_on(wish.hold_out), **dataset.facts}
     return dataclasses.replace(dataset, facts=facts)

@@ -213,6 +213,8 @@ def _download(url: str, destination: Path, md5: str, report: Report) -> None:
                 digest.update(block)
                 file.write(block)
                 done += len(block)
+                if done > formats.LARGEST_FILE:
+                    raise ValueError(f"more than {formats.LARGEST_FILE:,} bytes")
                 if length > 20e6 and done - told >= length / 5:
                     told = done
                     report(f"  {destination.name}: {done / 1e6:.0f} of {length / 1e6:.0f} MB")

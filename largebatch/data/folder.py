@@ -4,6 +4,10 @@ Workers decode to RGB, crop, resize (bilinear, antialiased) and give whole micro
 normalisation, with ImageNet's statistics, happens on the device. The evaluation view resizes the short
 side to image_size / 0.875 and takes the centre. EXIF orientation is ignored, as ImageNet's convention is.
 
+For a training image that cannot be read stands the next readable one in the folder's order, augmented as the missing
+one would have been: the same in any world, with any number of workers and after a resume. How many may be missing is
+counted in :mod:`largebatch.data.unreadable`. A test image that cannot be read is an error: an evaluation is exact.
+
 Workers are started by a fork server, a clean process without threads: forking the trainer itself would
 copy the locks of gloo's, CUDA's and OpenMP's threads in whatever state they are, and spawning would
 import torch anew in every worker. Training keeps its workers over the whole run; an evaluation has its own.
@@ -13,6 +17,7 @@ finish its step; they end with it however it ends.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing
 import os
@@ -27,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -36,11 +41,13 @@ from largebatch.data import augment as augmentation
 from largebatch.data.dataset import Batch, Dataset, Placement, normalised, share
 from largebatch.data.facts import IMAGENET
 from largebatch.data.resident import HOLD_OUT_SEED
+from largebatch.data.unreadable import Reasons, Unreadable
 from largebatch.errors import LocalError, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 _CENTRE_FRACTION = 0.875
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_MACHINE_S = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # failures that say nothing about the image
 
 
 @dataclass(frozen=True)
@@ -69,38 +76,72 @@ class _Request(NamedTuple):
     positions: np.ndarray | None
 
 
-class _Unreadable(NamedTuple):
+class _Answer(NamedTuple):
+    """A micro-batch, and the files that others stand in for."""
+
+    images: torch.Tensor  # uint8 (m, 3, S, S)
+    labels: torch.Tensor
+    unreadable: Reasons
+
+
+class _Refusal(NamedTuple):
     """Carried back as a value, since an exception leaves a worker wrapped in its traceback."""
 
+    unreadable: Reasons
     message: str
 
 
 class _Reader(TorchDataset):
-    """What a worker holds: request -> images uint8 (m, 3, S, S), labels (m,)."""
+    """What a worker holds: request -> micro-batch. ``at_most`` files may be unreadable; None: nothing stands in."""
 
-    def __init__(self, files: Files, image_size: int, augment: str, seed: int) -> None:
+    def __init__(self, files: Files, image_size: int, augment: str, seed: int, at_most: int | None) -> None:
         self.files, self.image_size, self.augment, self.seed = files, image_size, augment, seed
+        self.at_most = at_most
 
-    def __getitem__(self, request: _Request) -> Batch | _Unreadable:
+    def __getitem__(self, request: _Request) -> _Answer | _Refusal:
         size = self.image_size
         images = np.empty((len(request.indices), size, size, 3), np.uint8)
+        read = request.indices.copy()
+        unreadable: Reasons = {}
         for row, index in enumerate(request.indices):
-            try:
-                with Image.open(self.files.path(index)) as file:
-                    image = file.convert("RGB")
-            except Exception as reason:  # a broken image can raise nearly anything
-                return _Unreadable(f"{self.files.path(index)} cannot be read as an image: {_told(reason)}")
+            found = self._first_readable(int(index), unreadable)
+            if isinstance(found, _Refusal):
+                return found
+            read[row], image = found
             if request.positions is None:
                 images[row] = evaluation_view(image, size)
             else:
                 rng = augmentation.example_generator(self.seed, int(request.positions[row]))
                 images[row] = training_view(image, size, self.augment, rng)
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(self.files.labels[request.indices])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return _Answer(pixels, torch.from_numpy(self.files.labels[read]), unreadable)
+
+    def _first_readable(self, index: int, unreadable: Reasons) -> tuple[int, Image.Image] | _Refusal:
+        """The image at ``index`` or the next after it that can be read; those that cannot join ``unreadable``."""
+        while True:
+            path = self.files.path(index)
+            try:
+                with Image.open(path) as file:
+                    return index, file.convert("RGB")
+            except Exception as reason:  # a broken image can raise nearly anything
+                machine_s = isinstance(reason, MemoryError) or getattr(reason, "errno", None) in _MACHINE_S
+                message = f"{path} cannot be read as an image: {_told(reason)}"
+                if machine_s or self.at_most is None:
+                    return _Refusal({}, message)
+                unreadable[path] = _told(reason)
+                if len(unreadable) > self.at_most:
+                    return _Refusal(unreadable, message)
+            index = (index + 1) % len(self.files)
 
 
 class FolderSplit:
-    def __init__(self, files: Files, image_size: int, augment: str, workers: int) -> None:
+    """``unreadable``: what a training split met of them, and how many it may; None: every image must be readable."""
+
+    def __init__(
+        self, files: Files, image_size: int, augment: str, workers: int, unreadable: Unreadable | None = None
+    ) -> None:
         self.files, self.image_size, self.augment, self.workers = files, image_size, augment, workers
+        self.unreadable = unreadable
 
     def __len__(self) -> int:
         return len(self.files)
@@ -130,8 +171,9 @@ class FolderSplit:
     def _read(self, requests: Iterator[_Request], placement: Placement, seed: int) -> Generator[Batch, None, None]:
         """The batches asked for, on the device. Closing it (or dropping it) ends its workers."""
         on_cuda = placement.device.type == "cuda"
+        at_most = self.unreadable.at_most if self.unreadable is not None else None
         loader = DataLoader(
-            _Reader(self.files, self.image_size, self.augment, seed),
+            _Reader(self.files, self.image_size, self.augment, seed, at_most),
             sampler=requests,  # type: ignore[arg-type]  # with batch_size=None a request is one "example"
             batch_size=None,
             collate_fn=_unchanged,
@@ -142,9 +184,11 @@ class FolderSplit:
             generator=torch.Generator(),  # else every loader draws from the run's own generator
         )
         for answer in loader:
-            if isinstance(answer, _Unreadable):
+            if self.unreadable is not None:
+                self.unreadable.add(answer.unreadable)
+            if isinstance(answer, _Refusal):
                 raise LocalError(answer.message)
-            images, labels = (tensor.to(placement.device, non_blocking=on_cuda) for tensor in answer)
+            images, labels = (t.to(placement.device, non_blocking=on_cuda) for t in (answer.images, answer.labels))
             yield normalised(images, IMAGENET, placement), labels
 
 
@@ -189,6 +233,8 @@ def _end_with_trainer() -> None:
 
 
 def _told(reason: Exception) -> str:
+    if isinstance(reason, UnidentifiedImageError):
+        return "not an image of a known format"  # its own words repeat the path
     return (getattr(reason, "strerror", None) or str(reason) or type(reason).__name__).split("\n")[0]
 
 
@@ -220,9 +266,13 @@ def image_folder(
     augment: str,
     hold_out: int,
     workers: int | None,
+    unreadable_share: float = 0.0,
     classes_expected: int | None = None,
 ) -> Dataset:
-    """The data set under ``root``; ``hold_out`` training images, drawn at random, replace its test set."""
+    """The data set under ``root``; ``hold_out`` training images, drawn at random, replace its test set.
+
+    Of the training images ``unreadable_share`` may be unreadable.
+    """
     train = scan(root / "train", classes_expected)
     if hold_out >= len(train):
         raise UserError(f"data.hold_out = {hold_out} leaves nothing to train on; at most {len(train) - 1}")
@@ -237,13 +287,13 @@ def image_folder(
             odd = sorted(set(test.classes) ^ set(train.classes))[0]
             raise UserError(f"{test.folder} and {train.folder} differ in class {odd!r}; both need the same classes")
     count = _processors() if workers is None else workers
-    splits = [FolderSplit(files, image_size, augment, count) for files in (train, test)]
+    missing = Unreadable(len(train), unreadable_share)
     return Dataset(
         name=name,
         num_classes=len(train.classes),
         image_shape=(3, image_size, image_size),
-        train=splits[0],
-        test=splits[1],
+        train=FolderSplit(train, image_size, augment, count, missing),
+        test=FolderSplit(test, image_size, augment, count),
         classes=list(train.classes),
         source=f"image folder, {root}",
         facts={"workers": str(count)},

@@ -6,7 +6,8 @@
 - CIFAR, binary version: records of 1 label byte (CIFAR-100: coarse, then fine), 1024 red, green, blue.
 - JPEG archive: an npz with ``jpeg`` (all files end to end, uint8), ``offsets`` (N + 1) and ``labels``.
 
-Every reader returns images uint8 (N, H, W, C) and labels. What cannot be read is a ``UserError`` that
+A file that would unfold to more than 1 GiB is refused, and so is every other way of a stranger's file to do more than
+be read. Every reader returns images uint8 (N, H, W, C) and labels. What cannot be read is a ``UserError`` that
 names the file, what was expected and what was found.
 """
 
@@ -19,6 +20,7 @@ import itertools
 import math
 import os
 import pickle
+import pickletools
 import tarfile
 import zipfile
 import zlib
@@ -32,6 +34,7 @@ from PIL import Image
 
 from largebatch.errors import UserError
 
+LARGEST_FILE = 1 << 30  # bytes, unpacked; the largest one of these sets has 155 million
 Arrays = tuple[np.ndarray, np.ndarray]
 Read = Callable[[str], tuple[str, bytes]]  # a file's plain name -> where it lies (for messages), its bytes
 
@@ -70,13 +73,25 @@ def from_folder(folder: Path) -> Read:
             raise UserError(f"{folder / name} is missing")
         try:
             raw = path.read_bytes()
-            return str(path), gzip.decompress(raw) if path.suffix == ".gz" else raw
+            return str(path), _unzipped(path, raw) if path.suffix == ".gz" else raw
         except (gzip.BadGzipFile, EOFError, zlib.error) as reason:
             raise UserError(f"{path} is not a whole gzip file ({reason}); fetch it again") from None
         except OSError as reason:
             raise UserError(f"{path} cannot be read: {reason.strerror}") from None
 
     return read
+
+
+def _unzipped(path: Path, raw: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        unpacked = file.read(LARGEST_FILE + 1)
+    check_size(path, len(unpacked))
+    return unpacked
+
+
+def check_size(where: object, size: int) -> None:
+    if size > LARGEST_FILE:
+        raise UserError(f"{where} is refused: it unpacks to more than {LARGEST_FILE:,} bytes")
 
 
 def from_archive(archive: Path, form: Form) -> Read:
@@ -94,15 +109,17 @@ def archive_contents(archive: Path, form: Form) -> dict[str, bytes]:
             for member in tar:
                 parts = PurePosixPath(member.name)
                 if parts.is_absolute() or ".." in parts.parts:
-                    raise UserError(f"{archive} is refused: its member {member.name!r} lies outside its folder")
+                    raise UserError(f"{archive} is refused: its member {member.name[:80]!r} lies outside its folder")
                 name = wanted.get(str(parts))
                 file = tar.extractfile(member) if name and member.isreg() else None
                 if name and file:
+                    check_size(f"{archive}: {name}", member.size)
                     contents[name] = file.read()
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as reason:
-        raise UserError(f"{archive} is not a whole tar.gz archive ({reason}); fetch it again") from None
-    except OSError as reason:
-        raise UserError(f"{archive} cannot be read: {reason.strerror}") from None
+    except UserError:
+        raise
+    except Exception as reason:  # tarfile, or what it unpacks with: nearly anything
+        why = reason.strerror if isinstance(reason, OSError) and reason.strerror else f"{reason}"[:100]
+        raise UserError(f"{archive} is not a whole tar.gz archive ({why}); fetch it again") from None
     for name in form.files:
         if name not in contents:
             raise UserError(f"{archive} has no file {form.folder}/{name}")
@@ -137,30 +154,56 @@ def _idx_arrays(read: Read, names: Sequence[str]) -> Arrays:
     return images[..., None], labels
 
 
+class _Function:
+    """Can be called by a pickle and not be changed by it: the opcode BUILD would set a plain function's attributes."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it would change a function")
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Rebuilds numpy arrays, bytes and plain containers; every other name in a pickle is refused."""
 
     _allowed: ClassVar = {
-        ("multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numeric", "_frombuffer"): np.empty(0).__reduce_ex__(5)[0],
+        ("multiarray", "_reconstruct"): _Function(np.empty(0).__reduce__()[0]),
+        ("numeric", "_frombuffer"): _Function(np.empty(0).__reduce_ex__(5)[0]),
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): codecs.encode,
+        ("_codecs", "encode"): _Function(codecs.encode),
     }
+    _refused: ClassVar = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         short = module_name.removeprefix("numpy.core.").removeprefix("numpy._core.")
         try:
             return self._allowed[short, global_name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}") from None
+            asked = f"{module_name}.{global_name}"[:60]
+            raise pickle.UnpicklingError(f"it asks for {asked if asked.isprintable() else ascii(asked)}") from None
+
+    @classmethod
+    def of(cls, raw: bytes) -> Any:
+        for opcode, argument, _ in pickletools.genops(raw):
+            if opcode.name in cls._refused:
+                raise pickle.UnpicklingError(f"it holds the opcode {opcode.name}")
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(raw):
+                raise pickle.UnpicklingError("it asks for more memory than it could use")
+        return cls(io.BytesIO(raw), encoding="bytes").load()
 
 
 def _python_batch(where: str, raw: bytes) -> Arrays:
     try:
-        batch = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
+        batch = _ArraysOnly.of(raw)
     except Exception as reason:  # a corrupt pickle can raise nearly anything
-        raise UserError(f"{where} is refused: not a plain pickle of arrays ({reason})") from None
+        raise UserError(f"{where} is refused: not a plain pickle of arrays ({f'{reason}'[:100]})") from None
     if not isinstance(batch, dict):
         raise UserError(f"{where} should hold a dictionary, found {type(batch).__name__}")
     batch = {key.encode() if isinstance(key, str) else key: value for key, value in batch.items()}
@@ -204,10 +247,14 @@ def _binary_arrays(label_bytes: int) -> Callable[[Read, Sequence[str]], Arrays]:
 def _jpeg_arrays(read: Read, names: Sequence[str]) -> Arrays:
     where, raw = read(names[0])
     try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            check_size(where, sum(member.file_size for member in archive.infolist()))
         with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
-            jpeg, offsets, labels = archive["jpeg"], archive["offsets"], archive["labels"]
-    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, OSError, EOFError) as reason:
-        raise UserError(f"{where} is not a whole npz of jpeg, offsets and labels ({reason})") from None
+            jpeg, offsets, labels = (_vector(archive[key], key) for key in ("jpeg", "offsets", "labels"))
+    except UserError:
+        raise
+    except Exception as reason:  # zipfile, numpy, or what they unpack with: nearly anything
+        raise UserError(f"{where} is not a whole npz of jpeg, offsets and labels ({f'{reason}'[:100]})") from None
     ends = [int(offsets[0]), int(offsets[-1])] if len(offsets) == len(labels) + 1 else []
     if ends != [0, len(jpeg)] or (np.diff(offsets) < 0).any():
         raise UserError(f"{where}: its offsets do not divide {len(jpeg)} bytes of JPEG into {len(labels)} images")
@@ -220,6 +267,12 @@ def _jpeg_arrays(read: Read, names: Sequence[str]) -> Arrays:
         except Exception as reason:
             raise UserError(f"{where}: image {number} is not a 32x32 JPEG ({reason})") from None
     return images, labels
+
+
+def _vector(array: np.ndarray, key: str) -> np.ndarray:
+    if array.ndim != 1 or array.dtype.kind not in "iu" or (key == "jpeg" and array.dtype != np.uint8):
+        raise ValueError(f"{key} is {array.dtype} {array.shape}")
+    return array
 
 
 _IDX = Form(

@@ -25,6 +25,7 @@ from largebatch.data.dataset import Batch
 from largebatch.data.resident import ResidentSplit
 from largebatch.diagnostics.objective import Objective
 from largebatch.engines.engine import check_names
+from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 
@@ -220,11 +221,13 @@ def opened(
         )
     dataset = dataset_of(run.data if augmented else run.data.model_copy(update={"augment": "none"}))
     model = model_of(run, dataset)
-    check_names(found.state["model"], {name: tuple(value.shape) for name, value in model.state_dict().items()})
-    model.load_state_dict(found.state["model"])
+    weights = whole_model(found.state)
+    check_names(weights, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+    model.load_state_dict(weights)
     dtype = DTYPES[precision]
     model = model.to(device=device, dtype=dtype).eval()
-    return Opened(directory, run, found.state["step"], found.path, dataset, model, data.Placement(device, dtype))
+    done = found.facts["step_of_loop"]
+    return Opened(directory, run, done, found.path, dataset, model, data.Placement(device, dtype))
 
 
 def keep(directory: Path, facts: dict[str, Any]) -> None:

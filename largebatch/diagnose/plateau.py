@@ -16,6 +16,7 @@ import rich.table
 import torch
 
 from largebatch import config
+from largebatch.checkpoint import existing
 from largebatch.diagnose.opened import Opened, circumstances, keep, opened, recipe_of
 from largebatch.diagnostics import plateau, spectrum
 from largebatch.errors import UserError
@@ -57,7 +58,7 @@ def measure(
         stable_below=limit,
     )
     looked_at: dict[str, Any] = {}
-    if checkpoint and any((directory / "checkpoints").glob("step-*.pt")):
+    if checkpoint and existing(directory / "checkpoints"):
         now = opened(directory, device, precision)
         seen, looked_at = with_checkpoint(seen, now, examples, batch_size)
     answer = plateau.judge(seen)

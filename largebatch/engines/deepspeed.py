@@ -35,6 +35,7 @@ from largebatch.engines.engine import Engine, check_cut, check_exact
 from largebatch.errors import UserError
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.shards import Partition, Segment
+from largebatch.pieces import Pieces
 
 
 class DeepSpeed(Engine):
@@ -116,15 +117,14 @@ class DeepSpeed(Engine):
     def layout(self) -> states.Layout:
         return super().layout()._replace(partitions=self.partitions)
 
-    def _whole_weights(self) -> dict[str, Tensor]:
+    def held_weights(self) -> dict[str, Tensor | Pieces]:
         """The float32 weights, which with ZeRO are those that the optimizer sees."""
-        whole = super()._whole_weights()
+        found = super().held_weights()
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) in self.partitions:
-                    masters = dict(states.whole_values(parameter, parameter.detach(), self.layout()))
-                    whole |= masters if distributed.is_first() else {}
-        return whole
+                    found |= dict(states.held_values(parameter, parameter.detach(), self.layout()))
+        return found
 
     def _take_weights(self, whole: dict[str, Tensor]) -> None:
         super()._take_weights(whole)

@@ -9,19 +9,21 @@ by the global batch size, every engine averages over ranks, so the loss is multi
 Only the last micro-batch of a step communicates (ZeRO 2 excepted). Running batch-norm statistics stay each rank's own
 until somebody looks at them: :meth:`Engine.averaged_statistics`.
 
-What :meth:`Engine.save` returns knows no engine and no world: whole weights and whole optimizer states by the layer's
-name. A run saved by one engine goes on in another.
+What :meth:`Engine.save` returns knows no engine and no world: weights and optimizer states by the layer's name, whole
+or in pieces that are ranges of it. A run saved by one engine goes on in another.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from largebatch import distributed
 from largebatch.batch import BatchPlan
@@ -29,7 +31,7 @@ from largebatch.engines import states
 from largebatch.errors import UserError
 from largebatch.optim.groups import is_norm
 from largebatch.optim.layerwise import LayerwiseOptimizer
-from largebatch.optim.shards import local
+from largebatch.pieces import Pieces
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Element by element, so that a shard is as good as the whole.
@@ -51,6 +53,8 @@ class Engine(abc.ABC):
             device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.skips_nonfinite = False
+        self.skipped = False  # whether the last step was
 
     @property
     def description(self) -> str:
@@ -107,16 +111,22 @@ class Engine(abc.ABC):
         self.scaler.scale(loss * distributed.world_size() if distributed.world_size() > 1 else loss).backward()
 
     def step(self, measure: bool = False) -> Tensor | None:
-        """Clip, update, clear. The global gradient norm before clipping, on the device, if it was measured."""
+        """Clip, update, clear. The global gradient norm before clipping, on the device, if it was measured.
+
+        With ``skips_nonfinite`` a gradient that is not finite is thrown away on all ranks, and nothing is updated; to
+        know, the host waits for the device.
+        """
         norm = None
-        if self.max_grad_norm is not None or measure:
+        if self.max_grad_norm is not None or measure or self.skips_nonfinite:
             self.scaler.unscale_(self.optimizer)
             parameters = [p for p in self.model.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             if self.max_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.skipped = self.skips_nonfinite and norm is not None and not math.isfinite(float(whole(norm)))
+        if not self.skipped:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -130,19 +140,12 @@ class Engine(abc.ABC):
             yield
             return
         own = [(buffer, buffer.clone()) for buffer in self.statistics().values()]
-        for buffer, _ in own:
-            distributed.mean_(buffer)
+        distributed.mean_all_([buffer for buffer, _ in own])
         try:
             yield
         finally:
             for buffer, value in own:
                 buffer.copy_(value)
-
-    def weights_are_finite(self) -> bool:
-        """Of all ranks. Collective."""
-        finite = [torch.isfinite(local(parameter)).all() for parameter in self.model.parameters()]
-        bad = (~torch.stack(finite)).sum().to(torch.float32)
-        return not distributed.sum_(bad).item()
 
     def layout(self) -> states.Layout:
         """Which layers the optimizer's parameters hold."""
@@ -150,42 +153,41 @@ class Engine(abc.ABC):
         return states.Layout(names, {})
 
     def save(self) -> dict[str, Any]:
-        """Everything that decides what comes next, whole and by name. Collective; complete on rank zero alone."""
-        with self.averaged_statistics():
-            buffers = {
-                name: tensor.detach().cpu().clone()
-                for name, tensor in self.model.state_dict().items()
-                if name not in self._parameter_names()
-            }
+        """Everything that decides what comes next, by name: references to what this rank holds, not copies."""
+        parameters, statistics = self._parameter_names(), self.statistics()
+        buffers = {
+            name: tensor
+            for name, tensor in self.model.state_dict().items()
+            if name not in parameters and name not in statistics
+        }
         return {
-            "model": {**self._whole_weights(), **buffers},
-            "optimizer": states.gather(self.optimizer, self.layout()),
+            "model": {**self.held_weights(), **buffers},
+            "optimizer": states.held(self.optimizer, self.layout()),
             "scaler": self.scaler.state_dict(),
-            "statistics_of_ranks": distributed.gather({n: b.detach().cpu() for n, b in self.statistics().items()})
-            if distributed.world_size() > 1
-            else [],
         }
 
+    def held_weights(self) -> dict[str, Tensor | Pieces]:
+        """What this rank holds of them."""
+        return states.held_weights(self.model)
+
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`save` of any engine in any world; in the same world with each rank's own statistics."""
-        check_names(state["model"], self._shapes())
+        """Continue from :meth:`save` of any engine in any world, tensors whole; ``state["ranks"]`` holds what ranks
+        kept to themselves, which in the same world is this rank's again."""
+        model = states.whole_model(state)
+        check_names(model, self._shapes())
         states.check(self.optimizer, self.layout(), state["optimizer"])
         with torch.no_grad():
             of_optimizer = states.scattered(self.optimizer, self.layout(), state["optimizer"])
-        self._take_weights(state["model"])
+        self._take_weights(model)
         self.optimizer.load_state_dict(of_optimizer)
         self.scaler.load_state_dict(state["scaler"])
-        buffers = dict(self.model.named_buffers())
-        own = state["statistics_of_ranks"]
-        mine = own[distributed.rank()] if len(own) == distributed.world_size() else {}
+        own = state["ranks"]
+        if len(own) == distributed.world_size():
+            model |= own[distributed.rank()]["statistics"]
         with torch.no_grad():
-            for name, buffer in buffers.items():
-                if name in state["model"]:
-                    buffer.copy_(mine.get(name, state["model"][name]))
-
-    def _whole_weights(self) -> dict[str, Tensor]:
-        """On the CPU, on rank zero. Collective."""
-        return states.whole_weights(self.model)
+            for name, buffer in self.model.named_buffers():
+                if name in model:
+                    buffer.copy_(model[name])
 
     def _take_weights(self, whole: dict[str, Tensor]) -> None:
         states.take_weights(self.model, whole)
@@ -205,6 +207,11 @@ class Engine(abc.ABC):
             for name, buffer in module.named_buffers(recurse=False)
             if buffer.is_floating_point()
         }
+
+
+def whole(norm: Tensor) -> Tensor:
+    """A norm of sharded gradients is a number of which every rank holds a part."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def check_names(whole: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:

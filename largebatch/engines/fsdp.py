@@ -14,11 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from largebatch import distributed
 from largebatch.batch import BatchPlan
-from largebatch.engines.engine import Engine, check_cut, check_exact
+from largebatch.engines.engine import Engine, check_cut, check_exact, whole
 
 SMALLEST_BLOCK = 100_000  # parameters: gathering less at a time costs more in latency than it saves in memory
 
@@ -46,7 +45,7 @@ class Fsdp(Engine):
 
     def step(self, measure: bool = False) -> Tensor | None:
         norm = super().step(measure)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return None if norm is None else whole(norm)
 
     @contextlib.contextmanager
     def whole_model(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Optimizer states without an engine: whole tensors by the layer's name, from and to whatever cuts them.
+"""Optimizer states without an engine: by the layer's name, from and to whatever cuts them.
 
     {"optimizer": "Lars", "layers": {"conv1.weight": {"momentum_buffer": Tensor}, ...},
      "groups": [{"names": [...], "lr": 0.1, ...}, ...]}
@@ -9,7 +9,6 @@ layers (ZeRO), whose :class:`~largebatch.optim.shards.Partition` says where they
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,9 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from largebatch import distributed
+from largebatch import pieces
 from largebatch.errors import UserError
 from largebatch.optim.shards import Partition
+from largebatch.pieces import Piece, Pieces
 
 NOT_SAVED = ("params", "names", "shapes", "foreach", "fused", "capturable", "differentiable")  # the machine's
 
@@ -36,64 +36,68 @@ class Layout(NamedTuple):
         return list(partition.layers) if partition else [(self.names[id(parameter)], tuple(parameter.shape))]
 
 
-def gather(optimizer: Optimizer, layout: Layout, alone: bool = False) -> dict[str, Any]:
-    """Collective; the tensors are on rank zero alone, on the CPU. ``alone``: each rank's own, of whole layers."""
-    whole: dict[str, dict[str, Any]] = {}
+def held(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
+    """What is here of every state: whole tensors, or :class:`~largebatch.pieces.Pieces`. Neither copied nor sent."""
+    of_layers: dict[str, dict[str, Any]] = {}
     groups = []
     for group in optimizer.param_groups:
         names: list[str] = []
         for parameter in group["params"]:
             names += [name for name, _ in layout.layers(parameter)]
             for key, value in sorted(optimizer.state.get(parameter, {}).items()):
-                for name, of_layer in whole_values(parameter, value, layout, alone):
-                    if alone or distributed.is_first():
-                        whole.setdefault(name, {})[key] = of_layer
+                for name, of_layer in held_values(parameter, value, layout):
+                    of_layers.setdefault(name, {})[key] = of_layer
         groups.append({"names": names, **{key: value for key, value in group.items() if key not in NOT_SAVED}})
-    return {"optimizer": type(optimizer).__name__, "layers": whole, "groups": groups}
+    return {"optimizer": type(optimizer).__name__, "layers": of_layers, "groups": groups}
 
 
-def whole_values(parameter: Tensor, value: Any, layout: Layout, alone: bool = False) -> Iterator[tuple[str, Any]]:
-    """(layer's name, its whole state, on the CPU of rank zero); numbers and counters belong to each layer alike."""
+def held_values(parameter: Tensor, value: Any, layout: Layout) -> Iterator[tuple[str, Any]]:
+    """(layer's name, what is here of its state); numbers and counters belong to each layer alike."""
     partition = layout.partitions.get(id(parameter))
     cut_up = partition is not None and isinstance(value, Tensor) and value.shape == parameter.shape
-    if isinstance(value, DTensor):
-        value = value.full_tensor()
-    for number, (name, _) in enumerate(layout.layers(parameter)):
-        whole = join(partition, number, value) if partition is not None and cut_up else value
-        yield name, on_host(whole, alone) if isinstance(whole, Tensor) else whole
+    for number, (name, shape) in enumerate(layout.layers(parameter)):
+        if partition is not None and cut_up:
+            of_layer = [segment for segment in partition.segments if segment.layer == number]
+            here = tuple(Piece(s.start, value[s.offset : s.offset + s.length].detach()) for s in of_layer)
+            yield name, Pieces(shape, value.dtype, here)
+        else:
+            yield name, pieces.held(value.detach()) if isinstance(value, Tensor) else value
 
 
-def on_host(tensor: Tensor, alone: bool = False) -> Tensor | None:
-    """A copy on the CPU of rank zero; the others need none, unless each is ``alone``."""
-    return tensor.detach().cpu().clone() if alone or distributed.is_first() else None
+def held_weights(model: nn.Module) -> dict[str, Tensor | Pieces]:
+    """What is here of every parameter, by name."""
+    return {name: pieces.held(parameter.detach()) for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """By name, on the CPU of rank zero. Collective."""
-    whole = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        tensor = on_host(parameter.full_tensor() if isinstance(parameter, DTensor) else parameter)
-        if tensor is not None:
-            whole[name] = tensor
-    return whole
+def copied(tree: Any) -> Any:
+    """Tensors in a tree of mappings and lists, copied to the CPU."""
+    match tree:
+        case Tensor():
+            return tree.detach().cpu().clone()
+        case dict():
+            return {key: copied(value) for key, value in tree.items()}
+        case list():
+            return [copied(value) for value in tree]
+    return tree
+
+
+def whole_model(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The model in a checkpoint's state as it is judged: running statistics are the means over ranks."""
+    of_ranks = [own["statistics"] for own in state["ranks"]]
+    return {**state["model"], **mean_statistics(of_ranks)}
+
+
+def mean_statistics(of_ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(of_ranks) == 1:
+        return of_ranks[0]
+    return {name: torch.stack([own[name] for own in of_ranks]).mean(dim=0) for name in of_ranks[0]}
 
 
 def take_weights(model: nn.Module, whole: dict[str, Tensor]) -> None:
-    """The opposite: every parameter its part of what :func:`whole_weights` gave."""
+    """Every parameter its part of the whole weights by name."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(like(parameter, whole[name].to(parameter.dtype)))
-
-
-def join(partition: Partition, layer: int, flat: Tensor) -> Tensor:
-    """The whole layer out of the pieces that the ranks hold. Collective."""
-    _, shape = partition.layers[layer]
-    whole = flat.new_zeros(math.prod(shape))
-    for segment in partition.segments:
-        if segment.layer == layer:
-            whole[segment.start : segment.start + segment.length] = flat[segment.offset :][: segment.length]
-    torch.distributed.all_reduce(whole, group=partition.group)
-    return whole.view(shape)
 
 
 def cut(partition: Partition, whole: dict[str, Tensor], into: Tensor) -> Tensor:
@@ -120,7 +124,7 @@ def check(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> None:
 
 
 def scattered(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> dict[str, Any]:
-    """What ``optimizer.load_state_dict`` takes: every parameter's part of what :func:`gather` saved."""
+    """What ``optimizer.load_state_dict`` takes: every parameter's part of what :func:`held` gave, tensors whole."""
     settings = {tuple(sorted(group["names"])): group for group in saved["groups"]}
     state: dict[int, dict[str, Any]] = {}
     groups = []

@@ -151,6 +151,13 @@ def sized(
     return model
 
 
+def discard(model: nn.Module) -> None:
+    """Forget the parts seen since the last :func:`commit`."""
+    for norm in model.modules():
+        if isinstance(norm, SizedNorm):
+            norm.sums = None
+
+
 def commit(model: nn.Module) -> None:
     """Move the running statistics by the parts seen since the last time: at the end of every optimizer step.
 

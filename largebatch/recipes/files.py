@@ -13,6 +13,8 @@ from largebatch.errors import UserError, suggestion
 
 CITATION = re.compile(r"([^()]*?),? \(?((?:19|20)\d\d)\)?,? \(?(arXiv:\d{4}\.\d{4,5})")
 
+LONGEST_COMMENT = 4000  # characters that are searched for citations: the search takes their square
+
 Facts = dict[str, Any]
 
 
@@ -100,7 +102,7 @@ def paper_of(path: Path, title: str | None) -> str:
 def _comment_above(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
     first = next((n for n, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
-    return " ".join(line.lstrip("# ").strip() for line in lines[:first])
+    return " ".join(line.lstrip("# ").strip() for line in lines[:first])[:LONGEST_COMMENT]
 
 
 def _last_names(text: str) -> list[str]:

@@ -27,12 +27,16 @@ TRAINING_EXAMPLES = {
     "imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion_mnist": 60_000,
     "digits": 1_500, "synthetic": 10_000,
 }  # fmt: skip
+LARGEST = 10**12
 
 
 def derived(
     path: Path, overrides: list[str], batch: int | None = None, devices: int = 1, examples: int | None = None
 ) -> Facts:
     """Everything that follows from a recipe, with the rule and the place each number comes from; plain data."""
+    for option, number in (("devices", devices), ("examples", examples or 1)):
+        if number > LARGEST:
+            raise UserError(f"--{option} {str(number)[:40]} is too large; at most {LARGEST}")
     if batch is not None:
         overrides = [*overrides, f"batch.global_batch_size={batch}"]
     run = config.load(path, overrides)

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from largebatch import batch, distributed, engines, optim
+from largebatch import batch, checkpoint, distributed, engines, optim
+from largebatch.checkpoint import manifest
 from largebatch.optim import shards
 
 STEPS, GLOBAL = 24, 24
@@ -91,12 +92,16 @@ with distributed.group(device, alone=True):
                 del optimizer.step
             reduced.append(inside)
             norms.append(float(norm))
-        state = engine.save()
+        key = "-".join([engine_name, *map(str, settings.values()), precision, str(accumulation), name])
+        writer = checkpoint.Writer(out / f"saved{world}" / key, checkpoint.Keep())
+        writer.save(1, {}, engine.save(), {"statistics": engine.statistics()})
+        saved = writer.take()
+        writer.close()
+        state = checkpoint.state_of(saved.path, manifest.read(saved.path))
         with engine.whole_model(), torch.no_grad():
             outputs = engine.predict(images[: rank + 1])  # unequal shares: nobody waits for anybody
-        key = "-".join([engine_name, *map(str, settings.values()), precision, str(accumulation), name])
         end[key] = {"model": state["model"], "layers": state["optimizer"]["layers"], "reduced": reduced, "norms": norms,
-                    "outputs": outputs[:1], "finite": engine.weights_are_finite()}
+                    "outputs": outputs[:1], "finite": saved.finite}
     if rank == 0:
         torch.save(end, out / f"world{world}.pt")
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from programs import environment, largebatch, torchrun
+from programs import environment, largebatch, saved, state_at_end, torchrun
 
 from largebatch import config
 from largebatch.assemble import assemble
@@ -42,8 +43,7 @@ with distributed.group(torch.device("cpu"), alone=run.engine.name != "ddp"):
 
 def end_of(path: Path) -> dict[str, Any]:
     folder = Path(yaml.safe_load(path.read_text())["record"]["dir"])
-    state = torch.load(sorted((folder / "checkpoints").glob("*.pt"))[-1], weights_only=True)
-    return {**state, "log": (folder / "train.log").read_text()}
+    return {**state_at_end(folder), "log": (folder / "train.log").read_text()}
 
 
 def assert_close(these: dict[str, Any], those: dict[str, Any], tolerance: float) -> None:
@@ -68,7 +68,12 @@ CHAINS = [
 @pytest.mark.parametrize(("optimizer", "chain"), CHAINS)
 def test_a_run_goes_on_in_another_engine_and_world(recipe, optimizer, chain):
     """Killed in the middle; momentum included, and the same examples: else the weights would differ."""
-    changes = {"model": MODEL, "epochs": 3, "checkpoint": {"every_epochs": 1}, "optimizer": optimizer}
+    changes = {
+        "model": MODEL,
+        "epochs": 3,
+        "checkpoint": {"every_epochs": 1, "asynchronous": False},
+        "optimizer": optimizer,
+    }
     changes |= {"lr__warmup": {"epochs": 1}, "weight_decay": {"value": 0.01}, "max_grad_norm": 1.0}
     changes |= {"lr__base": 0.05 if optimizer is LAMB else 5.0}
     whole, parts = recipe("whole", **changes), recipe("parts", **changes)
@@ -81,7 +86,7 @@ def test_a_run_goes_on_in_another_engine_and_world(recipe, optimizer, chain):
         assert (ended.returncode == 0) == (last or number > 0), ended.stderr[-3000:]
         if number > 0 and not last:  # finished: take the last checkpoint away, so that the next goes on, too
             folder = Path(yaml.safe_load(parts.read_text())["record"]["dir"])
-            sorted((folder / "checkpoints").glob("*.pt"))[-1].unlink()
+            shutil.rmtree(saved(folder)[-1])
             (folder / "result.json").unlink()
     end = end_of(parts)
     assert "resumed at step 15 of 45" in end["log"]
@@ -101,7 +106,13 @@ def test_sgd_goes_on_where_weights_lie_otherwise_in_memory(recipe):
 
 def continued(recipe: Any, optimizer: dict[str, Any], lr: float, ranks: int, engine: str) -> dict[str, Any]:
     """Killed in ``engine`` on so many ranks, finished by DDP alone: as if DDP had done it all."""
-    changes = {"model": MODEL, "epochs": 2, "optimizer": optimizer, "lr__base": lr}
+    changes = {
+        "model": MODEL,
+        "epochs": 2,
+        "optimizer": optimizer,
+        "lr__base": lr,
+        "checkpoint": {"asynchronous": False},
+    }
     whole, parts = recipe("whole", **changes), recipe("parts", **changes)
     assert largebatch("train", whole).returncode == 0
     script = whole.parent / "work.py"

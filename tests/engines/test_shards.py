@@ -42,6 +42,16 @@ def groups(named):
     return [{"params": [named[n] for n in ADAPTED], "names": list(ADAPTED), "weight_decay": 0.01},
             {"params": [p for n, p in named.items() if n not in ADAPTED], "adapt": False}]
 
+def joined(held):
+    # whole layers out of the pieces of all ranks
+    whole = {}
+    for name, pieces in held:
+        flat = torch.zeros(pieces.shape).flatten()
+        for start, values in pieces.here:
+            flat[start : start + len(values)] = values
+        whole[name] = distributed.sum_(flat).view(pieces.shape)
+    return whole
+
 OPTIMIZERS = {
     "lars": lambda g: Lars(g, 0.5, trust_coefficient=0.02),
     "nus": lambda g: Lars(g, 0.5, trust_coefficient=0.02, variant="nus"),
@@ -136,7 +146,7 @@ with distributed.group(torch.device("cpu")):
                 engine.step()
             found = {}
             for flat in flats:
-                found |= dict(states.whole_values(flat, flat.detach(), states.Layout({}, partitions)))
+                found |= joined(states.held_values(flat, flat.detach(), states.Layout({}, partitions)))
             end[f"zero {stage} {accumulated} {name}"] = found
             end[f"flats {stage}"] = {str(len(flats)): torch.zeros(1)}
     told = {}

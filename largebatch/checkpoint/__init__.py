@@ -1,0 +1,34 @@
+"""Checkpoints: written beside the training, whole or not there, exact to the example, read without running code.
+
+manifest.py    a checkpoint's folder, and whether it is what it was
+tree.py        a state as JSON with tensors beside it
+writer.py      the copy, the thread that writes it, the name it gets when everything is on the disk
+reader.py      the newest that is whole
+retention.py   which ones stay
+export.py      plain weights for others
+randomness.py  the random state that each rank keeps to itself
+
+torch.distributed.checkpoint would do the sharding, but keeps its table of contents in a pickle, which runs code when it
+is read, and knows nothing of ZeRO's flat partitions.
+"""
+
+from largebatch.checkpoint.manifest import Damaged, existing, path_of, step_of
+from largebatch.checkpoint.randomness import seed_rank
+from largebatch.checkpoint.reader import Loaded, load_newest, state_of
+from largebatch.checkpoint.retention import Keep
+from largebatch.checkpoint.writer import Outcome, Writer, clear_up
+
+__all__ = [
+    "Damaged",
+    "Keep",
+    "Loaded",
+    "Outcome",
+    "Writer",
+    "clear_up",
+    "existing",
+    "load_newest",
+    "path_of",
+    "seed_rank",
+    "state_of",
+    "step_of",
+]

@@ -1,0 +1,195 @@
+"""checkpoint: what a run has saved, whether it is whole, and its weights for others. Needs neither data nor CUDA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.table
+import typer
+
+from largebatch.cli.frame import JsonFile, check_folder, wide_console, write_numbers
+from largebatch.errors import UserError
+
+app = typer.Typer(
+    help="What a run has saved: look at it, check it, take the weights.", no_args_is_help=True, rich_markup_mode=None
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory", show_default=False)]
+
+
+@app.command()
+def show(run: Run, json_file: JsonFile = None) -> None:
+    """The checkpoints of a run; of their files only the sizes are checked (verify reads every byte)."""
+    check_folder(json_file)
+    rows = [row_of(path) for path in saved_in(run)]
+    console = wide_console()
+    table = rich.table.Table(box=None, padding=(0, 2), pad_edge=False)
+    columns = ("step", "epoch", "examples", "accuracy", "size", "ranks", "engine", "saved", "commit")
+    for column in columns:
+        left = column in ("engine", "saved", "commit")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left, min_width=len(column))
+    for row in rows:
+        if row["damaged"] is None:
+            table.add_row(*words_of(row))
+    if table.row_count:
+        console.print(table)
+    for row in rows:
+        if row["damaged"] is not None:
+            console.print(
+                f"step {row['step']} is damaged: {row['damaged']}", markup=False, highlight=False, soft_wrap=True
+            )
+    write_numbers(json_file, {"run": str(run), "checkpoints": rows}, console)
+
+
+@app.command()
+def verify(run: Run, step: Annotated[int | None, typer.Option(metavar="N", help="this one alone")] = None) -> None:
+    """Every byte of every checkpoint against the checksums it was written with; exit code 1 if one is damaged."""
+    from largebatch.checkpoint import Damaged
+    from largebatch.checkpoint.reader import checked
+
+    damaged = 0
+    for path in chosen(run, step):
+        try:
+            files = checked(path)["files"]
+            size = sum(promised["bytes"] for promised in files.values())
+            line = f"whole, {len(files)} file{'s' if len(files) > 1 else ''}, {size / 1e6:,.1f} MB"
+        except Damaged as problem:
+            damaged += 1
+            line = f"damaged: {problem}"
+        print(f"{path}: {line}", flush=True)
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Run,
+    step: Annotated[int | None, typer.Option(metavar="N", help="the checkpoint of this step; else the newest")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="the moving average of the weights")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=".safetensors or .pt; else RUN/weights.safetensors")
+    ] = None,
+) -> None:
+    """Plain weights by plain names, as they are judged: batch norm's statistics are the means over the ranks."""
+    file = out or run / f"weights{'-ema' if ema else ''}.safetensors"
+    if file.suffix not in (".safetensors", ".pt"):
+        raise UserError(f"--out {file} should end in .safetensors or .pt")
+    if out and not out.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist")
+    [path, *_] = chosen(run, step)
+    from largebatch.checkpoint import export, load_newest
+    from largebatch.engines.states import mean_statistics, whole_model
+
+    found = load_newest(path.parent, step, "name another step with --step; verify tells which are whole")
+    assert found is not None
+    weights = whole_model(found.state)
+    if ema:
+        if found.state["ema"] is None:
+            raise UserError(f"--ema: {found.path} holds no moving average; it takes a recipe with ema.decay")
+        weights |= found.state["ema"] | mean_statistics([own["ema"] for own in found.state["ranks"]])
+    try:
+        export.write_weights(file, weights, about(run, found.facts, ema))
+    except OSError as error:
+        raise UserError(f"--out {file} cannot be written: {error.strerror or error}") from None
+    for complaint in found.complaints:
+        print(complaint)
+    elements = sum(tensor.numel() for tensor in weights.values())
+    print(f"{file}: {len(weights)} tensors, {elements:,} numbers, from {found.path}")
+
+
+def saved_in(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    from largebatch.checkpoint import existing
+
+    if not (run / "run.yaml").is_file():
+        raise UserError(f"{run} is no run: it has no run.yaml; name a run directory, such as runs/baseline")
+    folder = run / "checkpoints"
+    if not (paths := existing(folder)):
+        earlier = ", only such of an earlier version, which this one does not read" if any(folder.glob("*.pt")) else ""
+        raise UserError(f"{run} has no checkpoint{earlier}; checkpoint.every_epochs above 0 saves some")
+    return paths[::-1]
+
+
+def chosen(run: Path, step: int | None) -> list[Path]:
+    from largebatch.checkpoint import step_of
+
+    by_step = {step_of(path): path for path in saved_in(run)}
+    if step is None:
+        return list(by_step.values())
+    if step not in by_step:
+        there = ", ".join(map(str, by_step))
+        raise UserError(f"--step {step}: {run} has no such checkpoint; there are {there} (checkpoint.keep)")
+    return [by_step[step]]
+
+
+def row_of(path: Path) -> dict[str, Any]:
+    """What the manifest says, or what is wrong with it."""
+    from largebatch.checkpoint import Damaged, manifest, step_of
+
+    row: dict[str, Any] = {"step": step_of(path), "path": str(path), "damaged": None}
+    try:
+        facts = manifest.read(path)
+        for name, promised in facts["files"].items():
+            manifest.check_size(path, name, promised)
+    except Damaged as problem:
+        return {**row, "damaged": str(problem)}
+    kept = {key: value for key, value in facts.items() if key not in ("tree", "plan", "step")}
+    return {**row, "bytes": sum(file["bytes"] for file in facts["files"].values()), **kept}
+
+
+def words_of(row: dict[str, Any]) -> list[str]:
+    accuracy, machine = row.get("accuracy_percent"), row.get("machine", {})
+    return [
+        f"{row['step']:,}",
+        f"{row.get('epoch', 0):.4g}",
+        f"{row.get('examples_seen', 0):,}",
+        "" if accuracy is None else f"{accuracy:.2f} %",
+        f"{row['bytes'] / 1e6:,.1f} MB",
+        str(machine.get("world_size", "")),
+        str(machine.get("engine", "")),
+        str(row.get("saved", "")).partition("+")[0].replace("T", " "),
+        row.get("commit") or "",
+    ]
+
+
+def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
+    """What the file says of the weights in it; images are normalised as (x / 255 − mean) / std."""
+    from largebatch import config
+    from largebatch.data.facts import FACTS, IMAGENET, uniform
+
+    recipe = config.load(run / "run.yaml")
+    data = recipe.data
+    known = FACTS.get(data.name)
+    statistics = known.statistics if known else IMAGENET
+    if data.name == "synthetic":
+        statistics = uniform((data.image_shape or (3,))[0])
+    return {
+        "model": facts["model"]["name"],
+        "arguments": {key: value for key, value in facts["model"].items() if key not in ("name", "num_classes")},
+        "num_classes": facts["model"]["num_classes"],
+        "classes": list(known.classes) if known else None,
+        "data": data.name,
+        "mean": list(statistics.mean),
+        "std": list(statistics.std),
+        "weights": "moving average" if ema else "trained",
+        "accuracy_percent": accuracy_of_average(run, facts) if ema else facts["accuracy_percent"],
+        "evaluated_on": facts["evaluated_on"],
+        "run": facts["name"],
+        "step": facts["step"],
+        "epoch": facts["epoch"],
+        "saved": facts["saved"],
+        "commit": facts["commit"],
+    }
+
+
+def accuracy_of_average(run: Path, facts: dict[str, Any]) -> float | None:
+    """At the checkpoint's step, if the average was evaluated there; the manifest has that of the trained weights."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in lines if '"ema"' in line]
+    except (OSError, ValueError):
+        return None
+    found = [one["accuracy_percent"] for one in events if one.get("split") == "ema" and one["step"] == facts["step"]]
+    return found[-1] if found else None

@@ -1,0 +1,46 @@
+"""doctor: what a run would meet here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import rich.console
+import typer
+
+from largebatch.cli.frame import JsonFile, Overrides, check_folder, command, write_numbers
+
+OptionalRecipe = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG]", help="a recipe file, checked too", show_default=False)
+]
+
+
+def doctor(recipe: OptionalRecipe = None, overrides: Overrides = None, json_file: JsonFile = None) -> None:
+    """What a run would meet here, and what would go wrong; alone, or on all ranks of a launcher."""
+    from largebatch import config
+
+    run = config.load(recipe, overrides or []) if recipe else None
+    check_folder(json_file)
+    from largebatch import distributed, doctor
+
+    try:
+        with doctor.together():
+            facts = doctor.examine(run, command())
+            console = rich.console.Console(quiet=not distributed.is_first())
+            for key, text in doctor.lines(facts).items():
+                console.print(f"{key:>11}  {text}", markup=False, highlight=False, soft_wrap=True)
+            show_findings(facts["findings"], console)
+            write_numbers(json_file, facts, console)
+    except doctor.NotTogether as problem:
+        print(f"largebatch: {problem}", file=sys.stderr, flush=True)
+        raise typer.Exit(1) from None
+    if facts["findings"]:
+        raise typer.Exit(1)
+
+
+def show_findings(findings: list[str], console: rich.console.Console) -> None:
+    count = {0: "nothing would go wrong", 1: "one thing would go wrong:"}
+    console.print(count.get(len(findings), f"{len(findings)} things would go wrong:"), highlight=False)
+    for sentence in findings:
+        console.print(f"  - {sentence}", markup=False, highlight=False, soft_wrap=True)

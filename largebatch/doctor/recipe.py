@@ -1,0 +1,73 @@
+"""What a recipe needs of the machine, found by the very functions that ``train`` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from largebatch import config, derive, distributed
+from largebatch.assemble import dataset_of, model_of, plan_of, precision_of
+from largebatch.combinations import check_combinations
+from largebatch.doctor.facts import Facts, size
+from largebatch.doctor.look import free
+from largebatch.errors import UserError
+
+FEW_STATES = {"sgd": 1, "heavy_ball": 1, "lars": 1, "adagrad": 1, "rmsprop": 1}  # tensors per weight; the others: 2
+
+
+def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Facts, list[str]]:
+    """What the recipe needs and what stands against it, by the very functions that ``train`` calls."""
+    complaints: list[str] = []
+
+    def attempt(make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except UserError as error:
+            complaints.append(str(error))
+            return None
+
+    facts: Facts = {"name": run.name, "data": run.data.name, "dataset_source": None, "batch": None}
+    attempt(lambda: check_combinations(run, precision_of(run.precision, device)))
+    dataset = attempt(lambda: dataset_of(run.data))
+    if dataset is None:
+        return facts, complaints
+    facts["dataset_source"] = dataset.source
+    plan = attempt(lambda: plan_of(run, len(dataset.train), dataset.image_shape, device))
+    if plan is not None:
+        attempt(lambda: derive.learning_rate_of(run, plan))
+        facts["batch"] = {
+            "global_batch_size": plan.global_batch_size,
+            "world_size": plan.world_size,
+            "micro_batch_size": plan.micro_batch_size,
+            "accumulation_steps": plan.accumulation_steps,
+            "steps": plan.steps,
+        }
+    if distributed.is_first() and run.checkpoint.every_epochs:
+        model = attempt(lambda: model_of(run, dataset))
+        if model is not None:
+            weights = sum(parameter.numel() for parameter in model.parameters())
+            one, files = checkpoint_bytes(run, weights), checkpoint_files(run)
+            facts |= {"checkpoint_bytes": one, "checkpoints_at_a_time": files}
+            if one * files > free(folder):
+                complaints.append(
+                    f"{files} checkpoints of about {size(one)} each do not fit the {size(free(folder))} free in "
+                    f"{folder}; lower checkpoint.keep or choose another record.dir"
+                )
+    return facts, complaints
+
+
+def checkpoint_bytes(run: config.Run, weights: int) -> int:
+    """Weights and what the optimizer keeps of each, in float32."""
+    copies = 1 + FEW_STATES.get(run.optimizer.name, 2)
+    copies *= getattr(run.averaging, "workers", 1)
+    return 4 * weights * (copies + (run.ema is not None))
+
+
+def checkpoint_files(run: config.Run) -> int:
+    """How many lie on the disk at most: those that stay and the one being written."""
+    keep = run.checkpoint.keep
+    for_good = int((run.epochs or 0) / keep.every_epochs) if keep.every_epochs else 0
+    return keep.last + keep.best + for_good + 1

@@ -1,0 +1,156 @@
+"""What of a run is saved, and how it goes on from there.
+
+Saved are the engine's weights and optimizer states, what the update, the observer, the moving average and SWAP
+remember, and what every rank keeps to itself: random state, running statistics. A save is begun at its mark and ends
+beside the training; how it ended is read at the next recording mark, where all ranks read it together. One that fails
+is told, and the training goes on; weights that are not finite end the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from pathlib import Path
+from typing import Any
+
+from largebatch import checkpoint, distributed, record
+from largebatch.assemble import Job
+from largebatch.averaging import Ema
+from largebatch.checkpoint import randomness
+from largebatch.errors import UserError
+from largebatch.measure import Measure
+from largebatch.observe import Observer
+from largebatch.swap import Swap
+from largebatch.update import Update
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0  # steps done
+    seconds: float = 0.0  # spent in training steps, over all sessions
+    total_seconds: float = 0.0  # since the run began, over all sessions
+
+
+class Saves:
+    """The checkpoints of one run. All methods are collective."""
+
+    def __init__(
+        self,
+        job: Job,
+        directory: Path,
+        update: Update,
+        observer: Observer,
+        measure: Measure,
+        ema: Ema | None,
+        swap: Swap | None,
+    ) -> None:
+        self.job, self.run, self.plan, self.engine = job, job.run, job.plan, job.engine
+        self.update, self.observer, self.measure, self.ema, self.swap = update, observer, measure, ema, swap
+        self.directory = directory / "checkpoints"
+        self.last: Path | None = None  # the newest that is on the disk
+        self.seconds_standing = 0.0  # that the loop stood still for the last save
+        self.versions = record.versions()
+        keep = checkpoint.Keep(**self.run.checkpoint.keep.model_dump())
+        self.writer = checkpoint.Writer(self.directory, keep, self.run.checkpoint.asynchronous)
+
+    def begin(self, progress: Progress) -> None:
+        """Copy everything and go on; :meth:`settle` first. Nothing where the run is not to be saved."""
+        if not self.run.checkpoint.every_epochs:
+            return
+        clock = time.perf_counter()
+        # parts that undo what they show come first, and copy
+        own = {
+            "random": randomness.state(),
+            "statistics": self.engine.statistics(),
+            "update": self.update.save_own(),
+            "ema": self.ema.save_own() if self.ema else None,
+        }
+        beside = {
+            "progress": dataclasses.asdict(progress),
+            "accuracies": self.measure.accuracies,
+            "update": self.update.save(),
+            "observer": self.observer.save(),
+            "ema": self.ema.save() if self.ema else None,
+            "swap": self.swap.save() if self.swap else None,
+        }
+        step = self.number(progress.step)
+        with self.update.shown():
+            self.writer.save(step, self._facts(progress.step), {**self.engine.save(), **beside}, own)
+        self.seconds_standing = time.perf_counter() - clock
+
+    def number(self, step: int) -> int:
+        """Of the checkpoint: steps one after another, those of SWAP's workers included."""
+        return step + (self.swap.steps_of_this_rank if self.swap else 0)
+
+    def ended(self) -> bool:
+        """Whether a save has ended that :meth:`settle` has not told; on this rank."""
+        return self.writer.done()
+
+    def settle(self) -> checkpoint.Outcome | None:
+        """How the save in progress, or the last one, ended; waits for it. Told once."""
+        outcome = self.writer.take()
+        if outcome is not None and outcome.path is not None:
+            self.last = outcome.path
+        return outcome
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        """What the manifest says beside the state."""
+        examples = self.plan.examples_before(step)
+        return {
+            "name": self.run.name,
+            "step_of_loop": step,
+            "examples_seen": examples,
+            "epoch": examples / self.plan.dataset_size,
+            "accuracy_percent": self.measure.accuracies.get(step),
+            "evaluated_on": self.measure.evaluated_on,
+            "seed": self.run.seed,
+            "model": {**self.run.model.model_dump(), "num_classes": self.job.dataset.num_classes},
+            "plan": {**dataclasses.asdict(self.plan), "stages": [stage._asdict() for stage in self.plan.stages]},
+            "machine": self.machine(),
+            "versions": self.versions,
+            "commit": record.commit(),
+            "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+    def resume(self) -> tuple[Progress, list[str]]:
+        """Go on from the newest checkpoint that is whole; what is worth saying about it."""
+        if distributed.is_first():
+            checkpoint.clear_up(self.directory)
+        distributed.gather(None)  # nobody looks before it is cleared
+        found = checkpoint.load_newest(self.directory)
+        if found is None:
+            return Progress(), []
+        state, of_ranks, self.last = found.state, found.state["ranks"], found.path
+        progress = Progress(**state["progress"])
+        if progress.step > self.plan.steps:
+            raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
+        self.engine.load(state)
+        randomness.restore([own["random"] for own in of_ranks], self.run.seed, progress.step)
+        self.measure.accuracies = state["accuracies"]
+        self.update.load(state["update"], [own["update"] for own in of_ranks])
+        self.observer.load(state["observer"])
+        if self.ema is not None:
+            self.ema.load(state["ema"], [own["ema"] for own in of_ranks])
+        complaint = self.swap.load(state["swap"]) if self.swap is not None else None
+        changed = [
+            f"{key.replace('_', ' ')} is {now}, it was {found.facts['machine'][key]}"
+            for key, now in self.machine().items()
+            if found.facts["machine"][key] != now
+        ]
+        return progress, found.complaints + changed + ([complaint] if complaint else [])
+
+    def machine(self) -> dict[str, Any]:
+        """What the machine decided, and a resume on another one may change: batch norm sees the micro-batch."""
+        return {
+            "world_size": self.plan.world_size,
+            "micro_batch_size": self.plan.micro_batch_size,
+            "precision": self.job.precision,
+            "device": self.job.device.type,
+            "engine": self.engine.description,
+        }
+
+    def close(self) -> None:
+        self.writer.close()

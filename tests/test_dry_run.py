@@ -1,0 +1,409 @@
+"""A dry run against closed forms, against real tensors, and against what two real ranks do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from programs import REPOSITORY, largebatch, torchrun
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from largebatch import config, derive
+from largebatch.assemble import assemble, decisions
+from largebatch.dry_run import MIB, Cluster, dry_run
+from largebatch.dry_run.engines import FakeZero, buckets_of
+from largebatch.dry_run.job import classes_of, job_of, pretended
+from largebatch.engines import DeepSpeed
+from largebatch.errors import UserError
+from largebatch.recipes import TRAINING_EXAMPLES
+from largebatch.train import train
+
+STATES = {"sgd": 1, "lars": 1, "lamb": 2, "adamw": 2}  # of a parameter's size
+TINY_CNN = {"name": "tiny_cnn", "channels": [16, 32]}
+PHOTOS = {"name": "synthetic", "image_shape": [3, 32, 32], "examples": 1000, "num_classes": 1000}
+WIDE = {"name": "mlp", "width": 512, "depth": 3}  # more than one of DDP's buckets and of FSDP's blocks
+
+
+def of(path: Path, world: int = 1, device: str = "cpu", overrides: tuple[str, ...] = (), **cluster):
+    return dry_run(config.load(path, overrides), Cluster(world, device, **cluster))
+
+
+def parameters_of(path: Path) -> list[torch.Tensor]:
+    return list(assemble(config.load(path), torch.device("cpu")).engine.model.parameters())
+
+
+def memory(facts: dict, part: str) -> float:
+    return facts["memory_per_rank_mib"][part] * MIB
+
+
+@pytest.mark.parametrize("optimizer", STATES)
+@pytest.mark.parametrize("model", ["tiny_cnn", "resnet50"])
+def test_weights_gradients_and_states_are_their_closed_forms(recipe, model, optimizer):
+    photos = {"data": PHOTOS, "batch": {"global_batch_size": 16}} if model == "resnet50" else {}
+    momentum = {"momentum": 0.9} if optimizer in ("sgd", "lars") else {}
+    path = recipe(model={"name": model}, optimizer={"name": optimizer, **momentum}, **photos)
+    facts = of(path, world=2)
+    weights = 4 * sum(p.numel() for p in parameters_of(path))
+    assert memory(facts, "weights") == memory(facts, "gradients") == weights
+    assert memory(facts, "optimizer states") == STATES[optimizer] * weights
+    gradients = [row for row in facts["collectives_per_step"] if row["what_for"] == "gradients"]
+    assert [row["bytes"] for row in gradients] == [weights]
+    assert gradients[0]["ring_bytes"] == weights  # 2 · (w − 1)/w at w = 2
+
+
+def test_fsdp_holds_the_first_rows_of_every_parameter(recipe):
+    path = recipe(model=TINY_CNN, optimizer={"name": "lamb"}, engine={"name": "fsdp"}, batch={"global_batch_size": 80})
+    facts = of(path, world=8)
+    whole = parameters_of(recipe("whole", model=TINY_CNN))
+    shards = 4 * sum(math.ceil(len(p) / 8) * math.prod(p.shape[1:]) for p in whole)
+    assert memory(facts, "weights") == memory(facts, "gradients") == shards
+    assert memory(facts, "optimizer states") == 2 * shards
+    assert memory(facts, "gathered blocks") > 0
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_zero_divides_what_its_stage_says(recipe, zero):
+    changes = {"model": TINY_CNN, "optimizer": {"name": "adamw"}, "batch": {"global_batch_size": 80}}
+    path = recipe(engine={"name": "deepspeed", "zero": zero}, weight_decay={"value": 0.1}, **changes)
+    facts = of(path, world=8)
+    whole = parameters_of(recipe("whole", **changes))
+    decayed = sum(p.numel() for p in whole if p.dim() > 1)
+    groups = [decayed, sum(p.numel() for p in whole) - decayed]
+    parts = 4 * sum(math.ceil(size / 16) * 2 for size in groups)  # 2 elements to a rank at least
+    everything = 4 * sum(groups)
+    assert memory(facts, "optimizer states") == (2 * parts if zero else 2 * everything)
+    assert memory(facts, "master weights") == (parts if zero else 0)
+    assert memory(facts, "gradients") == {0: everything, 1: everything + parts, 2: parts}[zero]
+    assert memory(facts, "weights") == (8 * parts if zero else everything)
+    gathered = [row["bytes"] for row in facts["collectives_per_step"] if row["collective"] == "all_gather"]
+    assert gathered == ([8 * parts] if zero else [])
+
+
+def test_zero_2_sums_gradients_for_every_micro_batch(recipe):
+    batch = {"global_batch_size": 80, "micro_batch_size": 10}
+    for zero, times in ((1, 1), (2, 4)):
+        path = recipe(f"zero{zero}", model=TINY_CNN, engine={"name": "deepspeed", "zero": zero}, batch=batch)
+        facts = of(path, world=2)
+        [row] = [row for row in facts["collectives_per_step"] if row["what_for"] == "gradients"]
+        assert row["calls"] == times
+        assert row["bytes"] == times * 4 * sum(p.numel() for p in parameters_of(recipe("whole", model=TINY_CNN)))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("model", [TINY_CNN, {"name": "mlp", "width": 300, "depth": 2}], ids=["tiny_cnn", "mlp"])
+def test_activations_are_what_a_real_step_allocates(recipe, model, accumulation):
+    """Saved tensors are the least; torch's own record of a real step's memory is the whole."""
+    batch = {"global_batch_size": 100 * accumulation, "micro_batch_size": 100}
+    path = recipe(model=model, batch=batch, optimizer={"name": "sgd", "momentum": 0.9})
+    facts = of(path)
+    job = assemble(config.load(path), torch.device("cpu"))
+    images, labels = next(iter(next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)))))
+    kept = {t.untyped_storage().data_ptr() for t in (*job.engine.model.parameters(), *job.engine.model.buffers())}
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if (storage := tensor.untyped_storage()).data_ptr() not in kept:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = torch.nn.functional.cross_entropy(job.engine.forward(images), labels, reduction="sum")
+    activations = memory(facts, "activations")
+    assert activations >= sum(saved.values())
+    loss.backward()
+    job.engine.model.zero_grad(set_to_none=True)
+    del loss
+    saved.clear()
+    most = 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        for _ in range(accumulation):
+            loss = torch.nn.functional.cross_entropy(job.engine.forward(images.clone()), labels, reduction="sum")
+            loss.backward()
+            del loss
+    now = 0
+    recorded: Any = profile.profiler
+    for event in recorded.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    gradients = memory(facts, "gradients")
+    assert most <= 1.02 * (activations + gradients)
+    assert most >= 0.95 * (activations + (gradients if accumulation > 1 else 0))
+
+
+def test_bf16_halves_what_convolutions_keep(recipe):
+    path = recipe(model={"name": "tiny_cnn", "channels": [64, 64]}, data={**PHOTOS, "num_classes": 10})
+    half, single = (of(path, device="cuda", overrides=(f"precision={p}",)) for p in ("auto", "fp32"))
+    assert half["precision"] == "bf16"
+    assert 0.5 < memory(half, "activations") / memory(single, "activations") < 0.65
+    assert memory(half, "weights") == memory(single, "weights")
+    assert half["flops_per_step_and_rank"] == single["flops_per_step_and_rank"]
+
+
+def test_flops_are_those_of_the_matrix_products(recipe):
+    facts = of(recipe(model={"name": "mlp", "width": 16, "depth": 1}), world=2)
+    first, second = 64 * 16, 16 * 10
+    assert facts["flops_per_step_and_rank"] == 2 * 50 * (2 * first + 3 * second)  # images need no gradient
+
+
+COUNTED = """
+import json, sys
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pathlib import Path
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from largebatch import config, distributed
+from largebatch.assemble import assemble
+from largebatch.update import Update
+
+folder = Path(sys.argv[1])
+found = {}
+with distributed.group(torch.device("cpu"), alone=True):
+    for name in ("ddp", "fsdp"):
+        run = config.load(folder / f"{name}.yaml")
+        job = assemble(run, torch.device("cpu"))
+        calls, apart = [], []
+        if name == "ddp":
+            def hook(state, bucket):
+                calls.append(["all_reduce", bucket.buffer().nbytes])
+                apart.append(bucket.buffer().untyped_storage().data_ptr())
+                return allreduce_hook(None, bucket)
+            job.engine.parallel.register_comm_hook(None, hook)
+        update = Update(job)
+        stream = job.dataset.train.steps(job.plan, distributed.rank(), 0, job.placement, 0)
+        originals = {}
+        for step, micros in zip(range(2), stream):
+            calls.clear()
+            if step == 1 and name == "fsdp":
+                names = ("all_reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor",
+                         "reduce_scatter_single")  # torch has renamed two of them
+                for call in filter(lambda name: hasattr(dist, name), names):
+                    originals[call] = getattr(dist, call)
+                    def counted(*a, _call=call, **k):
+                        tensors = [t for t in (*a, *k.values()) if isinstance(t, torch.Tensor)]
+                        calls.append([_call[:10], max(t.nbytes for t in tensors)])
+                        return originals[_call](*a, **k)
+                    setattr(dist, call, counted)
+            update.step(step, micros, measure=False)
+        for call, original in originals.items():
+            setattr(dist, call, original)
+        found[name] = list(calls)
+        if name == "ddp":
+            images, labels = next(iter(next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)))))
+            job.engine.backward(F.cross_entropy(job.engine.forward(images, False), labels))
+            own = {p.grad.untyped_storage().data_ptr() for p in job.engine.model.parameters()}
+            found["gradients beside the buckets"] = not own & set(apart)
+        del job, update, stream
+    if distributed.is_first():
+        (folder / "found.json").write_text(json.dumps(found))
+"""
+
+
+def test_collectives_are_those_of_two_real_ranks(recipe, tmp_path):
+    """Bucket by bucket for DDP, call by call for FSDP with LARS, whose layer norms are summed."""
+    batch = {"global_batch_size": 100, "micro_batch_size": 25}
+    lars = {"name": "lars", "momentum": 0.9}
+    paths = {
+        name: recipe(name, model=WIDE, batch=batch, optimizer=lars, engine={"name": name}) for name in ("ddp", "fsdp")
+    }
+    script = tmp_path / "counted.py"
+    script.write_text(COUNTED)
+    ended = torchrun(2, script, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    real = json.loads((tmp_path / "found.json").read_text())
+    assert len(real["ddp"]) > 1
+    dry = {name: of(path, world=2) for name, path in paths.items()}
+    rows = {
+        name: {
+            (row["collective"], row["what_for"]): (row["calls"], row["bytes"])
+            for row in facts["collectives_per_step"]
+            if row["what_for"] not in ("loss record", "stop flag (gloo)")
+        }
+        for name, facts in dry.items()
+    }
+    assert rows["ddp"] == {("all_reduce", "gradients"): (len(real["ddp"]), sum(size for _, size in real["ddp"]))}
+    by_call: dict[str, list[int]] = {}
+    for call, size in real["fsdp"]:
+        by_call.setdefault(call, []).append(size)
+    of_call = {key: (len(by_call[key]), sum(by_call[key])) for key in by_call}
+    assert rows["fsdp"] == {
+        ("all_gather", "weights"): of_call["all_gather"],
+        ("reduce_scatter", "gradients"): of_call["reduce_sca"],
+        ("all_reduce", "layer norms"): of_call["all_reduce"],
+    }
+    assert real["gradients beside the buckets"]
+    weights = memory(dry["ddp"], "weights")
+    assert memory(dry["ddp"], "gradients") == 2 * weights, "while micro-batches accumulate, beside the buckets"
+
+
+def test_buckets_begin_small():
+    parameters = [torch.nn.Parameter(torch.empty(300_000, device="meta")) for _ in range(60)]
+    sizes = [len(members) for members in buckets_of(parameters)]
+    assert sizes == [1, 22, 22, 15]
+
+
+def test_half_precision_gradients_are_half_the_bytes(recipe):
+    whole, half = (
+        of(recipe(name, model=WIDE, engine={"name": "ddp", "all_reduce": name}), world=2) for name in ("fp32", "fp16")
+    )
+    sizes = [facts["collectives_per_step"][0]["bytes"] for facts in (whole, half)]
+    assert sizes[0] == 2 * sizes[1]
+
+
+def test_batch_norm_shared_by_ranks_is_counted_on_their_group(recipe):
+    path = recipe(model=TINY_CNN, batch={"global_batch_size": 80, "bn_batch_size": 20})
+    rows = {(r["collective"], r["what_for"]): r for r in of(path, world=16)["collectives_per_step"]}
+    gathered, summed = rows["all_gather", "batch norm"], rows["all_reduce", "batch norm"]
+    assert gathered["ranks"] == summed["ranks"] == 4
+    channels = sum(TINY_CNN["channels"])
+    assert gathered["bytes"] == 4 * 2 * 4 * channels  # means and variances of four ranks in float32
+    assert summed["bytes"] == 2 * 4 * channels
+
+
+def test_the_learning_rate_is_that_of_the_training(recipe):
+    path = recipe(lr={"base": 0.1, "warmup": {"epochs": 0.5}, "decay": {"name": "cosine"}}, record={"every_steps": 1})
+    run = config.load(path, [f"record.dir={path.parent / 'run'}", "record.tensorboard=false"])
+    train(run, quiet=True)
+    lines = map(json.loads, (path.parent / "run" / "metrics.jsonl").read_text().splitlines())
+    used = [line["lr"] for line in lines if line["event"] == "train"]
+    facts = of(path)
+    assert [lr for _, lr in facts["schedule"]] == used
+    assert facts["evaluated_after_steps"] == facts["saved_after_steps"] == [15, 30]
+    assert facts["steps"] == len(used) == 30
+
+
+def test_it_decides_what_train_decides(recipe):
+    run = config.load(recipe(model=TINY_CNN, optimizer={"name": "lars"}))
+    told = decisions(assemble(run, torch.device("cpu")), run.directory)
+    dry = dry_run(run, Cluster(1, "cpu"))["decisions"]
+    assert {key: text for key, text in dry.items() if key != "data"} == {k: t for k, t in told.items() if k != "data"}
+    assert dry["data"].startswith("digits: 1,500 to train, 297 to evaluate")
+
+
+@pytest.mark.parametrize(
+    ("world", "changes", "sentence"),
+    [
+        (2, {"batch": {"global_batch_size": 101}}, "= 101 does not factor into 2 ranks; nearest that do: 100 or 102"),
+        (1024, {}, "batch.global_batch_size = 100 does not factor into 1024 ranks"),
+        (128, {"model": TINY_CNN, "batch": {"global_batch_size": 100, "bn_batch_size": 10}}, "into 128 ranks"),
+        (4, {"model": TINY_CNN, "batch": {"global_batch_size": 100, "bn_batch_size": 40}}, "bn_batch_size = 40"),
+        (4, {"averaging": {"name": "post_local_sgd", "workers": 2, "from_epoch": 1}}, "workers = 2 does not fit 4"),
+        (2, {"engine": {"name": "fsdp"}, "sam": {"rho": 0.1}}, "sam needs engine.name = ddp"),
+        (2, {"engine": {"name": "deepspeed"}, "precision": "fp64"}, "fp64 runs on engine.name = ddp or fsdp"),
+        (2, {"engine": {"name": "deepspeed", "zero": 3}}, "engine.zero = 3"),
+        (2, {"batch": {"global_batch_size": 2000}}, "larger than the training set"),
+        (2, {"data": {"name": "digits", "augment": "resized_crop_flip"}}, "does not suit data set digits"),
+        (2, {"data": {"name": "folder"}, "model": TINY_CNN}, "--examples N"),
+        (2, {"data": {"name": "digit"}}, "is not a data set; did you mean digits"),
+    ],
+)  # fmt: skip
+def test_it_refuses_what_would_fail_on_the_cluster(recipe, world, changes, sentence):
+    with pytest.raises(UserError) as refusal:
+        of(recipe(**changes), world=world)
+    assert sentence in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("precision", "weights"), [("fp64", "fp32"), ("fp16", "fp32"), ("fp32", "bf16")])
+def test_zero_refuses_in_deepspeeds_own_words(precision, weights):
+    arguments = (torch.device("cpu"), precision, False, False)
+    with pytest.raises(UserError) as real:
+        DeepSpeed(*arguments, weights=weights)
+    with pytest.raises(UserError) as dry:
+        FakeZero(FakeTensorMode(), *arguments, weights=weights)
+    assert str(dry.value) == str(real.value)
+
+
+def test_too_little_memory_is_one_sentence_with_a_micro_batch_that_fits(recipe):
+    path = recipe(
+        model={"name": "tiny_cnn", "channels": [64, 64]},
+        data={**PHOTOS, "num_classes": 10},
+        batch={"global_batch_size": 512},
+    )
+    run, cluster = config.load(path), Cluster(1, "cpu")
+    needed = dry_run(run, cluster)["memory_total_per_rank_mib"] / 1024
+    assert dry_run(run, cluster, memory_gib=needed * 1.001)
+    limit = needed * 0.6
+    with pytest.raises(
+        UserError, match=r"GiB per rank, of which activations .* at micro-batch 512; .* would fit"
+    ) as no:
+        dry_run(run, cluster, memory_gib=limit)
+    fits = int(str(no.value).partition("micro_batch_size = ")[2].split()[0])
+    assert 128 <= fits < 512
+    assert dry_run(config.load(path, [f"batch.micro_batch_size={fits}"]), cluster, memory_gib=limit)
+    with pytest.raises(UserError, match="no smaller micro-batch would fit"):
+        dry_run(run, cluster, memory_gib=1e-4)
+
+
+def test_a_folder_that_is_not_here_needs_its_numbers_alone(recipe):
+    path = recipe(model=TINY_CNN, data={"name": "folder", "root": "/nowhere/at/all", "image_size": 16})
+    facts = of(path, world=10, examples=5000, classes=7)
+    assert facts["dataset_size"] == 5000
+    assert facts["steps"] == 100
+    with pytest.raises(UserError, match="--classes N"):
+        of(path, world=10, examples=5000)
+
+
+def test_the_program_prints_it_writes_the_numbers_and_nothing_else(recipe, tmp_path):
+    path = recipe(model=TINY_CNN)
+    before = set(tmp_path.rglob("*"))
+    ended = largebatch("train", path, "--dry-run", "--world", "4", "--json", "numbers.json", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    for words in (
+        "100 = 4 × 25 × 1",
+        "cuda, bf16, engine ddp",
+        "total",
+        "activations",
+        "all_reduce",
+        "evaluated after",
+    ):
+        assert words in ended.stdout
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "numbers.json"}
+    facts = json.loads((tmp_path / "numbers.json").read_text())
+    assert facts["kind"] == "dry_run"
+    assert {"machine", "versions", "commit", "command"} <= set(facts)
+    refused = largebatch("train", path, "--dry-run", "--world", "3", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("largebatch: batch.global_batch_size = 100 does not factor into 3 ranks")
+    assert largebatch("train", path, "--world", "4", cwd=tmp_path).stderr == "largebatch: --world 4 needs --dry-run\n"
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "numbers.json"}
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/quickstart").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_quickstart_on_four_ranks(path):
+    facts = of(path, world=4, device="cuda")
+    assert facts["memory_total_per_rank_mib"] > facts["memory_per_rank_mib"]["activations"] > 0
+    assert facts["steps"] == facts["evaluated_after_steps"][-1]
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/imagenet").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_imagenet_recipe_is_assembled_at_a_published_batch(path):
+    """Built, wrapped and planned for a cluster; a step of each would take minutes."""
+    written = yaml.safe_load(path.read_text())
+    published = {int(size) for size in written.get("expect", {}).get("by_batch_size", {})} & set(
+        written.get("table") or {}
+    )
+    run = config.load(path, [f"batch.global_batch_size={max(published)}"] if published else [])
+    worlds = []
+    for world in (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1):
+        with contextlib.suppress(UserError):
+            if world > run.batch.global_batch_size:
+                continue
+            plan = derive.plan_of(run, TRAINING_EXAMPLES["imagenet"], world, 256)
+            derive.learning_rate_of(run, plan)
+            worlds.append(world)
+    world = worlds[0]
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with pretended(world):
+        job = job_of(run, Cluster(world, "cuda"), mode)
+        assert classes_of(run, Cluster()) == job.dataset.num_classes == 1000
+        assert f"{run.batch.global_batch_size:,} = {world}" in decisions(job, run.directory)["batch"]
+        assert job.precision in ("bf16", run.precision)
+        del job
