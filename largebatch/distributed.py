@@ -76,6 +76,7 @@ def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = Fal
     _timeout = datetime.timedelta(minutes=timeout_minutes)
     if launched:
         _store, own_rank, ranks = next(dist.rendezvous("env://", timeout=_timeout))
+        _store = dist.PrefixStore(attempt(), _store)
     else:
         _store, own_rank, ranks = dist.HashStore(), 0, 1
     dist.init_process_group(
@@ -98,6 +99,17 @@ def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = Fal
         gc.collect()  # sharded models hold the group in cycles; one that outlives it aborts the process at its end
         if not broken:
             dist.destroy_process_group()
+
+
+def attempt() -> str:
+    """What tells this start of the ranks from those before it, which may have used the same store.
+
+    torchrun keeps one store over its restarts, and gloo would look for ranks that are gone at the addresses that they
+    left there. On one machine the restarts are counted; machines count each for itself, so for several of them
+    ``launch/torchrun.sh`` asks torchrun for a new store each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE).
+    """
+    counted = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}" if counted else "attempt"
 
 
 _store: Any = None  # while the group lasts

@@ -159,7 +159,7 @@ class _Function:
 
     __slots__ = ("call",)
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, call: Any) -> None:
         self.call = call
 
     def __call__(self, *arguments: Any) -> Any:
@@ -179,6 +179,7 @@ class _ArraysOnly(pickle.Unpickler):
         ("numpy", "dtype"): np.dtype,
         ("_codecs", "encode"): _Function(codecs.encode),
     }
+    _memory: ClassVar = {"PUT", "BINPUT", "LONG_BINPUT"}
     _refused: ClassVar = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
 
     def find_class(self, module_name: str, global_name: str) -> Any:
@@ -194,7 +195,7 @@ class _ArraysOnly(pickle.Unpickler):
         for opcode, argument, _ in pickletools.genops(raw):
             if opcode.name in cls._refused:
                 raise pickle.UnpicklingError(f"it holds the opcode {opcode.name}")
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(raw):
+            if opcode.name in cls._memory and not 0 <= (argument or 0) <= len(raw):
                 raise pickle.UnpicklingError("it asks for more memory than it could use")
         return cls(io.BytesIO(raw), encoding="bytes").load()
 

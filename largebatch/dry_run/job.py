@@ -1,8 +1,8 @@
 """A run, assembled for a cluster and for data that need not be here.
 
 Everything is decided by the code that decides it in ``train``, so what it refuses is refused here in the same words.
-The model is really built, and then its tensors lose their memory. Sizes of named data sets are known; those of a folder are
-read off it where it is there, and asked for where it is not.
+The model is really built, and then its tensors lose their memory. Sizes of named data sets are known; those of a folder
+are read off it where it is there, and asked for where it is not.
 """
 
 from __future__ import annotations

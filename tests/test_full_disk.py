@@ -1,0 +1,133 @@
+"""A disk without room, for real: the training goes on, says what it could not write, and writes it when it can."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+import torch
+from programs import saved, weights_at_end
+
+from largebatch import checkpoint, config
+from largebatch.train import Loop, train
+
+CHANGES = {
+    "model": {"name": "mlp", "width": 400, "depth": 1, "norm": True},  # 0.25 MB a checkpoint
+    "epochs": 4,
+    "checkpoint": {"every_epochs": 0.4, "keep": 1},
+    "record": {"every_steps": 1, "tensorboard": False},
+}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    (place := tmp_path / "disk").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def fill(place: Path) -> None:
+    """To the last byte."""
+    with open(place / "filler", "ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    free = os.statvfs(place)
+    assert free.f_bavail == 0
+
+
+@contextlib.contextmanager
+def before_step(act: Callable[[int, Loop], None]) -> Iterator[None]:
+    one_step = Loop.one_step
+
+    def acts(self: Loop, micro_batches: Any, measure: bool) -> None:
+        act(self.step, self)
+        one_step(self, micro_batches, measure)
+
+    Loop.one_step = acts  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Loop.one_step = one_step  # type: ignore[method-assign]
+
+
+def recorded(directory: Path, event: str) -> list[dict[str, Any]]:
+    text = (directory / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]
+
+
+def test_a_full_disk_stops_no_training(recipe, disk):
+    """Full from step 20 to step 40: three saves fail, the lines of those steps follow, and the end is the same."""
+    whole = config.load(recipe("whole", **CHANGES))
+    assert train(whole, quiet=True).status == "finished"
+    run = config.load(recipe("full", **CHANGES), [f"record.dir={disk / 'run'}"])
+    good: list[Path] = []
+
+    def act(step: int, loop: Loop) -> None:
+        if step == 20:
+            loop.tell_save()
+            fill(disk)
+        if step == 40:
+            loop.tell_save()
+            found = checkpoint.load_newest(run.directory / "checkpoints")
+            assert found is not None
+            good.append(found.path)
+            assert loop.saves.last == found.path
+            assert len(recorded(run.directory, "train")) < 30, "the lines wait"
+            (disk / "filler").unlink()
+
+    said = io.StringIO()
+    console = rich.console.Console(file=said, width=1000)
+    with before_step(act):
+        result = train(run, console=console)
+    assert result.status == "finished"
+    assert [path.name for path in good] == ["step-00000018"]
+    saves = {line["step"]: line for line in recorded(run.directory, "checkpoint")}
+    failed = [step for step, line in saves.items() if not line["written"]]
+    assert failed == [24, 30, 36]
+    assert {saves[step]["problem"].rpartition(": ")[2] for step in failed} == {"No space left on device"}
+    for step in failed:
+        assert f"the checkpoint of step {step} could not be written ({run.directory}/checkpoints/step-000000{step}: No " \
+            f"space left on device); the training goes on, the last good one is {good[0]}" in said.getvalue()  # fmt: skip
+    assert (
+        f"{run.directory}/metrics.jsonl cannot be written: No space left on device; its lines wait" in said.getvalue()
+    )
+    assert [line["step"] for line in recorded(run.directory, "train")] == list(range(1, 61))
+    assert "could not be written" in (run.directory / "train.log").read_text()
+    assert not list((run.directory / "checkpoints").glob("*.unfinished"))
+    expected, found = weights_at_end(whole.directory), weights_at_end(run.directory)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_disk_that_stays_full_leaves_the_last_good_checkpoint(recipe, disk):
+    """Even result.json cannot be written; with room again the same command goes on and finishes."""
+    run = config.load(recipe("full", **CHANGES), [f"record.dir={disk / 'run'}"])
+
+    def act(step: int, loop: Loop) -> None:
+        if step == 20:
+            loop.tell_save()
+            fill(disk)
+
+    said = io.StringIO()
+    with before_step(act):
+        result = train(run, console=rich.console.Console(file=said, width=1000))
+    assert result.status == "finished"
+    assert "the checkpoint of step 60 could not be written" in said.getvalue()
+    assert f"{run.directory}/result.json cannot be written: No space left on device" in said.getvalue()
+    assert [path.name for path in saved(run.directory)] == ["step-00000018"]
+    (disk / "filler").unlink()
+    assert train(run, quiet=True).status == "finished"
+    assert "resumed at step 18 of 60" in (run.directory / "train.log").read_text()
+    assert [path.name for path in saved(run.directory)] == ["step-00000060"]
+    assert {line["step"] for line in recorded(run.directory, "train")} == set(range(1, 61))
