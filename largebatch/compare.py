@@ -21,12 +21,12 @@ from typing import Any
 
 import rich.console
 
-from largebatch import config, distributed, record, search, strict_yaml
+from largebatch import config, distributed, record, search
 from largebatch.assemble import dataset_of, plan_of
 from largebatch.combinations import check_combinations
 from largebatch.derive import learning_rate_of, noise_part, peak_of
 from largebatch.errors import UserError
-from largebatch.train import Result, science_of, train
+from largebatch.train import Result, science_of_file, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,8 +282,8 @@ def finished_before(run: config.Run, directory: Path) -> dict[str, Any] | None:
     if result is None or result["status"] == "stopped":
         return None
     try:
-        there = science_of(strict_yaml.parse((directory / "run.yaml").read_text(), "run.yaml"))
-    except (OSError, UserError):
+        there = science_of_file(directory / "run.yaml")
+    except UserError:
         return None  # train looks again, and says what is wrong
     return None if record.differences(there, run.science()) else result
 

@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,16 @@ PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy", "deepspeed")
 Recipe = dict[str, Any]
 
 
-def open_directory(directory: Path, written: Recipe, science: Callable[[Recipe], Recipe], resume: str) -> None:
+def open_directory(
+    directory: Path, written: Recipe, science: Recipe, science_of_file: Callable[[Path], Recipe], resume: str
+) -> None:
     """Make RUN and its ``run.yaml``, or recognise it as ours; collective, refused on every rank alike.
 
-    ``written`` is the whole recipe; ``science`` gives the part that two runs must share to continue one another.
+    ``written`` is the whole recipe; ``science`` the part of it that two runs must share to continue one another.
     """
-    on_first_rank(lambda: _open_directory(directory, written, science, resume), f"record.dir = {directory}")
+    on_first_rank(
+        lambda: _open_directory(directory, written, science, science_of_file, resume), f"record.dir = {directory}"
+    )
 
 
 def on_first_rank(act: Callable[[], None], what: str) -> None:
@@ -55,7 +59,9 @@ def on_first_rank(act: Callable[[], None], what: str) -> None:
         raise UserError(problem)
 
 
-def _open_directory(directory: Path, written: Recipe, science: Callable[[Recipe], Recipe], resume: str) -> None:
+def _open_directory(
+    directory: Path, written: Recipe, science: Recipe, science_of_file: Callable[[Path], Recipe], resume: str
+) -> None:
     file = directory / "run.yaml"
     if file.exists():
         if resume == "never":
@@ -63,10 +69,10 @@ def _open_directory(directory: Path, written: Recipe, science: Callable[[Recipe]
                 f"record.dir = {directory} already holds a run; resume=auto continues it, another record.dir leaves it"
             )
         try:
-            there = science(yaml.safe_load(file.read_text()))
-        except (yaml.YAMLError, UserError) as error:
+            there = science_of_file(file)
+        except UserError as error:
             raise UserError(f"{file} is not readable as a run; choose another record.dir") from error
-        if different := differences(there, science(written)):
+        if different := differences(there, science):
             raise UserError(
                 f"record.dir = {directory} belongs to another config ({'; '.join(different)}); "
                 "choose another record.dir"
@@ -170,11 +176,24 @@ def commit() -> str | None:
         return None
 
 
-class Recorder:
-    """Where the loop sends its numbers. On ranks other than zero it does nothing.
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Inside, no other process trains in the run directory. Collective."""
+    with contextlib.ExitStack() as held:
 
-    While it is open, the run directory is locked: a second process that trains there is refused.
-    """
+        def lock() -> None:
+            file = held.enter_context(open(directory / "metrics.jsonl", "ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"record.dir = {directory} is being trained in by another process") from None
+
+        on_first_rank(lock, f"record.dir = {directory}")
+        yield
+
+
+class Recorder:
+    """Where the loop sends its numbers. On ranks other than zero it does nothing."""
 
     def __init__(
         self,
@@ -206,10 +225,6 @@ class Recorder:
 
     def _open(self, directory: Path, plan: dict[str, Any], first_step: int, tensorboard: bool) -> None:
         self._lines = Lines(directory / "metrics.jsonl")
-        try:
-            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"record.dir = {directory} is being trained in by another process") from None
         self._lines.drop_torn_line()
         self._log = Lines(directory / "train.log")
         write_json(directory / "plan.json", plan)
@@ -308,5 +323,5 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     try:
         result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
         return result if isinstance(result, dict) and "status" in result else None
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

@@ -77,7 +77,7 @@ def train(
     directory = run.directory
     mllog = MlperfLog(directory / "mllog.txt") if run.record.mllog and distributed.is_first() else None
     job = assemble(run, device)
-    record.open_directory(directory, run.as_written(), science_of, run.resume)
+    record.open_directory(directory, run.as_written(), run.science(), science_of_file, run.resume)
     finished = distributed.gather(record.read_result(directory))[0]
     if finished is not None and finished["status"] == "finished":
         if distributed.is_first() and not quiet:
@@ -87,12 +87,16 @@ def train(
         for key, text in decisions(job, directory).items():
             console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)
         console.print(rich.padding.Padding(table_of_tensors(job.treatments), (0, 0, 0, 2)))
-    with deterministic(run.deterministic), Loop(job, directory, console, quiet, command, mllog) as loop:
+    with (
+        record.locked(directory),
+        deterministic(run.deterministic),
+        Loop(job, directory, console, quiet, command, mllog) as loop,
+    ):
         return loop.run_to_the_end()
 
 
-def science_of(written: dict[str, Any]) -> dict[str, Any]:
-    return config.from_dict(written).science()
+def science_of_file(file: Path) -> dict[str, Any]:
+    return config.from_dict(config.read(file), str(file)).science()
 
 
 class Loop:

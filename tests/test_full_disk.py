@@ -98,8 +98,9 @@ def test_a_full_disk_stops_no_training(recipe, disk):
     assert failed == [24, 30, 36]
     assert {saves[step]["problem"].rpartition(": ")[2] for step in failed} == {"No space left on device"}
     for step in failed:
-        assert f"the checkpoint of step {step} could not be written ({run.directory}/checkpoints/step-000000{step}: No " \
-            f"space left on device); the training goes on, the last good one is {good[0]}" in said.getvalue()  # fmt: skip
+        why = f"{run.directory}/checkpoints/step-000000{step}: No space left on device"
+        sentence = f"the checkpoint of step {step} could not be written ({why}); the training goes on"
+        assert f"{sentence}, the last good one is {good[0]}" in said.getvalue()
     assert (
         f"{run.directory}/metrics.jsonl cannot be written: No space left on device; its lines wait" in said.getvalue()
     )

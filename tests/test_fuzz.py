@@ -164,14 +164,14 @@ test_any_override_by_chance = examples(200)(OVERRIDDEN(any_override))
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_with_every_kind_of_value(key):
-    """Upon one recipe, whose text is read once."""
+    """Upon one recipe; a third of the values for each key, so that neighbours share all."""
     written = config.read(REPOSITORY / "configs/quickstart/lamb2019.yaml")
-    loaded = 0
-    for value in VALUES:
+    loaded, values = 0, VALUES[KEYS.index(key) % 3 :: 3]
+    for value in values:
         with told():
             config.from_dict(config.overlay(written, [f"{key}={value}"]))
             loaded += 1
-    assert loaded < len(VALUES), f"{key} takes anything"
+    assert loaded < len(values), f"{key} takes anything"
 
 
 BITS = st.sampled_from(

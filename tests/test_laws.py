@@ -38,7 +38,7 @@ ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is 
     "determinism": SCIENCE,
     "watchdog": {"distributed"},
     "distributed": SCIENCE,
-    "report": SCIENCE,
+    "report": SCIENCE | {"strict_yaml"},
     "optim": SCIENCE,
     "models": SCIENCE,
     "data": SCIENCE | {"batch"},
@@ -243,7 +243,8 @@ def test_every_command_of_the_readme_runs(working_folder):
         ended = subprocess.run(
             words, cwd=working_folder, capture_output=True, text=True, timeout=300, env=environment()
         )
-        assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+        found_something = " doctor " in command and ended.returncode == 1
+        assert ended.returncode == 0 or found_something, f"{command}\n{ended.stdout}\n{ended.stderr}"
 
 
 def expanded(word: str, folder: Path) -> list[str]:

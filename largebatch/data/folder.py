@@ -46,7 +46,7 @@ from largebatch.errors import LocalError, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 _CENTRE_FRACTION = 0.875
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 _MACHINE_S = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # failures that say nothing about the image
 
 

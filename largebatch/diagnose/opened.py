@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch import batch, checkpoint, config, data, distributed, record, strict_yaml
+from largebatch import batch, checkpoint, config, data, distributed, record
 from largebatch.assemble import dataset_of, model_of
 from largebatch.data.dataset import Batch
 from largebatch.data.resident import ResidentSplit
@@ -193,7 +193,7 @@ def recipe_of(directory: Path) -> config.Run:
     file = directory / "run.yaml"
     if not file.is_file():
         raise UserError(f"{directory} is no run: it has no run.yaml; name a run directory, such as runs/baseline")
-    return config.from_dict(strict_yaml.parse(file.read_text(encoding="utf-8"), str(file)), str(file))
+    return config.from_dict(config.read(file), str(file))
 
 
 def opened(

@@ -1,35 +1,53 @@
 """JSON and text on disk -> checked values; whatever cannot be read is a ``UserError`` that names the file."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError
 
+LARGEST = 1e100  # whose square is a number still
+LONGEST = 1 << 28  # bytes; a line of metrics has some 200
+
 
 def finite(value: Any) -> float | None:
     """The number, or None for what is absent, no number or not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -LARGEST <= value <= LARGEST:
         return None
     return float(value)
 
 
 def text_of(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            raw = opened.read(LONGEST + 1)
+        if len(raw) > LONGEST:
+            raise UserError(f"{file} holds more than {LONGEST:,} bytes, which no run writes")
+        return raw.decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{file} is missing; a run folder holds run.yaml, plan.json and metrics.jsonl") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+        raise UserError(f"{file} cannot be read: {str(error)[:200]}") from None
 
 
 def json_of(file: Path) -> Any:
     try:
-        return json.loads(text_of(file), parse_constant=lambda _: None)
+        return loaded(text_of(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not valid JSON: {error.msg} at line {error.lineno}") from None
+
+
+def loaded(text: str) -> Any:
+    """JSON without its infinities; what cannot be written again is a ``JSONDecodeError`` like what cannot be read."""
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError):  # a number too long, halves of a character, nesting without end
+        raise json.JSONDecodeError("no value that a run writes", "", 0) from None
+    return value
 
 
 def mapping(value: Any, where: object) -> Mapping[str, Any]:
@@ -42,5 +60,5 @@ def need(data: Mapping[str, Any], key: str, kind: type, where: object) -> Any:
     if key not in data:
         raise UserError(f"{where} has no {key!r}")
     if not isinstance(data[key], kind) or isinstance(data[key], bool):
-        raise UserError(f"{where}: {key} is {data[key]!r}; valid: {kind.__name__}")
+        raise UserError(f"{where}: {key} is {str(data[key])[:60]!r}; valid: {kind.__name__}")
     return data[key]

@@ -9,6 +9,7 @@ from typing import Any
 from largebatch.errors import UserError
 from largebatch.report.files import finite, json_of, mapping, need
 from largebatch.report.run import Run, read_run
+from largebatch.report.shapes import Comparison, shaped
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,16 @@ def read_comparison(folder: Path) -> Source:
     """The folder's ``comparison.json`` and every run it lists."""
     file = folder / "comparison.json"
     data = mapping(json_of(file), file)
+    need(data, "rows", list, file)
+    shaped(data, Comparison, file)
     groups = []
     for index, row in enumerate(need(data, "rows", list, file)):
         row = mapping(row, f"{file}: rows[{index}]")
         label = str(row.get("label") or need(row, "id", str, file))
         names = [str(name) for name in need(row, "runs", list, f"{file}: rows[{index}]")]
         for name in names:
+            if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+                raise UserError(f"{file}: run {name[:60]!r} does not lie in the folder of the comparison")
             if not (folder / name / "plan.json").is_file():
                 raise UserError(f"{file}: run {name} has not started; run the comparison again to finish it")
         if not names:

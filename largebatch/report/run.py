@@ -12,22 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from largebatch.errors import UserError
-from largebatch.report.files import finite, json_of, mapping, need, text_of
+from largebatch.report.files import finite, json_of, loaded, mapping, need, text_of
+from largebatch.report.shapes import FACTS, Line, Plan, Recipe, shaped
+from largebatch.strict_yaml import parse
 
 SPLITS = ("test", "held_out")
 EVENTS = ("train", "evaluate", "noise_scale", "directions")
-DIAGNOSTICS: dict[str, dict[str, type]] = {
-    "noise": {"big_batch_size": int},
-    "sharpness": {"keskar": list},
-    "spectrum": {"largest": list, "smallest": list},
-    "path": {"a": dict, "b": dict, "line": list},
-    "plateau": {"sentence": str},
-}
-"""What the facts of each kind cannot be shown without."""
-
 Record = Mapping[str, Any]
 
 
@@ -114,15 +105,14 @@ def read_run(path: Path, name: str) -> Run:
     plan = mapping(json_of(path / "plan.json"), path / "plan.json")
     for key in ("global_batch_size", "steps", "seed"):
         need(plan, key, int, path / "plan.json")
+    shaped(plan, Plan, path / "plan.json")
     config_text = text_of(path / "run.yaml")
-    try:
-        config = yaml.safe_load(config_text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path / 'run.yaml'} is not valid YAML: {' '.join(str(error).split())}") from None
+    config = mapping(parse(config_text, f"{path / 'run.yaml'} is not valid YAML"), path / "run.yaml")
+    shaped(config, Recipe, path / "run.yaml")
     result = _result(path / "result.json")
     events = _metrics(path / "metrics.jsonl", required=result["status"] == "finished")
     diagnostics = _diagnostics(path / "diagnostics")
-    return Run(path, name, mapping(config, path / "run.yaml"), config_text, plan, result, events, diagnostics)
+    return Run(path, name, config, config_text, plan, result, events, diagnostics)
 
 
 def _result(file: Path) -> Mapping[str, Any]:
@@ -131,9 +121,9 @@ def _result(file: Path) -> Mapping[str, Any]:
     result = mapping(json_of(file), file)
     status = need(result, "status", str, file)
     if status not in ("finished", "failed", "stopped"):
-        raise UserError(f"{file}: status is {status!r}; valid: finished, failed, stopped")
-    if result.get("evaluated_on") not in (None, *SPLITS):
-        raise UserError(f"{file}: evaluated_on is {result['evaluated_on']!r}; valid: {', '.join(SPLITS)}")
+        raise UserError(f"{file}: status is {status[:60]!r}; valid: finished, failed, stopped")
+    if str(result.get("evaluated_on")) not in ("None", *SPLITS):
+        raise UserError(f"{file}: evaluated_on is {str(result['evaluated_on'])[:60]!r}; valid: {', '.join(SPLITS)}")
     return result
 
 
@@ -147,14 +137,15 @@ def _metrics(file: Path, *, required: bool) -> dict[str, tuple[Record, ...]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line, parse_constant=lambda _: None)
+            record = loaded(line)
         except json.JSONDecodeError:
             if number == len(lines):
                 continue
             raise UserError(f"{file}: line {number} is not valid JSON") from None
         record = mapping(record, f"{file}: line {number}")
-        if record.get("event") in EVENTS:
+        if str(record.get("event")) in EVENTS:
             step = need(record, "step", int, f"{file}: line {number}")
+            shaped(record, Line, f"{file}: line {number}")
             last[record["event"], str(record.get("split", "")), step] = record
     ordered = [last[key] for key in sorted(last, key=lambda key: key[2])]
     return {event: tuple(record for record in ordered if record["event"] == event) for event in EVENTS}
@@ -165,7 +156,5 @@ def _diagnostics(folder: Path) -> dict[str, Record]:
     for file in sorted(folder.glob("*.json")):
         facts = mapping(json_of(file), file)
         kind = need(facts, "kind", str, file)
-        for key, what in DIAGNOSTICS.get(kind, {}).items():
-            need(facts, key, what, file)
-        found[kind] = facts
+        found[kind] = shaped(facts, FACTS[kind], file) if kind in FACTS else facts
     return found
