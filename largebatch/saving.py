@@ -31,7 +31,15 @@ class Progress:
 
     step: int = 0  # steps done
     seconds: float = 0.0  # spent in training steps, over all sessions
-    total_seconds: float = 0.0  # since the run began, over all sessions
+    seconds_before: float = 0.0  # of sessions before this one, everything included
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @property
+    def total_seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def save(self) -> dict[str, Any]:
+        return {"step": self.step, "seconds": self.seconds, "seconds_before": self.total_seconds}
 
 
 class Saves:
@@ -69,7 +77,7 @@ class Saves:
             "ema": self.ema.save_own() if self.ema else None,
         }
         beside = {
-            "progress": dataclasses.asdict(progress),
+            "progress": progress.save(),
             "accuracies": self.measure.accuracies,
             "update": self.update.save(),
             "observer": self.observer.save(),

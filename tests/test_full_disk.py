@@ -76,10 +76,10 @@ def test_a_full_disk_stops_no_training(recipe, disk):
 
     def act(step: int, loop: Loop) -> None:
         if step == 20:
-            loop.tell_save()
+            loop.account.save_ended()
             fill(disk)
         if step == 40:
-            loop.tell_save()
+            loop.account.save_ended()
             found = checkpoint.load_newest(run.directory / "checkpoints")
             assert found is not None
             good.append(found.path)
@@ -117,7 +117,7 @@ def test_a_disk_that_stays_full_leaves_the_last_good_checkpoint(recipe, disk):
 
     def act(step: int, loop: Loop) -> None:
         if step == 20:
-            loop.tell_save()
+            loop.account.save_ended()
             fill(disk)
 
     said = io.StringIO()

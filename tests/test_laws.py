@@ -60,6 +60,7 @@ ASSEMBLY = {
     "observe",
     "ranks",
     "saving",
+    "account",
     "dry_run",
     "doctor",
     "train",
