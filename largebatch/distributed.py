@@ -74,23 +74,24 @@ def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = Fal
         yield
         return
     _timeout = datetime.timedelta(minutes=timeout_minutes)
-    if launched:
-        _store, own_rank, ranks = next(dist.rendezvous("env://", timeout=_timeout))
-        _store = dist.PrefixStore(attempt(), _store)
-    else:
-        _store, own_rank, ranks = dist.HashStore(), 0, 1
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        timeout=_timeout,
-        device_id=device if device.type == "cuda" else None,
-        store=dist.PrefixStore("collectives", _store),
-        rank=own_rank,
-        world_size=ranks,
-    )
-    broken = False
+    with losses_told():
+        if launched:
+            _store, own_rank, ranks = next(dist.rendezvous("env://", timeout=_timeout))
+            _store = dist.PrefixStore(attempt(), _store)
+        else:
+            _store, own_rank, ranks = dist.HashStore(), 0, 1
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=_timeout,
+            device_id=device if device.type == "cuda" else None,
+            store=dist.PrefixStore("collectives", _store),
+            rank=own_rank,
+            world_size=ranks,
+        )
+    broken = False  # where this rank leaves alone, to leave the group would wait for the others
     try:
         yield
-    except Lost:
+    except (Lost, LocalError, MemoryError, torch.OutOfMemoryError):
         broken = True
         raise
     finally:
@@ -213,7 +214,8 @@ def losses_told() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in BROKEN):
             raise
         reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
-        raise Lost(f"rank {rank()} of {world_size()} has lost the others: {reason}") from error
+        own, ranks = (os.environ.get(key, "?") for key in ("RANK", "WORLD_SIZE"))
+        raise Lost(f"rank {own} of {ranks} has lost the others, or did not find them: {reason}") from error
 
 
 BROKEN = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Application timeout caused")

@@ -17,7 +17,7 @@ class LocalError(UserError):
 
 
 class Lost(Exception):
-    """The other ranks, or the connection to them, are gone: this process can only end, and be started anew."""
+    """The other ranks, or a machine's service, are gone: this process can only end, and be started anew."""
 
 
 def suggestion(word: str, valid: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -37,7 +38,8 @@ class Lines:
                 rest = rest[self._file.write(rest) :]
             self._waiting, self.problem = b"", None
         except OSError as error:
-            os.truncate(self.fileno(), size)
+            with contextlib.suppress(OSError):
+                os.truncate(self.fileno(), size)
             self.problem = error.strerror or str(error)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from largebatch import distributed
+from largebatch import distributed, watchdog
 from largebatch.assemble import Job
 from largebatch.averaging import Ema
 from largebatch.data.resident import ResidentSplit
@@ -120,3 +120,4 @@ class Measure:
             for micro_batches in stream:
                 for images, _ in micro_batches:
                     self.engine.predict(images)
+                    watchdog.alive()

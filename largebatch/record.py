@@ -249,10 +249,7 @@ class Recorder:
             return
         norm = f"  |g| {numbers['grad_norm']:.3g}" if numbers.get("grad_norm") is not None else ""
         loss = "none finite" if numbers["loss"] is None else f"{numbers['loss']:.4f}"
-        now = (
-            f"loss {loss}  lr {numbers['lr']:.4g}{norm}  "
-            f"{numbers['examples_per_second']:,.0f} examples/s"
-        )
+        now = f"loss {loss}  lr {numbers['lr']:.4g}{norm}  {numbers['examples_per_second']:,.0f} examples/s"
         self._write_log(f"step {numbers['step']}  epoch {numbers['epoch']:.3f}  {now}")
         if self._progress is not None:
             self._progress.update(self._task, completed=numbers["step"], now=now)

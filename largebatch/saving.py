@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from largebatch import checkpoint, distributed, record
+from largebatch import checkpoint, record
 from largebatch.assemble import Job
 from largebatch.averaging import Ema
 from largebatch.checkpoint import randomness
@@ -59,6 +59,7 @@ class Saves:
         self.update, self.observer, self.measure, self.ema, self.swap = update, observer, measure, ema, swap
         self.directory = directory / "checkpoints"
         self.last: Path | None = None  # the newest that is on the disk
+        self.beyond = 0  # steps of SWAP's workers that another world could not take over
         self.seconds_standing = 0.0  # that the loop stood still for the last save
         self.versions = record.versions()
         keep = checkpoint.Keep(**self.run.checkpoint.keep.model_dump())
@@ -90,8 +91,8 @@ class Saves:
         self.seconds_standing = time.perf_counter() - clock
 
     def number(self, step: int) -> int:
-        """Of the checkpoint: steps one after another, those of SWAP's workers included."""
-        return step + (self.swap.steps_of_this_rank if self.swap else 0)
+        """Of the checkpoint: steps one after another, those of SWAP's workers included; above those before it."""
+        return self.beyond + step + (self.swap.steps_of_this_rank if self.swap else 0)
 
     def ended(self) -> bool:
         """Whether a save has ended that :meth:`settle` has not told; on this rank."""
@@ -106,13 +107,15 @@ class Saves:
 
     def _facts(self, step: int) -> dict[str, Any]:
         """What the manifest says beside the state."""
-        examples = self.plan.examples_before(step)
+        examples, steps = self.plan.examples_before(step), step
+        if self.swap is not None and self.swap.averaged:
+            examples, steps = examples + self.swap.examples, steps + self.swap.steps
         return {
             "name": self.run.name,
             "step_of_loop": step,
             "examples_seen": examples,
             "epoch": examples / self.plan.dataset_size,
-            "accuracy_percent": self.measure.accuracies.get(step),
+            "accuracy_percent": self.measure.accuracies.get(steps),
             "evaluated_on": self.measure.evaluated_on,
             "seed": self.run.seed,
             "model": {**self.run.model.model_dump(), "num_classes": self.job.dataset.num_classes},
@@ -125,9 +128,7 @@ class Saves:
 
     def resume(self) -> tuple[Progress, list[str]]:
         """Go on from the newest checkpoint that is whole; what is worth saying about it."""
-        if distributed.is_first():
-            checkpoint.clear_up(self.directory)
-        distributed.gather(None)  # nobody looks before it is cleared
+        record.on_first_rank(lambda: checkpoint.clear_up(self.directory), str(self.directory))
         found = checkpoint.load_newest(self.directory)
         if found is None:
             return Progress(), []
@@ -143,6 +144,7 @@ class Saves:
         if self.ema is not None:
             self.ema.load(state["ema"], [own["ema"] for own in of_ranks])
         complaint = self.swap.load(state["swap"]) if self.swap is not None else None
+        self.beyond = checkpoint.step_of(found.path) - self.number(progress.step)
         changed = [
             f"{key.replace('_', ' ')} is {now}, it was {found.facts['machine'][key]}"
             for key, now in self.machine().items()

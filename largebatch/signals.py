@@ -45,15 +45,17 @@ def signals_noticed() -> Iterator[list[int]]:
 def stopped_with(number: int) -> int:
     """The exit code of a run that signal ``number`` stopped, left for the launch script, too."""
     code = 128 + number
-    if distributed.local_rank() == 0:
-        leave_exit_code(code)
+    leave_exit_code(code)
     return code
 
 
 def leave_exit_code(code: int) -> None:
+    """Every rank does, for the first of a machine that ends makes torchrun act; each writes the same."""
     if file := os.environ.get("LARGEBATCH_STOP_FILE"):
+        own = Path(f"{file}.{os.getpid()}")
         with suppress(OSError):
-            Path(file).write_text(f"{code} {os.environ.get(RESTARTS, '')}\n")
+            own.write_text(f"{code} {os.environ.get(RESTARTS, '')}\n")
+            os.replace(own, file)
 
 
 def stopped_before() -> int | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import rich.console
 import rich.padding
+import torch
 from torch import Tensor
 
 from largebatch import checkpoint, config, derive, distributed, record, watchdog
@@ -56,6 +57,12 @@ def train(
     console = console or rich.console.Console()
     if run.engine.name != "ddp" and not distributed.joined():
         raise UserError(f"engine.name = {run.engine.name} needs a process group; call train inside distributed.group")
+    with watched(run.timeout_minutes), distributed.losses_told():
+        return _train(run, device, console, quiet, command)
+
+
+def _train(run: config.Run, device: torch.device, console: rich.console.Console, quiet: bool, command: str) -> Result:
+    watchdog.now("the model and the data set")
     checkpoint.seed_rank(run.seed)
     directory = run.directory
     mllog = MlperfLog(directory / "mllog.txt") if run.record.mllog and distributed.is_first() else None
@@ -105,6 +112,7 @@ class Loop:
         self.observer = Observer(job, self.update)
         self.ranks = Ranks(job, self.update)
         self.saves = Saves(job, directory, self.update, self.observer, self.measure, self.ema, self.swap)
+        watchdog.now("the last checkpoint")
         self.progress, complaints = self.saves.resume()
         self.recorder = record.Recorder(
             directory,
@@ -142,7 +150,7 @@ class Loop:
 
     def run_to_the_end(self) -> Result:
         try:
-            with signals_noticed() as noticed, watched(self.job.run.timeout_minutes), distributed.losses_told():
+            with signals_noticed() as noticed, distributed.losses_told():
                 if self.swap is None or not self.swap.begun:
                     self.train_steps(noticed)
                 if self.swap is not None:
@@ -187,6 +195,8 @@ class Loop:
                     watchdog.now(f"the data of step {self.step + 1}")
                     continue
                 self.read(since=clock)
+                if stop and evaluating:
+                    self.save(wait=True)  # what sent the signal may not wait for an evaluation
                 if evaluating and not last:
                     self.look(f"the evaluation after step {self.step}")
                     self.measure.during(self.step)
@@ -242,6 +252,7 @@ class Loop:
             def stop() -> None:
                 watchdog.now("the workers' steps")
                 if number := flag.exchange(noticed[0] if noticed else 0):
+                    self.account.save_ended()
                     raise Stopped(number)
 
             for number in swap.rounds_left():

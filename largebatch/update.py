@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from largebatch import config, derive, distributed
+from largebatch import config, derive, distributed, watchdog
 from largebatch.assemble import Job
 from largebatch.averaging import Workers
 from largebatch.batch import Stage
@@ -141,6 +141,7 @@ class Update:
             if m is not None and self.perturbation is not None:
                 self.perturbation.undo()
             loss = part.detach() if loss is None else loss + part.detach()
+            watchdog.alive()
         if together and self.perturbation is not None:
             self.perturbation.undo()
         self.lap("other")
@@ -161,6 +162,7 @@ class Update:
             loss = self._loss(self.engine.predict(images), labels) / examples
             found = list(torch.autograd.grad(loss, self.weights, materialize_grads=True))
             total = found if total is None else list(torch._foreach_add(total, found))
+            watchdog.alive()
         assert total is not None
         if not alone:
             self.lap("communication")

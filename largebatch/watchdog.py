@@ -144,7 +144,11 @@ def verdict(standing: dict[int, Standing | None] | None, rank: int, place: str, 
         for number, one in known.items()
         if one.passed < furthest
     ]
-    late += [f"rank {number}, of which there is no sign of life" for number, one in standing.items() if one is None]
+    late += [
+        f"rank {number}, of which there is no word: it is gone, frozen, or still at work"
+        for number, one in standing.items()
+        if one is None
+    ]
     if not late:
         return (
             f"all {len(standing)} ranks have stood at {place} for {stood:.0f} s: the network between them does not "

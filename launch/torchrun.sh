@@ -43,6 +43,7 @@ if [[ -n ${NNODES-} && $NNODES != 1 ]]; then
   options+=("--nnodes=$NNODES" --rdzv-backend=c10d "--rdzv-endpoint=$RDZV_ENDPOINT" "--rdzv-id=${RDZV_ID:-largebatch}")
 elif [[ -n ${NNODES-} || -z ${PET_NNODES-} ]]; then
   options+=(--standalone)
+  export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} # nobody else is to connect
 fi
 case $1 in
   train | compare) options+=("--max-restarts=${MAX_RESTARTS:-${PET_MAX_RESTARTS:-3}}") ;; # they go on where they stopped

@@ -43,7 +43,7 @@ ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is 
     "models": SCIENCE,
     "data": SCIENCE | {"batch"},
     "engines": SCIENCE | {"batch", "distributed", "optim", "pieces"},
-    "checkpoint": SCIENCE | {"distributed", "pieces"},
+    "checkpoint": SCIENCE | {"distributed", "pieces", "watchdog"},
     "record": SCIENCE | {"distributed", "lines"},
     "evaluate": SCIENCE | {"distributed", "watchdog"},
     "diagnostics": SCIENCE,

@@ -42,7 +42,8 @@ def test_the_first_may_be_the_late_one():
 
 def test_one_that_says_nothing_is_named():
     assert sentences({0: at(GRADIENT, 15, 0), 1: None, 2: at(GRADIENT, 15, 2)}) == [
-        f"2 of 3 ranks waited 60 s at {GRADIENT} for rank 1, of which there is no sign of life"
+        f"2 of 3 ranks waited 60 s at {GRADIENT} for rank 1, of which there is no word: it is gone, frozen, or still "
+        "at work"
     ]
 
 
@@ -50,7 +51,7 @@ def test_the_late_and_the_silent_together():
     [sentence] = sentences({0: at(GRADIENT, 15, 0), 1: None, 2: at(DATA, 14, 2)})
     assert sentence.startswith("1 of 3 ranks waited 60 s")
     assert "rank 2 (host node2, process 1002), which has stood at" in sentence
-    assert sentence.endswith("; rank 1, of which there is no sign of life")
+    assert sentence.endswith("; rank 1, of which there is no word: it is gone, frozen, or still at work")
 
 
 def test_where_all_wait_in_the_same_place_it_is_the_network():

@@ -8,6 +8,7 @@ itself is not believed before it is compared: no tensor is made whose pieces are
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ import safetensors
 import torch
 from torch import Tensor
 
-from largebatch import distributed
+from largebatch import distributed, watchdog
 from largebatch.checkpoint import manifest, tree
 from largebatch.errors import UserError
 
+PATIENCE = 40  # seconds
 SMALL = 4096  # elements: copied out of the file, so that counters and the like do not keep it open
 
 
@@ -37,11 +39,7 @@ def load_newest(directory: Path, step: int | None = None, otherwise: str = ANEW)
 
     Refused where ranks see different folders. ``otherwise``: what to do where none can be read.
     """
-    paths = manifest.existing(directory) if step is None else [manifest.path_of(directory, step)]
-    if len({str(names) for names in distributed.gather([path.name for path in paths])}) > 1:
-        raise UserError(
-            f"the ranks see different checkpoints in {directory}; record.dir must be one folder that every rank sees"
-        )
+    paths = _listed(directory) if step is None else [manifest.path_of(directory, step)]
     if not paths and any(directory.glob("step-*.pt")):
         raise UserError(
             f"{directory} holds checkpoints of an earlier version, which this one does not read; {otherwise}"
@@ -61,6 +59,21 @@ def load_newest(directory: Path, step: int | None = None, otherwise: str = ANEW)
     if paths:
         raise UserError(f"no checkpoint in {directory} can be read; {otherwise}")
     return None
+
+
+def _listed(directory: Path) -> list[Path]:
+    """The checkpoints, newest first. A network file system may show another host an old list for a while."""
+    for again in range(PATIENCE, -1, -1):
+        paths = manifest.existing(directory)
+        if len({str(names) for names in distributed.gather([path.name for path in paths])}) == 1:
+            break
+        if not again:
+            raise UserError(
+                f"the ranks see different checkpoints in {directory}; record.dir must be one folder that every rank sees"
+            )
+        time.sleep(1)
+        watchdog.alive()
+    return paths
 
 
 def _looked_at(path: Path, rank: int, ranks: int) -> tuple[dict[str, Any] | None, str | None]:

@@ -15,6 +15,10 @@ from torch import Tensor
 
 from largebatch.pieces import Pieces
 
+DTYPES = (
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
+    "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "complex64",
+)  # fmt: skip
 Tensors = dict[str, Tensor | Pieces]
 
 
@@ -74,7 +78,6 @@ def restore(tree: Any, tensor: Callable[[str, tuple[int, ...], torch.dtype], Ten
 
 
 def dtype_of(word: str) -> torch.dtype:
-    found = getattr(torch, word, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"{word} is no type of a tensor")
-    return found
+    if word not in DTYPES:
+        raise ValueError(f"{word} is no type of a tensor that is saved")
+    return getattr(torch, word)

@@ -24,9 +24,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from largebatch import distributed
+from largebatch import distributed, watchdog
 from largebatch.checkpoint import manifest, tree
 from largebatch.checkpoint.retention import Keep, Saved, staying
+from largebatch.errors import Lost
 from largebatch.pieces import Pieces
 
 PATIENCE = 60  # seconds
@@ -52,6 +53,7 @@ class Copy(NamedTuple):
     shared_tree: Any
     own_tree: Any
     ready: Any  # a CUDA event, or None
+    device: int  # of it
 
 
 class Writer:
@@ -63,6 +65,7 @@ class Writer:
         self._staging: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
+        self._cut_off: str | None = None  # from the other ranks, and why
 
     def save(self, step: int, facts: dict[str, Any], shared: dict[str, Any], own: dict[str, Any]) -> None:
         """Begin to save; returns when everything is copied.
@@ -70,24 +73,33 @@ class Writer:
         ``shared`` is the same on every rank but for its :class:`~largebatch.pieces.Pieces`, ``own`` is this rank's.
         A save in progress is waited for first, its outcome kept for :meth:`take`.
         """
-        if self._thread is not None:
-            self._thread.join()
+        self._wait()
         copy = self._copied(shared, own)
         self._thread = threading.Thread(
             target=self._write, args=(step, facts, copy, time.perf_counter()), name="checkpoint", daemon=True
         )
         self._thread.start()
         if not self.asynchronous:
-            self._thread.join()
+            self._wait()
+
+    def _wait(self) -> None:
+        """Of a slow disk the watchdog is no judge."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(1.0)
+            watchdog.alive()
 
     def done(self) -> bool:
         return self._outcome is not None and not (self._thread and self._thread.is_alive())
 
     def take(self) -> Outcome | None:
-        """The outcome of the save in progress or of the last one, once; waits for it."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """The outcome of the save in progress or of the last one, once; waits for it.
+
+        Raises Lost where the threads of the ranks cannot speak to one another any more.
+        """
+        self._wait()
+        self._thread = None
+        if self._cut_off:
+            raise Lost(f"rank {distributed.rank()} cannot save together with the others: {self._cut_off}")
         outcome, self._outcome = self._outcome, None
         return outcome
 
@@ -117,21 +129,29 @@ class Writer:
         if any(tensor.is_cuda for tensor in (*in_file.values(), *along.values())):
             event = torch.cuda.Event()
             event.record()
-        return Copy({n: staged[n] for n in in_file}, {n: staged[n] for n in along}, shared_tree, own_tree, event)
+        device = torch.cuda.current_device() if event is not None else 0
+        mine_in_file, sent = ({name: staged[name] for name in names} for names in (in_file, along))
+        return Copy(mine_in_file, sent, shared_tree, own_tree, event, device)
 
     @torch.no_grad()
     def _staged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copies on the host, in the memory of the save before where it fits; pinned, so that CUDA need not wait."""
+        """Copies on the host, in the memory of the save before where it fits; pinned, so that CUDA need not wait.
+
+        They lie in memory as the tensors do: to lay them out otherwise takes longer than to copy them.
+        """
         before, self._staging = self._staging, {}
         for name, tensor in tensors.items():
             kept = before.get(name)
-            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-                kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            if kept is None or kept.dtype != tensor.dtype or layout_of(kept) != layout_of(tensor):
+                kept = torch.empty_like(tensor, device="cpu")
+                if tensor.is_cuda:
+                    with contextlib.suppress(RuntimeError):  # no memory to pin: the copy takes longer
+                        kept = kept.pin_memory()
             self._staging[name] = kept.copy_(tensor.detach(), non_blocking=True)
         return self._staging
 
     def _write(self, step: int, facts: dict[str, Any], copy: Copy, begun: float) -> None:
-        """The thread: never raises, always leaves an outcome, the same on every rank."""
+        """The thread: never raises, and leaves an outcome, the same on every rank."""
         outcome = None
         try:
             problem, finite, files = self._own_part(step, copy)
@@ -140,8 +160,8 @@ class Writer:
                 outcome = self._committed(step, facts, copy.shared_tree, found, begun)
             outcome = distributed.from_first(outcome, self._group)
         except Exception as error:  # a rank is gone, say
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            outcome = Outcome(step, None, reason, True, 0, time.perf_counter() - begun)
+            self._cut_off = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            outcome = Outcome(step, None, self._cut_off, True, 0, time.perf_counter() - begun)
         self._outcome = outcome
 
     def _own_part(self, step: int, copy: Copy) -> tuple[str | None, bool, dict[str, Any]]:
@@ -149,6 +169,7 @@ class Writer:
         folder = unfinished(self.directory, step)
         try:
             if copy.ready is not None:
+                torch.cuda.set_device(copy.device)  # a thread begins on the first one
                 copy.ready.synchronize()
             if ruined := not_finite(copy):
                 return f"{ruined} is not finite", False, {}
@@ -184,7 +205,7 @@ class Writer:
         if problems:
             shutil.rmtree(folder, ignore_errors=True)
         else:
-            with contextlib.suppress(OSError):  # the new one is there all the same
+            with contextlib.suppress(Exception):  # the new one is there all the same
                 remove_old(self.directory, self.keep, just_written=step)
         took = time.perf_counter() - begun
         return Outcome(step, None if problems else path, problems[0] if problems else None, finite, size, took)
@@ -198,6 +219,10 @@ def not_finite(copy: Copy) -> str | None:
     return None
 
 
+def layout_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(tensor.shape), tensor.stride()
+
+
 def unfinished(directory: Path, step: int) -> Path:
     path = manifest.path_of(directory, step)
     return path.with_name(path.name + manifest.UNFINISHED)
@@ -205,7 +230,7 @@ def unfinished(directory: Path, step: int) -> Path:
 
 def write_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """On the disk; ``{file's name: size and checksum}``."""
-    safetensors.torch.save_file(tensors, file)
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     file.chmod(0o644)  # the library leaves it to its owner alone
     flush(file)
     return {file.name: {"bytes": file.stat().st_size, "sha256": manifest.sha256_of(file)}}
@@ -227,26 +252,33 @@ def flush(path: Path) -> None:
 
 def take_name(folder: Path, path: Path) -> None:
     flush(folder)
+    aside = None
     if path.exists():  # of a save at the same step, damaged perhaps
-        remove(path)
+        aside = put_aside(path)
     os.replace(folder, path)
     flush(path.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
     flush(path.parent.parent)  # the first one's folder of checkpoints is new, too
 
 
 def remove(path: Path) -> None:
     """Out of sight first, so that nobody finds half of it."""
+    shutil.rmtree(put_aside(path), ignore_errors=True)
+
+
+def put_aside(path: Path) -> Path:
     aside = path.with_name(path.name + manifest.REMOVED)
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(path, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    return aside
 
 
 def remove_old(directory: Path, keep: Keep, just_written: int) -> None:
     """By the policy; a damaged checkpoint is nobody's last, and is left for whoever wants to look at it."""
     known = {}
     for path in manifest.existing(directory):
-        with contextlib.suppress(manifest.Damaged, KeyError):
+        with contextlib.suppress(manifest.Damaged, KeyError, TypeError):
             facts = manifest.read(path)
             known[path] = Saved(facts["step"], facts["epoch"], facts["accuracy_percent"])
     older = [saved for saved in known.values() if saved.step <= just_written]

@@ -43,7 +43,7 @@ def main() -> None:
 
         if (code := stopped_before()) is not None:
             sys.exit(code)
-    rank = 0
+    place, rank = None, 0
     arguments = [text for text in sys.argv[1:] if not text.startswith(("--local_rank=", "--local-rank="))]
     sys.argv[1:] = arguments
     try:
@@ -61,4 +61,6 @@ def main() -> None:
             from largebatch.signals import leave_exit_code
 
             leave_exit_code(2)  # a launcher would start the same mistake again
+        if isinstance(error, LocalError) and place and place.world_size > 1:
+            os._exit(2)  # as above
         sys.exit(2)

@@ -99,7 +99,8 @@ def compare(
         raise UserError("compare needs at least one recipe file")
     if tune not in (None, "lr"):
         raise UserError(f"--tune {tune} is not known; valid: lr")
-    with group(config.load(recipes[0], overrides).device, alone=True) as console:
+    first = config.load(recipes[0], overrides)
+    with group(first.device, alone=True, timeout_minutes=1.5 * first.timeout_minutes) as console:
         from largebatch import distributed
         from largebatch.compare import Interrupted, Tuning, compare
 
@@ -117,7 +118,9 @@ def compare(
             )
         except Interrupted as stop:
             console.print(f"stopped: {stop}", markup=False, soft_wrap=True)
-            raise typer.Exit(128 + (stop.result.signal or 0)) from None
+            from largebatch.signals import stopped_with
+
+            raise typer.Exit(stopped_with(stop.result.signal or 0)) from None
         if distributed.is_first():
             show_report([out], None, console)
 
@@ -154,10 +157,11 @@ def end_of_run(result: Any, console: rich.console.Console) -> None:
         )  # fmt: skip
         return
     console.print(f"{result.status}: {result.reason}", markup=False, highlight=False, soft_wrap=True)
-    if result.status == "failed":
-        raise typer.Exit(1)
-    from largebatch.signals import stopped_with
+    from largebatch.signals import leave_exit_code, stopped_with
 
+    if result.status == "failed":
+        leave_exit_code(1)  # started anew it would fail again
+        raise typer.Exit(1)
     raise typer.Exit(stopped_with(result.signal or 0))
 
 

@@ -42,12 +42,15 @@ from largebatch.data.dataset import Batch, Dataset, Placement, normalised, share
 from largebatch.data.facts import IMAGENET
 from largebatch.data.resident import HOLD_OUT_SEED
 from largebatch.data.unreadable import Reasons, Unreadable
-from largebatch.errors import LocalError, UserError
+from largebatch.errors import LocalError, Lost, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 _CENTRE_FRACTION = 0.875
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-_MACHINE_S = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # failures that say nothing about the image
+_MACHINE_S = {  # failures that say nothing about the image, and may pass
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class _Refusal(NamedTuple):
 
     unreadable: Reasons
     message: str
+    may_pass: bool = False  # the machine's fault, not the image's
 
 
 class _Reader(TorchDataset):
@@ -127,7 +131,7 @@ class _Reader(TorchDataset):
                 machine_s = isinstance(reason, MemoryError) or getattr(reason, "errno", None) in _MACHINE_S
                 message = f"{path} cannot be read as an image: {_told(reason)}"
                 if machine_s or self.at_most is None:
-                    return _Refusal({}, message)
+                    return _Refusal({}, message, machine_s)
                 unreadable[path] = _told(reason)
                 if len(unreadable) > self.at_most:
                     return _Refusal(unreadable, message)
@@ -187,7 +191,7 @@ class FolderSplit:
             if self.unreadable is not None:
                 self.unreadable.add(answer.unreadable)
             if isinstance(answer, _Refusal):
-                raise LocalError(answer.message)
+                raise Lost(answer.message) if answer.may_pass else LocalError(answer.message)
             images, labels = (t.to(placement.device, non_blocking=on_cuda) for t in (answer.images, answer.labels))
             yield normalised(images, IMAGENET, placement), labels
 

@@ -18,7 +18,7 @@ from largebatch.data.augment import example_generator
 from largebatch.data.facts import IMAGENET
 from largebatch.data.folder import FolderSplit, training_view
 from largebatch.data.unreadable import Unreadable
-from largebatch.errors import LocalError, UserError
+from largebatch.errors import LocalError, Lost, UserError
 from tests.data.conftest import CPU
 from tests.data.test_folder import build_folder, collected, files_of, plan_of, same, wait_until_gone
 
@@ -159,7 +159,7 @@ def test_a_failure_of_the_machine_is_not_the_images(image_root: Path, monkeypatc
 
     monkeypatch.setattr(folder.Image, "open", fails)
     dataset = build_folder(image_root, unreadable_share=0.9)
-    with pytest.raises(LocalError, match="(Too many open files|no memory)$"):
+    with pytest.raises(Lost, match="(Too many open files|no memory)$"):
         collected(dataset, plan_of(dataset))
     assert not unreadable_of(dataset).met
 
