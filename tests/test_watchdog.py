@@ -85,8 +85,8 @@ class Store(dict):
     def check(self, keys: list[str]) -> bool:
         return all(key in self for key in keys)
 
-    def delete_key(self, key: str) -> bool:
-        return self.pop(key, None) is not None
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        return [self[key].encode() for key in keys]
 
     def set_timeout(self, timeout: Any) -> None:
         pass
@@ -145,15 +145,17 @@ def test_who_moves_is_left_alone_and_takes_back_what_it_wrote(first_of_two):
     thread = threading.Thread(target=watchdog._look_on, args=(store, 4.0, ended))
     thread.start()
     deadline = time.monotonic() + 30
-    while "standing/0" not in store and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert json.loads(store["standing/0"])[1] == DATA
-    watchdog.alive()
-    while "standing/0" in store and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert "standing/0" not in store
-    ended.set()
-    thread.join()
+    try:
+        while not store.get("standing/0") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert json.loads(store["standing/0"])[1] == DATA
+        watchdog.alive()
+        while store["standing/0"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert store["standing/0"] == ""
+    finally:
+        ended.set()
+        thread.join()
     assert first_of_two == []
 
 

@@ -69,7 +69,7 @@ def _listed(directory: Path) -> list[Path]:
             break
         if not again:
             raise UserError(
-                f"the ranks see different checkpoints in {directory}; record.dir must be one folder that every rank sees"
+                f"the ranks see different checkpoints in {directory}; record.dir must be one folder that all ranks see"
             )
         time.sleep(1)
         watchdog.alive()
