@@ -21,10 +21,9 @@ from torch.distributed.tensor import DTensor
 
 from largebatch.batch import BatchPlan
 from largebatch.dry_run.trace import fake_addresses_allowed
-from largebatch.engines import Ddp, DeepSpeed, Engine, Fsdp
+from largebatch.engines import Ddp, DeepSpeed, Fsdp
 from largebatch.engines.deepspeed import check_one_after_another
 from largebatch.engines.engine import check_cut, check_exact
-from largebatch.errors import UserError
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.shards import Partition, Segment
 
@@ -154,21 +153,10 @@ class FakeFsdp(Fsdp):
 class FakeZero(DeepSpeed):
     """Stages 0, 1 and 2."""
 
-    def __init__(
-        self, mode: Any, device: torch.device, precision: str, channels_last: bool, compile: bool,
-        zero: int = 1, weights: str = "fp32",
-    ) -> None:  # fmt: skip
-        if precision in ("fp16", "fp64"):
-            raise UserError(f"precision = {precision} runs on engine.name = ddp or fsdp; deepspeed takes fp32 and bf16")
-        if weights == "bf16" and (precision != "bf16" or zero == 0):
-            raise UserError("engine.weights = bf16 needs precision = bf16 and engine.zero = 1 or 2")
-        Engine.__init__(self, device, precision, channels_last, compile)
-        self.mode, self.zero = mode, zero
-        self.half = weights == "bf16"
-        self.weights: Any = torch.bfloat16 if self.half else torch.float32
-        if self.half:
-            self.autocast = torch.autocast(device.type, enabled=False)
-        self.partitions = {}
+    def __init__(self, mode: Any, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.mode = mode
+        self.half = self.weights is torch.bfloat16
         self.masters: list[Tensor] = []
         self.flats: list[Tensor] = []  # all weights of a group end to end
         self.bucket: Tensor | None = None

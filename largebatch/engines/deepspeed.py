@@ -59,7 +59,6 @@ class DeepSpeed(Engine):
         self.zero = zero
         self.weights = torch.bfloat16 if weights == "bf16" else torch.float32
         self.partitions: dict[int, Partition] = {}
-        self.deepspeed = installed(device)
         if self.weights is torch.bfloat16:
             self.autocast = torch.autocast(device.type, enabled=False)
 
@@ -73,11 +72,12 @@ class DeepSpeed(Engine):
         if self.zero:
             check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}")
         os.environ.setdefault("LOCAL_RANK", "0")  # alone there is no launcher to say so, and DeepSpeed insists
+        deepspeed = installed(self.device)
         if self.device.type == "cpu" and distributed.is_first():
             print("DeepSpeed may now compile its C++ extension for the CPU: about a minute, once", file=sys.stderr)
         with quiet():
-            self.deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())  # takes up the group there is
-            self.engine, *_ = self.deepspeed.initialize(
+            deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())  # takes up the group there is
+            self.engine, *_ = deepspeed.initialize(
                 model=self.model,
                 optimizer=self.optimizer,
                 config=configuration(plan, self.zero, self.max_grad_norm, self.weights),
