@@ -195,7 +195,7 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             raise UserError(
                 f"batch.bn_batch_size = {bn} is more than the {within} examples of {why[0]}; at most {within}"
             )
-        if 0 < share < bn:
+        if 0 < share < bn and not size % world_size:  # else refused with the batch
             synchronised_ranks(run, world_size)
             stated = stated or share
         else:

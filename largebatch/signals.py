@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from largebatch import distributed
+from largebatch.errors import Lost
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -37,6 +38,9 @@ def signals_noticed() -> Iterator[list[int]]:
     before = {number: signal.signal(number, notice) for number in STOPPING}
     try:
         yield noticed
+    except Lost:
+        before = dict.fromkeys(STOPPING, signal.SIG_IGN)  # a launcher's may not come before the reason is told
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -187,6 +187,7 @@ class Loop:
                 recording = (self.step + 1) % run.record.every_steps == 0
                 self.one_step(micro_batches, measure=recording)
                 self.progress.step += 1
+                recording = recording or len(self.update.skipped) > run.nonfinite_gradients.at_most
                 watchdog.now(f"the end of step {self.step}")
                 last = self.phase_1_is_over() or self.step == plan.steps or self.update.complete
                 evaluating, saving = self.step in evaluations, self.step in saves

@@ -26,7 +26,7 @@ while [[ ${1-} == --*=* ]]; do
   options+=("$1")
   shift
 done
-if [[ $# -eq 0 ]]; then
+if [[ $# -eq 0 || $1 == -* ]]; then
   echo "usage: ${0##*/} [--torchrun-option=value ...] COMMAND [ARGUMENT ...], such as: ${0##*/} train CONFIG" >&2
   exit 2
 fi
@@ -67,11 +67,17 @@ set -m
 agent=$!
 # Where another machine was stopped, its ranks tell ours, and our torchrun would wait for that machine to come back.
 (
-  until
-    until [[ -s $LARGEBATCH_STOP_FILE ]]; do sleep 1; done
-    sleep "$STOP_SECONDS"
-    [[ -s $LARGEBATCH_STOP_FILE ]] # else a machine joined, and the ranks went on
-  do :; done
+  while :; do
+    sleep 1
+    code=
+    read -r code _ <"$LARGEBATCH_STOP_FILE" || true
+    case $code in
+      '' | 0) continue ;;                # at work, or finished
+      1 | 2) break ;;                    # started again it would end the same way
+      *) sleep "$STOP_SECONDS" ;;        # saving
+    esac
+    [[ ! -s $LARGEBATCH_STOP_FILE ]] || break # else a machine joined, and the ranks went on
+  done
   kill -TERM "$agent"
 ) >/dev/null 2>&1 &
 watch=$!

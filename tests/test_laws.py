@@ -30,7 +30,7 @@ ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is 
     "derive": SCIENCE | {"config", "batch", "schedules"},
     "combinations": SCIENCE | {"config"},
     "mllog": SCIENCE,
-    "signals": {"distributed"},
+    "signals": SCIENCE | {"distributed"},
     "terminal_plot": set(),
     "launched": SCIENCE,
     "lines": set(),

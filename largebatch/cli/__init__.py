@@ -50,6 +50,10 @@ def main() -> None:
         place = launched.adopt(os.environ)
         rank = place.rank if place else 0
         app(args=arguments)
+    except SystemExit as ended:
+        if ended.code == 2:  # a slip on the command line
+            say_to_the_launcher(2)
+        raise
     except Lost as error:
         print(f"largebatch: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # what is left of the group would wait for the others
@@ -57,10 +61,15 @@ def main() -> None:
         if rank == 0 or isinstance(error, LocalError):
             whose = f"rank {rank}: " if rank else ""
             print(f"largebatch: {whose}{error}", file=sys.stderr, flush=True)
-        if "LARGEBATCH_STOP_FILE" in os.environ:
-            from largebatch.signals import leave_exit_code
-
-            leave_exit_code(2)  # a launcher would start the same mistake again
+        say_to_the_launcher(2)
         if isinstance(error, LocalError) and place and place.world_size > 1:
             os._exit(2)  # as above
         sys.exit(2)
+
+
+def say_to_the_launcher(code: int) -> None:
+    """It would start the same mistake again."""
+    if "LARGEBATCH_STOP_FILE" in os.environ:
+        from largebatch.signals import leave_exit_code
+
+        leave_exit_code(code)

@@ -148,7 +148,10 @@ def fetch(
 
 
 def end_of_run(result: Any, console: rich.console.Console) -> None:
+    from largebatch.signals import leave_exit_code, stopped_with
+
     if result.status == "finished":
+        leave_exit_code(0)  # whatever signal came too late to stop it
         numbers = result.numbers
         console.print(
             f"{numbers['test_accuracy_percent']:.2f} % on {numbers['evaluated_on'].replace('_', '-')} after "
@@ -157,8 +160,6 @@ def end_of_run(result: Any, console: rich.console.Console) -> None:
         )  # fmt: skip
         return
     console.print(f"{result.status}: {result.reason}", markup=False, highlight=False, soft_wrap=True)
-    from largebatch.signals import leave_exit_code, stopped_with
-
     if result.status == "failed":
         leave_exit_code(1)  # started anew it would fail again
         raise typer.Exit(1)

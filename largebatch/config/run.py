@@ -56,7 +56,7 @@ class Run(Section):
     channels_last: bool | None = None  # else wherever the model has convolutions
     compile: bool = False
     deterministic: bool = False  # same seed and world: the same bits; refuses operations that have no such form
-    timeout_minutes: PositiveFloat = 10  # a rank that stands still for so long ends the run, and is named
+    timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 10  # a rank that stands still so long is named; all end
     resume: Literal["auto", "never"] = "auto"
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
