@@ -92,11 +92,17 @@ def show(tmp_path: Path) -> Callable[..., tuple[int, list[str], dict[str, str]]]
     return run
 
 
+def heeds_interrupts() -> None:
+    """A suite that a shell started in the background ignores SIGINT, and no script can trap what it inherits ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def started(folder: Path, *command: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         list(map(str, command)), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=environment(**{"PYTHON": sys.executable, "TMPDIR": str(folder), "PYTHONPATH": str(folder), **variables}),
+        preexec_fn=heeds_interrupts,
     )  # fmt: skip
     try:
         yield process

@@ -22,6 +22,7 @@ from largebatch.doctor.facts import Facts
 from largebatch.doctor.judge import judge
 from largebatch.doctor.look import existing, look
 from largebatch.doctor.recipe import of_recipe
+from largebatch.errors import Lost
 
 SIZES = (4, 2**20, 16 * 2**20)  # bytes of an all-reduce: latency, a small model, a bucket of a large one
 REPEATS = 5
@@ -39,12 +40,12 @@ def together() -> Iterator[None]:
     group = distributed.group(torch.device("cpu"), timeout_minutes=JOIN_MINUTES)
     try:
         group.__enter__()
-    except dist.DistError as error:
+    except Lost as error:
         place = launched.place_of(os.environ)
         where = f"{place.world_size} ranks at {place.address}:{place.port}" if place else "ranks"
         raise NotTogether(
             f"the {where} did not come together within {JOIN_MINUTES:g} minutes; check that all were started, that "
-            f"MASTER_ADDR is rank 0's host and that its port is reachable ({str(error).splitlines()[0]})"
+            f"MASTER_ADDR is rank 0's host and that its port is reachable ({str(error.__cause__).splitlines()[0]})"
         ) from error
     try:
         yield
