@@ -93,7 +93,7 @@ def show(tmp_path: Path) -> Callable[..., tuple[int, list[str], dict[str, str]]]
 
 
 def heeds_interrupts() -> None:
-    """A suite that a shell started in the background ignores SIGINT, and no script can trap what it inherits ignored."""
+    """A suite that a shell started in the background ignores SIGINT; no script can trap what it inherits ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
