@@ -11,9 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
+
+from largebatch.checkpoint.writer import save_tensors
 
 SUFFIXES = (".safetensors", ".pt")
 
@@ -28,8 +29,7 @@ def write_weights(file: Path, weights: dict[str, Tensor], about: dict[str, Any])
         else:
             own = {name: tensor.clone() for name, tensor in weights.items()}  # tied weights share memory, files do not
             words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-            safetensors.torch.save_file(own, unfinished, metadata={"format": "pt", **words})
-            unfinished.chmod(0o644)  # the library leaves it to its owner alone
+            save_tensors(unfinished, own, {"format": "pt", **words})
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -132,20 +132,16 @@ class Tensors:
             if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
                 raise manifest.Damaged(f"{name} is of another shape or type")
             return tensor.clone() if tensor.numel() <= SMALL else tensor
-        pieces = sorted((start_of(key), file, key) for file, key in places)
-        end = 0
-        for start, file, key in pieces:
+        end, pieces = 0, []
+        for start, file, key in sorted((start_of(key), file, key) for file, key in places):
             values = self.files[file].get_tensor(key).reshape(-1)
             if start != end or values.dtype != dtype:
                 raise manifest.Damaged(f"the pieces of {name} do not fit together")
             end += len(values)
+            pieces.append(values)
         if end != math.prod(shape):
             raise manifest.Damaged(f"{name} is not whole")
-        flat = torch.empty(end, dtype=dtype)
-        for start, file, key in pieces:
-            values = self.files[file].get_tensor(key).reshape(-1)
-            flat[start : start + len(values)] = values
-        return flat.view(shape)
+        return torch.cat(pieces).view(shape) if pieces else torch.empty(shape, dtype=dtype)
 
     def __enter__(self) -> Tensors:
         for file in self.files.values():

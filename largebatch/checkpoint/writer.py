@@ -228,10 +228,14 @@ def unfinished(directory: Path, step: int) -> Path:
     return path.with_name(path.name + manifest.UNFINISHED)
 
 
+def save_tensors(file: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, about)
+    file.chmod(0o644)  # the library leaves it to its owner alone
+
+
 def write_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """On the disk; ``{file's name: size and checksum}``."""
-    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-    file.chmod(0o644)  # the library leaves it to its owner alone
+    save_tensors(file, tensors)
     flush(file)
     return {file.name: {"bytes": file.stat().st_size, "sha256": manifest.sha256_of(file)}}
 
