@@ -47,8 +47,8 @@ def assemble(
     """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own."""
     precision = precision_of(run.precision, device)
     check_combinations(run, precision)
-    dataset = dataset or dataset_of(run.data)
-    plan = plan_of(run, len(dataset.train), dataset.image_shape, device)
+    dataset = dataset or dataset_of(run)
+    plan = plan_of(run, len(dataset.train), dataset.largest_shape, device)
     lr = derive.learning_rate_of(run, plan)
     model = with_batch_norm(run, model_of(run, dataset), plan)
     channels_last = run.channels_last
@@ -81,12 +81,30 @@ def model_of(run: config.Run, dataset: data.Dataset) -> nn.Module:
             f"{dataset.num_classes} classes"
         )
     model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, run.seed, arguments)
+    for side in dataset.sizes.all if dataset.sizes else ():
+        models.check(model, run.model.name, dataset.num_classes, (dataset.image_shape[0], side, side))
     models.check(model, run.model.name, dataset.num_classes, dataset.image_shape)
     return model
 
 
-def dataset_of(section: config.Data) -> data.Dataset:
-    return data.build(section.name, **section.model_dump(exclude={"name"}))
+def dataset_of(run: config.Run) -> data.Dataset:
+    arguments = run.data.model_dump(exclude={"name", "image_size"})
+    return data.build(run.data.name, **arguments, image_size=sizes_of(run))
+
+
+def sizes_of(run: config.Run) -> data.Sizes | None:
+    section, stretch = run.data.image_size, derive.stretch_of(run)
+    if section is None:
+        return None
+    until = None if section.until_epoch is None else section.until_epoch * stretch
+    return data.Sizes(
+        section.first,
+        section.last,
+        evaluate=section.evaluate or section.last,
+        from_epoch=section.from_epoch * stretch,
+        until_epoch=until,
+        multiple_of=section.multiple_of,
+    )
 
 
 def plan_of(run: config.Run, dataset_size: int, image_shape: tuple[int, int, int], device: torch.device) -> BatchPlan:

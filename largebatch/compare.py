@@ -80,7 +80,7 @@ def compare(
     rows = rows_of(recipes, vary, overrides)
     runs = {row.id: row.run() for row in rows}
     if tuning is not None and tuning.hold_out is None:
-        size = min(len(dataset_of(run.data).train) for run in runs.values())
+        size = min(len(dataset_of(run).train) for run in runs.values())
         tuning = dataclasses.replace(tuning, hold_out=size // 6)
     for row in rows:
         check(row, tuning)
@@ -119,10 +119,10 @@ def check(row: Row, tuning: Tuning | None) -> None:
     if tuning is not None and run.lr.base is None:
         raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
     check_combinations(run, run.precision)
-    dataset = dataset_of(run.data)
+    dataset = dataset_of(run)
     device = distributed.choose_device(run.device)
     try:
-        plan = plan_of(run, len(dataset.train), dataset.image_shape, device)
+        plan = plan_of(run, len(dataset.train), dataset.largest_shape, device)
         learning_rate_of(run, plan)
         for stage in plan.stages:
             noise_part(run, stage, plan.world_size)

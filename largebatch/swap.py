@@ -56,7 +56,7 @@ class Swap:
         self.schedule = derive.schedule_of(self.section.lr, plan)
 
     def worker_plan(self, worker: int) -> BatchPlan:
-        largest = derive.largest_micro_batch(self.job.device.type, self.job.dataset.image_shape)
+        largest = derive.largest_micro_batch(self.job.device.type, self.job.dataset.largest_shape)
         return derive.worker_plan(self.job.run, self.job.plan.dataset_size, distributed.world_size(), largest, worker)
 
     def tensors(self) -> list[Tensor]:

@@ -73,7 +73,7 @@ def weights_of(directory: Path) -> dict[str, torch.Tensor]:
 def model_at(directory: Path) -> tuple[torch.nn.Module, Any]:
     """The model once more, from the checkpoint and by hand; in float64, in evaluation mode."""
     run = config.load(directory / "run.yaml")
-    dataset = dataset_of(run.data)
+    dataset = dataset_of(run)
     model = model_of(run, dataset)
     model.load_state_dict(weights_of(directory))
     return model.double().eval(), dataset

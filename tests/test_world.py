@@ -35,7 +35,7 @@ with distributed.group(device):
         run = config.load(file, [f"record.dir={directory}/world{world}/{file.stem}"])
         result = train(run, quiet=True)
         end[file.stem] = result.numbers
-        plan = plan_of(run, len(dataset_of(run.data).train), (1, 8, 8), device)
+        plan = plan_of(run, len(dataset_of(run).train), (1, 8, 8), device)
         mine = [plan.examples_of(step, rank).indices for step in range(plan.steps)]
         joined = [np.concatenate(parts).tolist() for parts in zip(*distributed.gather(mine))]
         end[file.stem]["examples"] = joined

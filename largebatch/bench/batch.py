@@ -87,7 +87,7 @@ def measure(
     if run.averaging.name != "none" or run.ema is not None:
         raise UserError("bench batch measures updates of one set of weights; leave averaging and ema out")
     device = distributed.choose_device(run.device)
-    dataset = dataset_of(run.data)
+    dataset = dataset_of(run)
     if not isinstance(dataset.train, ResidentSplit):
         raise UserError(f"bench batch measures sets that live on the device; {run.data.name} is read from files")
     if dataset.train.augment != "none":

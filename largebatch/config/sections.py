@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from largebatch.config.mistakes import shown
+
 MOST = 10**12  # and LARGEST: what follows from numbers of this size is a number still
 LARGEST = 1e30
 PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
@@ -41,17 +43,65 @@ class Model(BaseModel):
         return dict(self.model_extra or {})
 
 
+class ImageSizes(Section):
+    """The side of training images grows linearly between two epochs, in multiples; tests have a side of their own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    first: PositiveInt = Field(alias="from")
+    last: PositiveInt = Field(alias="to")
+    evaluate: PositiveInt | None = None  # unset: as ``to``
+    from_epoch: NonNegativeFloat = 0.0
+    until_epoch: PositiveFloat | None = None  # unset: to the end of the budget
+    multiple_of: PositiveInt = 32  # so a run has few shapes, and each is compiled once
+
+    @property
+    def is_constant(self) -> bool:
+        return self.first == self.last == (self.evaluate or self.last)
+
+    @pydantic.model_validator(mode="after")
+    def growing(self) -> ImageSizes:
+        if self.last < self.first:
+            raise ValueError(f"data.image_size.to = {self.last} is below data.image_size.from = {self.first}")
+        if self.until_epoch is not None and self.until_epoch <= self.from_epoch:
+            raise ValueError(
+                f"data.image_size.until_epoch = {self.until_epoch:g} should be above data.image_size.from_epoch = "
+                f"{self.from_epoch:g}"
+            )
+        return self
+
+
 class Data(Section):
     name: str
     root: str | None = None  # folder of the files; else $LARGEBATCH_DATA, else the cache folder
-    image_size: PositiveInt | None = None
+    image_size: ImageSizes | None = None  # a number is that side throughout; unset: 224
     augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
+    color_jitter: Fraction = 0.0  # brightness, contrast and saturation each by a factor in 1 ± this; image sets only
     hold_out: NonNegativeInt = 0  # training examples set aside and evaluated in place of the test set
-    workers: NonNegativeInt | None = None  # processes that read image folders
+    decode: Literal["turbo", "pillow", "nvjpeg", "dali"] = "turbo"  # who makes pixels of JPEG
+    workers: NonNegativeInt | None = None  # processes (threads of dali) that read and decode images
+    shuffle_shards: PositiveInt = 16  # of an object store's shards: so many are shuffled together
     unreadable_share: Fraction = 0.0  # of the training images may be unreadable; another stands in for each
     num_classes: PositiveInt | None = None  # synthetic only, like the next two
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     examples: PositiveInt | None = None
+
+    @pydantic.field_validator("image_size", mode="before")
+    @classmethod
+    def one_side(cls, written: Any) -> Any:
+        if isinstance(written, int) and not isinstance(written, bool):
+            if written < 1:
+                raise ValueError(f"data.image_size = {written} is out of range; at least 1")
+            return {"from": written, "to": written}
+        if written is not None and not isinstance(written, (dict, ImageSizes)):
+            raise ValueError(f"data.image_size = {shown(written)} should be a whole number or {{from: 128, to: 192}}")
+        return written
+
+    @pydantic.field_serializer("image_size")
+    def as_a_number(self, sizes: ImageSizes | None) -> Any:
+        if sizes is None:
+            return None
+        return sizes.first if sizes.is_constant else sizes.model_dump(mode="json", by_alias=True)
 
 
 class Ramp(Section):

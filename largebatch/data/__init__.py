@@ -20,9 +20,10 @@ from largebatch.data.facts import FACTS, Facts, uniform
 from largebatch.data.folder import image_folder
 from largebatch.data.formats import Arrays
 from largebatch.data.resident import ResidentSplit, held_out
+from largebatch.data.sizes import Sizes, constant
 from largebatch.errors import UserError, suggestion
 
-__all__ = ["NAMES", "Dataset", "Placement", "Split", "build"]
+__all__ = ["NAMES", "Dataset", "Placement", "Sizes", "Split", "build"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,13 @@ class _Wish:
 
     name: str
     root: str | None
-    image_size: int | None
+    sizes: Sizes | None
     augment: str
+    color_jitter: float
     hold_out: int
+    decode: str
     workers: int | None
+    shuffle_shards: int
     unreadable_share: float
     num_classes: int | None
     image_shape: tuple[int, int, int] | None
@@ -46,10 +50,13 @@ def build(
     name: str,
     *,
     root: str | None = None,
-    image_size: int | None = None,
+    image_size: Sizes | int | None = None,
     augment: str = "auto",
+    color_jitter: float = 0.0,
     hold_out: int = 0,
+    decode: str = "turbo",
     workers: int | None = None,
+    shuffle_shards: int = 16,
     unreadable_share: float = 0.0,
     num_classes: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -70,14 +77,29 @@ def build(
     if name not in _BUILDERS:
         raise UserError(f"data.name = {name!r} is not a data set{suggestion(name, NAMES)}")
     wish = _Wish(
-        name, root, image_size, augment, hold_out, workers, unreadable_share, num_classes, image_shape, examples, seed
+        name=name,
+        root=root,
+        sizes=constant(image_size) if isinstance(image_size, int) else image_size,
+        augment=augment,
+        color_jitter=color_jitter,
+        hold_out=hold_out,
+        decode=decode,
+        workers=workers,
+        shuffle_shards=shuffle_shards,
+        unreadable_share=unreadable_share,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        examples=examples,
+        seed=seed,
     )
     _check(wish)
     return _BUILDERS[name](wish)
 
 
 def _check(wish: _Wish) -> None:
-    least = {"hold_out": 0, "image_size": 1, "workers": 0, "num_classes": 1, "examples": 1}
+    if wish.sizes is not None and wish.sizes.first < 1:
+        raise UserError(f"data.image_size = {wish.sizes.first} is out of range; at least 1")
+    least = {"hold_out": 0, "workers": 0, "num_classes": 1, "examples": 1}
     for key, bound in least.items():
         value = getattr(wish, key)
         if value is not None and value < bound:
@@ -139,7 +161,7 @@ def _digits(wish: _Wish) -> Dataset:
 
 def _synthetic(wish: _Wish) -> Dataset:
     """Uniform random pixels and labels: nothing to learn, any shape, for measuring throughput."""
-    size = wish.image_size or 32
+    size = wish.sizes.last if wish.sizes else 32
     shape, count = wish.image_shape or (3, size, size), wish.examples or 10_000
     classes = wish.num_classes or 10
     facts = Facts("synthetic", tuple(str(label) for label in range(classes)), shape, uniform(shape[0]))
@@ -157,9 +179,10 @@ def _synthetic(wish: _Wish) -> Dataset:
 
 def _resident(wish: _Wish, facts: Facts, load: Callable[[str], Arrays], source: str) -> Dataset:
     _, height, width = facts.shape
-    if wish.image_size is not None and (wish.image_size, wish.image_size) != (height, width):
+    sides = set() if wish.sizes is None else {*wish.sizes.all, wish.sizes.evaluate}
+    if sides - {height} or (sides and height != width):
         raise UserError(
-            f"data.image_size = {wish.image_size} does not fit data set {wish.name}; its images are {height}x{width}"
+            f"data.image_size = {max(sides)} does not fit data set {wish.name}; its images are {height}x{width}"
         )
     augment = augmentation.resolved(wish.augment, facts.augment, augmentation.RESIDENT, wish.name)
     train = load("train")
@@ -196,7 +219,7 @@ def _images(wish: _Wish) -> Dataset:
         raise UserError("data.root is missing: data set folder needs a folder with train/<class>/*.jpg")
     root = places.located(wish.name, wish.root).path
     dataset = image_folder(
-        wish.name, root, image_size=wish.image_size or 224, augment=augment, hold_out=wish.hold_out,
+        wish.name, root, image_size=wish.sizes.last if wish.sizes else 224, augment=augment, hold_out=wish.hold_out,
         workers=wish.workers, unreadable_share=wish.unreadable_share,
         classes_expected=1000 if wish.name == "imagenet" else None,
     )  # fmt: skip

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from largebatch.batch import BatchPlan
+from largebatch.data.sizes import Sizes
 
 Batch = tuple[Tensor, Tensor]  # images (m, C, H, W) normalised, labels (m,) int64
 
@@ -57,12 +58,20 @@ class Split(Protocol):
 class Dataset:
     name: str
     num_classes: int
-    image_shape: tuple[int, int, int]  # C, H, W as the model sees it
+    image_shape: tuple[int, int, int]  # C, H, W of a test image as the model sees it; ``sizes`` has training's
     train: Split
     test: Split  # with hold_out > 0: the held-out part of the training set
     classes: list[str]
     source: str  # what the files are and where they lie, for the log
     facts: Mapping[str, str] = field(default_factory=dict)  # more to print: augmentation, splits
+    sizes: Sizes | None = None  # the sides that training images have, where the set gives any side
+
+    @property
+    def largest_shape(self) -> tuple[int, int, int]:
+        """Of the images that a step may hold."""
+        if self.sizes is None:
+            return self.image_shape
+        return self.image_shape[0], self.sizes.last, self.sizes.last
 
 
 class Statistics(NamedTuple):

@@ -219,7 +219,8 @@ def opened(
             f"{directory} has no checkpoint to look at; train it with checkpoint.every_epochs above 0, which saves "
             "the last weights, too"
         )
-    dataset = dataset_of(run.data if augmented else run.data.model_copy(update={"augment": "none"}))
+    plain = run.data.model_copy(update={"augment": "none", "color_jitter": 0.0})
+    dataset = dataset_of(run if augmented else run.model_copy(update={"data": plain}))
     model = model_of(run, dataset)
     weights = whole_model(found.state)
     check_names(weights, {name: tuple(value.shape) for name, value in model.state_dict().items()})

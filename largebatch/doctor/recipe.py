@@ -31,11 +31,11 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Fact
 
     facts: Facts = {"name": run.name, "data": run.data.name, "dataset_source": None, "batch": None}
     attempt(lambda: check_combinations(run, precision_of(run.precision, device)))
-    dataset = attempt(lambda: dataset_of(run.data))
+    dataset = attempt(lambda: dataset_of(run))
     if dataset is None:
         return facts, complaints
     facts["dataset_source"] = dataset.source
-    plan = attempt(lambda: plan_of(run, len(dataset.train), dataset.image_shape, device))
+    plan = attempt(lambda: plan_of(run, len(dataset.train), dataset.largest_shape, device))
     if plan is not None:
         attempt(lambda: derive.learning_rate_of(run, plan))
         facts["batch"] = {

@@ -25,6 +25,7 @@ from largebatch.batch import BatchPlan, MicroBatch, factored
 from largebatch.data import augment, places
 from largebatch.data.dataset import Batch
 from largebatch.data.facts import FACTS
+from largebatch.data.sizes import constant
 from largebatch.dry_run.engines import FAKES
 from largebatch.engines import Engine
 from largebatch.errors import UserError, suggestion
@@ -111,7 +112,7 @@ def dataset_of(run: config.Run, cluster: Cluster) -> data.Dataset:
     if section.name not in data.NAMES:
         raise UserError(f"data.name = {section.name!r} is not a data set{suggestion(section.name, data.NAMES)}")
     if section.name in FROM_FOLDERS and cluster.examples is None and places.find(section.name, section.root):
-        found = assemble.dataset_of(section)
+        found = assemble.dataset_of(run)
         train, test = Described(len(found.train), 0), Described(len(found.test), 0)
         return dataclasses.replace(found, train=train, test=test)
     return described(run, cluster)
@@ -123,13 +124,13 @@ def described(run: config.Run, cluster: Cluster) -> data.Dataset:
     examples, _ = training_examples(section, cluster.examples)
     whole = examples + section.hold_out
     folder = section.name in FROM_FOLDERS
-    side = section.image_size or (224 if folder else 32)
+    sizes = assemble.sizes_of(run)
+    side = sizes.evaluate if sizes else 224 if folder else 32
     known = FACTS.get(section.name)
     shape = known.shape if known else section.image_shape or (3, side, side)
-    if known and section.image_size not in (None, shape[1]):
+    if known and sizes not in (None, constant(shape[1])):
         raise UserError(
-            f"data.image_size = {section.image_size} does not fit data set {section.name}; its images are "
-            f"{shape[1]}x{shape[2]}"
+            f"data.image_size = {side} does not fit data set {section.name}; its images are {shape[1]}x{shape[2]}"
         )
     standard = "resized_crop_flip" if folder else known.augment if known else "none"
     allowed = augment.FOLDER if folder else augment.RESIDENT
@@ -147,6 +148,7 @@ def described(run: config.Run, cluster: Cluster) -> data.Dataset:
         classes=[],
         source="sizes as published" if known or section.name == "imagenet" else "sizes as stated",
         facts={"augment": resolved},
+        sizes=sizes,
     )
 
 

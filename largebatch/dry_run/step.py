@@ -137,7 +137,7 @@ def micro_batches(job: Job, stage: Stage, count: int, trace: Trace) -> Iterator[
 
 def images(job: Job, count: int) -> Tensor:
     layout = torch.channels_last if job.placement.channels_last else torch.contiguous_format
-    return torch.empty(count, *job.dataset.image_shape, dtype=job.placement.dtype, memory_format=layout)
+    return torch.empty(count, *job.dataset.largest_shape, dtype=job.placement.dtype, memory_format=layout)
 
 
 def evaluation(job: Job) -> None:

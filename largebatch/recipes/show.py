@@ -98,7 +98,8 @@ def training_examples(data: config.Data, examples: int | None = None) -> tuple[i
 
 
 def largest_micro_batch(run: config.Run) -> int:
-    side = run.data.image_size or (224 if run.data.name in ("imagenet", "folder") else 32)
+    sizes = run.data.image_size
+    side = sizes.last if sizes else 224 if run.data.name in ("imagenet", "folder") else 32
     shape = run.data.image_shape or (3, side, side)
     return derive.largest_micro_batch("cpu" if run.device == "cpu" else "cuda", shape)
 

@@ -1,0 +1,46 @@
+"""The side of the images, step by step: progressive resizing.
+
+Small images first, large ones later: most epochs cost less, and the last ones see what the test set looks like (Howard
+2018, fast.ai's DAWNBench entry; Touvron et al. 2019, arXiv:1906.06423, on why tests want the larger side). The side
+grows linearly with the examples seen, in multiples, so that a run has a handful of shapes and each is compiled once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from largebatch.batch import BatchPlan
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """``first`` up to ``from_epoch``, ``last`` from ``until_epoch`` on (None: when the budget ends)."""
+
+    first: int
+    last: int
+    evaluate: int
+    from_epoch: float = 0.0
+    until_epoch: float | None = None
+    multiple_of: int = 32
+
+    def at(self, step: int, plan: BatchPlan) -> int:
+        """The side of the training images of ``step``, in pixels."""
+        begin = self.from_epoch * plan.dataset_size
+        end = plan.budget_examples if self.until_epoch is None else self.until_epoch * plan.dataset_size
+        seen = plan.examples_before(step)
+        if seen <= begin:
+            return self.first
+        if seen >= end:
+            return self.last
+        side = self.first + (self.last - self.first) * (seen - begin) / (end - begin)
+        return min(max(int(side // self.multiple_of) * self.multiple_of, self.first), self.last)
+
+    @property
+    def all(self) -> list[int]:
+        """Every side that training may have, ascending."""
+        between = range(-(-self.first // self.multiple_of) * self.multiple_of, self.last, self.multiple_of)
+        return sorted({self.first, *between, self.last})
+
+
+def constant(side: int) -> Sizes:
+    return Sizes(side, side, side)
