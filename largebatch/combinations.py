@@ -40,6 +40,18 @@ def check_combinations(run: config.Run, precision: str) -> None:
                     f"nonfinite_gradients.action = skip does not go with {name}; valid there: "
                     "nonfinite_gradients.action = stop"
                 )
+    if getattr(run.engine, "cuda_graphs", False):
+        varying = run.data.image_size is not None and run.data.image_size.first != run.data.image_size.last
+        for asked, name in (
+            (run.sam is not None, "sam"),
+            (alone, f"averaging.name = {run.averaging.name}"),
+            (run.batch.bn_batch_size is not None, "batch.bn_batch_size"),
+            (run.batch_norm.statistics == "last", "batch_norm.statistics = last"),
+            (run.batch.ramp is not None, "batch.ramp"),
+            (varying and not run.compile, "data.image_size that grows, without compile = true"),
+        ):
+            if asked:
+                raise UserError(f"engine.cuda_graphs = true does not go with {name}; leave engine.cuda_graphs out")
     if run.record.directions_every_steps and precision == "fp16":
         raise UserError(
             "record.directions_every_steps does not go with precision = fp16, whose gradients are scaled; valid: bf16, "

@@ -315,6 +315,7 @@ class RegimeAdaptation(Section):
 class DdpEngine(Section):
     name: Literal["ddp"] = "ddp"
     all_reduce: Literal["fp32", "fp16", "bf16"] = "fp32"  # the number format in which gradients travel
+    cuda_graphs: bool = False  # forward and backward replayed: where the micro-batch is small and the host too slow
 
 
 class FsdpEngine(Section):

@@ -2,6 +2,7 @@
 
 The gradient all-reduce overlaps with the last micro-batch's backward. ``all_reduce: fp16`` or ``bf16`` sends gradients
 in half precision (torch's communication hooks; Akiba et al. 2017, Jia et al. 2018): half the bytes, and a rounding.
+``cuda_graphs`` replays forward and backward: those of torch.compile where ``compile`` asks for it, else :mod:`.graphs`.
 
 Asked to (:meth:`Ddp.measure_parts`), it sums the squared norms of the gradients of parts of the global batch, each
 taken before it is added to the others: a rank's last part as DDP's buckets are about to be summed, those before it
@@ -22,7 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from largebatch import distributed
 from largebatch.batch import BatchPlan
+from largebatch.engines import graphs
 from largebatch.engines.engine import Engine
+from largebatch.errors import UserError
 from largebatch.optim.shards import is_dense, squares
 
 # The word for "each rank keeps its own buffers" changed after torch 2.11.
@@ -42,21 +45,36 @@ class Ddp(Engine):
     NAME = "ddp"
 
     def __init__(
-        self, device: torch.device, precision: str, channels_last: bool, compile: bool, all_reduce: str = "fp32"
+        self,
+        device: torch.device,
+        precision: str,
+        channels_last: bool,
+        compile: bool,
+        all_reduce: str = "fp32",
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__(device, precision, channels_last, compile)
         self.all_reduce = all_reduce
+        self.cuda_graphs = cuda_graphs and device.type == "cuda"  # elsewhere there are none, and nothing depends on it
+        self.compile_mode = "reduce-overhead" if self.cuda_graphs else "default"
+        self._captured = False
         self.parts: Parts | None = None
 
     @property
     def description(self) -> str:
-        return self.NAME if self.all_reduce == "fp32" else f"{self.NAME}, gradients summed in {self.all_reduce}"
+        summed = "" if self.all_reduce == "fp32" else f", gradients summed in {self.all_reduce}"
+        return f"{self.NAME}{summed}{', CUDA graphs' if self.cuda_graphs else ''}"
 
     def measure_parts(self, examples: int) -> None:
         """Call before :meth:`prepare`: measure the gradients of parts of so many examples."""
         self.parts = Parts(examples)
 
     def wrap(self, plan: BatchPlan) -> nn.Module:
+        if self.cuda_graphs and (most := max(stage.accumulation_steps for stage in plan.stages)) > 1:
+            raise UserError(
+                f"engine.cuda_graphs = true needs a single micro-batch in a step, and here there are {most}; set "
+                "batch.micro_batch_size to a rank's share, or leave engine.cuda_graphs out"
+            )
         if distributed.world_size() == 1:
             return self.model
         parallel = DistributedDataParallel(
@@ -85,6 +103,9 @@ class Ddp(Engine):
         return wrapper.no_sync()
 
     def forward(self, images: Tensor, last: bool = True) -> Tensor:
+        if self.cuda_graphs and not self.compile and not self._captured:
+            graphs.capture(self.model, images, self.half)
+            self._captured = True
         if self.parts is not None and self.parts.active:
             self.parts.seen += len(images)
         return super().forward(images, last)

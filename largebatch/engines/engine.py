@@ -34,6 +34,7 @@ from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.pieces import Pieces
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_SHAPES = 64  # of micro-batches that one run may compile; beyond them torch would silently run eagerly
 # Element by element, so that a shard is as good as the whole.
 ELEMENTWISE = (torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad)
 
@@ -49,9 +50,9 @@ class Engine(abc.ABC):
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.channels_last = channels_last
         self.compile = compile
-        self.autocast = torch.autocast(
-            device.type, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST
-        )
+        self.compile_mode = "default"
+        self.half = AUTOCAST.get(precision)
+        self.autocast = torch.autocast(device.type, self.half or torch.bfloat16, enabled=self.half is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.skips_nonfinite = False
         self.skipped = False  # whether the last step was
@@ -81,7 +82,12 @@ class Engine(abc.ABC):
         """What the forward pass of training calls."""
 
     def compiled(self) -> Any:
-        return torch.compile(self.parallel)
+        """Each shape is compiled for itself, once: a run has few (data.image_size), and fixed ones run faster."""
+        import torch._dynamo
+
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, MOST_SHAPES)
+        return torch.compile(self.parallel, dynamic=False, mode=self.compile_mode)
 
     def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around a forward pass: whether its gradients are summed over ranks."""
