@@ -1,5 +1,7 @@
 """The same bits at every run with the same seed and world: torch's deterministic mode, on and off again.
 
+Without it cuDNN tries its kernels at each new shape and keeps the fastest (``benchmark``): a run has few shapes.
+
 What torch, cuDNN and cuBLAS offer is switched on; TF32, autocast and the number formats stay as they are, since they
 round but do not vary. torch also fills memory that nobody has written (``fill_uninitialized_memory``): left on, because
 a kernel that reads such memory is one more way to differ. An operation that has no deterministic form is named.
@@ -25,12 +27,16 @@ REFUSAL = re.compile(r"^(?:.*: )?(?P<operation>.+?) does not have a deterministi
 
 @contextlib.contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Inside, torch is deterministic if ``on``; afterwards as it was before. Without ``on`` nothing is touched.
+    """Inside, torch is deterministic if ``on``, else cuDNN chooses by measuring; afterwards as it was before.
 
     To be entered before anything is computed on CUDA: cuBLAS reads its variable when it is first used.
     """
     if not on:
-        yield
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
         return
     with _workspace(), _mode():
         try:

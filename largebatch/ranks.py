@@ -1,7 +1,7 @@
 """What the step of every rank is made of, and which rank the others wait for (``record.ranks_every_steps``).
 
     data            until a micro-batch is there
-    compute         forward and backward, up to this rank's last gradient
+    compute         forward and backward, up to this rank's last gradient; each also for itself
     communication   from then on until the gradients are summed: the network, and waiting for slower ranks
     optimizer       the step, clipping included
 
@@ -33,7 +33,8 @@ from largebatch.observe import due
 from largebatch.record import Recorder
 from largebatch.update import Batches, Update
 
-PARTS: tuple[str, ...] = ("data", "compute", "communication", "optimizer", "step")
+PARTS: tuple[str, ...] = ("data", "compute", "forward", "backward", "communication", "optimizer", "step")
+DISJOINT: tuple[str, ...] = ("data", "forward", "backward", "communication", "optimizer")  # compute is two of them
 OWN: tuple[str, ...] = ("data", "compute", "optimizer")
 WORDS = {"data": "data wait", "compute": "compute", "optimizer": "optimizer step"}
 SLOW = 1.5  # times the median rank's own seconds
@@ -83,20 +84,20 @@ class Ranks:
         while True:
             self.lap("data")
             batch = next(iterator, None)
-            self.lap("compute")
+            self.lap("forward" if batch is not None else "other")
             if batch is None:
                 return
             yield batch
 
     def lap(self, part: str) -> None:
-        """From now on the step does ``part``: one of the PARTS, ``last_backward`` (compute, with hooks) or other."""
+        """From now on the step does ``part``: one of DISJOINT, ``last_backward`` (with hooks) or other."""
         if self.laps is None:
             return
         if self.hooks:
             self._take_gradient_ready()
         if part == "last_backward":
             self._watch_gradients()
-            part = "compute"
+            part = "backward"
         self.laps.append((part, self._now()))
 
     def _watch_gradients(self) -> None:
@@ -141,9 +142,10 @@ class Ranks:
         sums = dict.fromkeys(PARTS, 0.0)
         for (part, begin), (_, end) in itertools.pairwise(laps):
             sums[part] = sums.get(part, 0.0) + seconds_between(begin, end)
+        sums["compute"] = sums["forward"] + sums["backward"]
         sums["step"] = seconds_between(laps[0][1], laps[-1][1])
         if not self.separable:
-            sums |= dict.fromkeys(("compute", "communication", "optimizer"), math.nan)
+            sums |= dict.fromkeys(("compute", "forward", "backward", "communication", "optimizer"), math.nan)
         return [sums[part] for part in PARTS]
 
     def read(self, recorder: Recorder) -> None:

@@ -129,14 +129,14 @@ class Update:
         for number, (images, labels) in enumerate(micro_batches, start=1):
             if m is not None:
                 self._go_uphill([(images, labels)], m, alone=True)
+            self.lap("forward")
             with self._second_look():
                 outputs = self.engine.predict(images) if last is None else self.engine.forward(images, number == last)
             part = self.summed_loss(outputs, labels) / examples
+            self.lap("last_backward" if number == last else "backward")
             if last is None:
                 part.backward()
             else:
-                if number == last:
-                    self.lap("last_backward")
                 self.engine.backward(part)
             if m is not None and self.perturbation is not None:
                 self.perturbation.undo()
@@ -159,7 +159,9 @@ class Update:
         assert self.perturbation is not None
         total: list[Tensor] | None = None
         for images, labels in batches:
+            self.lap("forward")
             loss = self._loss(self.engine.predict(images), labels) / examples
+            self.lap("backward")
             found = list(torch.autograd.grad(loss, self.weights, materialize_grads=True))
             total = found if total is None else list(torch._foreach_add(total, found))
             watchdog.alive()
@@ -167,7 +169,7 @@ class Update:
         if not alone:
             self.lap("communication")
             distributed.sum_all_(total)
-            self.lap("compute")
+            self.lap("backward")
         self.perturbation.apply(total)
 
     def _follow_gain(self, step: int) -> None:

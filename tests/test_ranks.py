@@ -128,8 +128,12 @@ def test_the_rank_that_sleeps_is_named_and_what_it_slept_in(folder: Path, case: 
         if case != "optimizer":  # after the last step of all, nobody waits for it
             assert line["communication_seconds_most"] > NAP / 2
             assert line["slowest_communication_seconds"] < NAP / 2
-        parts = sum(line[f"slowest_{name}_seconds"] for name in ranks.PARTS[:-1])
+        parts = sum(line[f"slowest_{name}_seconds"] for name in ranks.DISJOINT)
         assert parts <= line["slowest_step_seconds"] + 1e-6
+        of_compute = line["slowest_forward_seconds"] + line["slowest_backward_seconds"]
+        assert of_compute == pytest.approx(line["slowest_compute_seconds"], abs=1e-9)
+        if case == "compute":  # it slept in Ddp.forward
+            assert line["slowest_forward_seconds"] > NAP - 1e-6 > line["slowest_backward_seconds"]
     (told,) = [line for line in sentences(folder / case) if "rank 1" in line]
     assert "rank 1 (host node1) is slow: 0." in told
     assert f"; {words} 0." in told
@@ -151,7 +155,7 @@ def test_a_rank_is_named_again_after_a_while(folder: Path):
 def test_with_shards_the_wait_for_data_is_told_and_nothing_else(folder: Path):
     for line in events(folder / "fsdp"):
         assert (line["slowest_rank"], line["slowest_part"]) == (1, "data")
-        for part in ("compute", "communication", "optimizer"):
+        for part in ("compute", "forward", "backward", "communication", "optimizer"):
             assert line[f"{part}_seconds_median"] is line[f"slowest_{part}_seconds"] is None
         assert line["own_seconds_slowest"] == line["data_seconds_most"] >= NAP
         assert line["step_seconds_most"] > NAP
@@ -189,21 +193,55 @@ def test_measuring_alone(recipe, tmp_path: Path, overrides: list[str]):
     for line in lines:
         assert (line["slowest_rank"], line["slowest_over_median"]) == (0, 1)
         assert line["examples_seen"] == 100 * line["step"]
-        known = [line[f"slowest_{part}_seconds"] for part in ranks.PARTS[:-1]]
+        known = [line[f"slowest_{part}_seconds"] for part in ranks.DISJOINT]
         assert known[0] > 0
         assert sum(seconds or 0.0 for seconds in known) <= line["slowest_step_seconds"]
         if "engine.name=fsdp" in overrides:
-            assert known[1:] == [None] * 3
+            assert known[1:] == [None] * 4
         else:
-            assert min(known[1], known[3]) > 0
-            assert known[2] >= 0
-            assert known[2] == 0 or overrides[0].startswith(("averaging", "lr", "sam")), "sums over a rank alone"
+            _, forward, backward, communication, optimizer = known
+            assert min(forward, backward, optimizer) > 0
+            assert line["slowest_compute_seconds"] == pytest.approx(forward + backward, abs=1e-9)
+            assert communication >= 0
+            assert communication == 0 or overrides[0].startswith(("averaging", "lr", "sam")), "sums over a rank alone"
     assert not sentences(tmp_path / "on")
     assert same_weights(tmp_path / "on", tmp_path / "off")
 
 
+class ScriptedClock:
+    """Each look at it is a second later; what was asked between two looks is known."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),  # laps, a second each: data, forward, backward, communication, optimizer; and the step
+    [
+        # data: the step, two micro-batches, and one look that finds no more; forward: the batch is there, then again
+        ([], (4, 4, 2, 0, 1)),
+        # the first passes see both micro-batches at once, the second ones take them from a list
+        (["sam.rho=0.05"], (4, 6, 4, 1, 1)),
+        (["sam.rho=0.05", "sam.m=50"], (4, 6, 4, 0, 1)),
+    ],
+)
+def test_every_second_falls_into_one_part(recipe, tmp_path: Path, monkeypatch, overrides, wanted):
+    monkeypatch.setattr(ranks, "time", ScriptedClock())
+    path = recipe(steps=3, epochs=None, record__ranks_every_steps=1, batch__micro_batch_size=50)
+    assert train(config.load(path, [f"record.dir={tmp_path}/run", *overrides]), quiet=True).status == "finished"
+    (line,) = events(tmp_path / "run")
+    assert tuple(line[f"slowest_{part}_seconds"] for part in ranks.DISJOINT) == wanted
+    other = line["slowest_step_seconds"] - sum(wanted)
+    assert other == int(other) > 0
+
+
 def rows(*own: float, step: float = 1.0) -> list[dict[str, float]]:
-    return [{"data": 0.1, "compute": seconds, "communication": 0.3, "optimizer": 0.05, "step": step} for seconds in own]
+    fixed = {"data": 0.1, "communication": 0.3, "optimizer": 0.05, "step": step}
+    return [{**fixed, "compute": seconds, "forward": seconds / 4, "backward": 3 * seconds / 4} for seconds in own]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +271,7 @@ def test_the_sentence():
     )
     assert found["communication_seconds_median"] == 0.3
     for row in of_ranks:
-        row |= dict.fromkeys(("compute", "communication", "optimizer"), math.nan)
+        row |= dict.fromkeys(("compute", "forward", "backward", "communication", "optimizer"), math.nan)
     found = ranks.summary(of_ranks, ["node01", "node01", "node07", "node07"])
     assert ranks.sentence(found, "fsdp") == (
         "rank 3 (host node07) is slow: it waits 0.220 s a step for data, median 0.100 s (fsdp does not tell computing "
@@ -248,8 +286,7 @@ def test_on_a_device_parts_are_times_between_events(recipe, tmp_path: Path):
         keys = [f"record.dir={tmp_path}/{name}", f"record.ranks_every_steps={every}", "deterministic=true"]
         train(config.load(path, keys), quiet=True)
     for line in events(tmp_path / "on"):
-        known = [line[f"slowest_{part}_seconds"] for part in ranks.PARTS[:-1]]
-        assert known[1] > 0
-        assert known[3] > 0
+        known = [line[f"slowest_{part}_seconds"] for part in ranks.DISJOINT]
+        assert min(known[1], known[2], known[4]) > 0
         assert 0 < sum(known) <= line["slowest_step_seconds"] * 1.001
     assert same_weights(tmp_path / "on", tmp_path / "off")
