@@ -5,13 +5,15 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 COMPARISON ?= comparisons/quickstart
 DEMO_OVERRIDES ?=
-GPU_PYTHON ?= $(BIN)/python
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_WHEELS ?=
+GPU_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check bench gpu-check clean
+.PHONY: help install demo test lint types check bench gpu-check gpu-wheels clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(READY) ## a .venv with the project and the pinned versions of constraints.txt
 
@@ -45,12 +47,11 @@ bench: install ## the trainer beside a bare PyTorch loop, on the quickstart's re
 	$(BIN)/largebatch data fetch fashion_mnist
 	$(BIN)/largebatch bench throughput configs/quickstart/lamb2019.yaml
 
-gpu-check: ## on a machine with CUDA: the gpu tests, and the measurements of results/gpu/ (GPU_PYTHON=..., torch 2.11 or newer)
-	mkdir -p results/gpu
-	$(GPU_PYTHON) -m pytest -m gpu
-	$(GPU_PYTHON) -m largebatch bench optimizer --device cuda --json results/gpu/optimizer.json
-	$(GPU_PYTHON) -m largebatch bench batch configs/studies/lecture/mnist.yaml --sizes 1,10,100,1000,10000,60000 \
-		--json results/gpu/batch-mnist.json --picture results/gpu/batch-mnist.svg
+gpu-check: ## on a machine with CUDA: its tests and measurements in 8 minutes (GPU_WHEELS=folder GPU_PYTHON=... GPU_OPTIONS=...)
+	PYTHONUNBUFFERED=1 $(GPU_PYTHON) tests/gpu_check.py $(if $(GPU_WHEELS),--wheels $(GPU_WHEELS)) $(GPU_OPTIONS)
+
+gpu-wheels: ## the wheels that such a machine may lack, into GPU_WHEELS (.whl unless named)
+	$(GPU_PYTHON) tests/gpu_check.py --fetch-wheels $(or $(GPU_WHEELS),.whl)
 
 clean: ## remove what make made, runs and comparisons excepted
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,13 @@ def model_of(run: config.Run, dataset: data.Dataset) -> nn.Module:
 
 def dataset_of(run: config.Run) -> data.Dataset:
     arguments = run.data.model_dump(exclude={"name", "image_size"})
-    return data.build(run.data.name, **arguments, image_size=sizes_of(run))
+    return data.build(run.data.name, **arguments, image_size=sizes_of(run), report=_told_once)
+
+
+def _told_once(text: str) -> None:
+    """Of what takes long before the run has a log."""
+    if distributed.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def sizes_of(run: config.Run) -> data.Sizes | None:

@@ -337,12 +337,27 @@ def words_of_stretch(run: config.Run) -> str:
     return f" ({stretch} times as many by regime adaptation)" if stretch > 1 else ""
 
 
+def words_of_sizes(run: config.Run) -> tuple[str, str] | None:
+    """What the sides of the images are, and when; None where they are the data set's own."""
+    sizes, stretch = run.data.image_size, stretch_of(run)
+    if sizes is None:
+        return None
+    tests = sizes.evaluate or sizes.last
+    if sizes.first == sizes.last:
+        return f"{sizes.last}" if tests == sizes.last else f"{sizes.last}, tests {tests}", "pixels a side"
+    until = "the end" if sizes.until_epoch is None else f"{sizes.until_epoch * stretch:g}"
+    when = f"pixels a side, epochs {sizes.from_epoch * stretch:g} to {until}, in multiples of {sizes.multiple_of}"
+    return f"{sizes.first} → {sizes.last}, tests {tests}", when
+
+
 def words_beside(run: config.Run, plan: BatchPlan) -> str:
     """What happens beside the loop, and inside batch norm."""
     found = [
         f"batch {stage.global_batch_size:,} from epoch {stage.first_example / plan.dataset_size:.4g}"
         for stage in plan.stages[1:]
     ]
+    if run.data.image_size is not None and not run.data.image_size.is_constant:
+        found.append(f"images of {' '.join(words_of_sizes(run) or ())}")
     epochs = plan.budget_examples / plan.dataset_size
     if late := [epoch for epoch, _ in growth_of(run)[0] if epoch >= epochs]:
         found.append(f"no growth at epoch {listed(late)}, after the end of the run")

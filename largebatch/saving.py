@@ -148,18 +148,20 @@ class Saves:
         changed = [
             f"{key.replace('_', ' ')} is {now}, it was {found.facts['machine'][key]}"
             for key, now in self.machine().items()
-            if found.facts["machine"][key] != now
+            if found.facts["machine"].get(key, now) != now
         ]
         return progress, found.complaints + changed + ([complaint] if complaint else [])
 
     def machine(self) -> dict[str, Any]:
-        """What the machine decided, and a resume on another one may change: batch norm sees the micro-batch."""
+        """What the machine decided, and a resume on another one may change: batch norm sees the micro-batch, a crop the
+        image as it was packed."""
         return {
             "world_size": self.plan.world_size,
             "micro_batch_size": self.plan.micro_batch_size,
             "precision": self.job.precision,
             "device": self.job.device.type,
             "engine": self.engine.description,
+            "pixels": self.job.dataset.pixels,
         }
 
     def close(self) -> None:

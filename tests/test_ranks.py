@@ -220,12 +220,12 @@ class ScriptedClock:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "wanted"),  # laps, a second each: data, forward, backward, communication, optimizer; and the step
+    ("overrides", "wanted"),  # seconds of data, forward, backward, communication, optimizer
     [
         # data: the step, two micro-batches, and one look that finds no more; forward: the batch is there, then again
         ([], (4, 4, 2, 0, 1)),
-        # the first passes see both micro-batches at once, the second ones take them from a list
-        (["sam.rho=0.05"], (4, 6, 4, 1, 1)),
+        # twice two passes over batches of a list; the way to w + ε counts as the backward before it
+        (["sam.rho=0.05"], (4, 6, 5, 1, 1)),
         (["sam.rho=0.05", "sam.m=50"], (4, 6, 4, 0, 1)),
     ],
 )

@@ -116,6 +116,18 @@ PAPERS = {
         {"steps": 2512, "batch.bn_batch_size": 64, "optimizer.nesterov": True},
         {32768: At(math.nan, math.nan, 2512, 75.9, took=2512)},
     ),
+    # Leclerc et al. 2023, rn50_16_epochs.yaml of the authors
+    "imagenet/ffcv2023": Paper(
+        4096,
+        {
+            "epochs": 16, "batch.bn_batch_size": 512, "optimizer.name": "sgd", "optimizer.momentum": 0.9,
+            "weight_decay.value": 1e-4, "weight_decay.skip": ("norm",), "lr.decay.name": "linear",
+            "loss.label_smoothing": 0.1, "model.name": "resnet50", "data.image_size.first": 160,
+            "data.image_size.last": 192, "data.image_size.evaluate": 256, "data.image_size.from_epoch": 11,
+            "data.image_size.until_epoch": 13, "data.image_size.multiple_of": 32,
+        },
+        {4096: At(1.7, 2, top1=73.8)},
+    ),
     # You, Gitman, Ginsburg 2017, tables 3 and 4
     "imagenet/lars2017": Paper(
         32768,
@@ -362,7 +374,7 @@ NOT_READ_AT_THE_SOURCE = {  # so their `expect` holds words, no number
     "imagenet/swap2020", "imagenet/sam2021", "cifar10/swap2020", "cifar10/sam2021", "cifar10/hoffer2017",
     "cifar10/hoffer2017-wrn", "cifar10/postlocal2020", "mnist/hoffer2017",
 }  # fmt: skip
-SHAPE_ALONE = {"lecture/mnist", "lecture/cifar10"}  # network and epochs are ours: `expect` has no number of its own
+SHAPE_ALONE = {"lecture/mnist", "lecture/cifar10", "imagenet/ffcv2023"}  # another network or test: no number of its own
 UNVERIFIED = {  # numbers from memory: their lines say so
     "imagenet/nesterov2021": ["0.9761", "7.05", "16.32", "6e-6", "5.8e-5", "0.15"],
     "imagenet/akiba2017": ["{value: 1e-4", "bn_batch_size: 32"],

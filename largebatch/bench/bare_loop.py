@@ -5,14 +5,33 @@ No records, no schedule, no checkpoints, no checks: the yardstick of ``bench thr
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # the micro-batches of a step, on the model's device
 
 
 def bare_loop(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    steps: Iterable[Batches],
+    global_batch_size: int,
+    autocast: torch.autocast,
+    label_smoothing: float = 0.0,
+) -> None:
+    for micro_batches in steps:
+        for images, labels in micro_batches:
+            with autocast:
+                loss = F.cross_entropy(model(images), labels, label_smoothing=label_smoothing, reduction="sum")
+            (loss / global_batch_size).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def gathered(
     images: Tensor,  # uint8 (N, C, H, W) on the model's device
     labels: Tensor,
     mean: Tensor,  # (C, 1, 1), of pixels 0 to 255, like std
@@ -20,23 +39,18 @@ def bare_loop(
     global_batch_size: int,
     micro_batch_size: int,
     steps: int,
-    autocast: torch.autocast,
     dtype: torch.dtype,
     layout: torch.memory_format,
-) -> None:
-    order = torch.randperm(len(labels), device=labels.device)
-    place = 0
+) -> Iterator[Batches]:
+    """Steps over a set that lives on the device: shuffled, picked and normalised there."""
+
+    def micro_batches(chosen: Tensor) -> Batches:
+        for part in chosen.split(micro_batch_size):
+            yield ((images[part].to(dtype) - mean) / std).contiguous(memory_format=layout), labels[part]
+
+    order, place = torch.randperm(len(labels), device=labels.device), 0
     for _ in range(steps):
         if place + global_batch_size > len(order):
             order, place = torch.randperm(len(labels), device=labels.device), 0
-        for start in range(place, place + global_batch_size, micro_batch_size):
-            chosen = order[start : start + micro_batch_size]
-            batch = ((images[chosen].to(dtype) - mean) / std).contiguous(memory_format=layout)
-            with autocast:
-                loss = F.cross_entropy(model(batch), labels[chosen], reduction="sum") / global_batch_size
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        yield micro_batches(order[place : place + global_batch_size])
         place += global_batch_size
-    if labels.is_cuda:
-        torch.cuda.synchronize()

@@ -1,69 +1,108 @@
-"""The trainer beside a bare PyTorch loop: what the framework costs. Or beside itself under other keys: what they cost.
+"""Images per second of the trainer, what its step is made of, and what bounds it.
 
-Beside the bare loop both train the same model on the same resident data with the same optimizer and micro-batches. In
-one process, alternating; who goes first alternates too. The figure is the median over pairs of trainer / other, in
-examples per second.
+All contestants train in one process, in rounds; who begins alternates. The figure is the median over rounds of a ratio
+within one round.
+
+    trainer           the real loop with its data
+    synthetic         the same loop on batches that lie ready on the device: the ceiling
+    bare_loop         a plain PyTorch loop: the same model, optimizer and micro-batches (bare_loop.py). Of a set that
+                      lives on the device it picks and normalises its own batches; else it has ready ones, and then the
+                      trainer's loop on ready batches is what stands beside it
+    timm              timm's model and loop on ready batches (timm_loop.py)
+    dataloader_loop   the bare loop over a DataLoader, for sets that live on the device (dataloader_loop.py)
+
+Or the trainer stands beside itself under other keys: what they cost.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-import tempfile
-import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import rich.console
-import rich.table
 import torch
 
 from largebatch import config, distributed, record
-from largebatch.assemble import Job, assemble
-from largebatch.bench.bare_loop import bare_loop
+from largebatch.assemble import Job, assemble, model_of
+from largebatch.bench import dataloader_loop, flops, timm_loop, turns
+from largebatch.bench.bare_loop import bare_loop, gathered
+from largebatch.bench.machine_load import Memory, busy_share
+from largebatch.bench.ready import Ready, ready
+from largebatch.bench.verdict import Facts, verdict
 from largebatch.data.resident import ResidentSplit
-from largebatch.determinism import deterministic
 from largebatch.errors import UserError
-from largebatch.train import Loop, marks
+
+DATALOADER_EXAMPLES = 20_000  # of one turn, at most: it is the slow one, and its rate is steady
+WORKERS = (0, 2)  # of the DataLoader; the faster is taken
 
 
-def measure(run: config.Run, pairs: int, steps: int, command: str, beside: list[str] | None = None) -> dict[str, Any]:
-    """Examples per second of both, and their ratio; every number with its unit in its name.
+@dataclasses.dataclass
+class Contestant:
+    name: str
+    examples: int  # of one turn
+    seconds: Callable[[], float]  # of one turn
+    what: str = ""  # what it does, in words
+    beside: str = "trainer"  # which of our own it is compared with
+    speeds: list[float] = dataclasses.field(default_factory=list)  # examples per second
 
-    ``beside`` are overrides laid over the recipe: with them the trainer takes the place of the bare loop.
+
+def measure(
+    run: config.Run,
+    pairs: int,
+    steps: int,
+    command: str,
+    beside: list[str] | None = None,
+    dataloader: bool | None = None,
+    compile_timm: bool | None = None,
+) -> dict[str, Any]:
+    """Facts of kind ``throughput``; every number with its unit in its name.
+
+    ``beside`` are overrides laid over the recipe: with them the trainer takes the place of all other contestants.
+    ``dataloader``: unset, where the set lives on the device. ``compile_timm``: unset, on CUDA or as the run does.
     """
     if distributed.world_size() > 1:
-        raise UserError("bench throughput measures one process; start it without a launcher")
-    device = distributed.choose_device(run.device)
-    job = assemble(_timed(run, steps), device)
+        raise UserError("bench throughput measures one process; start it without a launcher, or take bench scaling")
     if rates := [text for text in beside or [] if text.partition("=")[0].partition(".")[0] == "lr"]:
         raise UserError(f"--beside {rates[0]} has no effect: bench throughput fixes the learning rate")
-    if beside:
-        changed = config.from_dict(config.overlay(run.as_written(), beside), f"{run.name} with --beside")
-        name, other, seconds_of_other = "beside", assemble(_timed(changed, steps), device), _seconds_of_trainer
-    else:
-        _check_that_a_bare_loop_can(job)
-        name, other, seconds_of_other = "bare_loop", job, _seconds_of_bare_loop
-    halves = {"trainer": (job, _seconds_of_trainer), name: (other, seconds_of_other)}
-    for of, seconds_of in halves.values():
-        seconds_of(of)  # warm-up: allocator, kernels, threads
-    speeds: dict[str, list[float]] = {half: [] for half in halves}
-    for pair in range(pairs):
-        for half in sorted(halves, reverse=bool(pair % 2)):
-            of, seconds_of = halves[half]
-            speeds[half].append(steps * of.plan.global_batch_size / seconds_of(of))
-    ratios = [ours / theirs for ours, theirs in zip(speeds["trainer"], speeds[name], strict=True)]
-    return {
+    device = distributed.choose_device(run.device)
+    memory = Memory(device)
+    fixed, changed = turns.timed(run, steps)
+    job = assemble(fixed, device)
+    trainer = Contestant("trainer", steps * job.plan.global_batch_size, lambda: turns.trainer_seconds(job))
+    facts: dict[str, Any] = {
+        "kind": "throughput",
         "recipe": run.name,
         "model": run.model.name,
+        "data": run.data.name,
+        "image_shape": list(job.dataset.largest_shape),
+        "device": device.type,
+        "precision": job.precision,
         "global_batch_size": job.plan.global_batch_size,
         "micro_batch_size": job.plan.micro_batch_size,
+        "accumulation_steps": job.plan.accumulation_steps,
         "steps_timed": steps,
         "pairs": pairs,
+        "changed": changed,
         **({"beside": beside} if beside else {}),
-        "trainer_examples_per_second": speeds["trainer"],
-        f"{name}_examples_per_second": speeds[name],
-        f"trainer_over_{name}": ratios,
-        f"trainer_over_{name}_median": statistics.median(ratios),
+    }
+    if beside:
+        written = config.from_dict(config.overlay(run.as_written(), beside), f"{run.name} with --beside")
+        other = assemble(turns.timed(written, steps)[0], device)
+        there = Contestant("beside", steps * other.plan.global_batch_size, lambda: turns.trainer_seconds(other))
+        facts |= of_contest([trainer, there], pairs)
+    else:
+        trainer.seconds()  # with nobody else there, it shows what memory it takes
+        facts["memory"] = memory.facts()
+        batches = ready(job)
+        entered, left_out = others(job, batches, steps, dataloader, compile_timm)
+        facts |= of_contest([trainer, *entered], pairs)
+        facts |= {"left_out": left_out, "split": turns.split_of_step(job, steps)}
+        facts["device_busy_share"] = busy_share(job, batches)
+        facts["arithmetic"] = arithmetic(job, statistics.median(trainer.speeds))
+        facts["verdict"] = verdict(known(facts))._asdict()
+    return {
+        **facts,
         "command": command,
         "machine": record.machine(device),
         "versions": record.versions(),
@@ -71,76 +110,169 @@ def measure(run: config.Run, pairs: int, steps: int, command: str, beside: list[
     }
 
 
-def _timed(run: config.Run, steps: int) -> config.Run:
-    return run.model_copy(
-        update={
-            "epochs": None,
-            "steps": steps,
-            "checkpoint": config.Checkpoint(every_epochs=0),
-            "evaluate": run.evaluate.model_copy(update={"every_epochs": 1e9}),
-            "lr": config.LearningRate(base=1e-4),  # the time of a step does not depend on it, divergence does
-        }
-    )
+def of_contest(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
+    """Each once to warm up, then in rounds; their speeds and our own over each of the others."""
+    for contestant in contestants:
+        contestant.seconds()
+    for number in range(rounds):
+        for contestant in contestants if number % 2 == 0 else reversed(contestants):
+            contestant.speeds.append(contestant.examples / contestant.seconds())
+    facts: dict[str, Any] = {f"{c.name}_examples_per_second": c.speeds for c in contestants}
+    facts["contestants"] = [{"name": c.name, "what": c.what, "compared_with": c.beside} for c in contestants]
+    ours = {c.name: c.speeds for c in contestants if c.name in ("trainer", "synthetic")}
+    for name, speeds in ours.items():
+        for other in contestants[1 + list(ours).index(name) :]:
+            ratios = [one / another for one, another in zip(speeds, other.speeds, strict=True)]
+            facts[f"{name}_over_{other.name}"] = ratios
+            facts[f"{name}_over_{other.name}_median"] = statistics.median(ratios)
+    return facts
 
 
-def _check_that_a_bare_loop_can(job: Job) -> None:
-    if job.run.max_grad_norm is not None:
-        raise UserError("bench throughput compares with a loop that does not clip; leave max_grad_norm out")
-    if not isinstance(job.dataset.train, ResidentSplit):
-        name = job.run.data.name
-        raise UserError(f"bench throughput measures sets that live on the device; {name} is read from files")
-    if job.dataset.train.augment != "none":
-        raise UserError("bench throughput compares with a loop that does not augment; add data.augment=none")
+def others(
+    job: Job, batches: Ready, steps: int, dataloader: bool | None, compile_timm: bool | None
+) -> tuple[list[Contestant], dict[str, str]]:
+    """Who stands beside the trainer, ready to be timed; and why others do not."""
+    examples = steps * job.plan.global_batch_size
+    on_ready = turns.with_training_set(job, batches)
+    entered = [Contestant("synthetic", examples, lambda: turns.trainer_seconds(on_ready), "the trainer, ready batches")]
+    left_out: dict[str, str] = {}
+    if reason := what_a_bare_loop_lacks(job.run, job.precision):
+        left_out["bare_loop"] = reason
+    else:
+        entered.append(bare_contestant(job, batches, examples))
+    try:
+        compile = job.run.compile or job.device.type == "cuda" if compile_timm is None else compile_timm
+        entered.append(timm_contestant(job, batches, examples, timm_loop.peer(job, compile)))
+    except UserError as reason:
+        left_out["timm"] = str(reason)
+    resident = isinstance(job.dataset.train, ResidentSplit)
+    if dataloader and not resident:
+        left_out["dataloader_loop"] = f"{job.run.data.name} does not live on the device; bench data measures loaders"
+    elif dataloader is not False and resident:
+        if "bare_loop" in left_out:
+            left_out["dataloader_loop"] = left_out["bare_loop"]
+        else:
+            entered.append(dataloader_contestant(job, steps))
+    return entered, left_out
 
 
-def table(facts: dict[str, Any]) -> rich.table.Table:
-    title = f"{facts['recipe']}: {facts['model']}, global batch {facts['global_batch_size']:,}, {facts['pairs']} pairs"
-    shown = rich.table.Table(title=title)
-    for heading in ("", "median", "least", "most"):
-        shown.add_column(heading, justify="left" if not heading else "right")
-    name, label = ("beside", f"with {' '.join(facts['beside'])}") if "beside" in facts else ("bare_loop", "bare loop")
-    for row, key, form in (
-        ("trainer, examples/s", "trainer_examples_per_second", "{:,.0f}"),
-        (f"{label}, examples/s", f"{name}_examples_per_second", "{:,.0f}"),
-        (f"trainer / {label}", f"trainer_over_{name}", "{:.3f}"),
-    ):
-        values = facts[key]
-        cells = (statistics.median(values), min(values), max(values))
-        shown.add_row(row, *(form.format(value) for value in cells))
-    return shown
+def what_a_bare_loop_lacks(run: config.Run, precision: str) -> str | None:
+    """Why the comparison would not be of like with like; None where it is."""
+    asked = {
+        "max_grad_norm": run.max_grad_norm is not None,
+        "sam": run.sam is not None,
+        "ema": run.ema is not None,
+        f"averaging.name = {run.averaging.name}": run.averaging.name != "none",
+        "nonfinite_gradients.action = skip": run.nonfinite_gradients.action == "skip",
+        "precision = fp16, which scales the loss": precision == "fp16",
+        "engine.name = deepspeed": run.engine.name == "deepspeed",
+    }
+    lacking = [key for key, is_asked in asked.items() if is_asked]
+    return f"it has no {', no '.join(lacking)}" if lacking else None
 
 
-def _seconds_of_trainer(job: Job) -> float:
-    """The real loop with its records, losses read and TensorBoard written; no evaluation falls into it."""
-    with tempfile.TemporaryDirectory() as folder, deterministic(job.run.deterministic):
-        silent = rich.console.Console(quiet=True)
-        with Loop(job, Path(folder), silent, quiet=True) as loop:
-            assert not marks(job.plan, job.run.evaluate.every_epochs) - {job.plan.steps}
-            start = time.perf_counter()
-            loop.train_steps(noticed=[])
-            return time.perf_counter() - start
+def own_job(job: Job) -> Job:
+    """The same again with weights of its own; of CUDA graphs a plain loop knows nothing."""
+    engine = job.run.engine
+    if engine.name == "ddp":
+        engine = engine.model_copy(update={"cuda_graphs": False})
+    own = assemble(job.run.model_copy(update={"engine": engine}), job.device, job.dataset)
+    own.engine.model.train()
+    return own
 
 
-def _seconds_of_bare_loop(job: Job) -> float:
-    split, engine = job.dataset.train, job.engine
+def bare_contestant(job: Job, batches: Ready, examples: int) -> Contestant:
+    own, split = own_job(job), job.dataset.train
+    if isinstance(split, ResidentSplit) and split.augment == "none":
+        stream, words, beside = lambda: gathered_steps(own, split), "picks and normalises its batches", "trainer"
+    else:
+        stream, words, beside = lambda: ready_steps(own, batches), "ready batches", "synthetic"
+    seconds = lambda: turns.loop_seconds(own, stream(), lambda steps: train_barely(own, steps))  # noqa: E731
+    return Contestant("bare_loop", examples, seconds, words, beside)
+
+
+def timm_contestant(job: Job, batches: Ready, examples: int, peer: timm_loop.Peer) -> Contestant:
+    accumulation, smoothing = job.plan.accumulation_steps, job.run.loss.label_smoothing
+
+    def seconds() -> float:
+        loop = lambda steps: timm_loop.timm_loop(peer, steps, accumulation, smoothing)  # noqa: E731
+        return turns.loop_seconds(job, ready_steps(job, batches), loop)
+
+    return Contestant("timm", examples, seconds, f"{peer.what}, ready batches", "synthetic")
+
+
+def dataloader_contestant(job: Job, steps: int) -> Contestant:
+    """With as many workers as are faster in a first turn."""
+    own, split, plan = own_job(job), job.dataset.train, job.plan
     assert isinstance(split, ResidentSplit)
+    count = max(1, min(steps, DATALOADER_EXAMPLES // plan.global_batch_size))
+    loaders = {w: dataloader_loop.loader(split, plan.micro_batch_size, w, job.placement) for w in WORKERS}
+
+    def seconds(workers: int) -> float:
+        stream = dataloader_loop.loaded(loaders[workers], turns.LEAD_IN + count, plan.accumulation_steps, job.placement)
+        return turns.loop_seconds(own, stream, lambda steps: train_barely(own, steps))
+
+    tried = {workers: count * plan.global_batch_size / seconds(workers) for workers in WORKERS}
+    best = max(tried, key=lambda workers: tried[workers])
+    rates = " and ".join(f"{rate:,.0f} with {workers} workers" for workers, rate in tried.items())
+    what = f"DataLoader, {best} workers (tried: {rates}, examples/s), turns of {count} steps"
+    return Contestant("dataloader_loop", count * plan.global_batch_size, lambda: seconds(best), what)
+
+
+def train_barely(job: Job, steps: Iterator[Any]) -> None:
+    engine = job.engine
+    smoothing = job.run.loss.label_smoothing
+    bare_loop(engine.parallel, engine.optimizer, steps, job.plan.global_batch_size, engine.autocast, smoothing)
+
+
+def ready_steps(job: Job, batches: Ready) -> Iterator[Any]:
+    return batches.steps(job.plan, 0, 0, job.placement, job.run.seed)
+
+
+def gathered_steps(job: Job, split: ResidentSplit) -> Iterator[Any]:
     images, labels = split.resident(job.device)
-    layout = torch.channels_last if engine.channels_last else torch.contiguous_format
-    mean, std = (255 * torch.tensor(values).view(-1, 1, 1).to(job.device, engine.dtype) for values in split.statistics)
-    engine.model.train()
-    start = time.perf_counter()
-    bare_loop(
-        engine.model,
-        engine.optimizer,
-        images.permute(0, 3, 1, 2),
-        labels,
-        mean,
-        std,
-        job.plan.global_batch_size,
-        job.plan.micro_batch_size,
-        job.plan.steps,
-        engine.autocast,
-        engine.dtype,
-        layout,
+    dtype, plan = job.placement.dtype, job.plan
+    layout = torch.channels_last if job.placement.channels_last else torch.contiguous_format
+    mean, std = (255 * torch.tensor(values).view(-1, 1, 1).to(job.device, dtype) for values in split.statistics)
+    return gathered(
+        images.permute(0, 3, 1, 2), labels, mean, std, plan.global_batch_size, plan.micro_batch_size, plan.steps,
+        dtype, layout,
+    )  # fmt: skip
+
+
+def arithmetic(job: Job, images_per_second: float) -> dict[str, Any]:
+    """FLOPs of the model, peaks of the device, and how much of them the trainer reaches."""
+    shape, device = job.dataset.largest_shape, job.device
+    try:
+        of_image = flops.of_one_image(model_of(job.run, job.dataset), shape)
+    except (NotImplementedError, RuntimeError) as error:
+        return {"not_counted_because": str(error).splitlines()[0]}
+    passes = 2 if job.run.sam is not None else 1  # SAM's gradient is taken at another place than its weights
+    rate = passes * of_image.total * images_per_second
+    peak = flops.measured_peak(device, job.precision)
+    known = flops.datasheet_peak(torch.cuda.get_device_name(device), job.precision) if device.type == "cuda" else None
+    of_mlperf = device.type == "cuda" and job.run.model.name.endswith("resnet50") and shape[1] == flops.MLPERF_SIDE
+    return {
+        "forward_flop_per_image": of_image.forward,
+        "backward_flop_per_image": of_image.backward,
+        "passes": passes,
+        "model_flop_per_second": rate,
+        "measured_peak_flop_per_second": peak,
+        "utilisation_of_measured_peak": rate / peak,
+        "datasheet_peak_flop_per_second": known[0] if known else None,
+        "datasheet": known[1] if known else None,
+        "utilisation_of_datasheet_peak": rate / known[0] if known else None,
+        "share_of_mlperf_rate": images_per_second / flops.MLPERF_IMAGES_PER_SECOND if of_mlperf else None,
+    }
+
+
+def known(facts: dict[str, Any]) -> Facts:
+    """What the verdict is drawn from."""
+    exposed, whole = (facts["split"][f"{part}_seconds"] for part in ("communication", "step"))
+    return Facts(
+        trainer_over_synthetic=facts["trainer_over_synthetic"],
+        exposed_share=exposed / whole if exposed is not None and whole else None,
+        busy_share=facts["device_busy_share"],
+        utilisation=facts["arithmetic"].get("utilisation_of_measured_peak"),
+        device=facts["device"],
     )
-    return time.perf_counter() - start

@@ -13,7 +13,7 @@ import sys
 import typer
 
 from largebatch import launched
-from largebatch.cli import bench, checkpoint, diagnose, doctor, recipe, runs, surface
+from largebatch.cli import bench, checkpoint, data, diagnose, doctor, recipe, runs, surface
 from largebatch.errors import LocalError, Lost, UserError
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(diagnose.app, name="diagnose")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(recipe.app, name="recipe")
-app.add_typer(runs.data_app, name="data")
+app.add_typer(data.app, name="data")
 app.command()(runs.report)
 app.command()(surface.surface)
 app.command()(doctor.doctor)

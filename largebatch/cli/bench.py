@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
 
 import rich.console
 import typer
@@ -16,6 +19,7 @@ from largebatch.cli.frame import (
     check_picture,
     command,
     group,
+    wide_console,
     write_numbers,
     write_picture,
 )
@@ -28,24 +32,77 @@ app = typer.Typer(help="Where the time goes.", no_args_is_help=True, rich_markup
 def throughput(
     recipe: Recipe,
     overrides: Overrides = None,
-    pairs: Annotated[int, typer.Option(min=1, help="alternating pairs of trainer and bare loop")] = 7,
-    steps: Annotated[int, typer.Option(min=1, help="steps timed in each half of a pair")] = 60,
+    pairs: Annotated[int, typer.Option(min=1, help="rounds in which every contestant has a turn")] = 7,
+    steps: Annotated[int, typer.Option(min=1, help="steps timed in each turn")] = 60,
     beside: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="the trainer itself with this key, not the bare loop")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="the trainer itself with this key, and nobody else")
+    ] = None,
+    dataloader: Annotated[
+        bool | None,
+        typer.Option("--dataloader/--no-dataloader", help="a DataLoader loop; else where the set is in memory"),
+    ] = None,
+    compile_timm: Annotated[
+        bool | None,
+        typer.Option("--compile-timm/--eager-timm", help="torch.compile for timm's model; else on CUDA or as ours"),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Examples per second of the trainer beside a bare PyTorch loop, or itself under other keys, alternating."""
+    """Examples per second of the trainer beside the same on ready batches, a bare PyTorch loop and timm's loop,
+    alternating; what a step is made of, and what bounds it."""
     from largebatch import config
 
     run = config.load(recipe, overrides or [])
     check_folder(json_file)
     with group(run.device, alone=run.engine.name != "ddp") as console:
-        from largebatch.bench import throughput
+        from largebatch.bench import show_throughput, throughput
 
-        facts = throughput.measure(run, pairs, steps, command(), beside)
-        console.print(throughput.table(facts))
+        facts = throughput.measure(run, pairs, steps, command(), beside, dataloader, compile_timm)
+        for table in show_throughput.tables(facts):
+            console.print(table)
+        for sentence in show_throughput.notes(facts):
+            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
         write_numbers(json_file, facts, console)
+
+
+@app.command("scaling")
+def scaling(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    ranks: Annotated[str, typer.Option(metavar="A,B,...", help="worlds, by their ranks")] = "1,2",
+    steps: Annotated[int, typer.Option(min=1, help="steps timed in each world")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, help="times that each world is started")] = 3,
+    launcher: Annotated[str, typer.Option(metavar="torchrun", help="who starts them")] = "torchrun",
+    json_file: JsonFile = None,
+) -> None:
+    """Weak and strong scaling over worlds started here, beside the all-reduce alone; under a launcher of its world."""
+    from largebatch import config, launched
+
+    run = config.load(recipe, overrides or [])
+    check_folder(json_file)
+    from largebatch.bench import scaling
+
+    worlds = scaling.parse_ranks(ranks)
+    if launched.place_of(os.environ) is None:
+        console = wide_console()
+        facts = scaling.measure(
+            run, recipe, overrides or [], worlds, steps, rounds, launcher, command(),
+            lambda text: console.print(text, markup=False, highlight=False),
+        )  # fmt: skip
+        show_scaling(facts, json_file, console)
+    else:
+        with group(run.device, alone=run.engine.name != "ddp") as console:
+            show_scaling(scaling.measure_here(run, worlds, steps, command()), json_file, console)
+
+
+def show_scaling(facts: dict[str, Any], json_file: Path | None, console: rich.console.Console) -> None:
+    """On rank zero. Collective."""
+    from largebatch.bench import scaling
+
+    for table in scaling.tables(facts):
+        console.print(table)
+    for sentence in scaling.notes(facts):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    write_numbers(json_file, facts, console)
 
 
 @app.command("batch")
@@ -104,4 +161,33 @@ def optimizer(
             console.print(optimizer.table(measured))
         for sentence in optimizer.notes(measured):
             console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    write_numbers(json_file, facts, console)
+
+
+@app.command("data")
+def data(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SRC]", help="train/<class>/*.jpg, or a folder of JPEGs", show_default=False),
+    ] = None,
+    size: Annotated[int, typer.Option(metavar="N", min=1, help="side of a training image")] = 224,
+    seconds: Annotated[float, typer.Option(metavar="S", help="timed for each way")] = 5.0,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="windows these are cut into")] = 5,
+    images: Annotated[int, typer.Option(metavar="N", min=1, help="taken of SRC; a smaller one is repeated")] = 1024,
+    workers: Annotated[int, typer.Option(metavar="N", min=0, help="also ours and timm's with so many")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Images per second of one core of every way to get training batches, ours beside timm's, torchvision's, DALI's."""
+    check_folder(json_file)
+    from largebatch.bench import loading
+    from largebatch.bench.loading_ways import sample_of
+
+    with tempfile.TemporaryDirectory(prefix="largebatch-") as folder:
+        sample = sample_of(source or loading.default_source(), Path(folder), images, size)
+        facts = loading.measure(sample, seconds, repeats, command(), workers)
+    console = rich.console.Console()
+    for table in loading.tables(facts):
+        console.print(table)
+    for sentence in loading.notes(facts):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     write_numbers(json_file, facts, console)

@@ -1,4 +1,4 @@
-"""train, compare, report, data: what makes run directories, and what is read from them."""
+"""train, compare, report: what makes run directories, and what is read from them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import typer
 
 from largebatch.cli.frame import JsonFile, Overrides, Recipe, check_folder, command, group, wide_console, write_numbers
 from largebatch.errors import UserError
-
-data_app = typer.Typer(help="Data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def train(
@@ -131,20 +129,6 @@ def report(
 ) -> None:
     """The table and the page again, from finished runs."""
     show_report(runs, out, rich.console.Console())
-
-
-@data_app.command("fetch")
-def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="fashion_mnist, mnist, cifar10, cifar100, ...")],
-    root: Annotated[Path | None, typer.Option(help="folder to keep it in; else the data folder")] = None,
-) -> None:
-    """Find a data set, or get it: data folder, system package, public mirrors, Debian's package."""
-    from largebatch.data.fetch import fetch
-
-    def say(text: str) -> None:
-        print(text, flush=True)
-
-    print(fetch(name, str(root) if root else None, report=say))
 
 
 def end_of_run(result: Any, console: rich.console.Console) -> None:

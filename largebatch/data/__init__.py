@@ -1,8 +1,9 @@
 """Data sets by name, each read from its public format.
 
 Small sets (``mnist``, ``fashion_mnist``, ``cifar10``, ``cifar100``, ``digits``, ``synthetic``) live on the
-device as uint8 and are augmented there; image folders (``folder``, ``imagenet``) are read by worker
-processes. :func:`build` takes plain arguments; ``data.<argument>`` in messages is the recipe's key.
+device as uint8 and are augmented there; image sets (``folder``, ``imagenet``) are packs, folders or shards
+(:mod:`largebatch.data.images`). :func:`build` takes plain arguments; ``data.<argument>`` in messages is the
+recipe's key.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from largebatch.data import augment as augmentation
 from largebatch.data import places
 from largebatch.data.dataset import Dataset, Placement, Split, Statistics
 from largebatch.data.facts import FACTS, Facts, uniform
-from largebatch.data.folder import image_folder
 from largebatch.data.formats import Arrays
+from largebatch.data.images import DEFAULT_SIDE, USUAL_DECODER, image_set
 from largebatch.data.resident import ResidentSplit, held_out
 from largebatch.data.sizes import Sizes, constant
 from largebatch.errors import UserError, suggestion
@@ -44,6 +45,7 @@ class _Wish:
     image_shape: tuple[int, int, int] | None
     examples: int | None
     seed: int
+    report: Callable[[str], object] | None
 
 
 def build(
@@ -62,17 +64,22 @@ def build(
     image_shape: tuple[int, int, int] | None = None,
     examples: int | None = None,
     seed: int = 0,
+    report: Callable[[str], object] | None = None,
 ) -> Dataset:
     """The data set called ``name``, ready to be read.
 
-    ``root`` is the only place looked at when given. ``image_size`` is the side of what an image folder
-    gives (default 224). ``augment`` is one of :mod:`largebatch.data.augment`; ``auto`` is the set's standard.
+    ``root`` is the only place looked at when given; an address such as ``s3://bucket/shards`` for images in an
+    object store. ``image_size`` is the side of what an image set gives (default 224), or how it grows.
+    ``augment`` is one of :mod:`largebatch.data.augment`; ``auto`` is the set's standard. ``color_jitter`` s
+    changes brightness, contrast and saturation each by a factor in 1 ± s.
     ``hold_out`` training examples, stratified by class where the set is small (at random in image folders),
     become ``test`` and leave ``train``; the choice never depends on a run's seed, and the test set is not
-    read. ``workers`` are the processes per rank that read image folders (default: one per processor, at most
-    8; 0 reads in the trainer's own process); small sets need none. ``unreadable_share`` of an image folder's
-    training images may be unreadable: the next readable one stands in for each. ``num_classes``,
-    ``image_shape`` (C, H, W), ``examples`` and ``seed`` describe ``synthetic`` alone.
+    read. ``decode`` says who makes pixels of JPEG: ``turbo``, ``pillow``, ``nvjpeg``, ``dali``. ``workers`` are
+    the processes per rank that read images (default: one per processor, at most 8; 0 reads in the trainer's
+    own process); small sets and packs of pixels need none. ``shuffle_shards`` of an object store's shards are
+    shuffled together. ``unreadable_share`` of the training images may be unreadable: the next readable one
+    stands in for each. ``num_classes``, ``image_shape`` (C, H, W), ``examples`` and ``seed`` describe
+    ``synthetic`` alone. ``report`` hears of what takes long.
     """
     if name not in _BUILDERS:
         raise UserError(f"data.name = {name!r} is not a data set{suggestion(name, NAMES)}")
@@ -91,6 +98,7 @@ def build(
         image_shape=image_shape,
         examples=examples,
         seed=seed,
+        report=report,
     )
     _check(wish)
     return _BUILDERS[name](wish)
@@ -106,8 +114,14 @@ def _check(wish: _Wish) -> None:
             raise UserError(f"data.{key} = {value} is out of range; at least {bound}")
     if not 0 <= wish.unreadable_share < 1:
         raise UserError(f"data.unreadable_share = {wish.unreadable_share} is out of range; at least 0 and below 1")
-    if wish.unreadable_share and wish.name not in ("folder", "imagenet"):
-        raise UserError(f"data.unreadable_share is for image folders only; data set {wish.name} is read as a whole")
+    if wish.name not in ("folder", "imagenet"):
+        of_images = {
+            "unreadable_share": wish.unreadable_share > 0,
+            "color_jitter": wish.color_jitter > 0,
+            "decode": wish.decode != USUAL_DECODER,
+        }
+        for key in (key for key, asked in of_images.items() if asked):
+            raise UserError(f"data.{key} is for folder and imagenet only; data set {wish.name} is read as a whole")
     if wish.image_shape is not None and (len(wish.image_shape) != 3 or min(wish.image_shape) < 1):
         raise UserError(
             f"data.image_shape = {list(wish.image_shape)} should be three positive sizes: channels, height, width"
@@ -214,17 +228,21 @@ def _evaluated_on(hold_out: int) -> str:
 
 
 def _images(wish: _Wish) -> Dataset:
-    augment = augmentation.resolved(wish.augment, "resized_crop_flip", augmentation.FOLDER, wish.name)
-    if wish.name == "folder" and wish.root is None:
-        raise UserError("data.root is missing: data set folder needs a folder with train/<class>/*.jpg")
-    root = places.located(wish.name, wish.root).path
-    dataset = image_folder(
-        wish.name, root, image_size=wish.sizes.last if wish.sizes else 224, augment=augment, hold_out=wish.hold_out,
-        workers=wish.workers, unreadable_share=wish.unreadable_share,
+    dataset = image_set(
+        wish.name,
+        wish.root,
+        sizes=wish.sizes or constant(DEFAULT_SIDE),
+        augment=wish.augment,
+        color_jitter=wish.color_jitter,
+        hold_out=wish.hold_out,
+        decode=wish.decode,
+        workers=wish.workers,
+        shuffle_shards=wish.shuffle_shards,
+        unreadable_share=wish.unreadable_share,
         classes_expected=1000 if wish.name == "imagenet" else None,
-    )  # fmt: skip
-    facts = {"augment": augment, "evaluated on": _evaluated_on(wish.hold_out), **dataset.facts}
-    return dataclasses.replace(dataset, facts=facts)
+        report=wish.report,
+    )
+    return dataclasses.replace(dataset, facts={"evaluated on": _evaluated_on(wish.hold_out), **dataset.facts})
 
 
 _BUILDERS: dict[str, Callable[[_Wish], Dataset]] = {

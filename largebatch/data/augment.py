@@ -10,13 +10,17 @@
                     resized, then ``flip``: Szegedy et al. 2015, arXiv:1409.4842; the standard for ImageNet
 =================== ===================================================================================
 
-Small sets are cropped and flipped in whole micro-batches on the device; the draws are made for the whole
+``color_jitter`` = s goes beside any of them where images are photographs: brightness, contrast and saturation,
+each by a factor uniform in [max(0, 1 − s), 1 + s], in an order drawn per image; torchvision's ColorJitter(s, s, s).
+
+Small sets and packed pixels are drawn for and treated in whole batches; the draws are made for the whole
 global batch from PCG64 keyed by (seed, step). Image folders draw per example, keyed by (seed, position in
 the stream of epochs), in the worker that decodes it. Neither knows of ranks.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -29,6 +33,11 @@ from largebatch.errors import UserError, suggestion
 RESIDENT = ["none", "flip", "crop", "crop_flip"]
 FOLDER = ["none", "flip", "resized_crop_flip"]
 PADDING = 4
+AREA = (0.08, 1.0)
+LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
+TRIES = 10
+Box = tuple[int, int, int, int]  # left, upper, right, lower
+_ORDERS = np.array(list(itertools.permutations(range(3))))
 _STREAM = 0xA7  # sets these draws apart from the epoch permutations, which are keyed by (seed, epoch)
 
 
@@ -81,21 +90,88 @@ def example_generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, position, _STREAM]))
 
 
-def resized_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def resized_crop_box(width: int, height: int, rng: np.random.Generator) -> Box:
     """Left, upper, right, lower of a window of 8–100 % of the area with aspect ratio 3/4–4/3.
 
     Ten tries; an image so long that none fits gives its largest central window within the ratios.
     """
-    low, high = math.log(3 / 4), math.log(4 / 3)
-    for _ in range(10):
-        area = width * height * rng.uniform(0.08, 1.0)
-        ratio = math.exp(rng.uniform(low, high))
+    for _ in range(TRIES):
+        area = width * height * rng.uniform(*AREA)
+        ratio = math.exp(rng.uniform(*LOG_RATIO))
         wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < wide <= width and 0 < tall <= height:
             left = int(rng.integers(0, width - wide + 1))
             upper = int(rng.integers(0, height - tall + 1))
             return left, upper, left + wide, upper + tall
+    return _central_window(width, height)
+
+
+def resized_crop_boxes(width: int, height: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` windows as :func:`resized_crop_box` draws them; int64 (count, 4)."""
+    boxes = np.tile(np.array(_central_window(width, height)), (count, 1))
+    pending = np.arange(count)
+    for _ in range(TRIES):
+        area = width * height * rng.uniform(*AREA, size=len(pending))
+        ratio = np.exp(rng.uniform(*LOG_RATIO, size=len(pending)))
+        sides = np.rint(np.sqrt((area * ratio, area / ratio))).astype(np.int64)
+        fits = (sides[0] > 0) & (sides[0] <= width) & (sides[1] > 0) & (sides[1] <= height)
+        wide, tall = sides[:, fits]
+        left, upper = rng.integers(0, width - wide + 1), rng.integers(0, height - tall + 1)
+        boxes[pending[fits]] = np.stack((left, upper, left + wide, upper + tall), axis=1)
+        pending = pending[~fits]
+        if not len(pending):
+            break
+    return boxes
+
+
+def _central_window(width: int, height: int) -> Box:
     wide = min(width, max(1, round(height * 4 / 3)))
     tall = min(height, max(1, round(width * 4 / 3)))
     left, upper = (width - wide) // 2, (height - tall) // 2
     return left, upper, left + wide, upper + tall
+
+
+class Views(NamedTuple):
+    """What is seen of each image of a batch; one row per image."""
+
+    boxes: np.ndarray  # int64 (m, 4): left, upper, right, lower
+    flip: np.ndarray  # bool (m,)
+    factors: np.ndarray  # float32 (m, 3): of brightness, contrast, saturation; (m, 0) where colours stay
+    orders: np.ndarray  # int64 (m, 3): which of the three comes first, second, third; (m, 0)
+
+    def part(self, rows: slice) -> Views:
+        return Views(*(drawn[rows] for drawn in self))
+
+
+def plain_views(box: Box, count: int) -> Views:
+    """The same ``box`` of each image, as it is."""
+    return Views(
+        np.tile(np.array(box), (count, 1)),
+        np.zeros(count, bool),
+        np.zeros((count, 0), np.float32),
+        np.zeros((count, 0), np.int64),
+    )
+
+
+def step_views(
+    augment: str, color_jitter: float, seed: int, step: int, global_batch_size: int, side: int, centre: Box
+) -> Views:
+    """The views of a whole global batch of ``side`` × ``side`` images, in the order of its examples.
+
+    ``centre`` is the window where none is drawn.
+    """
+    rng = np.random.Generator(np.random.PCG64([seed, step, _STREAM]))
+    boxes, flip, factors, orders = plain_views(centre, global_batch_size)
+    if augment.endswith("flip"):
+        flip = rng.integers(0, 2, size=global_batch_size).astype(bool)
+    if augment.startswith("resized_crop"):
+        boxes = resized_crop_boxes(side, side, global_batch_size, rng)
+    if color_jitter:
+        factors, orders = color_draws(color_jitter, global_batch_size, rng)
+    return Views(boxes, flip, factors, orders)
+
+
+def color_draws(color_jitter: float, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The factors and orders of :class:`Views`."""
+    factors = rng.uniform(max(0.0, 1 - color_jitter), 1 + color_jitter, size=(count, 3)).astype(np.float32)
+    return factors, _ORDERS[rng.integers(0, len(_ORDERS), size=count)]

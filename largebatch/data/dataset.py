@@ -64,6 +64,7 @@ class Dataset:
     classes: list[str]
     source: str  # what the files are and where they lie, for the log
     facts: Mapping[str, str] = field(default_factory=dict)  # more to print: augmentation, splits
+    pixels: str = "as they are"  # what beside the recipe decides them: who decoded them, at which size they were packed
     sizes: Sizes | None = None  # the sides that training images have, where the set gives any side
 
     @property

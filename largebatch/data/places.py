@@ -86,7 +86,7 @@ def located(name: str, root: str | os.PathLike[str] | None = None) -> Found:
     if name not in formats.FORMS:
         raise UserError(
             f"data set {name} not found in {looked}; data.root should be a folder with "
-            f"train/<class>/*.jpg and val/<class>/*.jpg"
+            f"train/<class>/*.jpg and val/<class>/*.jpg, a pack, or WebDataset shards"
         )
     for folder, form in _folders(name, root):
         missing = form.missing(folder)
@@ -117,9 +117,16 @@ def _image_folder(name: str, root: str | os.PathLike[str] | None) -> Found | Non
         return None
     for base in bases(name, root):
         for folder in (base, *(base / alias for alias in FOLDERS.get(name, ()))):
-            if os.path.isdir(folder / "train") and (root is not None or folder != base):
+            if _holds_images(folder) and (root is not None or folder != base):
                 return Found(folder, None)
     return None
+
+
+def _holds_images(folder: Path) -> bool:
+    """An image folder, a pack or shards: :mod:`largebatch.data.images` looks closer."""
+    if os.path.isdir(folder / "train") or os.path.isfile(folder / "pack.json"):
+        return True
+    return any(name.endswith(".tar") for name in os.listdir(folder)) if os.path.isdir(folder) else False
 
 
 def _folders(name: str, root: str | os.PathLike[str] | None) -> Iterator[tuple[Path, formats.Form]]:

@@ -2,11 +2,12 @@
 
 Small images first, large ones later: most epochs cost less, and the last ones see what the test set looks like (Howard
 2018, fast.ai's DAWNBench entry; Touvron et al. 2019, arXiv:1906.06423, on why tests want the larger side). The side
-grows linearly with the examples seen, in multiples, so that a run has a handful of shapes and each is compiled once.
+grows linearly with the examples seen, to the nearest multiple: a run has a handful of shapes, each compiled once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from largebatch.batch import BatchPlan
@@ -33,7 +34,7 @@ class Sizes:
         if seen >= end:
             return self.last
         side = self.first + (self.last - self.first) * (seen - begin) / (end - begin)
-        return min(max(int(side // self.multiple_of) * self.multiple_of, self.first), self.last)
+        return min(max(math.floor(side / self.multiple_of + 0.5) * self.multiple_of, self.first), self.last)
 
     @property
     def all(self) -> list[int]:

@@ -1,6 +1,6 @@
 """Training images that cannot be read: how many a run may meet, and which they were.
 
-Another image stands in for each (:mod:`largebatch.data.folder`), so that one broken file among a million does not
+Another image stands in for each (:mod:`largebatch.data.workers`), so that one broken file among a million does not
 end a run of days. Files are counted once, however often they are met. A rank knows its own at once, and those of the
 others from the recording marks on. A resumed run counts anew, because files may have been mended.
 """

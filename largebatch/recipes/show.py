@@ -147,6 +147,8 @@ def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
         made_of = f"{plan.world_size} × {stage.micro_batch_size:,} × {stage.accumulation_steps}"
         when = f"from epoch {stage.first_example / plan.dataset_size:.4g}, after {stage.first_step:,} steps"
         rows.append(("  then", f"{stage.global_batch_size:,} = {made_of}", when, origin("batch.ramp")))
+    if words := derive.words_of_sizes(run):
+        rows.append(("images", *words, origin("data.image_size")))
     if run.batch.bn_batch_size is None:
         rows.append(("batch norm over", f"{plan.micro_batch_size:,}", "the micro-batch", "default"))
     else:

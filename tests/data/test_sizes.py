@@ -14,16 +14,15 @@ def test_it_grows_linearly_in_multiples():
     plan = resolve(dataset_size=100, global_batch_size=10, epochs=10)
     sizes = Sizes(128, 224, evaluate=256, from_epoch=2, until_epoch=8)
     found = [sizes.at(step, plan) for step in range(plan.steps)]
-    # 16 pixels an epoch between the second and the eighth: another 32 every second epoch
-    assert found == [128] * 40 + [160] * 20 + [192] * 20 + [224] * 20
-    assert found[20:41] == [128] * 20 + [160], "the first step at 160 begins when 400 examples have been seen"
+    # 16 pixels an epoch between the second and the eighth: 144 after the third, which is 160 to the nearest multiple
+    assert found == [128] * 30 + [160] * 20 + [192] * 20 + [224] * 30
     assert sizes.all == [128, 160, 192, 224]
 
 
 def test_without_an_end_it_grows_to_the_end_of_the_budget():
     plan = resolve(dataset_size=100, global_batch_size=10, steps=10)
     found = [Sizes(96, 128, evaluate=128, multiple_of=16).at(step, plan) for step in range(10)]
-    assert found == [96] * 5 + [112] * 5, "the last side would begin where the run ends"
+    assert found == [96] * 3 + [112] * 5 + [128] * 2
 
 
 def test_the_ends_need_not_be_multiples():

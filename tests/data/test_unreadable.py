@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from programs import torchrun
 
-from largebatch.data import Dataset, build, folder
-from largebatch.data.augment import example_generator
+from largebatch.data import Dataset, build
 from largebatch.data.facts import IMAGENET
-from largebatch.data.folder import FolderSplit, training_view
+from largebatch.data.folder import Files
 from largebatch.data.unreadable import Unreadable
+from largebatch.data.workers import WorkerSplit
 from largebatch.errors import LocalError, Lost, UserError
 from tests.data.conftest import CPU
-from tests.data.test_folder import build_folder, collected, files_of, plan_of, same, wait_until_gone
+from tests.data.test_workers import build_folder, collected, files_of, plan_of, same, training_pixels, wait_until_gone
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ BROKEN = ["cat/03.png", "cat/04.JPEG", "dog/00.JPEG", "dog/05.png", "dog/11.png"
 
 
 def unreadable_of(dataset: Dataset) -> Unreadable:
-    assert isinstance(dataset.train, FolderSplit)
+    assert isinstance(dataset.train, WorkerSplit)
     assert dataset.train.unreadable is not None
     return dataset.train.unreadable
 
@@ -64,9 +63,7 @@ def test_the_next_readable_one_stands_in_with_the_label_it_has_and_the_others_au
             while stands in broken:
                 stands = (stands + 1) % len(paths)
             replaced += stands != index
-            rng = example_generator(5, int(position))
-            view = training_view(Image.open(paths[stands]).convert("RGB"), 16, "resized_crop_flip", rng)
-            expected = (view / 255 - IMAGENET.mean) / IMAGENET.std
+            expected = (training_pixels(paths[stands], int(position)) / 255 - IMAGENET.mean) / IMAGENET.std
             np.testing.assert_allclose(images[row].permute(1, 2, 0).numpy(), expected, rtol=0, atol=1e-12)
             assert labels[row] == int(stands >= 13)
     assert replaced >= 5, "32 of the 25 images were trained on"
@@ -154,10 +151,10 @@ def test_a_held_out_image_is_never_replaced(broken_root: Path):
 
 @pytest.mark.parametrize("reason", [OSError(errno.EMFILE, "Too many open files"), MemoryError("no memory")])
 def test_a_failure_of_the_machine_is_not_the_images(image_root: Path, monkeypatch, reason: Exception):
-    def fails(path: str) -> None:
+    def fails(files: Files, index: int) -> bytes:
         raise reason
 
-    monkeypatch.setattr(folder.Image, "open", fails)
+    monkeypatch.setattr(Files, "read", fails)
     dataset = build_folder(image_root, unreadable_share=0.9)
     with pytest.raises(Lost, match="(Too many open files|no memory)$"):
         collected(dataset, plan_of(dataset))

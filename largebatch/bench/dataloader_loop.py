@@ -1,0 +1,74 @@
+"""A small data set the way tutorials read it: torch's DataLoader over single examples with torchvision's transforms.
+
+Each example becomes an image, is transformed by itself, and examples are collated into a batch, in this process or by
+workers. The loop that takes them is the bare one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from largebatch.bench.bare_loop import Batches
+from largebatch.data import Placement
+from largebatch.data.augment import PADDING
+from largebatch.data.resident import ResidentSplit
+
+
+class Examples(torch.utils.data.Dataset):
+    """As torchvision's own classes for MNIST and CIFAR do it."""
+
+    def __init__(self, split: ResidentSplit) -> None:
+        images, labels = split.resident(torch.device("cpu"))
+        self.images: np.ndarray = images.numpy()
+        self.labels = labels.tolist()
+        side = self.images.shape[1:3]
+        self.transform = transforms.Compose([
+            *([transforms.RandomCrop(side, padding=PADDING)] if split.augment.startswith("crop") else []),
+            *([transforms.RandomHorizontalFlip()] if split.augment.endswith("flip") else []),
+            transforms.ToTensor(),
+            transforms.Normalize(*split.statistics),
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        pixels = self.images[index]
+        image = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        return self.transform(image), self.labels[index]
+
+
+def loader(split: ResidentSplit, micro_batch_size: int, workers: int, placement: Placement) -> DataLoader[Any]:
+    return DataLoader(
+        Examples(split),
+        batch_size=micro_batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=placement.device.type == "cuda",
+        persistent_workers=workers > 0,
+        multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
+    )
+
+
+def loaded(source: DataLoader[Any], steps: int, accumulation_steps: int, placement: Placement) -> Iterator[Batches]:
+    """So many steps, epoch after epoch, where the model wants them."""
+    layout = torch.channels_last if placement.channels_last else torch.contiguous_format
+    endless = itertools.chain.from_iterable(itertools.repeat(source))
+    for _ in range(steps):
+        yield (
+            (
+                images.to(placement.device, placement.dtype, non_blocking=True).contiguous(memory_format=layout),
+                labels.to(placement.device, non_blocking=True),
+            )
+            for images, labels in itertools.islice(endless, accumulation_steps)
+        )

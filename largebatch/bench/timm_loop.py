@@ -1,0 +1,100 @@
+"""timm's model of the same architecture in the loop that timm's train.py runs with the options it recommends.
+
+Autocast in the run's precision, channels-last images, ``torch.compile`` (its default mode), an optimizer of the same
+kind from ``timm.optim.create_optimizer_v2`` with timm's own weight-decay groups, accumulation over the same
+micro-batches. It gets ready batches and neither reads a loss nor logs nor steps a schedule, which train.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from largebatch import config, models
+from largebatch.assemble import Job
+from largebatch.bench.bare_loop import Batches
+from largebatch.errors import UserError
+
+# Ours -> timm's name and what else it is told. timm's sgd is Nesterov's, its LAMB would clip the gradient.
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("momentum", {}),
+    "heavy_ball": ("momentum", {}),
+    "lars": ("lars", {}),
+    "lamb": ("lamb", {"max_grad_norm": None}),
+    "adamw": ("adamw", {}),
+    "adam": ("adam", {}),
+}
+
+
+class Peer(NamedTuple):
+    model: Any
+    optimizer: torch.optim.Optimizer
+    autocast: torch.autocast
+    what: str  # in words
+
+
+def peer(job: Job, compile: bool) -> Peer:
+    """Ready to train where the job trains. A UserError says why there is none."""
+    run, engine = job.run, job.engine
+    if job.precision == "fp16":
+        raise UserError("timm's loop is run without a loss scaler, which fp16 needs")
+    plain = name_at_timm(run.model.name)
+    arguments = {key: value for key, value in run.model.arguments.items() if key != "num_classes"}
+    model = models.build(f"timm/{plain}", job.dataset.num_classes, job.dataset.largest_shape, run.seed, arguments)
+    ours, theirs = (sum(p.numel() for p in each.parameters()) for each in (engine.model, model))
+    if ours != theirs:
+        raise UserError(
+            f"timm's {plain} has {theirs:,} parameters and {run.model.name} {ours:,}: it is another network"
+        )
+    layout = torch.channels_last if engine.channels_last else torch.preserve_format
+    model = model.to(device=job.device, dtype=engine.dtype).to(memory_format=layout)
+    optimizer, words = optimizer_of(run, model)
+    if compile:
+        model = torch.compile(model)
+    model.train()
+    what = ", ".join([
+        f"timm's {plain}", job.precision if job.precision not in ("bf16",) else "autocast to bf16",
+        "channels-last" if engine.channels_last else "contiguous images",
+        "torch.compile" if compile else "not compiled", words,
+    ])  # fmt: skip
+    return Peer(model, optimizer, engine.autocast, what)
+
+
+def name_at_timm(name: str) -> str:
+    """What timm calls the architecture."""
+    import timm
+
+    source, _, plain = name.rpartition("/")
+    if (source == "" and plain in models.SMALL) or not timm.is_model(plain):
+        raise UserError(f"timm has no model called {plain}")
+    return plain
+
+
+def optimizer_of(run: config.Run, model: nn.Module) -> tuple[torch.optim.Optimizer, str]:
+    import timm.optim
+
+    section = run.optimizer
+    if section.name not in OPTIMIZERS:
+        raise UserError(f"timm's optimizers hold none like optimizer.name = {section.name}")
+    name, told = OPTIMIZERS[section.name]
+    if getattr(section, "nesterov", False):
+        name = {"momentum": "sgd", "lars": "nlars"}[name]
+    momentum = getattr(section, "momentum", 0.9)
+    optimizer = timm.optim.create_optimizer_v2(
+        model, opt=name, lr=1e-4, weight_decay=run.weight_decay.value, momentum=momentum, **told
+    )
+    return optimizer, f"timm's optimizer {name}"
+
+
+def timm_loop(peer: Peer, steps: Iterable[Batches], accumulation_steps: int, label_smoothing: float = 0.0) -> None:
+    for micro_batches in steps:
+        for images, labels in micro_batches:
+            with peer.autocast:
+                loss = F.cross_entropy(peer.model(images), labels, label_smoothing=label_smoothing)
+            (loss / accumulation_steps).backward()
+        peer.optimizer.step()
+        peer.optimizer.zero_grad()

@@ -1,0 +1,198 @@
+"""Image sets: what lies at ``data.root``, what of it is trained on, what is judged by, and who makes pixels of it.
+
+    pack of pixels      memory-mapped uint8             packed.PackedSplit: nothing to decode
+    pack of JPEG        one indexed file                \\
+    image folder        train/<class>/*.jpg              workers.WorkerSplit, or the same with ``data.decode`` on a
+    WebDataset shards   train-*.tar, here or in a store /  device (nvjpeg) or by DALI (dali)
+
+In each the examples have one fixed order, so a run's steps hold the same examples whatever the form.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from largebatch.data import augment as augmentation
+from largebatch.data import places
+from largebatch.data.dali import DaliSplit
+from largebatch.data.dataset import Dataset, Split
+from largebatch.data.folder import scan
+from largebatch.data.nvjpeg import NvjpegSplit
+from largebatch.data.pack import PixelPack, is_pack, open_pack
+from largebatch.data.packed import PackedSplit
+from largebatch.data.resident import HOLD_OUT_SEED
+from largebatch.data.shards import Shards, is_shards, open_shards
+from largebatch.data.sizes import Sizes
+from largebatch.data.unreadable import Unreadable
+from largebatch.data.workers import WorkerSplit
+from largebatch.errors import UserError, suggestion
+
+DEFAULT_SIDE = 224
+USUAL_DECODER = "turbo"
+SPLITS: dict[str, type[WorkerSplit]] = {
+    USUAL_DECODER: WorkerSplit,
+    "pillow": WorkerSplit,
+    "nvjpeg": NvjpegSplit,
+    "dali": DaliSplit,
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a set's images are to be seen and read."""
+
+    sizes: Sizes
+    augment: str
+    color_jitter: float
+    decode: str
+    workers: int
+    unreadable_share: float
+
+
+class Found(NamedTuple):
+    """``parts``: train and, where there is one, test."""
+
+    form: str
+    parts: Mapping[str, Any]
+
+
+def image_set(
+    name: str,
+    root: str | None,
+    *,
+    sizes: Sizes,
+    augment: str,
+    color_jitter: float,
+    hold_out: int,
+    decode: str,
+    workers: int | None,
+    shuffle_shards: int,
+    unreadable_share: float,
+    classes_expected: int | None = None,
+    report: Callable[[str], object] | None = None,
+) -> Dataset:
+    """The data set under ``root``; ``hold_out`` training images, drawn at random, replace its test set.
+
+    Of the training images ``unreadable_share`` may be unreadable. ``report`` hears of what takes long.
+    """
+    if decode not in SPLITS:
+        raise UserError(f"data.decode = {decode!r} is not a decoder{suggestion(decode, list(SPLITS))}")
+    augment = augmentation.resolved(augment, "resized_crop_flip", augmentation.FOLDER, name)
+    if name == "folder" and root is None:
+        raise UserError(
+            "data.root is missing: data set folder needs a folder with train/<class>/*.jpg, a pack, or shards"
+        )
+    where = root if root is not None and "://" in root else str(places.located(name, root).path)
+    found = _found(where, hold_out, shuffle_shards, classes_expected, report)
+    train = found.parts["train"]
+    if classes_expected is not None and len(train.classes) != classes_expected:
+        raise UserError(f"{where} has {len(train.classes)} classes; {name} needs {classes_expected}")
+    if hold_out >= len(train):
+        raise UserError(f"data.hold_out = {hold_out} leaves nothing to train on; at most {len(train) - 1}")
+    if hold_out:
+        chosen = np.zeros(len(train), dtype=bool)
+        order = np.random.Generator(np.random.PCG64(HOLD_OUT_SEED)).permutation(len(train))
+        chosen[order[:hold_out]] = True
+        train, test = train.part(~chosen), train.part(chosen)
+    else:
+        test = found.parts["test"]
+    reading = Reading(
+        sizes, augment, color_jitter, decode, _processors() if workers is None else workers, unreadable_share
+    )
+    pixels, workers_fact = f"decoded by {decode}", {"workers": str(reading.workers)}
+    if isinstance(train, PixelPack):
+        _check_pixels(where, train, reading)
+        pixels, workers_fact = f"packed at {train.size} a side", {}
+    return Dataset(
+        name=name,
+        num_classes=len(train.classes),
+        image_shape=(3, sizes.evaluate, sizes.evaluate),
+        train=_split(train, reading, training=True),
+        test=_split(test, reading, training=False),
+        classes=list(train.classes),
+        source=f"{found.form}, {where}",
+        facts={
+            "augment": augment,
+            **({"color_jitter": f"{color_jitter:g}"} if color_jitter else {}),
+            "pixels": pixels,
+            **workers_fact,
+        },
+        pixels=pixels,
+        sizes=sizes,
+    )
+
+
+def _found(
+    where: str,
+    hold_out: int,
+    shuffle_shards: int,
+    classes_expected: int | None,
+    report: Callable[[str], object] | None,
+) -> Found:
+    path = Path(where)
+    if "://" not in where and is_pack(path):
+        pack = open_pack(path)
+        if "test" not in pack.splits and not hold_out:
+            raise UserError(f"{where} is a pack without a test set; set data.hold_out, or pack a folder that has one")
+        return Found(f"pack of {pack.form}", pack.splits)
+    if is_shards(where):
+        return Found("WebDataset shards", open_shards(where, report=report, shuffle_shards=shuffle_shards))
+    train = scan(path / "train", classes_expected)
+    if hold_out:
+        return Found("image folder", {"train": train})
+    test = scan(_test_folder(path))
+    if test.classes != train.classes:
+        odd = sorted(set(test.classes) ^ set(train.classes))[0]
+        raise UserError(f"{test.folder} and {train.folder} differ in class {odd!r}; both need the same classes")
+    return Found("image folder", {"train": train, "test": test})
+
+
+def _split(source: Any, how: Reading, training: bool) -> Split:
+    if isinstance(source, PixelPack):
+        return PackedSplit(source, how.sizes, how.augment, how.color_jitter)
+    in_store = isinstance(source, Shards) and source.remote
+    return SPLITS[how.decode](
+        source,
+        how.sizes,
+        how.augment,
+        how.color_jitter,
+        how.decode,
+        how.workers,
+        unreadable=Unreadable(len(source), how.unreadable_share) if training else None,
+        epoch_order=source.epoch_order if in_store and training else None,
+        ahead=source.ahead if in_store else None,
+    )
+
+
+def _check_pixels(where: str, pack: PixelPack, how: Reading) -> None:
+    largest = max(how.sizes.last, how.sizes.evaluate)
+    if largest > pack.size:
+        raise UserError(
+            f"data.image_size = {largest} is larger than the images of {where}, which have {pack.size} pixels a side; "
+            f"take at most that, or pack again with --size {largest}"
+        )
+    for key, idle in (
+        (f"data.decode = {how.decode}", how.decode != USUAL_DECODER),
+        (f"data.unreadable_share = {how.unreadable_share:g}", how.unreadable_share > 0),
+    ):
+        if idle:
+            raise UserError(f"{key} has no effect: {where} is a pack of pixels, with nothing to decode; leave it out")
+
+
+def _test_folder(root: Path) -> Path:
+    for name in ("val", "test"):
+        if (root / name).is_dir():
+            return root / name
+    raise UserError(f"{root} has no val or test folder; evaluation needs {root}/val/<class>/")
+
+
+def _processors() -> int:
+    """Processors this process may use, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)

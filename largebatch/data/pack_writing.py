@@ -1,0 +1,201 @@
+"""One file of a pack, written by a worker process: read, decoded, resized, under another name until it is whole.
+
+Pixels: the image in RGB, its central square (EXIF orientation is ignored, as ImageNet's convention is), resized to
+size × size, bilinear and antialiased, from all its pixels: no decoder's short cut. Jpeg: the bytes as they are, after a
+look whether they decode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from largebatch.data.decode import reason_of
+from largebatch.data.pack_manifest import sha256_of
+from largebatch.data.processes import _end_with_trainer
+from largebatch.data.sources import Source
+from largebatch.errors import UserError
+
+UNFINISHED = ".unfinished"
+
+
+class Job(NamedTuple):
+    """The file that holds images ``first`` to ``last`` (excluded) of a split's source."""
+
+    split: str
+    name: str
+    first: int
+    last: int
+
+
+class Written(BaseModel):
+    """What became of a job, as the progress file keeps it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    split: str
+    name: str
+    examples: int  # none: then there is no file
+    bytes: int
+    sha256: str
+    enlarged: int
+    smallest: tuple[int, int, int] | None  # image, width, height
+    left_out: dict[int, str]
+    lengths: list[int]  # jpeg: of each image
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every job of a pack needs. ``at_most`` images of a split may be left out."""
+
+    sources: Mapping[str, Source]
+    dest: Path
+    size: int | None  # None: jpeg
+    at_most: Mapping[str, int]
+    counter: Any  # images made, by all workers
+    stop: Any  # set when the others are to end
+
+
+class Stopped(Exception):
+    """Another worker, or the user, ended it."""
+
+
+_work: Work
+
+
+def begin(work: Work) -> None:
+    """In a worker, before its first job."""
+    global _work
+    _work = work
+    warnings.simplefilter("ignore")  # Pillow's, about tags and palettes
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def write(job: Job) -> Written:
+    """Make the file; what was left of an earlier attempt is written over."""
+    path = _work.dest / job.name
+    left_out: dict[int, str] = {}
+    lengths: list[int] = []
+    shorts: list[tuple[int, int, int, int]] = []  # short side, image, width, height
+    with whole(path) as file:
+        if _work.size is not None:
+            file.write(npy_header(0, _work.size))
+        for index in range(job.first, job.last):
+            if _work.stop.is_set():
+                raise Stopped
+            encoded = _read(job.split, index)
+            try:
+                packed, width, height = _kept(encoded)
+            except MemoryError:
+                raise
+            except Exception as reason:  # a broken image can raise nearly anything
+                _leave_out(job.split, index, reason, left_out)
+            else:
+                file.write(packed)
+                lengths.append(len(packed))
+                shorts.append((min(width, height), index, width, height))
+            with _work.counter.get_lock():
+                _work.counter.value += 1
+        if _work.size is not None:
+            file.seek(0)
+            file.write(npy_header(len(lengths), _work.size))  # of the same length, whatever the number
+    if not lengths:
+        path.unlink()
+    size = _work.size
+    return Written(
+        split=job.split,
+        name=job.name,
+        examples=len(lengths),
+        bytes=path.stat().st_size if lengths else 0,
+        sha256=sha256_of(path) if lengths else "",
+        enlarged=sum(short < size for short, *_ in shorts) if size is not None else 0,
+        smallest=min(shorts)[1:] if shorts else None,
+        left_out=left_out,
+        lengths=lengths if size is None else [],
+    )
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that has its name only when all of it is on the disk. The other name is this process's own."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def npy_header(images: int, size: int) -> bytes:
+    """numpy leaves room for the first number to grow, so its length depends on ``size`` alone."""
+    header = io.BytesIO()
+    shape = (images, size, size, 3)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _read(split: str, index: int) -> bytes:
+    source = _work.sources[split]
+    try:
+        return source.read(index)
+    except OSError as reason:
+        raise UserError(f"{source.name(index)} cannot be read: {reason_of(reason)}") from None
+
+
+def _kept(encoded: bytes) -> tuple[bytes, int, int]:
+    """What the pack keeps of the image, its width and its height."""
+    with Image.open(io.BytesIO(encoded)) as file:
+        width, height = file.size
+        if _work.size is None:
+            file.draft("RGB", (1, 1))  # an eighth of a JPEG: all bytes are read, little is computed
+            file.load()
+            return encoded, width, height
+        image = file.convert("RGB")
+    return square(image, _work.size).tobytes(), width, height
+
+
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """The central square at whole pixels, resized; (size, size, 3)."""
+    width, height = image.size
+    short = min(width, height)
+    left, upper = (width - short) // 2, (height - short) // 2
+    box = (left, upper, left + short, upper + short)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def _leave_out(split: str, index: int, reason: Exception, left_out: dict[int, str]) -> None:
+    """Refused where this file alone has more than may be left out; the sum over files is the packing process's."""
+    left_out[index] = reason_of(reason)
+    at_most = _work.at_most[split]
+    if len(left_out) > at_most:
+        raise UserError(refusal(_work.sources[split].name(index), left_out[index], split, at_most))
+
+
+def refusal(name: str, reason: str, split: str, at_most: int) -> str:
+    sentence = f"{name} cannot be read as an image: {reason}"
+    if split != "train":
+        return f"{sentence}; of a test set all images are needed"
+    if not at_most:
+        return f"{sentence}; --skip-unreadable 0.001 would leave out one in a thousand"
+    return f"{sentence}; --skip-unreadable allows {at_most}, and there are more"

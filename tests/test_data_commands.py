@@ -1,0 +1,142 @@
+"""``largebatch data``: what the commands print, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from packs import by_hand, contents, encoded
+from programs import environment, largebatch
+from typer.testing import CliRunner
+
+from largebatch.cli.data import app
+from largebatch.errors import UserError
+
+
+def command(*words: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False, env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """train: 12 images of 20 × 20 to 31 × 31; val: 2."""
+    for split, count in (("train", 6), ("val", 1)):
+        for label in ("cat", "dog"):
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            for number in range(count):
+                side = 20 + number + 6 * (label == "dog")
+                (tmp_path / "images" / split / label / f"{number}.jpg").write_bytes(encoded(side, side, number))
+    return tmp_path / "images"
+
+
+def test_pack_show_and_verify(images, tmp_path):
+    ended = command("pack", images, tmp_path / "pack", "--size", 24, "--workers", 1)
+    assert ended.exit_code == 0
+    decided, packed, *notes = ended.stdout.splitlines()
+    assert decided == (
+        f"{images} (image folder): 12 train and 2 test images of 2 classes -> {tmp_path}/pack: 24 × 24 pixels, 0.00 GB "
+        "in 2 files, 1 processes"
+    )
+    short = "12 train and 2 test images of 2 classes, of 24 × 24 pixels, 0.00 GB in 6 files"
+    assert packed.startswith(f"{tmp_path}/pack: {short}, ")
+    enlarged = [
+        "4 train images were enlarged; the smallest, train/cat/0.jpg, is 20 × 20",
+        "1 test image was enlarged; the smallest, val/cat/0.jpg, is 20 × 20",
+    ]
+    assert notes == enlarged
+    again = command("pack", images, tmp_path / "pack", "--size", 24)
+    assert (again.exit_code, again.stdout) == (0, f"{tmp_path}/pack is there already: {short}\n")
+    shown = command("show", tmp_path / "pack").stdout.splitlines()
+    assert shown == [
+        f"{tmp_path}/pack: {short}", f"of {images} (image folder), made by largebatch 0.1.0", *enlarged,
+    ]  # fmt: skip
+    assert command("verify", tmp_path / "pack").stdout == f"{tmp_path}/pack is whole: {short}\n"
+
+
+def test_what_is_left_out_is_told(images, tmp_path):
+    (images / "train" / "dog" / "3.jpg").write_bytes(b"no image")
+    ended = command("pack", images, tmp_path / "pack", "--jpeg", "--skip-unreadable", 0.1)
+    assert ended.exit_code == 0
+    told = "1 of the train images left out, all in pack.json: train/dog/3.jpg (not an image of a known format)"
+    assert ended.stdout.splitlines()[-1] == told
+    assert command("show", tmp_path / "pack").stdout.splitlines()[-1] == told
+
+
+def test_without_a_test_set_it_says_so(images, tmp_path):
+    (images / "val").rename(images / "proof")
+    ended = command("pack", images, tmp_path / "pack", "--size", 16)
+    assert ended.stdout.splitlines()[-1] == "no test images: no val or test was found beside train"
+    ended = command("pack", images, tmp_path / "named", "--size", 16, "--val", "proof")
+    assert "12 train and 2 test images" in ended.stdout
+
+
+def test_mistakes_are_one_sentence_and_exit_code_2(images, tmp_path):
+    root = by_hand(tmp_path / "pack", [3])
+    with open(root / "train-00000.npy", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    cases = [
+        (("verify", root), f"the checksum of {root}/train-00000.npy does not fit: its bytes changed; "),
+        (("show", tmp_path), f"{tmp_path} is not a pack: it has no pack.json"),
+        (("pack", images, tmp_path / "new", "--size", 64), "/train/cat/0.jpg is 20 × 20, and so are 12 of 12 images"),
+    ]
+    for words, sentence in cases:
+        with pytest.raises(UserError) as refused:
+            command(*words)
+        assert sentence in str(refused.value)
+    ended = largebatch("data", "pack", images, tmp_path / "new", "--jpeg", "--size", 64)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "largebatch: --size 64 does not go with --jpeg, which keeps the images as they are\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupt_ends_it_cleanly_and_the_same_command_goes_on(images, tmp_path):
+    """The second training image is a pipe: its reader waits, as for a slow disk, while the user gives up."""
+    command("pack", images, tmp_path / "undisturbed", "--jpeg")
+    slow = images / "train" / "cat" / "1.jpg"
+    image = slow.read_bytes()
+    slow.unlink()
+    os.mkfifo(slow)
+    words = ["pack", str(images), str(tmp_path / "pack"), "--jpeg", "--workers", "2"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "largebatch", "data", *words],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    give(slow, image)  # to the look at the headers
+    end = time.monotonic() + 60
+    while not (tmp_path / "pack" / "test-00000.jpegs").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(program.pid, signal.SIGINT)  # as a terminal does
+    time.sleep(0.5)
+    give(slow, image)
+    out, err = program.communicate(timeout=60)
+    assert program.returncode == 130, err
+    assert err == ""
+    assert out.splitlines()[-1] == "stopped: 1 of 2 files are whole, and the same command goes on"
+    assert sorted(contents(tmp_path / "pack")) == ["packing.jsonl", "test-00000.jpegs"]
+    slow.unlink()
+    slow.write_bytes(image)
+    assert "(1 are there)" in command(*words).stdout
+    assert contents(tmp_path / "pack") == contents(tmp_path / "undisturbed")
+
+
+def give(pipe: Path, image: bytes) -> None:
+    """To the reader, as soon as there is one."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+            continue
+        os.write(writer, image)
+        os.close(writer)
+        return
