@@ -109,7 +109,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "gpu", help="where the JSON goes")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to put on this check's path")
     parser.add_argument("--fetch-wheels", type=Path, metavar="FOLDER", help="download those wheels, and no more")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it")
+    parser.add_argument("--minutes", type=float, help="for all of it; 8, or 30 of a rehearsal")
     parser.add_argument("--only", help="parts by name, with commas")
     parser.add_argument("--rehearse", action="store_true", help="everything tiny, on the CPU")
     return parser.parse_args(words)
@@ -129,8 +129,9 @@ def main(words: list[str] | None = None) -> int:
         parts = [part for part in parts if part.name in asked.only.split(",")]
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / "check.log").unlink(missing_ok=True)
+    minutes = asked.minutes or (30.0 if asked.rehearse else 8.0)
     work = Path(tempfile.mkdtemp(prefix="gpu-check-"))
-    check = Check(asked.out.resolve(), work, asked.rehearse, begun + 60 * asked.minutes - RESERVE)
+    check = Check(asked.out.resolve(), work, asked.rehearse, begun + 60 * minutes - RESERVE)
     try:
         if asked.wheels:
             check.site = work / "site"

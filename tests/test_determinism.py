@@ -12,7 +12,7 @@ from programs import torchrun, weights_at_end
 from torch import Tensor, nn
 
 from largebatch import config, models
-from largebatch.bench import throughput
+from largebatch.bench import throughput, turns
 from largebatch.determinism import WORKSPACE, deterministic
 from largebatch.errors import UserError
 from largebatch.train import train
@@ -148,13 +148,13 @@ def test_the_same_seed_and_world_give_the_same_bits(recipe, tmp_path: Path, worl
 
 def test_the_trainer_beside_its_deterministic_self(recipe, monkeypatch):
     modes = []
-    steps = throughput.Loop.train_steps
+    steps = turns.Loop.train_steps
 
     def noted(self, noticed):
         modes.append((self.job.run.deterministic, torch.are_deterministic_algorithms_enabled()))
         steps(self, noticed)
 
-    monkeypatch.setattr(throughput.Loop, "train_steps", noted)
+    monkeypatch.setattr(turns.Loop, "train_steps", noted)
     facts = throughput.measure(config.load(recipe()), 2, 2, "", beside=["deterministic=true"])
     assert len(facts["trainer_over_beside"]) == 2
     assert sorted(modes) == [(False, False)] * 3 + [(True, True)] * 3

@@ -237,6 +237,8 @@ def test_every_command_of_the_readme_runs(working_folder):
             words += ["epochs=0.02", "lr.warmup.epochs=0", "--trials", "1"]
         if " bench throughput " in command:
             words += ["--pairs", "1", "--steps", "2"]
+        if " bench scaling " in command:
+            words += ["--rounds", "1", "--steps", "2"]
         if " bench batch " in command:
             words += ["--seconds", "0.1", "--repeats", "1"]
         if " bench optimizer " in command:

@@ -83,7 +83,7 @@ class Statistics(NamedTuple):
 
 
 def normalised(images: Tensor, statistics: Statistics, placement: Placement) -> Tensor:
-    """(x / 255 − mean) / std of uint8 ``images`` (m, C, H, W) of any strides, in the placement's layout."""
+    """(x / 255 − mean) / std of ``images`` (m, C, H, W), levels 0 to 255 in any layout; in the placement's layout."""
     layout = torch.channels_last if placement.channels_last else torch.contiguous_format
     shift, scale = _shift_and_scale(statistics, images.device, placement.dtype)
     return images.to(placement.dtype, memory_format=layout).sub_(shift).mul_(scale)

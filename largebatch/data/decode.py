@@ -129,8 +129,9 @@ def _fraction(window: Window) -> int:
 def resized_view(pixels: np.ndarray, window: Window, size: int, fraction: int = 1) -> Tensor:
     """The window's view (S, S, 3) of an image (H, W, 3) that was decoded at 1 / ``fraction`` of its size."""
     left, upper, right, lower = ((edge + fraction // 2) // fraction for edge in window.region)
-    # A dense copy, with the batch's stride in its place: else torch gives planes back, and the copies cost as much again.
-    region = torch.from_numpy(np.ascontiguousarray(pixels[upper:lower, left:right])[None]).permute(0, 3, 1, 2)
+    # Dense, and the first dimension made by torch before the others move: only then it sees pixels and gives pixels
+    # back. Planes, and copying them into the batch, would cost as much again as the resizing.
+    region = torch.from_numpy(np.ascontiguousarray(pixels[upper:lower, left:right]))[None].permute(0, 3, 1, 2)
     wide, tall = window.resized
     resized = interpolate(region, (tall, wide), mode="bilinear", antialias=True)
     left, upper = window.corner

@@ -142,7 +142,9 @@ def _found(
             raise UserError(f"{where} is a pack without a test set; set data.hold_out, or pack a folder that has one")
         return Found(f"pack of {pack.form}", pack.splits)
     if is_shards(where):
-        return Found("WebDataset shards", open_shards(where, report=report, shuffle_shards=shuffle_shards))
+        splits = ("train",) if hold_out else ("train", "test")
+        shards = open_shards(where, report=report, shuffle_shards=shuffle_shards, splits=splits)
+        return Found("WebDataset shards", shards)
     train = scan(path / "train", classes_expected)
     if hold_out:
         return Found("image folder", {"train": train})

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from largebatch.data.decode import reason_of
 from largebatch.data.pack_manifest import sha256_of
-from largebatch.data.processes import _end_with_trainer
+from largebatch.data.processes import end_with_trainer
 from largebatch.data.sources import Source
 from largebatch.errors import UserError
 
@@ -79,7 +79,7 @@ def begin(work: Work) -> None:
     global _work
     _work = work
     warnings.simplefilter("ignore")  # Pillow's, about tags and palettes
-    threading.Thread(target=_end_with_trainer, daemon=True).start()
+    threading.Thread(target=end_with_trainer, daemon=True).start()
 
 
 def write(job: Job) -> Written:

@@ -39,7 +39,7 @@ from largebatch.data.pack_manifest import (
 )  # fmt: skip
 from largebatch.data.pack_origins import Origins, mean_bytes
 from largebatch.data.pack_writing import UNFINISHED, Job, Work, Written, refusal, whole
-from largebatch.data.processes import _fork_server
+from largebatch.data.processes import fork_server
 from largebatch.errors import Lost, UserError
 
 FILE_BYTES = 2**30
@@ -88,7 +88,7 @@ def pack(
             missing = [job for job in jobs if job.name not in progress.written]
             if size:
                 _check_room(dest, 3 * size * size * _images(missing))
-            count = min(workers or len(os.sched_getaffinity(0)), max(1, len(missing)))
+            count = min(workers or _processors(), max(1, len(missing)))
             say(_decision(source, size, jobs, missing, count, dest))
             try:
                 _make(source, dest, size, at_most, missing, count, progress, lambda n: report(n, _images(jobs)))
@@ -111,9 +111,11 @@ class Progress:
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as reason:
             self._file.close()
-            raise UserError(f"another process is making a pack in {dest}") from None
+            if isinstance(reason, BlockingIOError):
+                raise UserError(f"another process is making a pack in {dest}") from None
+            raise
         lines = _whole_lines(self.path)
         self._file.truncate(sum(map(len, lines)))  # what a kill has torn
         for line in lines[1:]:
@@ -205,6 +207,10 @@ def _jobs(source: Origins, begun: Mapping[str, Any]) -> list[Job]:
     return jobs
 
 
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _images(jobs: list[Job]) -> int:
     return sum(job.last - job.first for job in jobs)
 
@@ -224,14 +230,15 @@ def _make(
     progress: Progress, report: Callable[[int], object],
 ) -> None:  # fmt: skip
     """The files that are missing. However it ends, no worker is left and every whole file has its line."""
-    context: Any = _fork_server()
+    context: Any = fork_server()
     counter, stop = context.Value("q", 0), context.Event()
     work = Work(source.splits, dest, size, at_most, counter, stop)
     before = sum(file.examples + len(file.left_out) for file in progress.written.values())
     with ProcessPoolExecutor(count, context, pack_writing.begin, (work,)) as pool:
-        futures = [pool.submit(pack_writing.write, job) for job in missing]
-        waiting = set(futures)
+        futures: list[Future[Written]] = []
         try:
+            futures += (pool.submit(pack_writing.write, job) for job in missing)
+            waiting = set(futures)
             while waiting:
                 done, waiting = wait(waiting, 0.2, FIRST_COMPLETED)
                 report(before + counter.value)

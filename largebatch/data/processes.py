@@ -37,7 +37,7 @@ def answered(reader: Dataset, requests: Iterator[Any], workers: int, pin_memory:
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_begin_worker,
-        multiprocessing_context=_fork_server() if workers else None,
+        multiprocessing_context=fork_server() if workers else None,
         generator=torch.Generator(),  # else every loader draws from the run's own generator
     )
 
@@ -46,7 +46,7 @@ def _unchanged(answer: Any) -> Any:
     return answer
 
 
-def _fork_server() -> BaseContext:
+def fork_server() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "largebatch.data.workers"])
     resource_tracker.ensure_running()  # first, because starting it unblocks the signals
@@ -61,10 +61,10 @@ def _fork_server() -> BaseContext:
 def _begin_worker(worker: int) -> None:
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # how the loader ends one that is stuck
-    threading.Thread(target=_end_with_trainer, daemon=True).start()
+    threading.Thread(target=end_with_trainer, daemon=True).start()
 
 
-def _end_with_trainer() -> None:
+def end_with_trainer() -> None:
     """torch's worker watches its parent, which is the fork server, which waits for its workers: neither
     would notice that the trainer was killed."""
     trainer = multiprocessing.parent_process()

@@ -140,9 +140,14 @@ def test_a_world_larger_than_its_machine_is_told():
 
 def written() -> dict[str, Any]:
     return {
-        "name": "made up", "model": {"name": "mlp"}, "data": {"name": "digits"}, "batch": {"global_batch_size": 100}, "steps": 3,
-        "optimizer": {"name": "sgd"}, "lr": {"base": 0.1},
-    }  # fmt: skip
+        "name": "made up",
+        "model": {"name": "mlp"},
+        "data": {"name": "digits"},
+        "batch": {"global_batch_size": 100},
+        "steps": 3,
+        "optimizer": {"name": "sgd"},
+        "lr": {"base": 0.1},
+    }
 
 
 def test_weak_scaling_keeps_a_ranks_share():

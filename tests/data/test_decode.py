@@ -106,6 +106,7 @@ def test_pillow_is_the_measure_and_turbo_is_within_two_levels(kind: str, augment
         assert np.array_equal(view(data, 64, draw, "pillow").numpy(), expected)
         found = view(data, 64, draw, "turbo").numpy()
         assert found.shape == (64, 64, 3)
+        assert found.flags.c_contiguous or augment != "resized_crop_flip", "planes are slow to copy"
         off = np.abs(found.astype(int) - expected)
         assert off.max() <= (0 if kind in others else 2)
         assert off.mean() < 0.2
