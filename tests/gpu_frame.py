@@ -100,8 +100,7 @@ class Check:
     def largebatch(self, *words: object) -> str:
         code, text = self.python("-m", "largebatch", *words)
         if code:
-            lines = [line for line in text.splitlines() if line.strip()] or ["no word"]
-            raise Failed(f"largebatch {shlex.join(map(str, words[:3]))} ... ended with {code}: {lines[-1].strip()}")
+            raise Failed(f"largebatch {shlex.join(map(str, words[:3]))} ... ended with {code}: {last_line(text)}")
         return text
 
     def bench(self, name: str, *words: object) -> dict[str, Any]:
@@ -110,6 +109,12 @@ class Check:
         file.unlink(missing_ok=True)
         self.largebatch("bench", *words, "--json", file)
         return json.loads(file.read_text())
+
+
+def last_line(text: str) -> str:
+    """Why a command failed: its own sentence, or else whatever it said last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("largebatch: ")), lines[-1] if lines else "no word")
 
 
 def run_parts(parts: list[Part], check: Check, say: Callable[[str], None] = print) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu_frame import REPOSITORY, Check, Failed, Figure, Part, compared, wanted_of
+from gpu_frame import REPOSITORY, Check, Failed, Figure, Part, compared, last_line, wanted_of
 
 IMAGENET = "configs/imagenet/goyal2017.yaml"
 MNIST = "configs/studies/lecture/mnist.yaml"
@@ -180,10 +180,6 @@ def training(check: Check) -> list[Figure]:
                "yes" if resumed else "not run"),
         compared("images/s in its last recorded steps", speeds[-1] if speeds else None),
     ]  # fmt: skip
-
-
-def last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no word")
 
 
 # ---- benches ----

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from largebatch.data import packing
 from largebatch.data.folder import scan
-from largebatch.data.pack_manifest import Facts
-from largebatch.data.pack_origins import origins
+from largebatch.data.packs import packing
+from largebatch.data.packs.manifest import Facts
+from largebatch.data.packs.origins import origins
 from largebatch.data.sources import Source
 
 

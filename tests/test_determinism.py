@@ -12,7 +12,8 @@ from programs import torchrun, weights_at_end
 from torch import Tensor, nn
 
 from largebatch import config, models
-from largebatch.bench import throughput, turns
+from largebatch.bench.throughput import measure as throughput
+from largebatch.bench.throughput import turns
 from largebatch.determinism import WORKSPACE, deterministic
 from largebatch.errors import UserError
 from largebatch.train import train

@@ -54,12 +54,13 @@ def throughput(
     run = config.load(recipe, overrides or [])
     check_folder(json_file)
     with group(run.device, alone=run.engine.name != "ddp") as console:
-        from largebatch.bench import show_throughput, throughput
+        from largebatch.bench.throughput import measure as throughput
+        from largebatch.bench.throughput import show
 
         facts = throughput.measure(run, pairs, steps, command(), beside, dataloader, compile_timm)
-        for table in show_throughput.tables(facts):
+        for table in show.tables(facts):
             console.print(table)
-        for sentence in show_throughput.notes(facts):
+        for sentence in show.notes(facts):
             console.print(sentence, markup=False, highlight=False, soft_wrap=True)
         write_numbers(json_file, facts, console)
 
@@ -79,7 +80,7 @@ def scaling(
 
     run = config.load(recipe, overrides or [])
     check_folder(json_file)
-    from largebatch.bench import scaling
+    from largebatch.bench.scaling import measure as scaling
 
     worlds = scaling.parse_ranks(ranks)
     if launched.place_of(os.environ) is None:
@@ -96,7 +97,7 @@ def scaling(
 
 def show_scaling(facts: dict[str, Any], json_file: Path | None, console: rich.console.Console) -> None:
     """On rank zero. Collective."""
-    from largebatch.bench import scaling
+    from largebatch.bench.scaling import measure as scaling
 
     for table in scaling.tables(facts):
         console.print(table)
@@ -179,8 +180,8 @@ def data(
 ) -> None:
     """Images per second of one core of every way to get training batches, ours beside timm's, torchvision's, DALI's."""
     check_folder(json_file)
-    from largebatch.bench import loading
-    from largebatch.bench.loading_ways import sample_of
+    from largebatch.bench.loading import measure as loading
+    from largebatch.bench.loading.ways import sample_of
 
     with tempfile.TemporaryDirectory(prefix="largebatch-") as folder:
         sample = sample_of(source or loading.default_source(), Path(folder), images, size)

@@ -65,9 +65,9 @@ def pack_with_progress(
     given: str, dest: Path, size: int | None, workers: int | None, val: str | None, skip_unreadable: float,
     console: rich.console.Console,
 ) -> None:  # fmt: skip
-    from largebatch.data import packing
-    from largebatch.data.pack_manifest import read_facts
-    from largebatch.data.pack_origins import origins
+    from largebatch.data.packs import packing
+    from largebatch.data.packs.manifest import read_facts
+    from largebatch.data.packs.origins import origins
 
     begin = time.perf_counter()
     with bar(console, "images") as progress:
@@ -93,7 +93,7 @@ def pack_with_progress(
 @app.command()
 def verify(root: Folder) -> None:
     """Every byte of a pack against the checksums it was written with; exit code 2 and the file if one is damaged."""
-    from largebatch.data import pack
+    from largebatch.data.packs import pack
 
     console = wide_console()
     with bar(console, "MB") as progress:
@@ -105,7 +105,7 @@ def verify(root: Folder) -> None:
 @app.command()
 def show(root: Folder) -> None:
     """What a pack holds; of its pixels only the sizes are checked (verify reads every byte)."""
-    from largebatch.data.pack import open_pack
+    from largebatch.data.packs.pack import open_pack
 
     facts = open_pack(root).facts
     console = wide_console()

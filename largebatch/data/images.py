@@ -24,10 +24,10 @@ from largebatch.data.dali import DaliSplit
 from largebatch.data.dataset import Dataset, Split
 from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
-from largebatch.data.pack import PixelPack, is_pack, open_pack
-from largebatch.data.packed import PackedSplit
+from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
+from largebatch.data.packs.split import PackedSplit
 from largebatch.data.resident import HOLD_OUT_SEED
-from largebatch.data.shards import Shards, is_shards, open_shards
+from largebatch.data.shards.source import Shards, is_shards, open_shards
 from largebatch.data.sizes import Sizes
 from largebatch.data.unreadable import Unreadable
 from largebatch.data.workers import WorkerSplit

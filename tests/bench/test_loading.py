@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from programs import largebatch
 
-from largebatch.bench import loading, loading_ours, loading_peers
-from largebatch.bench.loading_ways import Candidate, Sample, Way, decoders, sample_of
+from largebatch.bench.loading import measure as loading
+from largebatch.bench.loading import ours as loading_ours
+from largebatch.bench.loading import peers as loading_peers
+from largebatch.bench.loading.ways import Candidate, Sample, Way, decoders, sample_of
 from largebatch.errors import UserError
 
 MEASURED_ANYWHERE = {

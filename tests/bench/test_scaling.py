@@ -13,7 +13,8 @@ import torch
 from programs import largebatch, torchrun
 
 from largebatch import config, launched
-from largebatch.bench import scaling, scaling_world
+from largebatch.bench.scaling import measure as scaling
+from largebatch.bench.scaling import world as scaling_world
 from largebatch.errors import UserError
 
 

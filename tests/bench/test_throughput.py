@@ -16,18 +16,20 @@ from programs import largebatch
 from torch import nn
 
 from largebatch import assemble, config, models
-from largebatch.bench import (
+from largebatch.bench.throughput import (
     dataloader_loop,
     flops,
     machine_load,
-    show_throughput,
-    throughput,
+    show,
     timm_loop,
     turns,
 )
-from largebatch.bench.bare_loop import bare_loop, gathered
-from largebatch.bench.ready import Ready, ready
-from largebatch.bench.verdict import Facts, verdict
+from largebatch.bench.throughput import (
+    measure as throughput,
+)
+from largebatch.bench.throughput.bare_loop import bare_loop, gathered
+from largebatch.bench.throughput.ready import Ready, ready
+from largebatch.bench.throughput.verdict import Facts, verdict
 from largebatch.errors import UserError
 
 CPU = torch.device("cpu")
@@ -41,9 +43,9 @@ def job_of(path: Path, *overrides: str) -> assemble.Job:
 
 def shown(facts: dict[str, Any]) -> str:
     console = rich.console.Console(file=io.StringIO(), width=160)
-    for table in show_throughput.tables(facts):
+    for table in show.tables(facts):
         console.print(table)
-    for sentence in show_throughput.notes(facts):
+    for sentence in show.notes(facts):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -234,9 +236,9 @@ def test_ready_batches_are_made_like_the_real_ones(recipe, pictures, kind):
 def test_ready_batches_do_not_fill_the_device(recipe, monkeypatch):
     job = job_of(recipe(batch__micro_batch_size=10))
     assert len(ready(job).kept) == 8
-    monkeypatch.setattr("largebatch.bench.ready.MOST_BYTES", 3 * 10 * 64 * 4)
+    monkeypatch.setattr("largebatch.bench.throughput.ready.MOST_BYTES", 3 * 10 * 64 * 4)
     assert len(ready(job).kept) == 3
-    monkeypatch.setattr("largebatch.bench.ready.MOST_BYTES", 1)
+    monkeypatch.setattr("largebatch.bench.throughput.ready.MOST_BYTES", 1)
     assert len(ready(job).kept) == 1
 
 
@@ -536,7 +538,7 @@ def test_what_stands_beside_must_be_a_recipe_with_another_time(recipe, beside, w
 
 
 def test_numbers_have_the_prefixes_of_units():
-    found = [show_throughput.scaled(number) for number in (0.5, 12, 999.4, 1000, 4.09e9, 989.5e12, 2.25e15)]
+    found = [show.scaled(number) for number in (0.5, 12, 999.4, 1000, 4.09e9, 989.5e12, 2.25e15)]
     assert found == ["0.5 ", "12 ", "999 ", "1 k", "4.09 G", "990 T", "2,250 T"]
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from largebatch import config
 from largebatch.batch import resolve
 from largebatch.data import Dataset, Sizes, build
-from largebatch.data.pack_origins import origins
-from largebatch.data.packing import pack
+from largebatch.data.packs.origins import origins
+from largebatch.data.packs.packing import pack
 from largebatch.errors import UserError
 from largebatch.train import train
 from tests.data.conftest import CPU

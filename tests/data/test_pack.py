@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packs import by_hand, facts_of, packed, promised, sealed
 
-from largebatch.data.pack import JpegPack, PixelPack, is_pack, open_pack, verify
+from largebatch.data.packs.pack import JpegPack, PixelPack, is_pack, open_pack, verify
 from largebatch.errors import UserError
 
 

@@ -20,10 +20,10 @@ from largebatch.data.ahead import begun
 from largebatch.data.augment import step_views
 from largebatch.data.dataset import Split
 from largebatch.data.facts import IMAGENET
-from largebatch.data.pack import PixelPack, open_pack
-from largebatch.data.pack_origins import origins
-from largebatch.data.packed import AHEAD, PackedSplit, _Gathered
-from largebatch.data.packing import pack
+from largebatch.data.packs.origins import origins
+from largebatch.data.packs.pack import PixelPack, open_pack
+from largebatch.data.packs.packing import pack
+from largebatch.data.packs.split import AHEAD, PackedSplit, _Gathered
 from largebatch.data.sizes import Sizes, constant
 from largebatch.data.views import centre_box
 from largebatch.errors import LocalError

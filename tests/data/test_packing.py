@@ -21,10 +21,10 @@ from packs import as_parquet, as_shards, contents, encoded, facts_of, folder_sou
 from PIL import Image
 from programs import environment
 
-from largebatch.data import packing
 from largebatch.data.folder import scan
-from largebatch.data.pack import JpegPack, PixelPack, open_pack, verify
-from largebatch.data.pack_origins import origins
+from largebatch.data.packs import packing
+from largebatch.data.packs.origins import origins
+from largebatch.data.packs.pack import JpegPack, PixelPack, open_pack, verify
 from largebatch.errors import UserError
 
 

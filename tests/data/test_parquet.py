@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from packs import as_parquet, folder_sources
 
-from largebatch.data.parquet import is_parquet, open_parquet
+from largebatch.data.packs.parquet import is_parquet, open_parquet
 from largebatch.errors import UserError
 
 

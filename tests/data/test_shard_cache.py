@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from largebatch.data import shard_cache as module
-from largebatch.data.shard_cache import Ahead, Shard, ShardCache, Unreachable, shard_cache
+from largebatch.data.shards import cache as module
+from largebatch.data.shards.cache import Ahead, Shard, ShardCache, Unreachable, shard_cache
 from largebatch.errors import LocalError, Lost
 
 
@@ -298,7 +298,7 @@ def read_all(cache: ShardCache, objects: list[Shard], seed: int, rounds: int, be
 
 def processes() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["largebatch.data.shard_cache"])
+    context.set_forkserver_preload(["largebatch.data.shards.cache"])
     return context
 
 

@@ -20,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from largebatch.data import shard_cache, shards
-from largebatch.data.shard_cache import Handle, Unreachable
-from largebatch.data.shard_index import scan
-from largebatch.data.shards import Shards, is_shards, open_shards
+from largebatch.data.shards import cache as shard_cache
+from largebatch.data.shards import source as shards
+from largebatch.data.shards.cache import Handle, Unreachable
+from largebatch.data.shards.index import scan
+from largebatch.data.shards.source import Shards, is_shards, open_shards
 from largebatch.errors import LocalError, UserError
 from tests.data.test_shard_cache import Store, fetched, processes, wait_until, write_tar
 
@@ -261,7 +262,7 @@ def test_the_index_is_kept(root, own_cache, monkeypatch):
     assert told[0].startswith("reading the headers of 6 shards, ")
     assert told[-1] == "read the headers of 6 of 6 shards"
     assert len(list(own_cache.glob("*.npz"))) == 1
-    monkeypatch.setattr("largebatch.data.shard_index.scan", None)
+    monkeypatch.setattr("largebatch.data.shards.index.scan", None)
     again = open_shards(str(root), report=told.append)
     assert told[-1] == "read the headers of 6 of 6 shards"
     assert all(read_all(again[split]) == read_all(first[split]) for split in first)

@@ -184,7 +184,7 @@ def test_shares_that_are_none(image_root: Path, share: float):
 
 
 def test_only_folders_have_files_to_miss():
-    with pytest.raises(UserError, match="data.unreadable_share is for image folders only; data set digits"):
+    with pytest.raises(UserError, match="data.unreadable_share is for folder and imagenet only; data set digits"):
         build("digits", unreadable_share=0.1)
 
 

@@ -26,9 +26,10 @@ import torch
 
 from largebatch import config, record
 from largebatch.assemble import dataset_of
-from largebatch.bench import scaling_world, turns
-from largebatch.bench.scaling_world import KINDS
-from largebatch.bench.show_throughput import plain_table, scaled
+from largebatch.bench.scaling import world as one_world
+from largebatch.bench.scaling.world import KINDS
+from largebatch.bench.throughput import turns
+from largebatch.bench.throughput.show import plain_table, scaled
 from largebatch.errors import UserError
 
 LAUNCHERS = ("torchrun",)
@@ -74,7 +75,7 @@ def measure(
             "take fewer ranks, or device=cpu"
         )
     dataset = dataset_of(run)
-    scaling_world.check(run, worlds, steps, len(dataset.train), dataset.largest_shape, device)
+    one_world.check(run, worlds, steps, len(dataset.train), dataset.largest_shape, device)
     threads = threads_per_rank(worlds)
     found: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in worlds}
     for number in range(rounds):
@@ -92,7 +93,7 @@ def measure(
 
 def measure_here(run: config.Run, worlds: list[int], steps: int, command: str = "") -> dict[str, Any]:
     """The same facts of the world that a launcher started, which stands alone. Collective."""
-    found = scaling_world.measure(run, worlds[0], steps)
+    found = one_world.measure(run, worlds[0], steps)
     return {
         **circumstances(run, steps, 1, command),
         "device": "cuda" if found["machine"]["gpu"] else "cpu",

@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from largebatch.data.decode import reason_of
-from largebatch.data.pack_manifest import sha256_of
+from largebatch.data.packs.manifest import sha256_of
 from largebatch.data.processes import end_with_trainer
 from largebatch.data.sources import Source
 from largebatch.errors import UserError

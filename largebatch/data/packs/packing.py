@@ -1,4 +1,4 @@
-"""``largebatch data pack``: makes a pack (:mod:`largebatch.data.pack`) of whatever images there are.
+"""``largebatch data pack``: makes a pack (:mod:`largebatch.data.packs.pack`) of whatever images there are.
 
 Worker processes make one file each, and a line in ``packing.jsonl`` says that it is whole: the same command after a
 kill makes what is missing, and ends with the same bytes as one that nobody disturbed. ``pack.json`` is written last.
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 import largebatch
-from largebatch.data import pack_writing
-from largebatch.data.pack_manifest import (
+from largebatch.data.packs import writing
+from largebatch.data.packs.manifest import (
     FORMAT,
     MANIFEST,
     PROGRESS,
@@ -37,8 +37,8 @@ from largebatch.data.pack_manifest import (
     sha256_of,
     text_of,
 )  # fmt: skip
-from largebatch.data.pack_origins import Origins, mean_bytes
-from largebatch.data.pack_writing import UNFINISHED, Job, Work, Written, refusal, whole
+from largebatch.data.packs.origins import Origins, mean_bytes
+from largebatch.data.packs.writing import UNFINISHED, Job, Work, Written, refusal, whole
 from largebatch.data.processes import fork_server
 from largebatch.errors import Lost, UserError
 
@@ -234,10 +234,10 @@ def _make(
     counter, stop = context.Value("q", 0), context.Event()
     work = Work(source.splits, dest, size, at_most, counter, stop)
     before = sum(file.examples + len(file.left_out) for file in progress.written.values())
-    with ProcessPoolExecutor(count, context, pack_writing.begin, (work,)) as pool:
+    with ProcessPoolExecutor(count, context, writing.begin, (work,)) as pool:
         futures: list[Future[Written]] = []
         try:
-            futures += (pool.submit(pack_writing.write, job) for job in missing)
+            futures += (pool.submit(writing.write, job) for job in missing)
             waiting = set(futures)
             while waiting:
                 done, waiting = wait(waiting, 0.2, FIRST_COMPLETED)

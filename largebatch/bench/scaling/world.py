@@ -10,7 +10,7 @@ import torch
 
 from largebatch import config, derive, distributed, record
 from largebatch.assemble import Job, assemble
-from largebatch.bench import turns
+from largebatch.bench.throughput import turns
 from largebatch.errors import UserError
 
 KINDS = ("weak", "strong")

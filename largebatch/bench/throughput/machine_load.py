@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from largebatch.assemble import Job
-from largebatch.bench.ready import Ready
+from largebatch.bench.throughput.ready import Ready
 from largebatch.update import Update
 
 BUSY_STEPS = 5

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from largebatch.bench.loading_ways import Candidate, Sample, Way
+from largebatch.bench.loading.ways import Candidate, Sample, Way
 
 TIMM = "timm"  # what the ratios are to
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from largebatch import config, models
 from largebatch.assemble import Job
-from largebatch.bench.bare_loop import Batches
+from largebatch.bench.throughput.bare_loop import Batches
 from largebatch.errors import UserError
 
 # Ours -> timm's name and what else it is told. timm's sgd is Nesterov's, its LAMB would clip the gradient.

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 
 from largebatch import batch
-from largebatch.bench.loading_ways import Candidate, Sample, Way
+from largebatch.bench.loading.ways import Candidate, Sample, Way
 from largebatch.data import views as viewing
 from largebatch.data.augment import step_views
 from largebatch.data.dataset import Placement, Split
 from largebatch.data.folder import scan
-from largebatch.data.pack import JpegPack, PixelPack, open_pack
-from largebatch.data.pack_origins import origins
-from largebatch.data.packing import pack
+from largebatch.data.packs.origins import origins
+from largebatch.data.packs.pack import JpegPack, PixelPack, open_pack
+from largebatch.data.packs.packing import pack
+from largebatch.data.packs.split import cropped
 from largebatch.data.processes import answered
 from largebatch.data.sizes import constant
 from largebatch.data.sources import Source
@@ -95,8 +96,7 @@ def _cropped(sample: Sample) -> Way:
     def batches() -> Iterator[int]:
         for step, (_, indices) in enumerate(_drawn(sample, len(pixels))):
             views = step_views(AUGMENT, 0.0, SEED, step, len(indices), pixels.size, centre)
-            raw = torch.from_numpy(pixels.gather(indices))
-            yield len(viewing.by_interpolation(raw, views.boxes.tolist(), views.flip.tolist(), sample.size))
+            yield len(cropped(pixels, indices, views, sample.size))
 
     return Way("pixel pack, CPU crops", "ours", "uint8", f"from {pixels.size} x {pixels.size}", batches, WANTED_PACKED)
 

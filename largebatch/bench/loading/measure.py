@@ -23,9 +23,9 @@ import rich.table
 import torch
 
 from largebatch import record
-from largebatch.bench.loading_ours import ours, with_workers
-from largebatch.bench.loading_peers import TIMM, peers, timm_way
-from largebatch.bench.loading_ways import Candidate, Sample, Way, decoders
+from largebatch.bench.loading.ours import ours, with_workers
+from largebatch.bench.loading.peers import TIMM, peers, timm_way
+from largebatch.bench.loading.ways import Candidate, Sample, Way, decoders
 from largebatch.data.places import data_folder
 from largebatch.errors import UserError
 

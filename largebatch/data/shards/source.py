@@ -4,7 +4,7 @@
 
 Local shards are read in place, any image at any time, so an epoch is the plan's own permutation of all examples.
 
-Shards in an object store come to this host whole (:mod:`largebatch.data.shard_cache`), so the examples of an epoch are
+Shards in an object store come to this host whole (:mod:`largebatch.data.shards.cache`), so the examples of an epoch are
 ordered for it: the shards are permuted, and all examples of ``shuffle_shards`` consecutive ones are permuted together.
 The order is a function of seed and epoch alone. What holds for any source holds here: every example once in an epoch,
 the same examples in the same steps at any world size, with any number of workers and after a resume. What does not
@@ -29,8 +29,8 @@ import numpy as np
 from fsspec.registry import known_implementations
 
 from largebatch.data import places
-from largebatch.data.shard_cache import Ahead, Handle, Shard, ShardCache, Unreachable, shard_cache, words
-from largebatch.data.shard_index import Index, kept_index
+from largebatch.data.shards.cache import Ahead, Handle, Shard, ShardCache, Unreachable, shard_cache, words
+from largebatch.data.shards.index import Index, kept_index
 from largebatch.errors import LocalError, UserError
 
 SHUFFLE_SHARDS = 16

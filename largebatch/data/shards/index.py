@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from largebatch.data.shard_cache import Handle, Shard, lock
+from largebatch.data.shards.cache import Handle, Shard, lock
 from largebatch.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")

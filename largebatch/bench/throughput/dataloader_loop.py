@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from largebatch.bench.bare_loop import Batches
+from largebatch.bench.throughput.bare_loop import Batches
 from largebatch.data import Placement
 from largebatch.data.augment import PADDING
 from largebatch.data.resident import ResidentSplit

@@ -15,8 +15,8 @@ from PIL import Image
 
 from largebatch.data.decode import reason_of
 from largebatch.data.folder import Files, scan
-from largebatch.data.parquet import is_parquet, open_parquet
-from largebatch.data.shards import is_shards, open_shards
+from largebatch.data.packs.parquet import is_parquet, open_parquet
+from largebatch.data.shards.source import is_shards, open_shards
 from largebatch.data.sources import Source
 from largebatch.errors import UserError
 

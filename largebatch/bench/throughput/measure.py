@@ -25,11 +25,11 @@ import torch
 
 from largebatch import config, distributed, record
 from largebatch.assemble import Job, assemble, model_of
-from largebatch.bench import dataloader_loop, flops, timm_loop, turns
-from largebatch.bench.bare_loop import bare_loop, gathered
-from largebatch.bench.machine_load import Memory, busy_share
-from largebatch.bench.ready import Ready, ready
-from largebatch.bench.verdict import Facts, verdict
+from largebatch.bench.throughput import dataloader_loop, flops, timm_loop, turns
+from largebatch.bench.throughput.bare_loop import bare_loop, gathered
+from largebatch.bench.throughput.machine_load import Memory, busy_share
+from largebatch.bench.throughput.ready import Ready, ready
+from largebatch.bench.throughput.verdict import Facts, verdict
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
 

@@ -9,7 +9,7 @@
     DEST/test-...           the same, where there is a test set
 
 numpy alone reads it. Images stand in the order of the source. :func:`open_pack` compares everything with ``pack.json``
-but the images' bytes, which :func:`verify` does; no file is ever unpickled. :mod:`largebatch.data.packing` makes packs.
+but the images' bytes, which :func:`verify` does; no file is ever unpickled. :mod:`.packing` makes packs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from largebatch.data.pack_manifest import MANIFEST, PROGRESS, Facts, Promised, SplitFacts, read_facts, sha256_of
+from largebatch.data.packs.manifest import MANIFEST, PROGRESS, Facts, Promised, SplitFacts, read_facts, sha256_of
 from largebatch.errors import UserError
 
 

@@ -1,0 +1,1 @@
+"""WebDataset's shards, here or in an object store."""
