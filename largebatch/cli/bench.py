@@ -186,7 +186,7 @@ def data(
     with tempfile.TemporaryDirectory(prefix="largebatch-") as folder:
         sample = sample_of(source or loading.default_source(), Path(folder), images, size)
         facts = loading.measure(sample, seconds, repeats, command(), workers)
-    console = rich.console.Console()
+    console = wide_console()
     for table in loading.tables(facts):
         console.print(table)
     for sentence in loading.notes(facts):
