@@ -19,6 +19,7 @@ from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
 from largebatch.derive import LearningRate
 from largebatch.engines import Ddp
+from largebatch.engines.engine import MOST_SHAPES
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.optim import Treatment
@@ -82,7 +83,12 @@ def model_of(run: config.Run, dataset: data.Dataset) -> nn.Module:
             f"{dataset.num_classes} classes"
         )
     model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, run.seed, arguments)
-    for side in dataset.sizes.all if dataset.sizes else ():
+    if run.compile and dataset.sizes is not None and len(dataset.sizes.all) > MOST_SHAPES:
+        raise UserError(
+            f"data.image_size has {len(dataset.sizes.all)} sides, and compile = true takes at most {MOST_SHAPES}; set "
+            "data.image_size.multiple_of higher"
+        )
+    for side in {dataset.sizes.first, dataset.sizes.last} if dataset.sizes else ():
         models.check(model, run.model.name, dataset.num_classes, (dataset.image_shape[0], side, side))
     models.check(model, run.model.name, dataset.num_classes, dataset.image_shape)
     return model

@@ -40,8 +40,9 @@ def check_combinations(run: config.Run, precision: str) -> None:
                     f"nonfinite_gradients.action = skip does not go with {name}; valid there: "
                     "nonfinite_gradients.action = stop"
                 )
+    sizes = run.data.image_size
+    varying = sizes is not None and sizes.first != sizes.last
     if getattr(run.engine, "cuda_graphs", False):
-        varying = run.data.image_size is not None and run.data.image_size.first != run.data.image_size.last
         for asked, name in (
             (run.sam is not None, "sam"),
             (alone, f"averaging.name = {run.averaging.name}"),
@@ -102,6 +103,11 @@ def check_combinations(run: config.Run, precision: str) -> None:
         (
             run.averaging.name == "post_local_sgd" and run.sam and run.sam.m is None,
             "averaging.name = post_local_sgd with sam needs sam.m: workers that step alone share no perturbation",
+        ),
+        (
+            varying and (adascale or run.averaging.name == "swap"),
+            "data.image_size that grows follows the examples of one plan, which lr.scaling = adascale ends early and "
+            "averaging.name = swap begins anew; choose one",
         ),
         (
             run.batch_norm.statistics == "last" and run.batch.bn_batch_size is None and (alone or run.batch.ramp),

@@ -1,11 +1,12 @@
 """Image sets: what lies at ``data.root``, what of it is trained on, what is judged by, and who makes pixels of it.
 
-    pack of pixels      memory-mapped uint8             packed.PackedSplit: nothing to decode
+    pack of pixels      memory-mapped uint8             packs/split.py: nothing to decode
     pack of JPEG        one indexed file                \\
     image folder        train/<class>/*.jpg              workers.WorkerSplit, or the same with ``data.decode`` on a
     WebDataset shards   train-*.tar, here or in a store /  device (nvjpeg) or by DALI (dali)
 
-In each the examples have one fixed order, so a run's steps hold the same examples whatever the form.
+A folder and its packs have one order of examples, so the steps of a run hold the same ones (unless a pack left some
+out); shards have the order in which they were written.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from largebatch.data.resident import HOLD_OUT_SEED
 from largebatch.data.shards.source import Shards, is_shards, open_shards
 from largebatch.data.sizes import Sizes
 from largebatch.data.unreadable import Unreadable
+from largebatch.data.views import centre_box
 from largebatch.data.workers import WorkerSplit
 from largebatch.errors import UserError, suggestion
 
@@ -105,10 +107,13 @@ def image_set(
     reading = Reading(
         sizes, augment, color_jitter, decode, _processors() if workers is None else workers, unreadable_share
     )
-    pixels, workers_fact = f"decoded by {decode}", {"workers": str(reading.workers)}
+    pixels, reading_facts = f"decoded by {decode}", {"workers": str(reading.workers)}
     if isinstance(train, PixelPack):
         _check_pixels(where, train, reading)
-        pixels, workers_fact = f"packed at {train.size} a side", {}
+        pixels, reading_facts = f"packed at {train.size} a side", {}
+        left, _, right, _ = centre_box(train.size)
+        if sizes.evaluate > right - left:
+            reading_facts = {"tests": f"enlarged from {right - left}"}
     return Dataset(
         name=name,
         num_classes=len(train.classes),
@@ -121,7 +126,7 @@ def image_set(
             "augment": augment,
             **({"color_jitter": f"{color_jitter:g}"} if color_jitter else {}),
             "pixels": pixels,
-            **workers_fact,
+            **reading_facts,
         },
         pixels=pixels,
         sizes=sizes,

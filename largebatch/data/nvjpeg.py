@@ -62,6 +62,8 @@ def _each_decoded(files: list[Tensor], decoder: torch.device) -> list[Tensor | N
     """uint8 (3, H, W) on ``decoder``; None for a file that it refuses."""
     if not files:
         return []
+    if decoder.type == "cuda":  # nvJPEG writes on a stream of its own, into memory that ours may still be reading
+        torch.cuda.current_stream(decoder).synchronize()
     try:
         with warnings.catch_warnings():  # from 0.29 on torchvision tells that TorchCodec is to take over
             warnings.filterwarnings("ignore", "The image decoding and encoding capabilities", DeprecationWarning)

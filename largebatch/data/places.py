@@ -124,7 +124,7 @@ def _image_folder(name: str, root: str | os.PathLike[str] | None) -> Found | Non
 
 def _holds_images(folder: Path) -> bool:
     """An image folder, a pack or shards: :mod:`largebatch.data.images` looks closer."""
-    if os.path.isdir(folder / "train") or os.path.isfile(folder / "pack.json"):
+    if os.path.isdir(folder / "train") or any(os.path.isfile(folder / name) for name in ("pack.json", "packing.jsonl")):
         return True
     return any(name.endswith(".tar") for name in os.listdir(folder)) if os.path.isdir(folder) else False
 

@@ -36,7 +36,7 @@ def answered(reader: Dataset, requests: Iterator[Any], workers: int, pin_memory:
         collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=begin_worker,
         multiprocessing_context=fork_server() if workers else None,
         generator=torch.Generator(),  # else every loader draws from the run's own generator
     )
@@ -58,13 +58,14 @@ def fork_server() -> BaseContext:
     return context
 
 
-def _begin_worker(worker: int) -> None:
+def begin_worker(worker: int | None = None) -> None:
+    """In a worker, before anything else."""
     os.setpgid(0, 0)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # how the loader ends one that is stuck
-    threading.Thread(target=end_with_trainer, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # how one that is stuck is ended
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
 
 
-def end_with_trainer() -> None:
+def _end_with_trainer() -> None:
     """torch's worker watches its parent, which is the fork server, which waits for its workers: neither
     would notice that the trainer was killed."""
     trainer = multiprocessing.parent_process()

@@ -1,9 +1,9 @@
 """Where compressed images come from: one order, one label each, any of them at any time.
 
     Files        train/<class>/*.jpg               folder.py
-    Shards       WebDataset's tar files            shards.py
-    Parquet      Hugging Face's folders            parquet.py, for packing alone
-    JpegPack     ``data pack --jpeg``              pack.py
+    Shards       WebDataset's tar files            shards/
+    Parquet      Hugging Face's folders            packs/parquet.py, for packing alone
+    JpegPack     ``data pack --jpeg``              packs/pack.py
 
 A source crosses to worker processes by pickle: it holds paths and arrays of numbers, and opens files where it is read.
 """

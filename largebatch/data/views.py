@@ -80,6 +80,8 @@ def by_interpolation(
 def coloured(images: Tensor, factors: Tensor, orders: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Levels 0–255 in ``dtype`` of ``images`` (m, 3, H, W) after brightness, contrast and saturation, in order.
 
+    torchvision's ColorJitter in floating point: with uint8 that rounds down after each of the three.
+
     Each is a blend, clamp(factor · image + (1 − factor) · other): ``other`` is black, the mean grey of the image, or
     the grey of the pixel. ``factors`` (m, 3) are those of the three, ``orders`` (m, 3) says which comes when.
     """

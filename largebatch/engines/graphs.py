@@ -8,12 +8,21 @@ micro-batch only: a second replay would write over the first one's gradient.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from largebatch.errors import UserError
 
 DEVICE = "cuda"
+# What other threads ask of CUDA meanwhile, such as a loader's pinned memory, is none of the capture's business.
+ALONE: dict[str, Any] = (
+    {"capture_error_mode": "thread_local"}
+    if "capture_error_mode" in inspect.signature(torch.cuda.make_graphed_callables).parameters
+    else {}
+)
 
 
 def capture(model: nn.Module, images: Tensor, half: torch.dtype | None) -> None:
@@ -28,7 +37,7 @@ def capture(model: nn.Module, images: Tensor, half: torch.dtype | None) -> None:
     generator = torch.cuda.get_rng_state(images.device)
     try:
         with torch.autocast(DEVICE, half, enabled=half is not None, cache_enabled=False):
-            torch.cuda.make_graphed_callables(model, (sample,))
+            torch.cuda.make_graphed_callables(model, (sample,), **ALONE)
     except RuntimeError as error:
         raise UserError(
             f"engine.cuda_graphs = true: the model cannot be captured ({str(error).splitlines()[0]}); leave the key out"

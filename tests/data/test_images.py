@@ -141,6 +141,47 @@ def test_a_resume_from_another_form_is_told(forms, recipe):
     assert "pixels is packed at 32 a side, it was decoded by turbo" in log
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"lr": {"base": 0.1, "scaling": "adascale", "reference_batch_size": 5}},
+        {
+            "averaging": {
+                "name": "swap",
+                "stop_at_train_accuracy": 90,
+                "workers": 2,
+                "worker_batch_size": 5,
+                "epochs": 1,
+                "lr": {"base": 0.1},
+            }
+        },
+    ],
+)
+def test_growing_images_follow_one_plan(forms, recipe, method):
+    data = {"name": "folder", "root": str(forms["pixels"]), "image_size": {"from": 16, "to": 32}}
+    path = recipe(model={"name": "resnet20"}, data=data, batch={"global_batch_size": 10}, **method)
+    with pytest.raises(UserError, match="data.image_size that grows follows the examples of one plan"):
+        train(config.load(path), quiet=True)
+
+
+def test_more_sides_than_torch_compiles_are_refused(forms, recipe):
+    data = {"name": "folder", "root": str(forms["folder"]), "image_size": {"from": 16, "to": 96, "multiple_of": 1}}
+    path = recipe(model={"name": "resnet20"}, data=data, batch={"global_batch_size": 10}, compile=True)
+    with pytest.raises(UserError, match="data.image_size has 81 sides, and compile = true takes at most 64"):
+        train(config.load(path), quiet=True)
+
+
+def test_an_unfinished_pack_is_told(forms, tmp_path):
+    (tmp_path / "packing.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="not finished|unfinished|same command"):
+        built(tmp_path)
+
+
+def test_test_images_that_a_pack_must_enlarge_are_told(forms):
+    assert built(forms["pixels"], image_size=Sizes(16, 24, evaluate=32)).facts["tests"] == "enlarged from 28"
+    assert "tests" not in built(forms["pixels"]).facts
+
+
 REFUSED = [
     ("pixels", {"image_size": 40}, "data.image_size = 40 is larger than the images of .*pixels, which have 32 pixels"),
     ("pixels", {"image_size": Sizes(16, 24, evaluate=48)}, "data.image_size = 48 is larger than the images of"),

@@ -22,7 +22,7 @@ class StaticPool:
         monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
         monkeypatch.setattr(graphs, "DEVICE", "cpu")
 
-    def capture(self, model: nn.Module, sample: tuple[Tensor]) -> None:
+    def capture(self, model: nn.Module, sample: tuple[Tensor], **_: object) -> None:
         self.caching, self.half = torch.is_autocast_cache_enabled(), torch.is_autocast_enabled("cpu")
         own, shape = model.forward, sample[0].shape
         for _ in range(3):
@@ -79,7 +79,7 @@ def test_only_a_training_step_of_the_captured_shape_is_replayed(monkeypatch):
 def test_a_model_that_cannot_be_captured_is_refused(monkeypatch):
     pool = StaticPool(monkeypatch)
 
-    def refuses(model: nn.Module, sample: tuple[Tensor]) -> None:
+    def refuses(model: nn.Module, sample: tuple[Tensor], **_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuses)

@@ -11,6 +11,7 @@ import torch
 
 from largebatch.assemble import Job
 from largebatch.bench.throughput.ready import Ready
+from largebatch.determinism import deterministic
 from largebatch.update import Update
 
 BUSY_STEPS = 5
@@ -51,9 +52,10 @@ def busy_share(job: Job, batches: Ready) -> float | None:
             update.step(step, micro_batches, measure=False)
         torch.cuda.synchronize(job.device)
 
-    updates()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with deterministic(job.run.deterministic):  # and cuDNN's choices, as in a run
         updates()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            updates()
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in profile.events() or []

@@ -53,7 +53,7 @@ def origins(given: str, val: str | None = None) -> Origins:
     if is_shards(given):
         if val is not None:
             raise UserError(f"--val {val} is for image folders and parquet; test shards are called val-... or test-...")
-        kind, splits = "WebDataset shards", open_shards(given)
+        kind, splits = "WebDataset shards", open_shards(given, splits=None)
     elif not root.is_dir():
         raise UserError(f"{given} is no folder")
     elif is_parquet(root):

@@ -250,7 +250,7 @@ def _array_of(root: Path, promised: Promised, dtype: np.dtype | None, shape: tup
     path = root / promised.name
     try:
         array = mapped(path)
-    except (ValueError, OSError, EOFError) as reason:  # of numpy, about its header
+    except Exception as reason:  # of numpy, about a header that may say anything
         raise UserError(f"{path} is no array of numbers: {reason}") from None
     right_type = array.dtype.kind == "S" if dtype is None else array.dtype == dtype
     if not right_type or array.shape != shape or not array.flags.c_contiguous:

@@ -169,7 +169,16 @@ def _begun(dest: Path) -> dict[str, Any] | None:
     if names and PROGRESS not in names:
         raise UserError(f"{dest} holds other files ({names[0]}); a pack needs a folder of its own")
     lines = _whole_lines(dest / PROGRESS)
-    return json.loads(lines[0]) if lines else None
+    try:
+        begun = json.loads(lines[0]) if lines else None
+        sound = begun is None or set(begun) == {"form", "size", "source", "per_file"}
+        for line in lines[1:]:
+            Written.model_validate_json(line)
+    except (ValueError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{dest / PROGRESS} is damaged; delete {dest} and pack again")
+    return begun
 
 
 def _check_same(begun: Mapping[str, Any], asked: Mapping[str, Any], source: Origins, dest: Path) -> None:

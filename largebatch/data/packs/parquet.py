@@ -17,6 +17,8 @@ import numpy as np
 from largebatch.errors import UserError
 
 SPLITS = {"train": ("train",), "test": ("validation", "val", "test")}  # what Hugging Face calls them, best first
+MOST_CLASSES = 1_000_000  # a larger number is an identifier, and no output of a model
+LONGEST_NAME = 200
 COLUMNS = "columns image (bytes, path) and label"
 
 
@@ -138,7 +140,7 @@ def _opened(path: Path) -> _File:
     if len(labels) and labels.min() < 0:
         raise UserError(f"{path} holds label {labels.min()}: a split without labels? Choose another by --val")
     written = [(image or {}).get("path") for image in table["image"].to_pylist()] if paths else [None] * len(labels)
-    names = [f"{path}: {name or f'row {row}'}" for row, name in enumerate(written)]
+    names = [f"{path}: {(name or f'row {row}')[:LONGEST_NAME]}" for row, name in enumerate(written)]
     return _File(
         str(path), np.array(rows, np.int64), labels, np.array([os.fsencode(n) for n in names], np.bytes_), classes
     )
@@ -167,6 +169,8 @@ def _classes(path: Path, schema: Any) -> tuple[str, ...] | None:
 def _classes_of(files: list[_File]) -> tuple[str, ...]:
     """What all files call them; numbers where they do not say."""
     most = max((int(file.labels.max()) for file in files if len(file.labels)), default=-1)
+    if most >= MOST_CLASSES:
+        raise UserError(f"label {most:,} is no class of images; data pack takes labels below {MOST_CLASSES:,}")
     classes = files[0].classes or tuple(map(str, range(most + 1)))
     for file in files:
         if file.classes not in (None, classes):

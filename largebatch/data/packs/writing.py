@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from largebatch.data.decode import reason_of
 from largebatch.data.packs.manifest import sha256_of
-from largebatch.data.processes import end_with_trainer
+from largebatch.data.processes import begin_worker
 from largebatch.data.sources import Source
 from largebatch.errors import UserError
 
@@ -79,7 +78,7 @@ def begin(work: Work) -> None:
     global _work
     _work = work
     warnings.simplefilter("ignore")  # Pillow's, about tags and palettes
-    threading.Thread(target=end_with_trainer, daemon=True).start()
+    begin_worker()
 
 
 def write(job: Job) -> Written:

@@ -190,11 +190,12 @@ def open_shards(
     cache: Path | None = None,
     report: Callable[[str], object] | None = None,
     shuffle_shards: int = SHUFFLE_SHARDS,
-    splits: Sequence[str] = ("train", "test"),
+    splits: Sequence[str] | None = ("train", "test"),
 ) -> dict[str, Shards]:
-    """The ``splits``, with one set of classes. ``cache`` is where the index is kept, and what is fetched."""
+    """The ``splits`` (None: those that are there), with one set of classes. ``cache`` keeps the index and what is
+    fetched."""
     there, found = _found(root), {}
-    for split in splits:
+    for split in ("train", *(there.keys() - {"train"})) if splits is None else splits:
         if split not in there:
             raise UserError(f"{root} holds no shards to {split} on; {_LOOKED_FOR[split]} are looked for there")
         found[split] = there[split]
