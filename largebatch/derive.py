@@ -357,7 +357,9 @@ def words_beside(run: config.Run, plan: BatchPlan) -> str:
         for stage in plan.stages[1:]
     ]
     if run.data.image_size is not None and not run.data.image_size.is_constant:
-        found.append(f"images of {' '.join(words_of_sizes(run) or ())}")
+        until = (run.data.image_size.until_epoch or 0) * stretch_of(run)
+        early = ", which the run does not reach" if until > plan.budget_examples / plan.dataset_size else ""
+        found.append(f"images of {' '.join(words_of_sizes(run) or ())}{early}")
     epochs = plan.budget_examples / plan.dataset_size
     if late := [epoch for epoch, _ in growth_of(run)[0] if epoch >= epochs]:
         found.append(f"no growth at epoch {listed(late)}, after the end of the run")

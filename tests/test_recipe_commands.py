@@ -54,6 +54,12 @@ def rows(facts):
     return {row["what"].strip(): row for row in facts["rows"]}
 
 
+def test_the_recipes_of_the_checkout_are_found_from_anywhere(tmp_path):
+    ended = largebatch("recipe", "show", "imagenet/ffcv2023", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "160 → 192, tests 256" in ended.stdout
+
+
 def test_the_list_names_papers_batches_and_results_and_survives_a_broken_file(folder):
     ended = largebatch("recipe", "list", "--json", folder / "rows.json", cwd=folder)
     assert ended.returncode == 0, ended.stderr

@@ -57,7 +57,10 @@ def pack(
     try:
         pack_with_progress(source, dest, None if jpeg else size or 256, workers, val, skip_unreadable, console)
     except KeyboardInterrupt as stop:
-        tell(console, f"stopped: {stop}" if str(stop) else "stopped")
+        tell(
+            console,
+            f"stopped: {stop}" if str(stop) else "stopped: nothing new is whole, and the same command begins anew",
+        )
         raise typer.Exit(130) from None
 
 
@@ -70,6 +73,8 @@ def pack_with_progress(
     from largebatch.data.packs.origins import origins
 
     begin = time.perf_counter()
+    if "://" not in given and dest.resolve().is_relative_to(Path(given).expanduser().resolve()):
+        raise UserError(f"{dest} lies in {given}, which it would be a part of the next time; choose another folder")
     with bar(console, "images") as progress:
         task: list[rich.progress.TaskID] = []
 

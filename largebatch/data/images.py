@@ -90,6 +90,8 @@ def image_set(
         raise UserError(
             "data.root is missing: data set folder needs a folder with train/<class>/*.jpg, a pack, or shards"
         )
+    for here in ("file://", "local://"):
+        root = root.removeprefix(here) if root is not None else None
     where = root if root is not None and "://" in root else str(places.located(name, root).path)
     found = _found(where, hold_out, shuffle_shards, classes_expected, report)
     train = found.parts["train"]

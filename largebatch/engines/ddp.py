@@ -57,13 +57,14 @@ class Ddp(Engine):
         self.all_reduce = all_reduce
         self.cuda_graphs = cuda_graphs and device.type == "cuda"  # elsewhere there are none, and nothing depends on it
         self.compile_mode = "reduce-overhead" if self.cuda_graphs else "default"
-        self._captured = False
+        self._graphs_asked, self._captured = cuda_graphs, False
         self.parts: Parts | None = None
 
     @property
     def description(self) -> str:
         summed = "" if self.all_reduce == "fp32" else f", gradients summed in {self.all_reduce}"
-        return f"{self.NAME}{summed}{', CUDA graphs' if self.cuda_graphs else ''}"
+        graphs = ", CUDA graphs" if self.cuda_graphs else ", CUDA graphs not here" if self._graphs_asked else ""
+        return f"{self.NAME}{summed}{graphs}"
 
     def measure_parts(self, examples: int) -> None:
         """Call before :meth:`prepare`: measure the gradients of parts of so many examples."""

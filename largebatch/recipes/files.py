@@ -20,13 +20,15 @@ Facts = dict[str, Any]
 
 def folder_of(given: Path | None = None) -> Path:
     """Where recipes are looked for: as given, ./configs, or those of the checkout."""
-    places = [given] if given else [Path("configs"), Path(__file__).parent.parent / "configs"]
+    places = [given] if given else [Path("configs"), Path(__file__).parents[2] / "configs"]
     for place in places:
         if place.is_dir():
             return place
     if given:
         raise UserError(f"{given} is not a folder of recipes; valid: a folder with .yaml files, such as configs")
-    raise UserError("there is no folder configs here or beside the package; valid: largebatch recipe list FOLDER")
+    raise UserError(
+        "there is no folder configs here or beside the package; name the recipe's file, or a folder with recipes"
+    )
 
 
 def names_in(folder: Path) -> dict[str, Path]:

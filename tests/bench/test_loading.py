@@ -192,6 +192,9 @@ def test_ratios_are_to_timm_within_each_round(sample):
 
 
 def test_without_timm_there_are_no_ratios(sample):
+    for seconds in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="--seconds .* leave nothing to time"):
+            loading.measure(sample, seconds, 1, "", only=[])
     facts = loading.measure(sample, 0.01, 1, "", only=[made_up("ours", 0.001, wanted=8.0)])
     assert facts["wanted"] == []
     assert "over_timm" not in facts["ways"][0]

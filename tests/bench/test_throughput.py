@@ -384,6 +384,11 @@ KNOWN = Facts(trainer_over_synthetic=[1.0], exposed_share=0.0, busy_share=None, 
         ({"trainer_over_synthetic": [0.9, 0.9, 0.98, 1.2]}, "device", "arithmetic"),  # twice of four may be chance
         ({"trainer_over_synthetic": [0.97]}, "device", "arithmetic"),
         ({"trainer_over_synthetic": None}, "device", "arithmetic"),
+        (
+            {"trainer_over_synthetic": [0.8, 0.8], "data_share": 0.01},
+            "data",
+            "though it waits for them 1 % of a step: who reads them takes its processors",
+        ),
         ({"exposed_share": 0.16}, "communication", "16 % of a step is an all-reduce"),
         ({"exposed_share": 0.15}, "device", "arithmetic"),
         ({"exposed_share": None}, "device", "arithmetic"),

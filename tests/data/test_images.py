@@ -51,7 +51,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 FORMS = ["folder", "shards", "pixels", "jpeg"]
 
 
-def built(root: Path, **arguments: Any) -> Dataset:
+def built(root: Path | str, **arguments: Any) -> Dataset:
     return build("folder", root=str(root), **{"image_size": SIDE, "workers": 0, **arguments})
 
 
@@ -98,6 +98,11 @@ def test_held_out_examples_are_the_same_in_every_form(forms, form):
     assert (len(found.train), len(found.test)) == (24, 6)
     labels = [torch.cat([labels for _, labels in one.test.batches(0, 1, 4, CPU)]) for one in (wanted, found)]
     assert torch.equal(*labels)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_address_is_a_folder(forms, form):
+    assert labels_of(built(f"file://{forms[form]}")) == labels_of(built(forms[form]))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -319,8 +319,8 @@ def test_a_size_larger_than_most_images_is_a_mistake(tmp_path):
     with pytest.raises(UserError) as refused:
         packed(tmp_path / "images", tmp_path / "pack", size=41)
     assert str(refused.value) == (
-        f"{tmp_path}/images/train/a/1.jpg is 70 × 30, and so are 3 of 5 images looked at shorter than --size 41; "
-        "--size 40 would enlarge at most half of them"
+        f"--size 41 is larger than the short side of 3 of 5 images looked at, as of {tmp_path}/images/train/a/1.jpg, "
+        "which is 70 × 30; half of them have 40 or more"
     )
     assert not (tmp_path / "pack").exists()
     facts = packed(tmp_path / "images", tmp_path / "pack", size=40)

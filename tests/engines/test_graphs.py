@@ -122,6 +122,7 @@ def test_on_the_cpu_the_key_changes_nothing(recipe):
     runs = {name: config.load(recipe(name, engine={"cuda_graphs": name == "graphs"})) for name in ("plain", "graphs")}
     for run in runs.values():
         train(run, quiet=True)
+    assert "CUDA graphs not here" in (runs["graphs"].directory / "plan.json").read_text()
     plain, same = (weights_at_end(run.directory) for run in runs.values())
     assert all(torch.equal(plain[key], same[key]) for key in plain)
 

@@ -65,6 +65,8 @@ def measure(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("bench data measures one process; start it without a launcher")
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"--seconds {seconds:g} leave nothing to time; give some for each way, such as 5")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

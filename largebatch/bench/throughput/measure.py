@@ -268,11 +268,12 @@ def arithmetic(job: Job, images_per_second: float) -> dict[str, Any]:
 
 def known(facts: dict[str, Any]) -> Facts:
     """What the verdict is drawn from."""
-    exposed, whole = (facts["split"][f"{part}_seconds"] for part in ("communication", "step"))
+    exposed, waited, whole = (facts["split"][f"{part}_seconds"] for part in ("communication", "data", "step"))
     return Facts(
         trainer_over_synthetic=facts["trainer_over_synthetic"],
         exposed_share=exposed / whole if exposed is not None and whole else None,
         busy_share=facts["device_busy_share"],
         utilisation=facts["arithmetic"].get("utilisation_of_measured_peak"),
         device=facts["device"],
+        data_share=waited / whole if waited is not None and whole else None,
     )

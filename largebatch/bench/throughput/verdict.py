@@ -30,6 +30,7 @@ class Facts(NamedTuple):
     busy_share: float | None  # of the time, in which the device does anything at all
     utilisation: float | None  # of the measured peak
     device: str  # cpu or cuda
+    data_share: float | None = None  # of a step: waiting for images
 
 
 class Verdict(NamedTuple):
@@ -44,7 +45,12 @@ def verdict(facts: Facts) -> Verdict:
         beyond = verdict(facts._replace(trainer_over_synthetic=None))
         reached = f"{percent(statistics.median(ratios))} of the same loop on batches that lie ready"
         rest = f"{beyond.sentence[0].lower()}{beyond.sentence[1:]}"
-        return Verdict("data", f"The data bound it: the trainer reaches {reached}. Without them: {rest}")
+        waits = ""
+        if facts.data_share is not None and facts.data_share < 1 - ENOUGH_OF_CEILING:
+            waits = (
+                f", though it waits for them {percent(facts.data_share)} of a step: who reads them takes its processors"
+            )
+        return Verdict("data", f"The data bound it: the trainer reaches {reached}{waits}. Without them: {rest}")
     if facts.exposed_share is not None and facts.exposed_share > MOST_EXPOSED:
         exposed = f"{percent(facts.exposed_share)} of a step"
         return Verdict("communication", f"Communication bounds it: {exposed} is an all-reduce that nothing hides.")

@@ -114,8 +114,8 @@ def mean_bytes(source: Source, size: int | None, skip_unreadable: bool) -> float
     if first is not None and small > len(shorts) / 2:
         name, width, height = first
         raise UserError(
-            f"{name} is {width} × {height}, and so are {small} of {len(shorts)} images looked at shorter than "
-            f"--size {size}; --size {sorted(shorts)[len(shorts) // 2]} would enlarge at most half of them"
+            f"--size {size} is larger than the short side of {small} of {len(shorts)} images looked at, as of {name}, "
+            f"which is {width} × {height}; half of them have {sorted(shorts)[len(shorts) // 2]} or more"
         )
     return float(np.mean(lengths))
 
