@@ -23,7 +23,7 @@ CHANGES = {
     "model": {"name": "mlp", "width": 400, "depth": 1, "norm": True},  # 0.25 MB a checkpoint
     "epochs": 4,
     "checkpoint": {"every_epochs": 0.4, "keep": 1},
-    "record": {"every_steps": 1, "tensorboard": False},
+    "record__every_steps": 1,
 }
 
 
@@ -37,8 +37,16 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
 def fill(place: Path) -> None:
-    """To the last byte."""
+    """To the last byte, the rest of the last page of the run's lines included."""
+    [lines] = place.glob("*/metrics.jsonl")
+    with open(lines, "a") as file:
+        empty = json.dumps({"event": "padding", "": ""})
+        file.write(json.dumps({"event": "padding", "": "." * (-(file.tell() + len(empty) + 1) % PAGE)}) + "\n")
+    assert lines.stat().st_size % PAGE == 0
     with open(place / "filler", "ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
