@@ -26,8 +26,10 @@ def begun(jobs: Iterable[Callable[[], T]], ahead: int) -> Generator[Future[T], N
     thread = ThreadPoolExecutor(1, "largebatch-ahead")
     waiting: deque[Future[T]] = deque()
     try:
+        count = torch.get_num_threads()
+        thread.submit(torch.get_num_threads).result()  # a thread takes the common setting when it first asks
         thread.submit(torch.set_num_threads, 1).result()
-        torch.set_num_threads(torch.get_num_threads())  # the other one's setting is also what new threads begin with
+        torch.set_num_threads(count)  # the other one's setting has become the common one
         for job in jobs:
             waiting.append(thread.submit(job))
             if len(waiting) > ahead:
