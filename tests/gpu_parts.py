@@ -29,7 +29,7 @@ MLPERF = 7760.0  # images/s per GPU of v4.0's result on 8 of that class: 35 epoc
 LECTURE = {1: ("MNIST, batch 1, seconds per epoch (lecture's V100: 364)", 36.0)}
 LECTURE_FROM_1000 = ("MNIST, batch {size:,}, seconds per epoch (lecture's V100: 8.8)", 0.18)
 PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "-vv", "--continue-on-collection-errors", "--durations=5"]
-STEPS = {"rehearsed": 4, "real": 40}  # of the training
+STEPS = {"rehearsed": 80, "real": 40}  # of the training
 LAST = "test_methods.py"  # starts every method on CPU ranks first
 
 
