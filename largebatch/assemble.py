@@ -50,6 +50,11 @@ def assemble(
     precision = precision_of(run.precision, device)
     check_combinations(run, precision)
     dataset = dataset or dataset_of(run)
+    if run.compile and dataset.sizes is not None and len(dataset.sizes.all) > MOST_SHAPES:
+        raise UserError(
+            f"data.image_size has {len(dataset.sizes.all)} sides, and compile = true takes at most {MOST_SHAPES}; set "
+            "data.image_size.multiple_of higher"
+        )
     plan = plan_of(run, len(dataset.train), dataset.largest_shape, device)
     lr = derive.learning_rate_of(run, plan)
     model = with_batch_norm(run, model_of(run, dataset), plan)
@@ -83,14 +88,11 @@ def model_of(run: config.Run, dataset: data.Dataset) -> nn.Module:
             f"{dataset.num_classes} classes"
         )
     model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, run.seed, arguments)
-    if run.compile and dataset.sizes is not None and len(dataset.sizes.all) > MOST_SHAPES:
-        raise UserError(
-            f"data.image_size has {len(dataset.sizes.all)} sides, and compile = true takes at most {MOST_SHAPES}; set "
-            "data.image_size.multiple_of higher"
-        )
-    for side in {dataset.sizes.first, dataset.sizes.last} if dataset.sizes else ():
-        models.check(model, run.model.name, dataset.num_classes, (dataset.image_shape[0], side, side))
-    models.check(model, run.model.name, dataset.num_classes, dataset.image_shape)
+    shapes = {dataset.image_shape}
+    if dataset.sizes is not None:
+        shapes |= {(dataset.image_shape[0], side, side) for side in (dataset.sizes.first, dataset.sizes.last)}
+    for shape in sorted(shapes):
+        models.check(model, run.model.name, dataset.num_classes, shape)
     return model
 
 

@@ -11,7 +11,6 @@ out); shards have the order in which they were written.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
 from largebatch.data.packs.split import PackedSplit
+from largebatch.data.processes import processors
 from largebatch.data.resident import HOLD_OUT_SEED
 from largebatch.data.shards.source import Shards, is_shards, open_shards
 from largebatch.data.sizes import Sizes
@@ -36,6 +36,7 @@ from largebatch.data.workers import WorkerSplit
 from largebatch.errors import UserError, suggestion
 
 DEFAULT_SIDE = 224
+MOST_WORKERS = 8  # unless more are asked for
 USUAL_DECODER = "turbo"
 SPLITS: dict[str, type[WorkerSplit]] = {
     USUAL_DECODER: WorkerSplit,
@@ -107,7 +108,12 @@ def image_set(
     else:
         test = found.parts["test"]
     reading = Reading(
-        sizes, augment, color_jitter, decode, _processors() if workers is None else workers, unreadable_share
+        sizes,
+        augment,
+        color_jitter,
+        decode,
+        min(MOST_WORKERS, processors()) if workers is None else workers,
+        unreadable_share,
     )
     pixels, reading_facts = f"decoded by {decode}", {"workers": str(reading.workers)}
     if isinstance(train, PixelPack):
@@ -199,9 +205,3 @@ def _test_folder(root: Path) -> Path:
         if (root / name).is_dir():
             return root / name
     raise UserError(f"{root} has no val or test folder; evaluation needs {root}/val/<class>/")
-
-
-def _processors() -> int:
-    """Processors this process may use, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, usable)

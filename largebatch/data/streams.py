@@ -1,14 +1,28 @@
-"""Batches made on a CUDA stream beside the training's, one before it is asked for."""
+"""A run's micro-batches by steps; on CUDA made on a stream beside the training's, one before it is asked for."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator
+import itertools
+from collections.abc import Generator, Iterator
 from contextlib import closing
 
 import torch
 
+from largebatch.batch import BatchPlan
 from largebatch.data.dataset import Batch
+
+
+def in_steps(
+    batches: Generator[Batch, None, None], plan: BatchPlan, first_step: int
+) -> Generator[Iterator[Batch], None, None]:
+    """``batches`` by the steps that they belong to. Closing it closes them."""
+    with closing(batches):
+        for step in range(first_step, plan.steps):
+            micro_batches = itertools.islice(batches, plan.at(step).accumulation_steps)
+            yield micro_batches
+            for _ in micro_batches:  # what the caller left would else open the next step
+                pass
 
 
 def one_ahead(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple, Protocol
@@ -34,7 +33,7 @@ from largebatch.data.facts import IMAGENET
 from largebatch.data.processes import answered
 from largebatch.data.sizes import Sizes
 from largebatch.data.sources import Source
-from largebatch.data.streams import one_ahead
+from largebatch.data.streams import in_steps, one_ahead
 from largebatch.data.unreadable import Reasons, Unreadable
 from largebatch.errors import LocalError, Lost
 
@@ -195,15 +194,7 @@ class WorkerSplit:
         self, plan: BatchPlan, rank: int, first_step: int, placement: Placement, seed: int
     ) -> Iterator[Iterable[Batch]]:
         assert plan.dataset_size == len(self), "the plan was made for another split"
-        stream = self._read(self._training_requests(plan, rank, first_step), placement, seed)
-        try:
-            for step in range(first_step, plan.steps):
-                micro_batches = itertools.islice(stream, plan.at(step).accumulation_steps)
-                yield micro_batches
-                for _ in micro_batches:  # what the caller left would else open the next step
-                    pass
-        finally:
-            stream.close()
+        return in_steps(self._read(self._training_requests(plan, rank, first_step), placement, seed), plan, first_step)
 
     def batches(self, rank: int, world: int, batch_size: int, placement: Placement) -> Iterator[Batch]:
         return self._read(self._evaluation_requests(share(len(self), rank, world), batch_size), placement, seed=0)

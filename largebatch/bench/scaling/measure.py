@@ -30,6 +30,7 @@ from largebatch.bench.scaling import world as one_world
 from largebatch.bench.scaling.world import KINDS
 from largebatch.bench.throughput import turns
 from largebatch.bench.throughput.show import plain_table, scaled
+from largebatch.data.processes import processors
 from largebatch.errors import UserError
 
 LAUNCHERS = ("torchrun",)
@@ -139,8 +140,7 @@ def threads_per_rank(worlds: list[int]) -> int:
     """The same in every world, else the smaller ones would be given more of the machine."""
     if stated := os.environ.get("OMP_NUM_THREADS"):
         return int(stated)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // worlds[-1])
+    return max(1, processors() // worlds[-1])
 
 
 def together(rounds: list[dict[str, Any]], smallest: list[dict[str, Any]] | None = None) -> dict[str, Any]:

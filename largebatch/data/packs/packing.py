@@ -39,7 +39,7 @@ from largebatch.data.packs.manifest import (
 )  # fmt: skip
 from largebatch.data.packs.origins import Origins, mean_bytes
 from largebatch.data.packs.writing import UNFINISHED, Job, Work, Written, refusal, whole
-from largebatch.data.processes import fork_server
+from largebatch.data.processes import fork_server, processors
 from largebatch.errors import Lost, UserError
 
 FILE_BYTES = 2**30
@@ -88,7 +88,7 @@ def pack(
             missing = [job for job in jobs if job.name not in progress.written]
             if size:
                 _check_room(dest, 3 * size * size * _images(missing))
-            count = min(workers or _processors(), max(1, len(missing)))
+            count = min(workers or processors(), max(1, len(missing)))
             say(_decision(source, size, jobs, missing, count, dest))
             try:
                 _make(source, dest, size, at_most, missing, count, progress, lambda n: report(n, _images(jobs)))
@@ -214,10 +214,6 @@ def _jobs(source: Origins, begun: Mapping[str, Any]) -> list[Job]:
         for number, first in enumerate(range(0, len(images), each)):
             jobs.append(Job(split, f"{split}-{number:05d}.{suffix}", first, min(first + each, len(images))))
     return jobs
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _images(jobs: list[Job]) -> int:

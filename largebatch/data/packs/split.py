@@ -11,7 +11,6 @@ SIGBUS, which ends the process; the launcher tells of it. What can be told befor
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple, Protocol
@@ -28,7 +27,7 @@ from largebatch.data.augment import Views
 from largebatch.data.dataset import Batch, Placement, normalised, share
 from largebatch.data.facts import IMAGENET
 from largebatch.data.sizes import Sizes
-from largebatch.data.streams import one_ahead
+from largebatch.data.streams import in_steps, one_ahead
 from largebatch.errors import LocalError
 
 AHEAD = 3  # micro-batches that the thread may be before the trainer
@@ -79,12 +78,7 @@ class PackedSplit:
         self, plan: BatchPlan, rank: int, first_step: int, placement: Placement, seed: int
     ) -> Iterator[Iterable[Batch]]:
         assert plan.dataset_size == len(self), "the plan was made for another split"
-        with closing(self._read(self._training_requests(plan, rank, first_step, seed), placement)) as stream:
-            for step in range(first_step, plan.steps):
-                micro_batches = itertools.islice(stream, plan.at(step).accumulation_steps)
-                yield micro_batches
-                for _ in micro_batches:  # what the caller left would else open the next step
-                    pass
+        return in_steps(self._read(self._training_requests(plan, rank, first_step, seed), placement), plan, first_step)
 
     def batches(self, rank: int, world: int, batch_size: int, placement: Placement) -> Iterator[Batch]:
         mine = share(len(self), rank, world)
