@@ -1,50 +1,33 @@
-"""The program as a user starts it: in a process of its own, alone or under torchrun."""
+"""The program as a user starts it: in a process of its own, alone or on several ranks; and what it leaves."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pool
 import torch
+from pool import LAUNCHER, REPOSITORY, environment
 
 from largebatch import checkpoint
 from largebatch.checkpoint import manifest
 from largebatch.engines.states import whole_model
 
-REPOSITORY = Path(__file__).parent.parent
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+__all__ = ["LAUNCHER", "REPOSITORY", "environment"]  # of pool.py, for who has to do with programs
 
 
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment without a launcher's variables; one thread per process."""
-    kept = {key: value for key, value in os.environ.items() if key not in LAUNCHER}
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
-
-
-def largebatch(*arguments: object, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+def largebatch(*arguments: object, cwd: Path | None = None, **more: str) -> pool.Ended:
     """The program in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "largebatch", *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, cwd=cwd, env=environment(**more),
-    )  # fmt: skip
+    return pool.run("-m", "largebatch", *arguments, cwd=cwd, env=environment(**more))
 
 
-def torchrun(ranks: int, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """``torchrun --nproc-per-node RANKS ARGUMENTS`` on loopback with a free port."""
-    return subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-            *map(str, arguments),
-        ],
-        capture_output=True, text=True, timeout=300, cwd=cwd, env=environment(),
-    )  # fmt: skip
+def torchrun(ranks: int, *arguments: object, cwd: Path | None = None) -> pool.Ended:
+    """What ``torchrun --nproc-per-node RANKS ARGUMENTS`` starts, without torchrun's own report of failures."""
+    return pool.ranks(ranks, *arguments, cwd=cwd)
 
 
 def saved(directory: Path) -> list[Path]:
