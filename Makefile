@@ -1,38 +1,49 @@
 # The commands of the project. `make help` lists them.
 PYTHON ?= python3
-VENV   := .venv
+VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+CONSTRAINTS ?= constraints.txt
 COMPARISON ?= comparisons/quickstart
 DEMO_OVERRIDES ?=
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_WHEELS ?=
 GPU_OPTIONS ?=
+TESTS ?=
+# Drawn each time and printed; stated, the same again: make test PYTHONHASHSEED=17 TESTS=--seed=4
+PYTHONHASHSEED ?= $(shell od -An -N2 -tu2 /dev/urandom | tr -d ' ')
+PYTEST := PYTHONHASHSEED=$(PYTHONHASHSEED) $(BIN)/python -m pytest $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check bench gpu-check gpu-wheels clean
+.PHONY: help install demo quick test slow lint types check bench gpu-check gpu-wheels clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(READY) ## a .venv with the project and the pinned versions of constraints.txt
+install: $(READY) ## a .venv with the project and the pinned versions of constraints.txt (VENV=... CONSTRAINTS=...)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "largebatch needs Python 3.11 or newer; this is $$($(PYTHON) --version). Choose one with make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "Python's venv module is missing: apt-get install python3-venv, then make again"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,deepspeed,mllog]'
+	$(BIN)/python -m pip install --quiet --quiet --constraint $(CONSTRAINTS) --editable '.[dev,deepspeed,mllog]'
 	@touch $@
 
 demo: install ## the main job on real data: six recipes on Fashion-MNIST, one table, one report (about 5 minutes)
 	$(BIN)/largebatch data fetch fashion_mnist
 	$(BIN)/largebatch compare configs/quickstart/*.yaml --out $(COMPARISON) $(DEMO_OVERRIDES)
 
-test: install ## every test
-	$(BIN)/python -m pytest
+quick: install ## the tests that start no process: under a minute
+	$(PYTEST) -m "not worlds and not slow"
+
+test: install ## quick, and the tests of several processes: about ten minutes on two cores
+	$(PYTEST) -m "not slow"
+
+slow: install ## the rest: kills, launchers, several hosts, power cuts, whole matrices (make slow TESTS=--sample=20 draws some)
+	$(PYTEST) -m slow
 
 lint: install ## ruff: rules and format
 	$(BIN)/ruff check .

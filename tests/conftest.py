@@ -1,13 +1,14 @@
-"""Fixtures shared by all tests: small recipes, and no leaks from one test to the next."""
+"""What all tests share: small recipes, no leaks from one test to the next, and what their tiers promise (tiers.py)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiers
 import torch
 import torch.distributed as dist
 import yaml
@@ -26,7 +27,28 @@ TINY: dict[str, Any] = {  # 1,500 digits of 8×8 that scikit-learn ships: second
 Write = Callable[..., Path]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="of the order of files and of --sample; else drawn")
+    parser.addoption("--sample", type=int, default=None, help="so many of the chosen tests, drawn")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = int.from_bytes(os.urandom(2))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    threads, hashes = torch.get_num_threads(), os.environ.get("PYTHONHASHSEED", "random")
+    return f"--seed={config.option.seed} PYTHONHASHSEED={hashes}; {threads} threads, torch {torch.__version__}"
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = tiers.ordered(items, config.option.seed)
+    if (count := config.option.sample) is not None:
+        drawn = tiers.sampled(items, count, config.option.seed)
+        config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
+        items[:] = drawn
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
@@ -59,3 +81,9 @@ def nothing_leaks() -> Any:
     assert not dist.is_initialized(), "the test left a process group behind"
     left = [key for key in LAUNCHER if key in os.environ]
     assert not left, f"the test left a launcher's variables behind: {left}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    tiers.started.clear()  # what a fixture of the module starts counts for the first test that asks for it
+    return (yield)

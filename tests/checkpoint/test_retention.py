@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +44,7 @@ def stays(one: Saved, saved: list[Saved], keep: Keep) -> bool:
     return len(better) + len(equal_and_later) < keep.best
 
 
+@pytest.mark.worlds
 @settings(max_examples=500, deadline=None)
 @given(saved=history, keep=policies, chance=st.randoms(use_true_random=False))
 def test_those_stay_that_the_policy_names(saved, keep, chance):

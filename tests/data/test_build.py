@@ -143,6 +143,7 @@ def test_mistakes(arguments: dict, message: str):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.worlds
 @pytest.mark.real_data
 @pytest.mark.skipif(not os.environ.get("LARGEBATCH_DATA"), reason="LARGEBATCH_DATA is not set")
 @pytest.mark.parametrize(("name", "shape", "classes"), [("mnist", (1, 28, 28), 10), ("cifar10", (3, 32, 32), 10)])

@@ -209,6 +209,7 @@ def test_the_window_does_not_depend_on_the_decoder():
     assert asked == [(500, 375)] * 2
 
 
+@pytest.mark.worlds
 @pytest.mark.real_data
 @pytest.mark.parametrize("size", [224, 96])
 def test_on_real_photographs(size: int, monkeypatch: pytest.MonkeyPatch):

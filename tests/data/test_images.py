@@ -62,6 +62,7 @@ def labels_of(dataset: Dataset) -> list[list[int]]:
     ]
 
 
+@pytest.mark.worlds
 def test_every_form_gives_the_same_examples_in_the_same_steps(forms):
     found = {form: labels_of(built(forms[form])) for form in FORMS}
     assert len(found["folder"]) == 9
@@ -114,6 +115,7 @@ def test_a_run_trains_on_every_form(forms, form, recipe):
     assert result.numbers["steps"] == 3
 
 
+@pytest.mark.worlds
 def test_a_run_with_growing_images_resumes_at_the_side_it_had(forms, recipe):
     from programs import Killed, killed_at, weights_at_end
 
@@ -217,6 +219,7 @@ def test_small_sets_have_nothing_to_decode(arguments):
         build("digits", **arguments)
 
 
+@pytest.mark.worlds
 def test_a_pack_without_a_test_set_needs_a_part_held_out(forms, tmp_path):
     source = tmp_path / "only" / "train"
     source.parent.mkdir()

@@ -81,6 +81,7 @@ def test_sides_colours_and_an_order_of_its_own(photographs: Path):
     assert_close(found, expected, levels=6)  # factors of up to 1.4, three times
 
 
+@pytest.mark.worlds
 def test_any_world_any_workers_any_resume_point(photographs: Path):
     whole = read(on_cpu(photographs), plan_of(micro=8))
     ranks = [read(on_cpu(photographs), plan_of(world=2, micro=1), rank=rank) for rank in range(2)]
@@ -107,6 +108,7 @@ def test_what_travels_as_a_file_and_what_as_a_view(photographs: Path):
     assert travelling == {row: files[row].read_bytes() for row in range(12) if row not in (2, 4, 5, 9)}
 
 
+@pytest.mark.worlds
 def test_a_set_without_a_jpeg(photographs: Path):
     for path in photographs.glob("train/*/*.JPEG"):
         path.unlink()
@@ -132,6 +134,7 @@ def only_a_header(root: Path) -> bytes:
     return data[: data.index(b"\xff\xda")] + b"\xff\xd9"
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_files_follow_the_rule_of_unreadable_ones(photographs: Path, workers: int):
     names = broken(photographs)

@@ -81,6 +81,7 @@ def test_many_processes_map_the_same_pages(tmp_path):
     assert line.split()[1] == "r--s"
 
 
+@pytest.mark.worlds
 def test_jpegs_are_a_source(jpegs, image_root):
     pack = open_pack(jpegs)
     assert (pack.form, pack.size, sorted(pack.splits)) == ("jpeg", None, ["test", "train"])
@@ -93,6 +94,7 @@ def test_jpegs_are_a_source(jpegs, image_root):
     assert mixed.labels.tolist() == [1, 1]
 
 
+@pytest.mark.worlds
 def test_jpegs_that_vanish_while_they_are_read_are_an_error_of_the_disk(jpegs):
     train = open_pack(jpegs).splits["train"]
     assert isinstance(train, JpegPack)
@@ -260,6 +262,7 @@ INDEX = {  # row, column, value
 }
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("case", INDEX)
 def test_an_index_that_points_outside_is_refused(jpegs, case):
     row, column, value = INDEX[case]
@@ -270,6 +273,7 @@ def test_an_index_that_points_outside_is_refused(jpegs, case):
         open_pack(jpegs)
 
 
+@pytest.mark.worlds
 def test_verify_reads_every_byte(tmp_path, jpegs):
     root = by_hand(tmp_path / "pack", [3, 4])
     heard: list[tuple[int, int]] = []

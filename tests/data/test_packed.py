@@ -310,6 +310,7 @@ def test_work_that_was_begun_comes_in_order_in_a_thread_of_one():
     assert list(begun([], 4)) == []
 
 
+@pytest.mark.worlds
 def test_a_pack_on_disk_gives_what_its_images_in_memory_give(image_root: Path, tmp_path: Path):
     pack(origins(str(image_root)), tmp_path / "pack", size=SIDE, per_file=4, workers=1)
     on_disk = open_pack(tmp_path / "pack").splits["train"]

@@ -219,6 +219,7 @@ def test_a_part_has_its_own_order(root):
     assert train.part(chosen).name(0) == train.name(17)
 
 
+@pytest.mark.worlds
 def test_it_crosses_to_other_processes(root):
     train = open_shards(str(root))["train"]
     train.read(0)
@@ -320,6 +321,7 @@ def start(root: str, begin, answers) -> None:
     answers.put((read_all(train) == expected(0, 18), len(told) > 0))
 
 
+@pytest.mark.worlds
 def test_ranks_that_start_together_read_the_headers_once(root):
     context = processes()
     begin, answers = context.Barrier(3), context.Queue()
@@ -453,6 +455,7 @@ def test_a_store_that_is_gone_is_told_with_the_shard(root, own_cache):
         train.read(0)
 
 
+@pytest.mark.worlds
 def test_a_store_of_another_process_is_opened_there(root):
     train = open_shards(f"store://{root}")["train"]
     train.ahead(0, seed=0)
@@ -664,6 +667,7 @@ def test_what_is_no_tar(root):
         refused(root, "val-001.tar is not a whole tar file")
 
 
+@pytest.mark.worlds
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_is_in_a_shard_it_is_read_or_told(tmp_path, data):

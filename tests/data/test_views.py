@@ -57,6 +57,7 @@ def multiplied(
     return result.cpu().numpy().astype(int)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("side", "size"), [(64, 56), (64, 24), (64, 96), (256, 224), (256, 128), (19, 16), (5, 1)])
 @pytest.mark.parametrize("kind", [smooth, lambda count, side: pixels(count, side, 3)])
 def test_both_forms_are_torchvisions(kind, side: int, size: int):
@@ -72,6 +73,7 @@ def test_both_forms_are_torchvisions(kind, side: int, size: int):
     assert (halves != whole).mean() < 0.1  # what the docstring says of float16: now and then the next level
 
 
+@pytest.mark.worlds
 def test_float16_moves_no_pixel_by_half_a_level():
     """What both roundings of the device's form cost before the levels are rounded, in float64 beside it."""
     side, size = 256, 224
@@ -118,6 +120,7 @@ def torchvisions_boxes(width: int, height: int, count: int) -> np.ndarray:
     return np.stack((left, upper, left + wide, upper + tall), axis=1)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("width", "height"), [(256, 256), (500, 375), (96, 200)])
 def test_boxes_are_distributed_as_torchvisions(width: int, height: int):
     ours = augmentation.resized_crop_boxes(width, height, 40_000, np.random.default_rng(0))
@@ -147,6 +150,7 @@ MEASURES = {
 }
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("width", "height"), [(256, 40), (40, 300)])
 def test_the_central_window_is_as_frequent_as_torchvisions(width: int, height: int):
     def share_of(boxes: np.ndarray) -> float:

@@ -116,6 +116,7 @@ def test_several_micro_batches_are_refused(monkeypatch):
         engine.wrap(plan)
 
 
+@pytest.mark.worlds
 def test_on_the_cpu_the_key_changes_nothing(recipe):
     from programs import weights_at_end
 
