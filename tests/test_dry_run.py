@@ -121,7 +121,8 @@ def test_activations_are_what_a_real_step_allocates(recipe, model, accumulation)
     del loss
     saved.clear()
     most = 0
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    watched = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True, "acc_events": True}
+    with torch.profiler.profile(**watched) as profile:
         for _ in range(accumulation):
             loss = torch.nn.functional.cross_entropy(job.engine.forward(images.clone()), labels, reduction="sum")
             loss.backward()

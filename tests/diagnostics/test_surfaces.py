@@ -135,7 +135,7 @@ def test_the_ends_of_100_000_updates(begin, scale, end):
 
 def test_the_rms_form_reaches_the_optimum_at_eta_a_tenth():
     points = down_the_ravine(partial(adagrad, 0.1), 40_000)
-    b, _ = np.linalg.lstsq(np.stack([np.ones(10), X.numpy()], axis=1), Y.numpy())[0]
+    b, _ = np.linalg.lstsq(np.stack([np.ones(10), X.numpy()], axis=1), Y.numpy(), rcond=None)[0]
     assert settled_after(np.abs(points[:, 0] - b), 1e-3) == 29_512
     assert settled_after(distances(RAVINE, points)) == 29_512
     assert settled_after(distances(RAVINE, points[:29_512])) is None

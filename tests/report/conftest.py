@@ -52,7 +52,7 @@ def _troubles(page: str) -> list[str]:
 
 def _box(style: str, x: str, y: str, text: str) -> tuple[float, float, float, float, str]:
     """Of its letters in the font that the layout was made for: left, top, right, bottom."""
-    size, text = float(re.search(r"font-size:\s*([\d.]+)", style)[1]), html.unescape(text)
+    size, text = float(re.search(r"font(?:-size)?:[^;]*?([\d.]+)px", style)[1]), html.unescape(text)
     font = FontProperties(family="DejaVu Sans", weight="bold" if "bold" in style or "700" in style else "normal")
     width = TextPath((0, 0), text, size=size, prop=font).get_extents().width if text.strip() else 0
     anchor = re.search(r"text-anchor:\s*(\w+)", style)
