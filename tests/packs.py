@@ -21,7 +21,8 @@ from largebatch.data.sources import Source
 
 
 def packed(source: Path | str, dest: Path, val: str | None = None, **options: Any) -> Facts | None:
-    return packing.pack(origins(str(source), val), dest, **({"size": 16, "workers": 2} | options))
+    settings: dict[str, Any] = {"size": 16, "workers": 2, **options}
+    return packing.pack(origins(str(source), val), dest, **settings)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -208,7 +208,7 @@ class Zygote:
     def _read(self, wait: bool) -> list[dict[str, Any]]:
         """What it said since; who ended is kept."""
         os.set_blocking(self._answers.fileno(), wait)
-        piece = self._answers.read1(1 << 16) if wait else self._answers.read(1 << 16)
+        piece = self._answers.read1(1 << 16) if wait else self._answers.read(1 << 16)  # type: ignore[attr-defined]
         if piece == b"":
             raise RuntimeError(f"the tests' zygote is gone: exit code {self._process.wait()}")
         *lines, self._unread = (self._unread + (piece or b"")).split(b"\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +76,7 @@ def killed_at(step: int) -> Iterator[None]:
         Loop.one_step = one_step  # type: ignore[method-assign]
 
 
-def wait_for_first_line(process: subprocess.Popen[str], file: Path) -> None:
+def wait_for_first_line(process: pool.Program, file: Path) -> None:
     """Until the program has recorded something, so that it is known to be in its loop."""
     while process.poll() is None and not (file.exists() and file.read_text()):
         time.sleep(0.005)

@@ -6,12 +6,17 @@ import gzip
 import json
 import os
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
-from programs import environment, largebatch, torchrun
+from programs import largebatch, torchrun
+
+from largebatch import cli
+
+Ask = Callable[..., tuple[int, str, str]]
 
 BAD = [
     ({"lr": {"bse": 0.1}}, [], "unknown key lr.bse; did you mean base?"),
@@ -32,37 +37,28 @@ BAD = [
 ]  # fmt: skip
 if not torch.cuda.is_available():
     BAD.append(({}, ["device=cuda"], "device = cuda, but no CUDA device is visible here"))
-WORK = """
-import io, contextlib, json, sys
-from pathlib import Path
-from largebatch import cli
-told = []
-for arguments in json.loads(Path(sys.argv[1]).read_text()):
-    sys.argv[1:] = arguments
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """The front door in this process: exit code, what it printed, what it complained of."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LARGEBATCH_DATA", str(tmp_path))
+
+    def answer(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["largebatch", *arguments])
+        capsys.readouterr()
+        code = 0
         try:
             cli.main()
-            code = 0
         except SystemExit as stop:
-            code = stop.code
-    told.append([code, out.getvalue(), err.getvalue()])
-print(json.dumps(told))
-"""
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return code, *capsys.readouterr()
+
+    return answer
 
 
-def ask(tmp_path: Path, questions: list[list[str]]) -> list[tuple[int, str, str]]:
-    """Many calls of the front door in one process, for the price of one start."""
-    (tmp_path / "questions.json").write_text(json.dumps(questions))
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", WORK, str(tmp_path / "questions.json")],
-        capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment(LARGEBATCH_DATA=str(tmp_path)),
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    return [tuple(answer) for answer in json.loads(ended.stdout)]
-
-
-def test_bad_input_gets_one_sentence_code_2_and_writes_nothing(recipe, tmp_path):
+def test_bad_input_gets_one_sentence_code_2_and_writes_nothing(recipe, tmp_path, ask):
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         file = tmp_path / "MNIST" / "raw" / f"{part}-ubyte.gz"
@@ -71,7 +67,8 @@ def test_bad_input_gets_one_sentence_code_2_and_writes_nothing(recipe, tmp_path)
         ["train", str(recipe(f"bad{n}", **changes)), *(o.replace("ROOT", str(tmp_path)) for o in overrides)]
         for n, (changes, overrides, _) in enumerate(BAD)
     ]
-    for (code, out, err), (_, overrides, sentence) in zip(ask(tmp_path, questions), BAD, strict=True):
+    for question, (_, overrides, sentence) in zip(questions, BAD, strict=True):
+        code, out, err = ask(*question)
         assert code == 2, (overrides, out, err)
         assert len(err.splitlines()) == 1, err
         assert err.startswith("largebatch: ")
@@ -80,29 +77,30 @@ def test_bad_input_gets_one_sentence_code_2_and_writes_nothing(recipe, tmp_path)
     assert not (tmp_path / "runs").exists(), "nothing was written"
 
 
-def test_truncated_and_missing_data_name_the_file(recipe, tmp_path):
+def test_truncated_and_missing_data_name_the_file(recipe, tmp_path, ask):
     raw = tmp_path / "MNIST" / "raw"
     path = recipe("mnist", data={"name": "mnist"})
-    [(code, _, missing)] = ask(tmp_path, [["train", str(path)]])
+    code, _, missing = ask("train", str(path))
     assert code == 2
     assert "run `largebatch data fetch mnist`" in missing
     raw.mkdir(parents=True)
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         header = b"\x00\x00\x08\x03\x00\x00\xea\x60\x00\x00\x00\x1c\x00\x00\x00\x1c"
         (raw / f"{part}-ubyte.gz").write_bytes(gzip.compress(header + b"abc"))
-    [(code, _, truncated)] = ask(tmp_path, [["train", str(path)]])
+    code, _, truncated = ask("train", str(path))
     assert code == 2
     assert "train-images-idx3-ubyte.gz" in truncated
     assert re.search(r"47,?040,?0\d\d", truncated), truncated
 
 
-def test_commands_that_do_not_exist_or_fit(tmp_path, recipe):
+def test_commands_that_do_not_exist_or_fit(tmp_path, recipe, ask):
     questions = [
         ["trian", "x.yaml"], ["train"], ["train", str(tmp_path / "none.yaml")], ["compare", "lr.base=1"],
         ["compare", str(recipe()), "--tune", "momentum"], ["compare", str(recipe()), "--seeds", "0"],
         ["report", str(tmp_path / "nothing")], ["data", "fetch", "mnits"], ["bench", "throughput"],
     ]  # fmt: skip
-    for (code, _, err), question in zip(ask(tmp_path, questions), questions, strict=True):
+    for question in questions:
+        code, _, err = ask(*question)
         assert code == 2, question
         assert err.strip(), question
         assert "Traceback" not in err
@@ -138,8 +136,8 @@ def test_the_module_under_torchrun_speaks_once(recipe, tmp_path):
     assert len(re.findall(r"% on test after 15 steps", ended.stdout)) == 1
 
 
-def test_help_and_schema(tmp_path):
-    answers = ask(tmp_path, [["--help"], ["train", "--help"], ["compare", "-h"], ["recipe", "schema"]])
+def test_help_and_schema(ask):
+    answers = [ask(*words.split()) for words in ("--help", "train --help", "compare -h", "recipe schema")]
     assert [code for code, _, _ in answers] == [0, 0, 0, 0]
     assert "--tune" in answers[2][1]
     assert json.loads(answers[3][1])["title"] == "Run"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import pool
 import pytest
-from programs import environment, largebatch, wait_for_first_line
+from programs import largebatch, wait_for_first_line
 
 from largebatch import compare as module
 from largebatch.compare import Tuning, compare, rows_of, varied
@@ -84,15 +81,14 @@ def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, t
 
 def test_an_interrupted_comparison_stops_and_goes_on_where_it_was(recipe, tmp_path):
     path, out = recipe("long", epochs=300), tmp_path / "out"
-    command = [sys.executable, "-m", "largebatch", "compare", str(path), "--seeds", "2", "--out", str(out)]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    command = ("compare", path, "--seeds", 2, "--out", out)
+    process = pool.start("-m", "largebatch", *command)
     wait_for_first_line(process, out / "long" / "seed-0" / "metrics.jsonl")
-    os.kill(process.pid, signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "stopped: SIGTERM after step" in printed
+    process.terminate()
+    assert process.wait(60) == 143
+    assert "stopped: SIGTERM after step" in process.stdout
     assert not (out / "long" / "seed-1").exists()
-    assert largebatch(*command[3:]).returncode == 0
+    assert largebatch(*command).returncode == 0
     log = (out / "long" / "seed-0" / "train.log").read_text()
     assert "resumed at step" in log
     assert result(out, "long/seed-1")["status"] == "finished"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import pool
 import pytest
 from click.testing import Result
 from packs import by_hand, contents, encoded
-from programs import environment, largebatch
+from programs import largebatch
 from typer.testing import CliRunner
 
 from largebatch.cli.data import app
@@ -107,10 +106,7 @@ def test_an_interrupt_ends_it_cleanly_and_the_same_command_goes_on(images, tmp_p
     slow.unlink()
     os.mkfifo(slow)
     words = ["pack", str(images), str(tmp_path / "pack"), "--jpeg", "--workers", "2"]
-    program = subprocess.Popen(
-        [sys.executable, "-m", "largebatch", "data", *words],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    program = pool.start("worlds.program:of_its_own_group", "data", *words)
     give(slow, image)  # to the look at the headers
     end = time.monotonic() + 60
     while not (tmp_path / "pack" / "test-00000.jpegs").exists():
@@ -119,8 +115,8 @@ def test_an_interrupt_ends_it_cleanly_and_the_same_command_goes_on(images, tmp_p
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does
     time.sleep(0.5)
     give(slow, image)
-    out, err = program.communicate(timeout=60)
-    assert program.returncode == 130, err
+    code, out, err = program.ended(60)
+    assert code == 130, err
     assert err == ""
     assert out.splitlines()[-1] == "stopped: 1 of 2 files are whole, and the same command goes on"
     assert sorted(contents(tmp_path / "pack")) == ["packing.jsonl", "test-00000.jpegs"]

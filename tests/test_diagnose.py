@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import pool
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import damage, largebatch, saved, torchrun, weights_at_end
+from programs import damage, largebatch, saved, weights_at_end
+from worlds.diagnose import MEASURES
 
-from largebatch import batch, config, distributed
+from largebatch import batch, config
 from largebatch.assemble import dataset_of, model_of
 from largebatch.cli import app
 from largebatch.data import Placement
@@ -224,27 +226,10 @@ def test_each_batch_normalised_by_itself(trained):
     assert facts["curve"] == []
 
 
-MEASURES: dict[str, Any] = {
-    "noise": lambda t: noise.measure(t["a"], CPU, small=10, big=60, batches=3, precision="fp64", hessian=True),
-    "sharpness": lambda t: sharpness.measure(
-        t["a"], CPU, examples=600, batch_size=100, dimensions=7, epsilons=[1e-3], precision="fp64"
-    ),
-    "spectrum": lambda t: spectrum.measure(
-        t["a"], CPU, examples=600, batch_size=100, vectors=2, eigenvalues=2, exact_up_to=10, precision="fp64"
-    ),
-    "path": lambda t: path.measure(t["a"], t["b"], CPU, points=4, examples=600, batch_size=100, precision="fp64"),
-    "plateau": lambda t: plateau.measure(t["a"], CPU, examples=600, batch_size=100, precision="fp64"),
-}
-
-if __name__ == "__main__":  # on two ranks, all in one start
-    with distributed.group(CPU):
-        for measure in MEASURES.values():
-            measure(json.loads(sys.argv[1], object_hook=lambda d: {key: Path(value) for key, value in d.items()}))
-
-
 def test_one_rank_and_two_measure_the_same(trained):
     alone = {kind: measure(trained) for kind, measure in MEASURES.items()}
-    two = torchrun(2, __file__, json.dumps({name: str(path) for name, path in trained.items()}))
+    runs = json.dumps({name: str(path) for name, path in trained.items()})
+    two = pool.ranks(2, "worlds.diagnose:measure_all", runs)
     assert two.returncode == 0, two.stderr
     for kind, facts in alone.items():
         found = facts_of(trained["a"], kind)

@@ -9,9 +9,10 @@ import socket
 from collections import namedtuple
 from pathlib import Path
 
+import pool
 import pytest
 import typer
-from programs import REPOSITORY, largebatch, torchrun
+from programs import largebatch
 
 from largebatch import config, doctor
 from largebatch.cli.doctor import doctor as command
@@ -21,30 +22,6 @@ from largebatch.doctor.judge import judge
 from largebatch.doctor.look import existing, open_on_all_interfaces
 
 Usage = namedtuple("Usage", "total used free")
-PROGRAM = f"""
-import os, sys
-sys.path.insert(0, {str(REPOSITORY)!r})
-from pathlib import Path
-import typer
-from largebatch import record
-from largebatch.cli.doctor import doctor
-from largebatch.errors import UserError
-
-os.environ["OMP_NUM_THREADS"] = "1"
-if os.environ.get("RANK") == "1" and "broken" in sys.argv:
-    Path("elsewhere/runs").mkdir(parents=True)
-    os.chdir("elsewhere")
-    found = record.versions()
-    record.versions = lambda: found | {{"timm": "0.0.1"}}
-    from largebatch.doctor import look, ranks
-    look.socket.gethostname = lambda: "other"
-    ranks.FOLDER_SECONDS = 0.2
-    real = ranks.time.time
-    ranks.time = type("Time", (), {{**vars(ranks.time), "time": staticmethod(lambda: real() + 90.0)}})
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(doctor)
-app(args=[word for word in sys.argv[1:] if word != "broken"])
-"""
 
 
 @pytest.fixture
@@ -136,8 +113,7 @@ def test_a_folder_that_cannot_be_written(recipe):
 
 
 def test_two_ranks_agree(tmp_path, recipe):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    ended = torchrun(2, "program.py", recipe(), "--json", tmp_path / "facts.json", cwd=tmp_path)
+    ended = pool.ranks(2, "worlds.doctor:alike", recipe(), "--json", tmp_path / "facts.json", cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count("nothing would go wrong") == 1
     assert "100 = 2 × 50 × 1" in ended.stdout
@@ -150,10 +126,9 @@ def test_two_ranks_agree(tmp_path, recipe):
 
 
 def test_two_ranks_that_differ(tmp_path, recipe):
-    (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "runs").mkdir()
     file = recipe(batch__global_batch_size=75, record__dir="runs/one")
-    ended = torchrun(2, "program.py", file, "broken", "--json", tmp_path / "facts.json", cwd=tmp_path)
+    ended = pool.ranks(2, "worlds.doctor:different", file, "--json", tmp_path / "facts.json", cwd=tmp_path)
     assert ended.returncode == 1
     findings = json.loads((tmp_path / "facts.json").read_text())["findings"]
     assert findings[0].startswith("batch.global_batch_size = 75"), "said of all hosts, so without their names"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pool
 import pytest
 import torch
 import yaml
-from programs import REPOSITORY, largebatch, torchrun
+from programs import REPOSITORY, largebatch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largebatch import config, derive
@@ -154,60 +156,6 @@ def test_flops_are_those_of_the_matrix_products(recipe):
     assert facts["flops_per_step_and_rank"] == 2 * 50 * (2 * first + 3 * second)  # images need no gradient
 
 
-COUNTED = """
-import json, sys
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from pathlib import Path
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from largebatch import config, distributed
-from largebatch.assemble import assemble
-from largebatch.update import Update
-
-folder = Path(sys.argv[1])
-found = {}
-with distributed.group(torch.device("cpu"), alone=True):
-    for name in ("ddp", "fsdp"):
-        run = config.load(folder / f"{name}.yaml")
-        job = assemble(run, torch.device("cpu"))
-        calls, apart = [], []
-        if name == "ddp":
-            def hook(state, bucket):
-                calls.append(["all_reduce", bucket.buffer().nbytes])
-                apart.append(bucket.buffer().untyped_storage().data_ptr())
-                return allreduce_hook(None, bucket)
-            job.engine.parallel.register_comm_hook(None, hook)
-        update = Update(job)
-        stream = job.dataset.train.steps(job.plan, distributed.rank(), 0, job.placement, 0)
-        originals = {}
-        for step, micros in zip(range(2), stream):
-            calls.clear()
-            if step == 1 and name == "fsdp":
-                names = ("all_reduce", "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor",
-                         "reduce_scatter_single")  # torch has renamed two of them
-                for call in filter(lambda name: hasattr(dist, name), names):
-                    originals[call] = getattr(dist, call)
-                    def counted(*a, _call=call, **k):
-                        tensors = [t for t in (*a, *k.values()) if isinstance(t, torch.Tensor)]
-                        calls.append([_call[:10], max(t.nbytes for t in tensors)])
-                        return originals[_call](*a, **k)
-                    setattr(dist, call, counted)
-            update.step(step, micros, measure=False)
-        for call, original in originals.items():
-            setattr(dist, call, original)
-        found[name] = list(calls)
-        if name == "ddp":
-            images, labels = next(iter(next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)))))
-            job.engine.backward(F.cross_entropy(job.engine.forward(images, False), labels))
-            own = {p.grad.untyped_storage().data_ptr() for p in job.engine.model.parameters()}
-            found["gradients beside the buckets"] = not own & set(apart)
-        del job, update, stream
-    if distributed.is_first():
-        (folder / "found.json").write_text(json.dumps(found))
-"""
-
-
 def test_collectives_are_those_of_two_real_ranks(recipe, tmp_path):
     """Bucket by bucket for DDP, call by call for FSDP with LARS, whose layer norms are summed."""
     batch = {"global_batch_size": 100, "micro_batch_size": 25}
@@ -215,9 +163,7 @@ def test_collectives_are_those_of_two_real_ranks(recipe, tmp_path):
     paths = {
         name: recipe(name, model=WIDE, batch=batch, optimizer=lars, engine={"name": name}) for name in ("ddp", "fsdp")
     }
-    script = tmp_path / "counted.py"
-    script.write_text(COUNTED)
-    ended = torchrun(2, script, tmp_path)
+    ended = pool.ranks(2, "worlds.dry_run:counted", tmp_path)
     assert ended.returncode == 0, ended.stderr
     real = json.loads((tmp_path / "found.json").read_text())
     assert len(real["ddp"]) > 1
@@ -378,34 +324,53 @@ def test_the_program_prints_it_writes_the_numbers_and_nothing_else(recipe, tmp_p
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "numbers.json"}
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/quickstart").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_quickstart_on_four_ranks(path):
-    facts = of(path, world=4, device="cuda")
-    assert facts["memory_total_per_rank_mib"] > facts["memory_per_rank_mib"]["activations"] > 0
-    assert facts["steps"] == facts["evaluated_after_steps"][-1]
+def test_the_quickstart_on_four_ranks():
+    offenders = []
+    for path in sorted((REPOSITORY / "configs/quickstart").glob("*.yaml")):
+        facts = of(path, world=4, device="cuda")
+        whole, activations = facts["memory_total_per_rank_mib"], facts["memory_per_rank_mib"]["activations"]
+        if not whole > activations > 0:
+            offenders.append((path.stem, f"{activations} of {whole} MiB are activations"))
+        if facts["steps"] != facts["evaluated_after_steps"][-1]:
+            offenders.append((path.stem, "the end is not evaluated"))
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/imagenet").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_imagenet_recipe_is_assembled_at_a_published_batch(path):
+@pytest.mark.worlds
+def test_every_imagenet_recipe_is_assembled_at_a_published_batch():
     """Built, wrapped and planned for a cluster; a step of each would take minutes."""
-    written = yaml.safe_load(path.read_text())
-    published = {int(size) for size in written.get("expect", {}).get("by_batch_size", {})} & set(
-        written.get("table") or {}
-    )
-    run = config.load(path, [f"batch.global_batch_size={max(published)}"] if published else [])
-    worlds = []
+    offenders = []
+    for path in sorted((REPOSITORY / "configs/imagenet").glob("*.yaml")):
+        written = yaml.safe_load(path.read_text())
+        published = {int(size) for size in written.get("expect", {}).get("by_batch_size", {})} & set(
+            written.get("table") or {}
+        )
+        run = config.load(path, [f"batch.global_batch_size={max(published)}"] if published else [])
+        offenders += [(path.stem, wrong) for wrong in wrong_at(run, largest_world(run))]
+    assert not offenders
+
+
+def largest_world(run: config.Run) -> int:
+    """Of up to 1024 ranks, the most that its batch and its methods allow."""
     for world in (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1):
         with contextlib.suppress(UserError):
             if world > run.batch.global_batch_size:
                 continue
             plan = derive.plan_of(run, TRAINING_EXAMPLES["imagenet"], world, 256)
             derive.learning_rate_of(run, plan)
-            worlds.append(world)
-    world = worlds[0]
+            return world
+    raise AssertionError(f"{run.name} suits no world")
+
+
+def wrong_at(run: config.Run, world: int) -> Iterator[str]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with pretended(world):
         job = job_of(run, Cluster(world, "cuda"), mode)
-        assert classes_of(run, Cluster()) == job.dataset.num_classes == 1000
-        assert f"{run.batch.global_batch_size:,} = {world}" in decisions(job, run.directory)["batch"]
-        assert job.precision in ("bf16", run.precision)
+        if not classes_of(run, Cluster()) == job.dataset.num_classes == 1000:
+            yield f"{classes_of(run, Cluster())} and {job.dataset.num_classes} classes"
+        batch = decisions(job, run.directory)["batch"]
+        if f"{run.batch.global_batch_size:,} = {world}" not in batch:
+            yield f"batch: {batch}"
+        if job.precision not in ("bf16", run.precision):
+            yield f"precision {job.precision}"
         del job

@@ -24,32 +24,6 @@ LAUNCH = REPOSITORY / "launch"
 KUBERNETES = sorted((LAUNCH / "kubernetes").glob("*.yaml"))
 SCRIPTS = [LAUNCH / "torchrun.sh", LAUNCH / "deepspeed.sh", LAUNCH / "slurm.sbatch"]
 
-# Stands for largebatch: waits for a signal, "saves", leaves its code where it was told to. A file named `all` is how
-# the ranks of one machine tell the others to stop.
-RANK = """
-import os, signal, sys, time
-from pathlib import Path
-
-rank, stop_file = os.environ["RANK"], Path(os.environ["LARGEBATCH_STOP_FILE"])
-if stop_file.read_text():
-    sys.exit(int(stop_file.read_text()))
-noticed = []
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-    signal.signal(number, lambda number, _: noticed.append(number))
-Path(f"ready{rank}").touch()
-while not noticed:
-    time.sleep(0.02)
-    if Path("all").exists():
-        noticed.append(int(Path("all").read_text()))
-time.sleep(0.5)
-assert len(noticed) == 1, noticed
-Path("unfinished").write_text(str(int(noticed[0])))
-os.rename("unfinished", "all") if rank == "0" else None
-Path(f"saved{rank}").write_text(" ".join(sys.argv[1:]))
-if os.environ["LOCAL_RANK"] == "0":
-    stop_file.write_text(str(128 + noticed[0]))
-sys.exit(128 + noticed[0])
-"""
 SHOW = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >arguments
 env >environment
@@ -65,10 +39,10 @@ def free_port() -> str:
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
-    """A folder where ``-m largebatch`` is RANK."""
+    """A folder where ``-m largebatch`` is worlds/rank.py."""
     (tmp_path / "largebatch").mkdir()
     (tmp_path / "largebatch" / "__init__.py").touch()
-    (tmp_path / "largebatch" / "__main__.py").write_text(RANK)
+    (tmp_path / "largebatch" / "__main__.py").write_text((REPOSITORY / "tests" / "worlds" / "rank.py").read_text())
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""Which rank is slow and in what: two ranks of which one sleeps, in one start of torchrun."""
+"""Which rank is slow and in what: two ranks of which one sleeps, in one group."""
 
 from __future__ import annotations
 
@@ -7,73 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pool
 import pytest
 import torch
-from programs import torchrun, weights_at_end
+from programs import weights_at_end
+from worlds.ranks import NAP
 
 from largebatch import config, distributed, ranks
 from largebatch.train import train
-
-NAP = 0.2  # seconds, in every step
-WORK = f"""
-import contextlib, platform, sys, time
-from pathlib import Path
-from unittest import mock
-
-import torch
-
-from largebatch import config, distributed, ranks
-from largebatch.data.resident import ResidentSplit
-from largebatch.engines import Ddp
-from largebatch.train import train
-
-recipe, folder = sys.argv[1:]
-
-
-def late(function):
-    def sleeps_first(*arguments, **settings):
-        time.sleep({NAP})
-        return function(*arguments, **settings)
-    return sleeps_first
-
-
-def late_items(function):
-    def sleeps_first(*arguments, **settings):
-        for item in function(*arguments, **settings):
-            time.sleep({NAP})
-            yield item
-    return sleeps_first
-
-
-def late_once_a_step(forward):
-    def sleeps_first(self, images, last=True):
-        time.sleep({NAP} if last else 0)
-        return forward(self, images, last)
-    return sleeps_first
-
-
-forward = mock.patch.object(Ddp, "forward", late_once_a_step(Ddp.forward))
-stream = mock.patch.object(ResidentSplit, "steps", late_items(ResidentSplit.steps))
-micro_batches = mock.patch.object(ResidentSplit, "_micro_batches", late_items(ResidentSplit._micro_batches))
-CASES = {{  # what rank 1 does, what rank 0 does, overrides
-    "off": (None, None, ["record.ranks_every_steps=0"]),
-    "equal": (forward, forward, []),
-    "stream": (stream, None, []),
-    "micro_batch": (micro_batches, None, []),
-    "compute": (forward, None, []),
-    "optimizer": (mock.patch.object(Ddp, "step", late(Ddp.step)), None, []),
-    "sam": (stream, None, ["sam.rho=0.05"]),
-    "again": (stream, None, []),
-    "fsdp": (stream, None, ["engine.name=fsdp"]),
-}}
-with distributed.group(torch.device("cpu")):
-    rank = distributed.rank()
-    with mock.patch.object(platform, "node", lambda: f"node{{rank}}"):
-        for name, (one, zero, overrides) in CASES.items():
-            ranks.QUIET_RECORDS = 2 if name == "again" else 20
-            with (one if rank else zero) or contextlib.nullcontext():
-                train(config.load(recipe, [f"record.dir={{folder}}/{{name}}", *overrides]), quiet=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +27,7 @@ def folder(tmp_path_factory) -> Path:
         "record": {"tensorboard": False, "every_steps": 2, "ranks_every_steps": 1},
     }  # fmt: skip
     (place / "small.yaml").write_text(json.dumps(recipe))
-    (place / "work.py").write_text(WORK)
-    ended = torchrun(2, place / "work.py", place / "small.yaml", place)
+    ended = pool.ranks(2, "worlds.ranks:work", place / "small.yaml", place)
     assert ended.returncode == 0, ended.stderr
     return place
 

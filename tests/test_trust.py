@@ -115,12 +115,19 @@ ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_a_pickled_batch_runs_no_code(trap, attack):
-    with pytest.raises(UserError) as caught:
-        formats._python_batch("data_batch_1", ATTACKS[attack])
-    assert len(str(caught.value)) < 300
-    assert not trap.exists()
+def test_a_pickled_batch_runs_no_code(trap):
+    offenders = []
+    for attack, pickled in ATTACKS.items():
+        try:
+            formats._python_batch("data_batch_1", pickled)
+            offenders.append((attack, "read"))
+        except UserError as refusal:
+            if len(str(refusal)) >= 300:
+                offenders.append((attack, str(refusal)))
+        if trap.exists():
+            offenders.append((attack, "it ran"))
+            trap.unlink()
+    assert not offenders
 
 
 def test_a_pickled_batch_would_run_code_elsewhere(trap):
@@ -350,21 +357,19 @@ def dangers(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_nothing_here_runs_what_strangers_wrote(file):
-    assert dangers(file.read_text()) == []
+def test_nothing_here_runs_what_strangers_wrote():
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 100
+    assert not [(str(file.relative_to(PACKAGE)), what) for file in files for what in dangers(file.read_text())]
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
+def test_the_law_finds_what_it_forbids():
+    sources = [
         "eval('1')", "pickle.load(f)", "torch.load(p)", "torch.load(p, weights_only=False)", "yaml.load(t, Loader=L)",
         "subprocess.run('ls', check=True)", "subprocess.run(c, shell=True)", "tar.extractall(p)", "np.load(f)",
         "from pickle import loads", "os.system('x')", "subprocess.run(f'ls {x}')",
-    ],
-)  # fmt: skip
-def test_the_law_finds_what_it_forbids(source):
-    assert dangers(source)
+    ]  # fmt: skip
+    assert not [source for source in sources if not dangers(source)]
 
 
 def test_the_law_lets_the_rest_pass():
@@ -378,13 +383,16 @@ STARTERS = sorted(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("file", STARTERS, ids=lambda file: str(file.relative_to(REPOSITORY)))
-def test_nothing_listens_to_everybody(file):
+def test_nothing_listens_to_everybody():
     """But inside a container, whose ports compose.yaml opens to this machine alone."""
-    open_to_all = [line for line in file.read_text(errors="ignore").splitlines() if EVERYWHERE.search(line)]
-    if file.name == "compose.yaml":
-        open_to_all = [line for line in open_to_all if "tensorboard" not in line]
-    assert open_to_all == []
+    assert len(STARTERS) > 100
+    offenders = [
+        (str(file.relative_to(REPOSITORY)), line)
+        for file in STARTERS
+        for line in file.read_text(errors="ignore").splitlines()
+        if EVERYWHERE.search(line) and not (file.name == "compose.yaml" and "tensorboard" in line)
+    ]
+    assert not offenders
 
 
 def test_the_containers_ports_are_open_to_this_machine_alone():

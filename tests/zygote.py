@@ -91,7 +91,7 @@ def become(request: dict[str, Any]) -> None:
 
 def run(words: list[str]) -> None:
     if words[0] == "-W":
-        warnings.simplefilter(words[1])
+        warnings.simplefilter(words[1])  # type: ignore[arg-type]
         words = words[2:]
     first, *rest = words
     if first in ("-m", "-c"):

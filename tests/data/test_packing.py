@@ -9,17 +9,16 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pool
 import psutil
 import pytest
 from packs import as_parquet, as_shards, contents, encoded, facts_of, folder_sources, packed
 from PIL import Image
-from programs import environment
 
 from largebatch.data.folder import scan
 from largebatch.data.packs import packing
@@ -119,13 +118,6 @@ def test_how_many_files():
 
 # --- interrupted -----------------------------------------------------------------------------------------------------
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from packs import packed
-packed(sys.argv[1], Path(sys.argv[2]), per_file=3)
-"""
-
 
 class Gate:
     """In place of one image a pipe: who reads it waits, until it is given the image or put back."""
@@ -170,10 +162,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(image_root
     packed(image_root, tmp_path / "undisturbed", per_file=3)
     gate = Gate(image_root / "train" / "dog" / "03.png")  # image 16: of the sixth file
     dest = tmp_path / "pack"
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, image_root, dest],
-        env=environment(PYTHONPATH=os.pathsep.join(sys.path)),
-    )
+    program = pool.start("worlds.packing:pack", image_root, dest)
     gate.give()  # to the look at the headers; the worker waits
     until(lambda: lines_in(dest) == 1 + 9 + 3 - 1)
     workers = psutil.Process(program.pid).children(recursive=True)

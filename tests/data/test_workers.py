@@ -4,12 +4,11 @@ import functools
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pool
 import pytest
 import torch
 
@@ -147,34 +146,15 @@ def test_signals_to_the_group_do_not_reach_workers(image_root: Path):
     wait_until_gone()
 
 
-TRAINER = """
-import multiprocessing, sys, time
-if __name__ == "__main__":
-    import torch
-    from largebatch.data import Placement, build
-    split = build("folder", root=sys.argv[1], workers=2).train
-    batches = split.batches(0, 1, 1, Placement(torch.device("cpu")))
-    next(batches)
-    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-    time.sleep(60)
-"""
-
-
-def test_workers_of_a_killed_trainer_end(image_root: Path, tmp_path: Path):
-    script = tmp_path / "trainer.py"
-    script.write_text(TRAINER)
-    found = os.pathsep.join(filter(None, sys.path))
-    trainer = subprocess.Popen(
-        [sys.executable, str(script), str(image_root)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": found},
-    )
-    with trainer:
-        assert trainer.stdout is not None
-        pids = [int(pid) for pid in trainer.stdout.readline().split()]
-        trainer.kill()
-    assert len(pids) == 2
+@pytest.mark.slow
+def test_workers_of_a_killed_trainer_end(image_root: Path):
+    trainer = pool.start("worlds.workers:train_on", image_root)
+    deadline = time.monotonic() + 60
+    while not trainer.stdout.endswith("\n") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = [int(pid) for pid in trainer.stdout.split()]
+    trainer.kill()
+    assert len(pids) == 2, trainer.stderr
     deadline = time.monotonic() + 20
     while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)

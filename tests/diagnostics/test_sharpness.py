@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import runpy
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pool
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import torchrun
 from scipy import optimize
 from torch import Tensor, nn
 
@@ -267,51 +265,12 @@ def test_what_cannot_be_asked_is_one_sentence():
         sharpness(objective, dimensions=(None,))
 
 
-WORK = """
-import sys
-from pathlib import Path
-import torch
-from torch import nn
-from largebatch import distributed
-from largebatch.diagnostics.objective import Objective
-from largebatch.diagnostics.sharpness import sharpness
-from largebatch.diagnostics.spectrum import spectrum
-
-torch.manual_seed(0)
-with distributed.group(torch.device("cpu")):
-    rank, world = distributed.rank(), distributed.world_size()
-    images, labels = torch.randn(20, 6).double(), torch.randint(0, 3, (20,))
-    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
-    parts = list(zip(images.split(4), labels.split(4)))
-    v = torch.randn(sum(p.numel() for p in model.parameters())).double()
-    end = {}
-    for mode in ("batch", "running"):
-        model.train(mode == "batch")
-        loss = nn.CrossEntropyLoss(reduction="sum")
-        objective = Objective(model, lambda: parts[rank::world], 20, loss, distributed.sum_)
-        value, gradient = objective.value_and_gradient()
-        found = sharpness(objective, dimensions=(None, 4))
-        end[mode] = {
-            "value": value, "gradient": gradient, "product": objective.hessian_product(v),
-            "dense": spectrum(objective), "products": spectrum(objective, iterations=20, vectors=3, dense_up_to=0),
-            "sharpness": [item["sharpness"] for item in found["keskar"]], "sam": found["sam"][0]["increase"],
-        }
-    every = distributed.gather(end)
-    if rank == 0:
-        torch.save(every, Path(sys.argv[1]) / f"world{world}.pt")
-"""
-
-
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
     """Five batches here and on two ranks."""
     folder = tmp_path_factory.mktemp("worlds")
-    (folder / "work.py").write_text(WORK)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["work.py", str(folder)])
-        runpy.run_path(str(folder / "work.py"))
-    ended = torchrun(2, folder / "work.py", folder)
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    for ended in (pool.run("worlds.sharpness:measure", folder), pool.ranks(2, "worlds.sharpness:measure", folder)):
+        assert ended.returncode == 0, ended.stderr[-4000:]
     return {world: torch.load(folder / f"world{world}.pt", weights_only=True) for world in (1, 2)}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import json
 
+import pool
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import torchrun
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -479,142 +479,10 @@ def test_batches_that_cannot_be_cut_are_refused_in_training_alone():
     sized(nn.BatchNorm2d(3), 1, 4)(torch.randn(4, 3, 2, 2))
 
 
-WORK = """
-import copy, json, sys
-from pathlib import Path
-
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
-
-from largebatch import distributed
-from largebatch.models.batch_norm import commit, recomputed_statistics, sized
-from largebatch.errors import UserError
-
-MICRO, STEPS = 3, 3
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True),
-        nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3, affine=False), nn.Flatten(),
-        nn.Linear(75, 4), nn.BatchNorm1d(4, momentum=0.3),
-    ).double()
-
-
-def images(step, micro):
-    generator = torch.Generator().manual_seed(10 * step + micro)
-    return torch.randn(4 * MICRO, 2, 9, 9, dtype=torch.float64, generator=generator) * (1 + step + micro) + 1
-
-
-def loss_of(y, first, count):
-    weights = torch.linspace(-1, 2, count * 4, dtype=y.dtype).view(count, 4)
-    return (y * weights[first : first + len(y)]).sum()
-
-
-def train(model, parallel, mine, scale):
-    # Two micro-batches a step; what there is to compare.
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    seen = {}
-    for step in range(STEPS):
-        for micro in range(2):
-            x = images(step, micro)[mine].requires_grad_()
-            y = parallel(x)
-            (loss_of(y, mine.start, 4 * MICRO) * scale).backward()
-            seen[f"output {step} {micro}"] = y.detach()
-            seen[f"input gradient {step} {micro}"] = x.grad / scale
-        seen[f"gradients {step}"] = torch.cat([whole(p.grad).flatten() for p in model.parameters()])
-        optimizer.step()
-        optimizer.zero_grad()
-        commit(model)
-    return seen
-
-
-def whole(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def statistics(model, average):
-    own = [b.clone() for _, b in model.named_buffers()]
-    return [distributed.mean_(b) if average and b.is_floating_point() else b for b in own]
-
-
-def difference(found, wanted):
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype
-    return float(((found - wanted).abs() / (1 + wanted.abs())).max())
-
-
-directory = Path(sys.argv[1])
-with distributed.group(torch.device("cpu")):
-    rank = distributed.rank()
-    mine = slice(rank * MICRO, (rank + 1) * MICRO)
-    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
-    pair = pairs[rank // 2]
-    worst = {}
-    # bn over 2 ranks, over all 4 by the default group, and over one: one process with all 12 examples is the measure
-    for name, size, group, count in (("pairs", 6, pair, 2), ("all", 12, None, 4), ("own", 3, pair, 2)):
-        alone = sized(network(), size, 12)
-        wanted = train(alone, alone, slice(0, 12), 1)
-        for engine in ("ddp", "fsdp"):
-            model = sized(network(), size, MICRO, group, count)
-            if engine == "ddp":
-                parallel = DistributedDataParallel(model, broadcast_buffers=False)
-            else:
-                for part in (model[0], model[6], model):
-                    fully_shard(part)
-                parallel = model
-            found = train(model, parallel, mine, 4)
-            for key, value in found.items():
-                target = wanted[key] if key.startswith("gradients") else wanted[key][mine]
-                kind = f"{name} {engine} {key.split()[0]}"
-                worst[kind] = max(worst.get(kind, 0.0), difference(value, target))
-            found, target = statistics(model, True), statistics(alone, False)
-            worst[f"{name} {engine} statistics"] = max(map(difference, found, target))
-            worst[f"{name} {engine} weights"] = max(
-                difference(whole(p.detach()), q.detach()) for p, q in zip(model.parameters(), alone.parameters()))
-    # every rank of a group has the same bits
-    model = sized(network(), 6, MICRO, pair, 2)
-    model(images(0, 0)[mine])
-    commit(model)
-    of_all = distributed.gather([b.tolist() for b in model.buffers()])
-    same = [of_all[0] == of_all[1], of_all[2] == of_all[3], of_all[0] == of_all[2]]
-    # precise statistics of all ranks' examples
-    many, alone = sized(network(), 3, MICRO), sized(network(), 3, 12)
-    with recomputed_statistics(many, distributed.sum_):
-        many(images(0, 0)[mine])
-    with recomputed_statistics(alone):
-        alone(images(0, 0))
-    worst["recomputed"] = max(map(difference, many.buffers(), alone.buffers()))
-    # half precision keeps its type and has float32 statistics
-    model = sized(network().float(), 6, MICRO, pair, 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = model(images(0, 0)[mine].float())
-    y.float().square().sum().backward()
-    last = model[1](images(0, 0).bfloat16()[mine][:, [0, 1, 0, 1]].to(memory_format=torch.channels_last))
-    types = [str(t.dtype) for t in (y, model[1].sums, last)]
-    types += [last.is_contiguous(memory_format=torch.channels_last)]
-    types += [all(p.grad.isfinite().all() for p in model.parameters())]
-    told = []
-    for wrong in (lambda: model(images(0, 0).float()), lambda: sized(network(), 12, MICRO, pair, 4)):
-        try:
-            wrong()
-        except UserError as error:
-            told.append(str(error))
-    everyone = distributed.gather(worst)
-    if distributed.is_first():
-        worst = {key: max(one[key] for one in everyone) for key in worst}
-        (directory / "end.json").write_text(json.dumps({"worst": worst, "same": same, "types": types, "told": told}))
-"""
-
-
 @pytest.fixture(scope="module")
 def four_ranks(tmp_path_factory) -> dict:
     directory = tmp_path_factory.mktemp("ranks")
-    (directory / "work.py").write_text(WORK)
-    ended = torchrun(4, directory / "work.py", directory)
+    ended = pool.ranks(4, "worlds.batch_norm:work", directory)
     assert ended.returncode == 0, ended.stderr
     return json.loads((directory / "end.json").read_text())
 
