@@ -101,6 +101,7 @@ def test_verify_reads_every_byte(run):
     assert command("verify", run, "--step", 30).exit_code == 0
 
 
+@pytest.mark.worlds
 def test_the_front_door(run, tmp_path):
     damage(saved(run)[1])
     found = largebatch("checkpoint", "verify", run)
@@ -207,6 +208,7 @@ def test_without_a_moving_average_there_is_a_sentence(recipe, tmp_path):
         command("export", tmp_path / "runs" / "tiny", "--ema")
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("name", ["timm/resnet18", "torchvision/resnet18"])
 def test_timm_and_torchvision_load_it(recipe, tmp_path, name, suffix):
@@ -240,6 +242,7 @@ def test_timm_and_torchvision_load_it(recipe, tmp_path, name, suffix):
         assert not torch.equal(timm.create_model("resnet18", num_classes=10).eval()(images), ours(images))
 
 
+@pytest.mark.worlds
 def test_the_module_loads_no_torch():
     code = "import largebatch.cli.checkpoint, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

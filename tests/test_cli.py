@@ -106,6 +106,7 @@ def test_commands_that_do_not_exist_or_fit(tmp_path, recipe, ask):
         assert "Traceback" not in err
 
 
+@pytest.mark.worlds
 def test_an_unwritable_run_folder_is_refused_also_for_users_who_are_not_root(recipe, tmp_path):
     (tmp_path / "file").write_text("")
     ended = largebatch("train", recipe(), f"record.dir={tmp_path}/file/run")
@@ -116,6 +117,7 @@ def test_an_unwritable_run_folder_is_refused_also_for_users_who_are_not_root(rec
     assert "is a file; choose a folder" in ended.stderr
 
 
+@pytest.mark.worlds
 def test_train_prints_what_it_decided_before_and_the_result_after(recipe):
     ended = largebatch("train", recipe(lr={"base": 0.05, "reference_batch_size": 50, "scaling": "linear"}))
     assert ended.returncode == 0
@@ -125,10 +127,12 @@ def test_train_prints_what_it_decided_before_and_the_result_after(recipe):
     assert "\x1b" not in ended.stdout, "no terminal codes in a pipe"
 
 
+@pytest.mark.worlds
 def test_a_launchers_local_rank_argument_is_ignored(recipe):
     assert largebatch("train", "--local_rank=0", recipe(), "epochs=1").returncode == 0
 
 
+@pytest.mark.worlds
 def test_the_module_under_torchrun_speaks_once(recipe, tmp_path):
     ended = torchrun(2, "-m", "largebatch", "train", recipe(epochs=1))
     assert ended.returncode == 0, ended.stderr
@@ -143,6 +147,7 @@ def test_help_and_schema(ask):
     assert json.loads(answers[3][1])["title"] == "Run"
 
 
+@pytest.mark.worlds
 def test_the_environment_is_left_alone(recipe, tmp_path):
     before = set(os.listdir(tmp_path))
     assert largebatch("train", recipe(), cwd=tmp_path).returncode == 0

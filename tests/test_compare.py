@@ -33,6 +33,7 @@ def test_rows_are_recipes_times_values(recipe):
     ]
 
 
+@pytest.mark.worlds
 def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, tmp_path):
     small, large = recipe("small", batch={"global_batch_size": 25}), recipe("large")
     wild = recipe("wild", lr={"base": 1e25})
@@ -79,6 +80,7 @@ def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, t
     assert verdicts[0].startswith("**")
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_stops_and_goes_on_where_it_was(recipe, tmp_path):
     path, out = recipe("long", epochs=300), tmp_path / "out"
     command = ("compare", path, "--seeds", 2, "--out", out)

@@ -135,6 +135,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.worlds
 @settings(max_examples=1500, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(KEYS), VALUES).map("=".join), min_size=1, max_size=3))
 def test_no_override_makes_a_traceback(overrides):
@@ -146,6 +147,7 @@ def test_no_override_makes_a_traceback(overrides):
         assert config.from_dict(run.as_written()) == run
 
 
+@pytest.mark.worlds
 def test_a_recipe_is_read_without_torch():
     code = "import largebatch.config, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

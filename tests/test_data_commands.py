@@ -34,6 +34,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+@pytest.mark.worlds
 def test_pack_show_and_verify(images, tmp_path):
     ended = command("pack", images, tmp_path / "pack", "--size", 24, "--workers", 1)
     assert ended.exit_code == 0
@@ -58,6 +59,7 @@ def test_pack_show_and_verify(images, tmp_path):
     assert command("verify", tmp_path / "pack").stdout == f"{tmp_path}/pack is whole: {short}\n"
 
 
+@pytest.mark.worlds
 def test_what_is_left_out_is_told(images, tmp_path):
     (images / "train" / "dog" / "3.jpg").write_bytes(b"no image")
     ended = command("pack", images, tmp_path / "pack", "--jpeg", "--skip-unreadable", 0.1)
@@ -67,6 +69,7 @@ def test_what_is_left_out_is_told(images, tmp_path):
     assert command("show", tmp_path / "pack").stdout.splitlines()[-1] == told
 
 
+@pytest.mark.worlds
 def test_without_a_test_set_it_says_so(images, tmp_path):
     (images / "val").rename(images / "proof")
     ended = command("pack", images, tmp_path / "pack", "--size", 16)
@@ -75,6 +78,7 @@ def test_without_a_test_set_it_says_so(images, tmp_path):
     assert "12 train and 2 test images" in ended.stdout
 
 
+@pytest.mark.worlds
 def test_mistakes_are_one_sentence_and_exit_code_2(images, tmp_path):
     root = by_hand(tmp_path / "pack", [3])
     with open(root / "train-00000.npy", "r+b") as file:
@@ -98,6 +102,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(images, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_it_cleanly_and_the_same_command_goes_on(images, tmp_path):
     """The second training image is a pipe: its reader waits, as for a slow disk, while the user gives up."""
     command("pack", images, tmp_path / "undisturbed", "--jpeg")

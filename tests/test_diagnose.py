@@ -27,6 +27,7 @@ from largebatch.diagnose.opened import opened
 from largebatch.errors import UserError
 from largebatch.train import train
 
+pytestmark = pytest.mark.worlds
 CPU = torch.device("cpu")
 DOUBLE = Placement(CPU, torch.float64)
 

@@ -16,12 +16,19 @@ from programs import largebatch
 
 from largebatch import config, doctor
 from largebatch.cli.doctor import doctor as command
+from largebatch.doctor import look
 from largebatch.doctor import ranks as together
 from largebatch.doctor.facts import size, spans
 from largebatch.doctor.judge import judge
 from largebatch.doctor.look import existing, open_on_all_interfaces
 
 Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def no_driver(monkeypatch):
+    """NVIDIA's program is not asked for its version."""
+    monkeypatch.setattr(look, "nvidia_driver", lambda: None)
 
 
 @pytest.fixture
@@ -112,6 +119,7 @@ def test_a_folder_that_cannot_be_written(recipe):
     assert any("the run folder /proc/run cannot be written" in told for told in findings)
 
 
+@pytest.mark.worlds
 def test_two_ranks_agree(tmp_path, recipe):
     ended = pool.ranks(2, "worlds.doctor:alike", recipe(), "--json", tmp_path / "facts.json", cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -125,6 +133,7 @@ def test_two_ranks_agree(tmp_path, recipe):
     assert facts["run_folder"]["unseen_by_ranks"] == []
 
 
+@pytest.mark.worlds
 def test_two_ranks_that_differ(tmp_path, recipe):
     (tmp_path / "runs").mkdir()
     file = recipe(batch__global_batch_size=75, record__dir="runs/one")
@@ -139,6 +148,7 @@ def test_two_ranks_that_differ(tmp_path, recipe):
     assert "4 things would go wrong" in ended.stdout
 
 
+@pytest.mark.worlds
 def test_ranks_that_never_meet(monkeypatch, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -243,6 +253,7 @@ def test_the_nearest_folder_that_exists(tmp_path, monkeypatch):
     assert existing(Path("a/b")) == Path()
 
 
+@pytest.mark.worlds
 def test_the_command_is_there():
     ended = largebatch("doctor", "--help")
     assert ended.returncode == 0

@@ -26,6 +26,7 @@ from largebatch.errors import UserError
 from largebatch.recipes import TRAINING_EXAMPLES
 from largebatch.train import train
 
+pytestmark = pytest.mark.worlds
 STATES = {"sgd": 1, "lars": 1, "lamb": 2, "adamw": 2}  # of a parameter's size
 TINY_CNN = {"name": "tiny_cnn", "channels": [16, 32]}
 PHOTOS = {"name": "synthetic", "image_shape": [3, 32, 32], "examples": 1000, "num_classes": 1000}

@@ -7,7 +7,6 @@ import importlib.metadata
 import io
 import json
 import re
-import subprocess
 import sys
 import time
 import tomllib
@@ -18,6 +17,7 @@ from typing import Any
 import gpu_check
 import gpu_parts
 import numpy as np
+import pool
 import pytest
 import torch
 from gpu_frame import Check, Failed, Figure, Part, compared, run_parts, wanted_of
@@ -45,16 +45,14 @@ def gives(*figures: Figure) -> Callable[[Check], list[Figure]]:
     return lambda check: list(figures)
 
 
-def run(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, REPOSITORY / "tests" / "gpu_check.py", *map(str, words)],
-        capture_output=True, text=True, timeout=900, env=environment(**more),
-    )  # fmt: skip
+def run(*words: object, **more: str) -> pool.Ended:
+    return pool.run(REPOSITORY / "tests" / "gpu_check.py", *words, env=environment(**more), timeout=900)
 
 
 # ---- the whole of it ----
 
 
+@pytest.mark.worlds
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path):
     ended = run("--out", tmp_path / "out")
@@ -63,6 +61,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
     assert "torch " in ended.stdout, "it says what it sees"
 
 
+@pytest.mark.slow
 def test_the_rehearsal_runs_every_part(tmp_path):
     ended = run("--rehearse", "--out", tmp_path, COLUMNS="120")
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -79,6 +78,7 @@ def test_the_rehearsal_runs_every_part(tmp_path):
         assert f"{name}.json" in (tmp_path / "check.log").read_text()
 
 
+@pytest.mark.worlds
 def test_a_part_that_does_not_exist(tmp_path):
     ended = run("--only", "images,imagination", "--out", tmp_path)
     assert ended.returncode == 2
@@ -119,6 +119,7 @@ def test_what_does_not_fit_is_left_out_with_a_word(check):
     assert not check.failures
 
 
+@pytest.mark.worlds
 def test_a_command_that_takes_too_long_is_stopped_and_logged(check):
     check.limit = time.monotonic() + 1.5
     with pytest.raises(Failed, match="was stopped after"):
@@ -126,6 +127,7 @@ def test_a_command_that_takes_too_long_is_stopped_and_logged(check):
     assert "begun" in (check.out / "check.log").read_text()
 
 
+@pytest.mark.worlds
 def test_a_command_s_last_line_is_why_it_failed(check):
     with pytest.raises(Failed, match=r"largebatch train nowhere.yaml ... ended with 2: .* cannot read the recipe"):
         check.largebatch("train", "nowhere.yaml")
@@ -232,6 +234,7 @@ def test_the_outcomes_of_pytest():
     )
 
 
+@pytest.mark.worlds
 def test_pytest_s_own_output_is_read(check, tmp_path):
     """Failing, passing, skipping, not readable: as the pytest that is installed says it."""
     (tmp_path / "test_x.py").write_text(
@@ -335,7 +338,7 @@ def test_everything_the_package_imports_is_on_the_machine_or_a_wheel():
 def test_the_tests_marked_gpu_import_nothing_else_either():
     """Of files that are read where only the image and the wheels are."""
     there = IMAGE | {plain(name) for name in gpu_check.WHEELS}
-    own = {file.stem for file in (REPOSITORY / "tests").rglob("*.py")} | {"tests", "optim"}
+    own = {file.stem for file in (REPOSITORY / "tests").rglob("*.py")} | {"tests", "optim", "worlds"}
     for file in (REPOSITORY / "tests").rglob("test_*.py"):
         if "mark.gpu" not in file.read_text() or file.name == Path(__file__).name:
             continue
@@ -349,6 +352,7 @@ def test_the_tests_marked_gpu_import_nothing_else_either():
         assert {name for name in odd if plain(BY_IMPORT.get(name, name)) not in there} == set(), file
 
 
+@pytest.mark.worlds
 def test_a_folder_without_wheels_is_a_sentence(tmp_path):
     ended = run("--wheels", tmp_path, "--out", tmp_path / "out")
     assert ended.returncode == 2

@@ -102,6 +102,7 @@ def ended(process: subprocess.Popen[str]) -> int:
 # launch/torchrun.sh
 
 
+@pytest.mark.worlds
 def test_one_machine(show):
     code, words, seen = show(LAUNCH / "torchrun.sh", "train", "a.yaml", "lr.base=0.1", NPROC_PER_NODE="2")
     assert code == 0
@@ -114,6 +115,7 @@ def test_one_machine(show):
     assert not Path(seen["LARGEBATCH_STOP_FILE"]).exists(), "it is removed at the end"
 
 
+@pytest.mark.worlds
 def test_several_machines(show):
     variables = {"NNODES": "2:4", "RDZV_ENDPOINT": "host0:29500", "RDZV_ID": "seven", "NPROC_PER_NODE": "8"}
     _, words, _ = show(LAUNCH / "torchrun.sh", "--tee=3", "train", "a.yaml", **variables, MAX_RESTARTS="9")
@@ -125,6 +127,7 @@ def test_several_machines(show):
     assert "--max-restarts=0" in words, "what does not go on where it stopped is not started again"
 
 
+@pytest.mark.worlds
 def test_kubeflow_has_said_it_already(show):
     said = {"PET_NNODES": "2:4", "PET_RDZV_ENDPOINT": "job-worker-0:23456", "PET_NPROC_PER_NODE": "auto"}
     _, words, seen = show(LAUNCH / "torchrun.sh", "train", "a.yaml", **said, PET_MAX_RESTARTS="5")
@@ -132,6 +135,7 @@ def test_kubeflow_has_said_it_already(show):
     assert seen["PET_RDZV_CONF"] == "read_timeout=300"
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("words", "variables", "sentence"),
     [
@@ -146,11 +150,13 @@ def test_mistakes_of_torchrun_sh(show, words, variables, sentence):
     assert sentence in told[0]
 
 
+@pytest.mark.worlds
 def test_a_failure_keeps_its_code(show):
     assert show(LAUNCH / "torchrun.sh", "train", NPROC_PER_NODE="1", CODE="1")[0] == 1
     assert show(LAUNCH / "deepspeed.sh", "train", CODE="7")[0] == 7
 
 
+@pytest.mark.slow
 def test_a_run_of_two_ranks_saves_on_a_signal(recipe, tmp_path):
     command = [LAUNCH / "torchrun.sh", "train", recipe(record__every_steps=1)]
     variables, run = {"NPROC_PER_NODE": "2", "PYTHONPATH": str(REPOSITORY)}, tmp_path / "runs/tiny"
@@ -166,6 +172,7 @@ def test_a_run_of_two_ranks_saves_on_a_signal(recipe, tmp_path):
     assert any((run / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_the_script_reaches_every_rank_once(stand_in, number):
     with started(stand_in, LAUNCH / "torchrun.sh", "train", "a=b", NPROC_PER_NODE="2") as process:
@@ -179,6 +186,7 @@ def test_a_signal_to_the_script_reaches_every_rank_once(stand_in, number):
     assert not list(stand_in.glob("largebatch-stop*"))
 
 
+@pytest.mark.worlds
 def test_a_signal_before_there_are_ranks(tmp_path):
     slow = tmp_path / "python"
     slow.write_text("#!/usr/bin/env bash\ntrap 'exit 1' TERM\ntouch started\nwhile :; do sleep 0.05; done\n")
@@ -189,6 +197,7 @@ def test_a_signal_before_there_are_ranks(tmp_path):
         assert ended(process) == 143
 
 
+@pytest.mark.slow
 def test_the_other_machine_ends_too(stand_in):
     """Its ranks learn of the signal from the first machine's, and its torchrun does not wait for that one's return."""
     variables = {
@@ -207,6 +216,7 @@ def test_the_other_machine_ends_too(stand_in):
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
+@pytest.mark.worlds
 def test_deepspeed_options(show, tmp_path):
     _, words, _ = show(LAUNCH / "deepspeed.sh", "train", "a.yaml", NPROC_PER_NODE="2")
     assert words == [
@@ -222,6 +232,7 @@ def test_deepspeed_options(show, tmp_path):
     assert words[3:7] == ["--master_port=4000", "--no_ssh", "--node_rank=1", "--master_addr=host0"]
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("words", "variables", "sentence"),
     [
@@ -236,6 +247,7 @@ def test_mistakes_of_deepspeed_sh(show, words, variables, sentence):
     assert sentence in told[0]
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_two_machines_of_a_hostfile_without_ssh(stand_in):
     (stand_in / "hosts").write_text("# both are this one\nhost0 slots=1\nhost1 slots=1\n")
@@ -248,6 +260,7 @@ def test_two_machines_of_a_hostfile_without_ssh(stand_in):
     assert (stand_in / "saved1").read_text() == "--local_rank=0 train a=b"
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_deepspeed_trains_on_this_machine(recipe, tmp_path):
     command = [LAUNCH / "deepspeed.sh", "train", recipe(engine__name="deepspeed")]
@@ -297,6 +310,7 @@ def slurm(stand_in: Path) -> tuple[Path, dict[str, str]]:
     }
 
 
+@pytest.mark.slow
 def test_the_job_queues_again_after_saving(slurm):
     folder, variables = slurm
     with started(folder, "bash", "spool", "train", "a=b", **variables) as process:
@@ -311,6 +325,7 @@ def test_the_job_queues_again_after_saving(slurm):
     assert words[-3:] == [f"{folder}/launch/torchrun.sh", "train", "a=b"]
 
 
+@pytest.mark.slow
 def test_the_job_that_is_cancelled_or_fails_does_not(slurm):
     folder, variables = slurm
     with started(folder, "bash", "spool", "train", **variables) as process:
@@ -323,6 +338,7 @@ def test_the_job_that_is_cancelled_or_fails_does_not(slurm):
     assert "requeue" not in (folder / "scontrol-arguments").read_text()
 
 
+@pytest.mark.worlds
 def test_what_the_nodes_are_told(slurm):
     folder, variables = slurm
     (folder / "bin" / "srun").write_text(SHOW)
@@ -337,6 +353,7 @@ def test_what_the_nodes_are_told(slurm):
     assert int(seen["STOP_SECONDS"]) < 120, "what --signal leaves"
 
 
+@pytest.mark.worlds
 def test_mistakes_of_slurm_sbatch(slurm):
     folder, variables = slurm
     for words, submitted, sentence in (
@@ -479,6 +496,7 @@ def test_the_image():
         assert f"!{name}" in ignored
 
 
+@pytest.mark.worlds
 def test_the_dependencies_of_the_image_are_the_projects(tmp_path):
     program = dockerfile().partition("<<'PYTHON'\n")[2].partition("\nPYTHON\n")[0]
     printed = subprocess.run(
@@ -504,6 +522,7 @@ def test_compose():
     assert services["cpu"]["build"]["args"]["BASE"].startswith("ubuntu:")
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_scripts_are_bash_and_can_be_started(script):
     assert script.stat().st_mode & 0o111

@@ -220,6 +220,7 @@ def test_the_device_of_a_rank(monkeypatch, environ, visible, device):
     monkeypatch.undo()
 
 
+@pytest.mark.worlds
 def test_no_torch_is_loaded():
     code = "import largebatch.launched, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0

@@ -229,6 +229,7 @@ def readme_commands() -> list[str]:
     ]
 
 
+@pytest.mark.worlds
 def test_the_readme_names_only_targets_that_the_makefile_has():
     targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.M))
     named = {word for line in readme_commands() if line.startswith("make ") for word in line.split()[1:]}
@@ -247,6 +248,7 @@ def working_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_every_command_of_the_readme_runs(working_folder):
     """In the README's order, in one folder, made short where they train."""

@@ -46,6 +46,7 @@ def same_weights(*directories: Path) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("case", "part", "words"),
     [
@@ -79,6 +80,7 @@ def test_the_rank_that_sleeps_is_named_and_what_it_slept_in(folder: Path, case: 
     assert f"; {words} 0." in told
 
 
+@pytest.mark.worlds
 def test_where_all_are_equally_slow_nobody_is(folder: Path):
     lines = events(folder / "equal")
     assert len(lines) == 4
@@ -88,10 +90,12 @@ def test_where_all_are_equally_slow_nobody_is(folder: Path):
     assert not sentences(folder / "equal")
 
 
+@pytest.mark.worlds
 def test_a_rank_is_named_again_after_a_while(folder: Path):
     assert len([line for line in sentences(folder / "again") if "rank 1" in line]) == 2
 
 
+@pytest.mark.worlds
 def test_with_shards_the_wait_for_data_is_told_and_nothing_else(folder: Path):
     for line in events(folder / "fsdp"):
         assert (line["slowest_rank"], line["slowest_part"]) == (1, "data")
@@ -104,12 +108,14 @@ def test_with_shards_the_wait_for_data_is_told_and_nothing_else(folder: Path):
     assert "fsdp does not tell computing from communicating" in told
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("case", ["equal", "stream", "micro_batch", "compute", "optimizer"])
 def test_measured_steps_change_no_bit(folder: Path, case: str):
     assert not events(folder / "off")
     assert same_weights(folder / "off", folder / case)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -54,12 +54,14 @@ def rows(facts):
     return {row["what"].strip(): row for row in facts["rows"]}
 
 
+@pytest.mark.worlds
 def test_the_recipes_of_the_checkout_are_found_from_anywhere(tmp_path):
     ended = largebatch("recipe", "show", "imagenet/ffcv2023", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "160 → 192, tests 256" in ended.stdout
 
 
+@pytest.mark.worlds
 def test_the_list_names_papers_batches_and_results_and_survives_a_broken_file(folder):
     ended = largebatch("recipe", "list", "--json", folder / "rows.json", cwd=folder)
     assert ended.returncode == 0, ended.stderr
@@ -190,6 +192,7 @@ def test_every_data_set_is_counted():
     assert {*recipes.TRAINING_EXAMPLES, "folder"} == set(data.NAMES)
 
 
+@pytest.mark.worlds
 def test_mistakes_are_one_sentence(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=r"did you mean imagenet/goyal2017\?"):
@@ -206,6 +209,7 @@ def test_mistakes_are_one_sentence(folder, monkeypatch):
     assert len(ended.stderr.splitlines()) == 1
 
 
+@pytest.mark.worlds
 def test_show_in_a_pipe_by_name_with_overrides_and_json(folder):
     ended = largebatch(
         "recipe", "show", "imagenet/goyal2017", "epochs=45", "lr.decay.at_epochs=[15,30,40]", "--devices", "256",
@@ -248,6 +252,7 @@ def test_a_plot_has_its_size_its_marks_and_a_joined_curve():
     assert [line.split()[0] for line in log.splitlines() if "┤" in line] == ["1", "0.1", "0.01"]
 
 
+@pytest.mark.worlds
 def test_the_recipe_room_loads_no_torch():
     code = "import sys, largebatch.recipes, largebatch.mllog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0

@@ -704,6 +704,7 @@ def wrong_of_small_run(path: Path, folder: Path) -> Iterator[str]:
         yield "mllog.txt is there" if not run.record.mllog else "mllog.txt is missing"
 
 
+@pytest.mark.worlds
 def test_every_recipe_trains_a_few_steps_on_two_ranks(tmp_path):
     recipes = {name: (str(path), made_small(path, tmp_path / "runs")) for name, path in FILES.items()}
     (tmp_path / "recipes.json").write_text(json.dumps(recipes))

@@ -79,6 +79,7 @@ def test_no_step_synchronises_on_a_device(recipe, tmp_path, changes):
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.worlds
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_every_shape_is_compiled_once(recipe):
     """Sixteen steps of growing images, four sides: the model is compiled four times, not sixteen."""

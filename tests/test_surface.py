@@ -37,6 +37,7 @@ def paths(facts, **wanted):
     return [path for path in facts["paths"] if all(path[key] == value for key, value in wanted.items())]
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", NAMES)
 def test_facts_are_whole_small_and_finite(measured, name):
     facts = measured[name]
@@ -55,6 +56,7 @@ def test_facts_are_whole_small_and_finite(measured, name):
     assert len({path["label"] for path in facts["paths"]}) == len(facts["paths"])
 
 
+@pytest.mark.worlds
 def test_the_saddles_facts_say_what_the_lecture_says(measured):
     facts = measured["saddle"]
     at = facts["critical_points"][0]
@@ -69,6 +71,7 @@ def test_the_saddles_facts_say_what_the_lecture_says(measured):
     assert all(path["settled_after_updates"] and path["ends_in"] != "saddle point" for path in beside)
 
 
+@pytest.mark.worlds
 def test_the_ravines_runs_are_the_lectures(measured):
     facts = measured["ravine"]
     seen = [(path["method"], path["lr"], path["mean_loss"]) for path in facts["paths"]]
@@ -93,6 +96,7 @@ def test_the_ravines_runs_are_the_lectures(measured):
     assert at["gradient_descent_stable_below_lr"] == pytest.approx(1.14493e-6, rel=1e-6)
 
 
+@pytest.mark.worlds
 def test_bursts_survive_the_thinning(measured):
     """Of 100,000 points some 200 are kept, among them the farthest."""
     (swinging,) = paths(measured["ravine"], method="adagrad", lr=1)
@@ -111,6 +115,7 @@ def test_thinning_keeps_ends_and_extremes_and_all_of_a_short_path():
     assert surface.thinned(line[:300]).tolist() == list(range(300))
 
 
+@pytest.mark.worlds
 def test_in_the_double_well_momentum_decides(measured):
     ends = {path["method"]: path["end"][0] for path in measured["double_well"]["paths"]}
     assert ends == pytest.approx(
@@ -120,6 +125,7 @@ def test_in_the_double_well_momentum_decides(measured):
     assert stuck["ends_in"] == "local minimum"
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["saddle", "double_well"])
 def test_momentum_as_a_sum_is_the_buffer_and_the_step_of_the_heavy_ball(measured, name):
     facts = measured[name]
@@ -135,6 +141,7 @@ def test_momentum_as_a_sum_is_the_buffer_and_the_step_of_the_heavy_ball(measured
     assert [row["update"] for row in facts["momentum"]["updates"]] == [1, 2, 3, 4]
 
 
+@pytest.mark.worlds
 def test_tables_fit_a_terminal_and_show_the_numbers(measured):
     shown = {name: printed(surface.table(measured[name])) for name in NAMES}
     for text in shown.values():
@@ -150,6 +157,7 @@ def test_tables_fit_a_terminal_and_show_the_numbers(measured):
     assert surface.momentum_table(measured["ravine"]) is None
 
 
+@pytest.mark.worlds
 def test_notes_say_the_lectures_numbers(measured):
     saddle, ravine, wells = ("\n".join(measured[name]["notes"]) for name in NAMES)
     assert "eigenvalues −2 and 2, minimum ratio 0.5, escape direction (0.7071, 0.7071)" in saddle
@@ -227,6 +235,7 @@ def figures(measured):
         return {name: DRAWINGS["surface"](facts).figure for name, facts in measured.items()}
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_drawn_to_svg_and_png(measured, name, tmp_path):
     for suffix, head in ((".svg", b"<svg"), (".png", b"\x89PNG")):
@@ -240,6 +249,7 @@ def test_each_is_drawn_to_svg_and_png(measured, name, tmp_path):
     assert not re.search(r"nan|inf\b", (tmp_path / f"{name}.svg").read_text())
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["saddle", "ravine"])
 def test_a_panel_for_each_run_with_its_own_path_start_and_end(measured, figures, name):
     facts, panels = measured[name], figures[name].axes
@@ -256,6 +266,7 @@ def test_a_panel_for_each_run_with_its_own_path_start_and_end(measured, figures,
     assert ("settled after 29,512 updates" in said) == (name == "ravine")
 
 
+@pytest.mark.worlds
 def test_the_double_well_shows_the_loss_and_below_it_every_way(measured, figures):
     facts = measured["double_well"]
     land, time = figures["double_well"].axes

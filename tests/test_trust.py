@@ -45,6 +45,7 @@ def refused(file: Path, text: str) -> None:
     "written",
     [
         "!!python/object/apply:os.system ['touch sprung']",
+        "!!python/object/apply:os.mknod [sprung]",
         "!!python/object/new:os.system ['touch sprung']",
         "!!python/object/apply:builtins.exec [\"open('sprung', 'w')\"]",
         "!!python/name:os.system",
@@ -66,7 +67,7 @@ def test_a_recipe_runs_no_code(tmp_path, trap, written):
 
 def test_yaml_written_so_would_run_elsewhere(trap):
     """The trap is a trap."""
-    yaml.unsafe_load("!!python/object/apply:os.system ['touch sprung']")
+    yaml.unsafe_load("!!python/object/apply:os.mknod [sprung]")
     assert trap.exists()
 
 

@@ -60,7 +60,7 @@ def follow_the_plan(updates: Updates) -> None:
     ],
     ids=lambda changes: "-".join(map(str, changes.get("optimizer", changes).values())),
 )
-@pytest.mark.parametrize("micro", [100, 20])
+@pytest.mark.parametrize("micro", [100, pytest.param(20, marks=pytest.mark.worlds)])
 def test_updates_are_those_of_the_trainer(recipe, tmp_path, changes, micro):
     """A run's first epoch, on the same examples in the same order: the same weights and statistics."""
     path = recipe(

@@ -101,6 +101,7 @@ def candidates(sample: Sample) -> dict[str, Candidate]:
     return {candidate.name: candidate for candidate in found}
 
 
+@pytest.mark.worlds
 @pytest.mark.filterwarnings("ignore")  # the peers' own
 @pytest.mark.parametrize("name", sorted(MEASURED_ANYWHERE))
 def test_every_way_gives_whole_batches_without_an_end(sample, name):
@@ -159,6 +160,7 @@ def broken(reason: Exception) -> Candidate:
     return Candidate("broken", opened)
 
 
+@pytest.mark.worlds
 def test_images_per_second_are_of_the_processor_s_time():
     """A way that waits is no slower per core; one that works twice as long is twice as slow."""
 
@@ -172,6 +174,7 @@ def test_images_per_second_are_of_the_processor_s_time():
     assert window.by_the_clock == pytest.approx(window.images / window.wall_seconds)
 
 
+@pytest.mark.worlds
 def test_ratios_are_to_timm_within_each_round(sample):
     ways = [made_up("ours", 0.002, wanted=1.5), made_up("timm", 0.01, "peer"), broken(ImportError("no such package"))]
     threads = torch.get_num_threads()
@@ -191,6 +194,7 @@ def test_ratios_are_to_timm_within_each_round(sample):
     }  # fmt: skip
 
 
+@pytest.mark.worlds
 def test_without_timm_there_are_no_ratios(sample):
     for seconds in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="--seconds .* leave nothing to time"):
@@ -201,6 +205,7 @@ def test_without_timm_there_are_no_ratios(sample):
     assert "–" in printed(facts)
 
 
+@pytest.mark.worlds
 def test_the_order_is_reversed_every_other_round():
     order: list[str] = []
 
@@ -232,6 +237,7 @@ def printed(facts: dict) -> str:
 # ---- the command ----
 
 
+@pytest.mark.worlds
 def test_the_command_measures_every_way(tmp_path):
     write_images(tmp_path / "set", 3)
     file = tmp_path / "data.json"
@@ -254,6 +260,7 @@ def test_the_command_measures_every_way(tmp_path):
     assert all(name not in facts["left_out"] for name in MEASURED_ANYWHERE)
 
 
+@pytest.mark.worlds
 def test_a_missing_source_is_a_sentence(tmp_path):
     ended = largebatch("bench", "data", tmp_path / "nowhere")
     assert ended.returncode == 2

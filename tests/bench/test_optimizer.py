@@ -58,6 +58,7 @@ def facts():
         return optimizer.measure("tiny", network(), CPU, 3)
 
 
+@pytest.mark.worlds
 def test_the_table_holds_everybody(facts):
     assert [(row["optimizer"], row["form"]) for row in facts["contestants"]] == EVERYBODY
     assert facts["left_out"] == []
@@ -160,6 +161,7 @@ def test_launches_are_the_operators_that_touch_memory(facts):
         assert counted[name, "foreach"] < counted[name, "plain"]
 
 
+@pytest.mark.worlds
 def test_without_memory_some_are_left_out_and_a_sentence_says_who(monkeypatch):
     model, everybody = network(), contestants.families(CPU)
     size = 4 * sum(p.numel() for p in model.parameters())
@@ -206,6 +208,7 @@ def test_what_is_wanted_stands_beside_what_was_measured():
     ]
 
 
+@pytest.mark.worlds
 def test_the_command_writes_its_numbers_with_units_and_circumstances(tmp_path):
     file = tmp_path / "bench.json"
     ended = largebatch(

@@ -55,6 +55,7 @@ def shown(facts: dict[str, Any]) -> str:
 # ---- the worlds themselves ----
 
 
+@pytest.mark.worlds
 def test_two_worlds_of_gloo(recipe, tmp_path):
     file = tmp_path / "scaling.json"
     path = recipe(batch__micro_batch_size=50)
@@ -83,6 +84,7 @@ def test_two_worlds_of_gloo(recipe, tmp_path):
         assert words in ended.stdout
 
 
+@pytest.mark.worlds
 def test_under_a_launcher_its_world_is_measured(recipe, tmp_path):
     file = tmp_path / "world.json"
     words = ("-m", "largebatch", "bench", "scaling", recipe(), "--steps", 2, "--json", file)
@@ -219,6 +221,7 @@ def test_a_launcher_that_is_not_known(recipe):
         scaling.measure(config.load(path), path, [], [1], 5, 1, launcher="srun")
 
 
+@pytest.mark.worlds
 def test_what_stopped_a_world_is_told(recipe, monkeypatch, tmp_path):
     """The parent does not see what the world sees: here a file that is gone by then."""
     assert launched.place_of({}) is None

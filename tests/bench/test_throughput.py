@@ -136,6 +136,7 @@ def test_timms_loop_takes_the_steps_of_plain_sgd():
     torch.testing.assert_close(ends[0], ends[1])
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("optimizer", "kind"),
     [
@@ -185,6 +186,7 @@ def test_where_timm_has_no_counterpart(recipe, changes, reason):
         timm_loop.peer(job, compile=False)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_dataloader_reads_what_the_set_holds(recipe, workers):
     """Each example once an epoch, and as the model gets it from the set itself."""
@@ -364,6 +366,7 @@ def test_the_share_in_which_a_device_is_busy():
     assert machine_load.covered([]) is None
 
 
+@pytest.mark.worlds
 def test_memory_grows_by_what_is_taken():
     memory = machine_load.Memory(CPU)
     taken = torch.ones(machine_load.resident_peak() // 4 + 2**24)  # float32: more than there ever was, by 64 MiB
@@ -410,6 +413,7 @@ def test_the_verdict_follows_its_rules(changes, bound, words):
 # ---- the command ----
 
 
+@pytest.mark.worlds
 def test_the_command_writes_its_numbers_with_units_and_circumstances(recipe, tmp_path):
     file = tmp_path / "bench.json"
     path = recipe(batch__micro_batch_size=50)

@@ -13,7 +13,10 @@ from cluster_runs import EXACT, PORT, ROUNDING, assert_same_end, plan, result, u
 from hosts import Hosts, Process, several, wait_until
 from programs import REPOSITORY
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+]
 
 LAUNCHER = (sys.executable, "-m", "deepspeed.launcher.runner")
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")

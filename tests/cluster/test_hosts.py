@@ -7,6 +7,8 @@ from cluster_runs import EXACT, assert_same_end, plan, result, torchrun, undistu
 from hosts import several
 from programs import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("number", [2, 3])
 def test_torchrun(recipe, tmp_path, number):

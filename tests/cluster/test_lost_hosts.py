@@ -28,6 +28,8 @@ from cluster_runs import (
 )
 from hosts import Hosts, Process, several, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 class Elastic:
     """One run on as many of its hosts as there are, slowed down; and its undisturbed likeness."""

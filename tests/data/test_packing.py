@@ -46,6 +46,7 @@ def square(encoded: bytes, size: int) -> np.ndarray:
     return np.einsum("ij,jkc,lk->ilc", rows, pixels, columns)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("size", [11, 24])
 def test_pixels_are_the_central_squares_in_the_folders_order(image_root, tmp_path, size):
     facts = packed(image_root, tmp_path / "pack", size=size, per_file=7)
@@ -64,6 +65,7 @@ def test_pixels_are_the_central_squares_in_the_folders_order(image_root, tmp_pat
             assert found.name(index).endswith(os.path.relpath(source.name(index), image_root))
 
 
+@pytest.mark.worlds
 def test_an_image_of_the_packs_size_is_kept_as_it_is(tmp_path):
     """Also where the middle would lie between two pixels."""
     for split in ("train", "val"):
@@ -76,6 +78,7 @@ def test_an_image_of_the_packs_size_is_kept_as_it_is(tmp_path):
     assert np.array_equal(found.gather(np.array([0]))[0], whole[:, 3:19])
 
 
+@pytest.mark.worlds
 def test_shards_and_parquet_give_what_the_folder_gives(image_root, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sources = folder_sources(image_root)
@@ -158,6 +161,7 @@ def lines_in(dest: Path) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(image_root, tmp_path):
     packed(image_root, tmp_path / "undisturbed", per_file=3)
     gate = Gate(image_root / "train" / "dog" / "03.png")  # image 16: of the sixth file
@@ -191,6 +195,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(image_root
     verify(dest)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("size", [16, None], ids=["pixels", "jpeg"])
 def test_after_a_mistake_it_goes_on_and_a_file_that_lost_bytes_is_made_again(image_root, tmp_path, size):
     """The line says it is whole; its size says otherwise."""
@@ -221,6 +226,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.worlds
 def test_a_full_disk_keeps_what_is_whole(tmp_path, disk):
     for split in ("train", "val"):
         (tmp_path / "images" / split / "a").mkdir(parents=True)
@@ -245,6 +251,7 @@ def test_a_full_disk_keeps_what_is_whole(tmp_path, disk):
         packed(tmp_path / "images", disk / "more", size=200)
 
 
+@pytest.mark.worlds
 def test_two_at_once_are_refused(image_root, tmp_path):
     source = origins(str(image_root))
     dest = tmp_path / "pack"
@@ -261,6 +268,7 @@ def test_two_at_once_are_refused(image_root, tmp_path):
 # --- refused ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.worlds
 def test_a_finished_pack_is_there_already_and_another_is_refused(image_root, tmp_path):
     dest = tmp_path / "pack"
     packed(image_root, dest)
@@ -278,6 +286,7 @@ def test_a_finished_pack_is_there_already_and_another_is_refused(image_root, tmp
     assert contents(dest) == before
 
 
+@pytest.mark.worlds
 def test_the_same_for_one_that_is_not_finished(image_root, tmp_path):
     dest = tmp_path / "pack"
     (image_root / "val" / "cat" / "00.JPEG").write_bytes(b"no image")
@@ -287,6 +296,7 @@ def test_the_same_for_one_that_is_not_finished(image_root, tmp_path):
         packed(image_root, dest, size=20)
 
 
+@pytest.mark.worlds
 def test_a_folder_with_other_files_is_left_alone(image_root, tmp_path):
     with pytest.raises(
         UserError, match=f"{image_root} holds other files \\(train\\); a pack needs a folder of its own"
@@ -299,6 +309,7 @@ def test_a_folder_with_other_files_is_left_alone(image_root, tmp_path):
         packed(image_root, tmp_path / "file" / "pack")
 
 
+@pytest.mark.worlds
 def test_a_size_larger_than_most_images_is_a_mistake(tmp_path):
     """Before anything is written; the size that is offered is the largest that is none."""
     for split in ("train", "val"):
@@ -322,6 +333,7 @@ def test_a_size_larger_than_most_images_is_a_mistake(tmp_path):
     assert packed(tmp_path / "images", tmp_path / "jpegs", size=None) is not None, "encoded images have any size"
 
 
+@pytest.mark.worlds
 def test_images_that_do_not_decode(image_root, tmp_path):
     """Refused by name; or a share of the training images is left out, listed, and everything else moves up."""
     source = scan(image_root / "train")
@@ -356,6 +368,7 @@ def test_images_that_do_not_decode(image_root, tmp_path):
         assert not (dest / facts_of(dest)["splits"]["train"]["files"][2]["name"]).name.startswith("train-00002")
 
 
+@pytest.mark.worlds
 def test_a_file_that_cannot_be_opened_is_never_left_out(image_root, tmp_path):
     path = image_root / "train" / "cat" / "12.JPEG"
     path.unlink()

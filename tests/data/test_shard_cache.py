@@ -322,11 +322,13 @@ def run_readers(cache: ShardCache, objects: list[Shard], hold: Path, readers: in
     return wrong.value
 
 
+@pytest.mark.worlds
 def test_the_processes_of_a_host_fetch_each_shard_once(objects, store, tmp_path):
     assert run_readers(cache_of(tmp_path), objects, store / "hold", readers=4, rounds=3) == 0
     assert fetched(store) == {f"{number}.tar": 1 for number in range(8)}
 
 
+@pytest.mark.worlds
 def test_a_crowded_cache_gives_every_reader_its_bytes(objects, store, tmp_path):
     cache = cache_of(tmp_path, 4)
     assert run_readers(cache, objects, store / "hold", readers=3, rounds=15) == 0
@@ -339,6 +341,7 @@ def fetch_one(cache: ShardCache, shard: Shard) -> None:
     cache.open(shard)
 
 
+@pytest.mark.slow
 def test_a_killed_fetcher_leaves_nothing_in_the_way(objects, store, tmp_path):
     cache, hold = cache_of(tmp_path, 2), store / "hold"
     hold.touch()
@@ -359,6 +362,7 @@ def test_a_killed_fetcher_leaves_nothing_in_the_way(objects, store, tmp_path):
     assert fetched(store) == {"0.tar": 2, "1.tar": 1}
 
 
+@pytest.mark.slow
 def test_a_waiting_reader_takes_over_from_a_killed_fetcher(objects, store, tmp_path):
     cache, hold = cache_of(tmp_path), store / "hold"
     hold.touch()

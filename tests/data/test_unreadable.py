@@ -70,6 +70,7 @@ def test_the_next_readable_one_stands_in_with_the_label_it_has_and_the_others_au
     assert names_of(dataset) == BROKEN
 
 
+@pytest.mark.worlds
 def test_the_same_stands_in_in_any_world_with_any_workers_from_any_step_on(broken_root: Path):
     alone = build_folder(broken_root, unreadable_share=0.2)
     whole = collected(alone, plan_of(alone, micro=8))
@@ -87,7 +88,7 @@ def test_the_same_stands_in_in_any_world_with_any_workers_from_any_step_on(broke
     assert "truncated" in reasons["04.JPEG"]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.worlds)])
 def test_a_file_that_became_a_folder(image_root: Path, workers: int):
     """One that was a folder from the start is looked into, not read."""
     (image_root / "train" / "cat" / "x.jpg").mkdir()
@@ -101,7 +102,7 @@ def test_a_file_that_became_a_folder(image_root: Path, workers: int):
     assert unreadable_of(dataset).met == {str(image_root / "train" / "dog" / "02.JPEG"): "Is a directory"}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.worlds)])
 def test_one_too_many_ends_the_run_and_is_named(broken_root: Path, workers: int):
     dataset = build_folder(broken_root, unreadable_share=0.19, workers=workers)
     sentence = (
@@ -130,7 +131,7 @@ def test_a_folder_without_a_readable_image_ends_soon(image_root: Path):
         collected(dataset, plan_of(dataset))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.worlds)])
 def test_a_test_image_is_never_replaced(broken_root: Path, workers: int):
     """The training set, evaluated, is the one that is trained on: every image once, with what stands in."""
     dataset = build_folder(broken_root, unreadable_share=0.9, workers=workers)
@@ -206,6 +207,7 @@ def recipe_of(root: Path, place: Path, **data: object) -> Path:
     return place / "small.yaml"
 
 
+@pytest.mark.worlds
 def test_a_run_tells_each_file_once_whichever_ranks_met_it(broken_root: Path, tmp_path: Path):
     """64 examples of 25 images: in the third epoch every file has been met before, often by the other rank."""
     path = recipe_of(broken_root, tmp_path, unreadable_share=0.2)
@@ -223,6 +225,7 @@ def test_a_run_tells_each_file_once_whichever_ranks_met_it(broken_root: Path, tm
     assert "04.JPEG cannot be read as an image (image file is truncated" in log
 
 
+@pytest.mark.worlds
 def test_a_run_ends_when_all_ranks_together_met_too_many(broken_root: Path, tmp_path: Path):
     path = recipe_of(broken_root, tmp_path, unreadable_share=0.19)
     ended = torchrun(2, "-m", "largebatch", "train", path)

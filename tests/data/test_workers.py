@@ -86,6 +86,7 @@ def test_steps_in_order_augmented_by_position(image_root: Path):
             np.testing.assert_allclose(images[row].permute(1, 2, 0).numpy(), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.worlds
 def test_any_world_any_workers_any_resume_point(image_root: Path):
     dataset = build_folder(image_root)
     whole = collected(dataset, plan_of(dataset, micro=8))
@@ -99,6 +100,7 @@ def test_any_world_any_workers_any_resume_point(image_root: Path):
     wait_until_gone()
 
 
+@pytest.mark.worlds
 def test_the_runs_own_generator_is_left_alone(image_root: Path):
     dataset = build_folder(image_root, workers=1)
     torch.manual_seed(0)
@@ -108,6 +110,7 @@ def test_the_runs_own_generator_is_left_alone(image_root: Path):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.worlds
 def test_leaving_early_ends_the_workers(image_root: Path):
     dataset = build_folder(image_root, workers=2)
     for step in dataset.train.steps(plan_of(dataset, steps=50), 0, 0, CPU, 0):
@@ -128,6 +131,7 @@ def test_a_step_left_half_read_does_not_shift_the_next(image_root: Path):
         assert labels.tolist() == [int(index >= 13) for index in plan.examples_of(number).indices[:2]]
 
 
+@pytest.mark.worlds
 def test_signals_to_the_group_do_not_reach_workers(image_root: Path):
     dataset = build_folder(image_root, workers=2)
     stream = dataset.train.steps(plan_of(dataset, steps=30), 0, 0, CPU, 0)
@@ -183,7 +187,7 @@ def test_evaluation_sees_every_image_once(image_root: Path, world: int, batch: i
         np.testing.assert_allclose(images[row].permute(1, 2, 0).numpy(), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("count", [0, pytest.param(2, marks=pytest.mark.worlds)])
 @pytest.mark.parametrize("content", [b"", b"not an image", "half"])
 def test_an_unreadable_image_is_named(image_root: Path, content: bytes | str, count: int):
     broken = image_root / "train" / "dog" / "03.png"
@@ -212,6 +216,7 @@ def read(split: WorkerSplit, plan: BatchPlan, first: int = 0, rank: int = 0) -> 
     return [batch for step in split.steps(plan, rank, first, CPU, 5) for batch in step]
 
 
+@pytest.mark.worlds
 def test_colours_are_drawn_after_the_window_and_applied_as_on_packed_pixels(image_root: Path):
     plain, jittered = split_of(image_root), split_of(image_root, color_jitter=0.4)
     plan = resolve(dataset_size=25, global_batch_size=8, micro_batch_size=4, steps=2, seed=3)
@@ -233,7 +238,7 @@ def test_colours_are_drawn_after_the_window_and_applied_as_on_packed_pixels(imag
     assert same(*evaluated), "an evaluation draws no colours"
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.worlds)])
 def test_sides_follow_the_step(image_root: Path, workers: int):
     sizes = Sizes(16, 32, evaluate=24, multiple_of=8)
     split = split_of(image_root, sizes=sizes, workers=workers)
@@ -271,6 +276,7 @@ def test_a_source_may_have_an_order_of_its_own(image_root: Path):
     assert told == [(12, None), (17, None), (22, None)]
 
 
+@pytest.mark.worlds
 def test_workers_have_one_thread_and_share_their_batches(image_root: Path):
     """The views lie in shared memory, in one piece, before anything is sent."""
     split = split_of(image_root, workers=1)
@@ -290,7 +296,7 @@ class Told(torch.utils.data.Dataset):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.worlds)])
 def test_on_cuda_as_on_the_cpu(image_root: Path, workers: int):
     split = split_of(image_root, color_jitter=0.4, workers=workers)
     plan = plan_of_split()

@@ -53,6 +53,7 @@ def test_the_interval_holds_the_truth_19_times_in_20():
     assert low <= inside <= high
 
 
+@pytest.mark.worlds
 def test_the_interval_of_decaying_averages_holds_the_truth_as_often():
     rng = np.random.default_rng(1)
     inside, repetitions = 0, 300

@@ -133,6 +133,7 @@ def assert_bitwise(model: nn.Module, before: dict[str, Tensor]) -> None:
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", NETWORKS)
 def test_value_gradient_and_hessian_are_those_of_autograd(name):
     model = network(name)
@@ -325,6 +326,7 @@ def test_a_rank_without_batches_learns_from_the_others():
         torch.testing.assert_close(getattr(empty, measure.__name__)(), expected, rtol=0, atol=0)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["perceptron", "running statistics", "convolution", "attention"])
 def test_the_product_is_that_of_curvlinops(name):
     """An installed peer. It takes no batch norm in training; in layer norm it differs, also from finite differences."""

@@ -274,6 +274,7 @@ def worlds(tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
     return {world: torch.load(folder / f"world{world}.pt", weights_only=True) for world in (1, 2)}
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("mode", ["batch", "running"])
 def test_two_ranks_are_one_process(worlds, mode):
     one, many = worlds[1][0][mode], worlds[2][0][mode]
@@ -288,6 +289,7 @@ def test_two_ranks_are_one_process(worlds, mode):
     assert many["sam"] == pytest.approx(one["sam"], rel=1e-11)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("mode", ["batch", "running"])
 def test_both_ranks_find_the_same_bits(worlds, mode):
     first, second = (end[mode] for end in worlds[2])

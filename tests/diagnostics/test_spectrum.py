@@ -218,6 +218,7 @@ def network(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Objective]:
     return model, Objective(model, lambda: batches, 60, nn.CrossEntropyLoss(reduction="sum"))
 
 
+@pytest.mark.worlds
 def test_a_network_by_products_is_the_network_by_its_whole_hessian():
     _, objective = network()
     whole = spectrum(objective)
@@ -264,6 +265,7 @@ def test_every_product_is_counted_and_the_facts_are_json():
     assert [pair["value"] for pair in found["smallest"]] == sorted(p["value"] for p in found["smallest"])
 
 
+@pytest.mark.worlds
 def test_what_float32_leaves_of_zero_counts_as_zero():
     """The same network in both types has the same shares."""
     shares = []
@@ -275,6 +277,7 @@ def test_what_float32_leaves_of_zero_counts_as_zero():
     assert shares[0] == shares[1]
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 2**-52), (torch.float32, 2**-23)])
 @pytest.mark.parametrize("dense_up_to", [0, 3000])
 def test_no_residual_is_smaller_than_rounding(dtype, eps, dense_up_to):
@@ -303,6 +306,7 @@ def test_the_same_seed_finds_the_same_and_leaves_no_trace():
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.worlds
 def test_the_ends_are_those_of_arpack_on_curvlinops():
     model, objective = network()
     model.eval()

@@ -115,6 +115,7 @@ def down_the_ravine(begin, updates=UPDATES, scale=1.0):
     return walk(RAVINE, begin, RAVINE.start, updates, scale)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("begin", "scale", "end"),
     [
@@ -141,6 +142,7 @@ def test_the_rms_form_reaches_the_optimum_at_eta_a_tenth():
     assert settled_after(distances(RAVINE, points[:29_512])) is None
 
 
+@pytest.mark.worlds
 def test_the_rms_form_never_settles_at_eta_one():
     last = down_the_ravine(partial(adagrad, 1.0))[-50_000:]
     assert last[:, 1].min() == pytest.approx(0.67, abs=0.005)

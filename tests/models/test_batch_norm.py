@@ -385,6 +385,7 @@ class Uncopyable:
         raise TypeError("as process groups are")
 
 
+@pytest.mark.worlds
 def test_compiled_it_is_the_same():
     model = sized(network(), 2, 4)
     compiled = copy.deepcopy(model)
@@ -487,6 +488,7 @@ def four_ranks(tmp_path_factory) -> dict:
     return json.loads((directory / "end.json").read_text())
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", ["pairs", "all", "own"])
 def test_four_ranks_are_one_process_with_their_examples(four_ranks, name, engine):
@@ -496,18 +498,22 @@ def test_four_ranks_are_one_process_with_their_examples(four_ranks, name, engine
         assert worst[f"{name} {engine} {what}"] < 1e-12, what
 
 
+@pytest.mark.worlds
 def test_ranks_of_a_group_have_the_same_statistics_and_groups_do_not(four_ranks):
     assert four_ranks["same"] == [True, True, False]
 
 
+@pytest.mark.worlds
 def test_recomputed_statistics_of_four_ranks_are_those_of_one_process(four_ranks):
     assert four_ranks["worst"]["recomputed"] < 1e-12
 
 
+@pytest.mark.worlds
 def test_ranks_that_normalise_together_keep_the_type_and_the_layout(four_ranks):
     assert four_ranks["types"] == ["torch.bfloat16", "torch.float32", "torch.bfloat16", True, True]
 
 
+@pytest.mark.worlds
 def test_ranks_that_cannot_normalise_together_are_told(four_ranks):
     assert four_ranks["told"] == [
         "a training batch of 12 examples came to a batch norm that 2 ranks share; valid: 3 examples on each",

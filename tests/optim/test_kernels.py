@@ -36,11 +36,13 @@ def interpreted() -> dict[str, str | None]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernels_equal_plain_in_the_interpreter(name, interpreted):
     assert interpreted[name] is None, interpreted[name]
 
 
+@pytest.mark.worlds
 def test_triton_may_be_absent():
     file = REPOSITORY / "tests" / "worlds" / "no_triton.py"
     done = subprocess.run([sys.executable, file], capture_output=True, text=True, env=environment())

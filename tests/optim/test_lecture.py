@@ -172,6 +172,7 @@ X = [338.0, 333.0, 328.0, 207.0, 226.0, 25.0, 179.0, 60.0, 208.0, 606.0]
 Y = [640.0, 633.0, 619.0, 393.0, 428.0, 27.0, 193.0, 66.0, 226.0, 1591.0]
 
 
+@pytest.mark.worlds
 def test_the_rms_form_reaches_the_ravines_optimum():
     """optimizer_v4, slide 12: the sum of (y − b − w·x)² from (−120, −4), η = 0.1: within 1e-3 after 29,512 updates."""
     n, sx, sy = len(X), sum(X), sum(Y)

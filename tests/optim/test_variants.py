@@ -287,6 +287,7 @@ def test_what_is_kept_between_steps_follows_the_tensors(name):
         torch.testing.assert_close(this, that, rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("form", ["auto", "plain", "foreach"])
 @pytest.mark.parametrize("name", BOTH)
 def test_no_gradient_is_kept_alive(name, form):

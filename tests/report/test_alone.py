@@ -68,6 +68,7 @@ def test_the_light_theme_is_the_style_sheets():
     assert named["--page"] == "#ffffff"
 
 
+@pytest.mark.worlds
 def test_numbers_in_the_pictures(tmp_path):
     def texts(name):
         write_picture(FACTS[name], tmp_path / "picture.svg")

@@ -70,6 +70,7 @@ def test_noise_and_spectrum_over_seeds(comparison):
     )
 
 
+@pytest.mark.worlds
 def test_the_page_and_the_markdown_hold_every_number(comparison, page, troubles):
     markdown = (comparison / "report.md").read_text()
     assert "## Diagnostics" in markdown
@@ -108,6 +109,7 @@ def test_a_finding_names_its_run_and_speaks_in_sentences(comparison):
     assert (found.evidence, found.advice) == (("The median cosine is −0.62.",), ("Lower lr.base.",))
 
 
+@pytest.mark.worlds
 def test_a_plateau_alone_has_its_section(tmp_path, write_run):
     run = write_run(tmp_path / "a" / "0", diagnostics=[PLATEAU])
     text = write([run]).html.read_text()
@@ -115,6 +117,7 @@ def test_a_plateau_alone_has_its_section(tmp_path, write_run):
     assert "<h3>Plateau: a</h3>" in text
 
 
+@pytest.mark.worlds
 def test_nothing_measured_nothing_said(tmp_path, write_run):
     written = write([write_run(tmp_path / "a" / "0")])
     for file in (written.html, written.markdown):
@@ -178,6 +181,7 @@ def test_noise_scales_over_seeds_and_where_they_are_not_known(tmp_path, write_ru
     assert "ends at 400 examples" in picture.svg
 
 
+@pytest.mark.worlds
 def test_a_row_that_recorded_its_way_gets_the_pictures_of_geometry(tmp_path, write_run, troubles):
     runs = [
         write_run(tmp_path / "a" / "0", events=recorded({step: 40.0 * step for step in range(10, 101, 10)})),

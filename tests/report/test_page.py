@@ -78,6 +78,7 @@ def written(comparison):
     return write(comparison)
 
 
+@pytest.mark.worlds
 def test_the_page_is_whole_and_fetches_nothing(written):
     text = written.html.read_text()
     page = Page(text)
@@ -98,6 +99,7 @@ def test_the_page_is_whole_and_fetches_nothing(written):
     assert len(text) < 1_500_000
 
 
+@pytest.mark.worlds
 def test_every_variable_of_the_style_sheet_is_defined_in_both_schemes(written):
     text = written.html.read_text()
     light, dark = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)
@@ -106,6 +108,7 @@ def test_every_variable_of_the_style_sheet_is_defined_in_both_schemes(written):
     assert {name for name in used if name not in ("--serif", "--sans", "--mono")} <= set(re.findall(r"(--\w+):", dark))
 
 
+@pytest.mark.worlds
 def test_the_same_runs_give_the_same_bytes(comparison, written, tmp_path):
     first, second = written, write(comparison, tmp_path / "two")
     assert first.html.read_bytes() == second.html.read_bytes()
@@ -113,6 +116,7 @@ def test_the_same_runs_give_the_same_bytes(comparison, written, tmp_path):
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["report.html", "report.md"]
 
 
+@pytest.mark.worlds
 def test_page_markdown_and_terminal_hold_the_same_numbers(written):
     numbers = [line.cells[1:] for line in written.table.lines]
     assert numbers[0] == (
@@ -135,6 +139,7 @@ def test_page_markdown_and_terminal_hold_the_same_numbers(written):
     assert "Lost: 3 failed: loss is nan at step 17" in shown
 
 
+@pytest.mark.worlds
 def test_a_narrow_terminal_keeps_the_essential_columns(written):
     console = Console(width=80, file=io.StringIO())
     console.print(written.table)
@@ -144,6 +149,7 @@ def test_a_narrow_terminal_keeps_the_essential_columns(written):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.worlds
 def test_markdown_ends_with_what_is_needed_to_repeat_it(written):
     text = written.markdown.read_text()
     assert "<script>" not in text
@@ -154,6 +160,7 @@ def test_markdown_ends_with_what_is_needed_to_repeat_it(written):
     assert "* runs: 12, of which 4 did not finish" in text
 
 
+@pytest.mark.worlds
 def test_runs_without_a_comparison_get_a_report_beside_the_first(tmp_path, write_run):
     runs = [write_run(tmp_path / name / "seed-0", 90.0, 64) for name in ("a", "b")]
     written = write(runs)
@@ -163,6 +170,7 @@ def test_runs_without_a_comparison_get_a_report_beside_the_first(tmp_path, write
     assert "±" not in "".join(cell for line in written.table.lines for cell in line.cells)
 
 
+@pytest.mark.worlds
 def test_a_lone_failed_run_still_makes_a_page(tmp_path, write_run):
     run = write_run(tmp_path / "a" / "seed-0", None)
     (run / "metrics.jsonl").unlink()
@@ -171,18 +179,21 @@ def test_a_lone_failed_run_still_makes_a_page(tmp_path, write_run):
     assert Page(text).tags["figure"] == 0
 
 
+@pytest.mark.worlds
 def test_rows_are_told_apart_without_colour(tmp_path, write_comparison):
     folder = write_comparison(tmp_path / "c", {f"row {index}": (3200, [90.0]) for index in range(40)})
     kinds = [(look.dashes, look.marker) for look in looks(summarize(folder)).values()]
     assert len(set(kinds)) == 40
 
 
+@pytest.mark.worlds
 def test_a_report_that_cannot_be_written_is_one_sentence(comparison, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written to"):
         write(comparison, tmp_path / "file")
 
 
+@pytest.mark.worlds
 def test_a_learning_rate_that_starts_at_zero_and_runs_evaluated_once(recipe, tmp_path):
     """The first step of a warm-up from zero is recorded; every row has one evaluation, and its mark in the picture."""
     runs = []

@@ -53,6 +53,7 @@ def written(folders):
     return write(folders)
 
 
+@pytest.mark.worlds
 def test_rows_keep_their_comparison_and_the_first_has_the_baseline(folders):
     comparison = summarize(folders)
     assert comparison.name == "study"
@@ -68,6 +69,7 @@ def test_rows_keep_their_comparison_and_the_first_has_the_baseline(folders):
     assert "at batch 10,000 the nearest, “recipes: LARS”, falls 2.00 points short" in verdict(comparison)
 
 
+@pytest.mark.worlds
 def test_commands_and_notes_of_all(folders, written):
     comparison = summarize(folders)
     assert comparison.commands == tuple(f"largebatch compare {name}" for name in ("fixed", "tuned", "recipes"))
@@ -80,6 +82,7 @@ def test_commands_and_notes_of_all(folders, written):
     assert "* Not the same seeds: 0, 1 (all of fixed and all of tuned); 0 (all of recipes)." in text
 
 
+@pytest.mark.worlds
 def test_the_report_goes_where_the_comparisons_lie(parent, folders, written, tmp_path, write_comparison):
     assert written.html == parent / "report.html"
     assert "<h1>study</h1>" in written.html.read_text()
@@ -92,11 +95,13 @@ def test_the_report_goes_where_the_comparisons_lie(parent, folders, written, tmp
     assert ids[0].endswith("study/recipes/row-0")
 
 
+@pytest.mark.worlds
 def test_a_comparison_beside_a_run_is_refused(folders):
     with pytest.raises(UserError, match="is a comparison and .* is none"):
         summarize([folders[0], folders[0] / "row-0" / "seed-0"])
 
 
+@pytest.mark.worlds
 def test_each_comparison_has_its_own_curves(written, troubles):
     text = written.html.read_text()
     headings = re.findall(r"<h2 id=\"([^\"]*)\">([^<]*)", text)
@@ -109,6 +114,7 @@ def test_each_comparison_has_its_own_curves(written, troubles):
     assert troubles(text) == []
 
 
+@pytest.mark.worlds
 def test_one_curve_for_each_recipe_of_each_comparison(folders):
     drawn = curves(summarize(folders))
     assert [(curve.name, [row.global_batch_size for row in curve.rows]) for curve in drawn] == [
@@ -131,6 +137,7 @@ def picture(text, name):
     )
 
 
+@pytest.mark.worlds
 def test_accuracy_against_batch_size_shows_the_whole_fall(written):
     title, texts, said, caption = picture(written.html.read_text(), "accuracy-batch")
     assert title == "Test accuracy against batch size"
@@ -144,6 +151,7 @@ def test_accuracy_against_batch_size_shows_the_whole_fall(written):
     )
 
 
+@pytest.mark.worlds
 def test_train_accuracy_stands_beside_it(written):
     title, _, said, caption = picture(written.html.read_text(), "train-accuracy-batch")
     assert title == "Train accuracy against batch size"
@@ -152,12 +160,14 @@ def test_train_accuracy_stands_beside_it(written):
     assert "published" not in caption.lower()
 
 
+@pytest.mark.worlds
 def test_a_lone_row_far_below_does_not_stretch_the_axis(tmp_path, write_comparison):
     rows = {"a": (64, [90.0]), "b": (640, [89.0]), "c": (1280, [30.0])}
     text = write(write_comparison(tmp_path / "c", rows)).html.read_text()
     assert "Below it: c (30.00 %)." in picture(text, "accuracy-batch")[3]
 
 
+@pytest.mark.worlds
 def test_sizes_too_close_to_be_named_are_ticks(tmp_path, write_comparison, troubles):
     sizes = [2**power for power in range(17)]
     text = write(

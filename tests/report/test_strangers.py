@@ -120,6 +120,7 @@ def attempt(study: Path, out: Path, seed: int) -> bool:
         file.write_text(before)
 
 
+@pytest.mark.worlds
 def test_any_change_is_a_page_or_a_sentence(study, tmp_path_factory, monkeypatch):
     """Layout without ink, which takes most of a report's time."""
     monkeypatch.setattr(
@@ -139,6 +140,7 @@ def test_any_change_is_a_page_or_a_sentence(study, tmp_path_factory, monkeypatch
     assert not all(outcomes)
 
 
+@pytest.mark.worlds
 def test_some_changes_drawn_to_the_end(study, tmp_path):
     for seed in range(2):
         attempt(study, tmp_path / "out", seed)
