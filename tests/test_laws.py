@@ -8,11 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 from programs import REPOSITORY, environment
 
 from largebatch import config, derive, strict_yaml
@@ -314,3 +317,29 @@ def test_the_recipes_in_the_documents_read_and_go_together():
         run = config.from_dict(variant)
         check_combinations(run, "fp32")
         derive.learning_rate_of(run, derive.plan_of(run, 50_000, 2, 512))
+
+
+def test_the_lowest_constraints_are_the_lower_bounds():
+    """Of all that pyproject.toml asks for; what a package was never published as is the next one that was."""
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    asked = [
+        *settings["dependencies"],
+        *(line for lines in settings["optional-dependencies"].values() for line in lines),
+    ]
+    pinned = {}
+    for line in (REPOSITORY / "constraints-lowest.txt").read_text().splitlines():
+        if text := line.partition("#")[0].strip():
+            name, version = text.split("==")
+            pinned[name.lower()] = Version(version)
+    wrong = []
+    for requirement in map(Requirement, asked):
+        [bound] = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
+        stated = pinned.get(requirement.name.lower())
+        if requirement.name not in TOOLS and (
+            stated is None or (stated.major, stated.minor) != (bound.major, bound.minor)
+        ):
+            wrong.append((str(requirement), stated))
+    assert not wrong
+
+
+TOOLS = {"ruff", "pyright", "pre-commit", "nvidia-dali-cuda120"}  # no test needs a version of theirs
