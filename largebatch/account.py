@@ -29,7 +29,7 @@ from largebatch.update import Update
 class Result:
     """How a run ended; the content of ``result.json``."""
 
-    status: str  # finished, failed, stopped
+    status: str  # finished, failed; stopped, by a signal or for want of a place to write: the same command goes on
     reason: str | None
     directory: Path
     numbers: dict[str, Any]
@@ -59,6 +59,7 @@ class Account:
         self.update, self.measure, self.saves, self.swap = update, measure, saves, swap
         self.recorder, self.mllog = recorder, mllog
         self.looked = time.perf_counter()  # when the last evaluation began
+        self.unsaved: str | None = None  # why the newest checkpoint is not on the disk
         self.read_step, self.read_seconds = progress.step, progress.seconds  # up to where losses are read
 
     @property
@@ -176,11 +177,12 @@ class Account:
             return
         if not outcome.finite:
             raise Diverged(f"weights are not finite after step {outcome.step} ({outcome.problem}); {self.last_good}")
+        self.unsaved = None
         if outcome.problem:
-            self.recorder.say(
-                f"the checkpoint of step {outcome.step} could not be written ({outcome.problem}); the training goes "
-                f"on, the last good one is {self.saves.last or 'none'}"
-            )
+            failed = f"the checkpoint of step {outcome.step} could not be written ({outcome.problem})"
+            last = f"the last good one is {self.saves.last or 'none'}"
+            self.unsaved = f"{failed}; {last}"
+            self.recorder.say(f"{failed}; the training goes on, {last}")
         self.recorder.event(
             "checkpoint",
             step=outcome.step,
@@ -192,7 +194,10 @@ class Account:
         )
 
     def result(self, status: str, reason: str | None = None, number: int | None = None) -> Result:
-        """The end of the run; ``result.json``."""
+        """The end of the run; ``result.json``. A run is finished if all that it tells of itself is on the disk."""
+        unwritten = distributed.from_first(self._unwritten())
+        if status == "finished" and unwritten:
+            status, reason = "stopped", f"the training is done, but {unwritten}"
         found = self.measure.last if status == "finished" else {}
         test, training, averaged = (found.get(name) for name in (self.measure.evaluated_on, "train", "ema"))
         steps, examples = self.taken
@@ -219,16 +224,26 @@ class Account:
             "examples_per_second": examples / seconds if seconds else None,
             "parameters": sum(p.numel() for p in self.job.engine.model.parameters()),
         }
+        problem = None
         if distributed.is_first():
             try:
                 record.write_json(self.directory / "result.json", numbers)
             except OSError as error:
-                self.recorder.say(f"{self.directory / 'result.json'} cannot be written: {error.strerror or error}")
+                problem = f"{self.directory / 'result.json'} cannot be written: {error.strerror or error}"
+                self.recorder.say(problem)
+        problem = distributed.from_first(problem)
+        if status == "finished" and problem:
+            status, reason = "stopped", f"the training is done, but {problem}"
+            numbers |= {"status": status, "reason": reason}
         if reason:
             self.recorder.note(f"{status}: {reason}")
         if self.mllog is not None and status != "stopped":  # a stopped run goes on in the same log
             self.mllog.stop(status == "finished")
         return Result(status, reason, self.directory, numbers, number)
+
+    def _unwritten(self) -> str | None:
+        """What of the run's lines has found no room to the end; rank zero's to know."""
+        return self.recorder.unwritten() or (self.mllog.problem if self.mllog is not None else None)
 
 
 def mean_loss(losses: list[float], sizes: list[int]) -> float | None:

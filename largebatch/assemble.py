@@ -45,8 +45,12 @@ def assemble(
     device: torch.device,
     dataset: data.Dataset | None = None,
     engines: Mapping[str, Callable[..., engines.Engine]] = engines.ENGINES,
+    begun: bool = False,
 ) -> Job:
-    """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own."""
+    """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own.
+
+    A run that has ``begun`` goes on with the weights of its checkpoint, whatever became of ``model.weights``.
+    """
     precision = precision_of(run.precision, device)
     check_combinations(run, precision)
     dataset = dataset or dataset_of(run)
@@ -57,7 +61,8 @@ def assemble(
         )
     plan = plan_of(run, len(dataset.train), dataset.largest_shape, device)
     lr = derive.learning_rate_of(run, plan)
-    model = with_batch_norm(run, model_of(run, dataset), plan)
+    weights = None if begun else run.model.weights
+    model = with_batch_norm(run, model_of(run, dataset, weights, normalised_together(run, plan, device, dataset)), plan)
     channels_last = run.channels_last
     if channels_last is None:
         channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -78,8 +83,13 @@ def assemble(
     return Job(run, device, precision, dataset, placement, plan, lr, table, engine)
 
 
-def model_of(run: config.Run, dataset: data.Dataset) -> nn.Module:
-    """The freshly initialised model, known to fit the data; on the CPU, its batch norms those of its builder."""
+def model_of(
+    run: config.Run, dataset: data.Dataset, weights: str | None = None, normalised_together: int = 2
+) -> nn.Module:
+    """The model as it begins, known to fit the data; on the CPU, its batch norms those of its builder.
+
+    Freshly initialised, or with ``weights`` of a file. Each batch norm sees ``normalised_together`` examples.
+    """
     arguments = run.model.arguments
     classes = arguments.pop("num_classes", dataset.num_classes)
     if classes != dataset.num_classes:
@@ -87,13 +97,25 @@ def model_of(run: config.Run, dataset: data.Dataset) -> nn.Module:
             f"model.num_classes = {classes} does not fit data.name = {run.data.name}, which has "
             f"{dataset.num_classes} classes"
         )
-    model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, run.seed, arguments)
+    model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, run.seed, arguments, weights)
     shapes = {dataset.image_shape}
     if dataset.sizes is not None:
         shapes |= {(dataset.image_shape[0], side, side) for side in (dataset.sizes.first, dataset.sizes.last)}
     for shape in sorted(shapes):
-        models.check(model, run.model.name, dataset.num_classes, shape)
+        models.check(model, run.model.name, dataset.num_classes, shape, normalised_together)
     return model
+
+
+def normalised_together(run: config.Run, plan: BatchPlan, device: torch.device, dataset: data.Dataset) -> int:
+    """The examples that a batch norm sees in training, where they are fewest."""
+    if run.batch.bn_batch_size is not None:
+        return run.batch.bn_batch_size
+    micro_batches = [stage.micro_batch_size for stage in plan.stages]
+    if isinstance(run.averaging, config.Swap):
+        largest = derive.largest_micro_batch(device.type, dataset.largest_shape)
+        worker = derive.worker_plan(run, plan.dataset_size, plan.world_size, largest)
+        micro_batches.append(worker.micro_batch_size)
+    return min(micro_batches)
 
 
 def dataset_of(run: config.Run) -> data.Dataset:

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import gc
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,7 +77,7 @@ def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = Fal
     _timeout = datetime.timedelta(minutes=timeout_minutes)
     with losses_told():
         if launched:
-            _store, own_rank, ranks = next(dist.rendezvous("env://", timeout=_timeout))
+            _store, own_rank, ranks = met(_timeout)
             _store = dist.PrefixStore(attempt(), _store)
         else:
             _store, own_rank, ranks = dist.HashStore(), 0, 1
@@ -102,6 +103,36 @@ def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = Fal
             dist.destroy_process_group()
 
 
+def met(timeout: datetime.timedelta) -> tuple[Any, int, int]:
+    """The store in which the ranks find each other, this rank and how many there are; Lost after ``timeout``.
+
+    torch's own time-out does not hold where another program listens at the port: it takes the connection and never
+    answers. So a thread waits, and this one looks at the clock.
+    """
+    found: list[tuple[Any, int, int]] = []
+    problems: list[BaseException] = []
+
+    def meet() -> None:
+        try:
+            found.append(next(dist.rendezvous("env://", timeout=timeout)))
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=meet, name="rendezvous", daemon=True)
+    thread.start()
+    thread.join(timeout.total_seconds() + SLACK)
+    if found:
+        return found[0]
+    own, ranks, address, port = (os.environ.get(f) for f in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    reason = problems[0] if problems else f"no answer within {timeout.total_seconds() / 60:g} min (timeout_minutes)"
+    if problems and not isinstance(problems[0], RuntimeError):
+        raise problems[0]
+    raise Lost(
+        f"rank {own} of {ranks} has not found the others at {address}, port {port}: {reason_of(reason)}; rank 0 is not "
+        "there, cannot be reached, or another program holds the port: set MASTER_PORT to a free one"
+    ) from (problems[0] if problems else None)
+
+
 def attempt() -> str:
     """What tells this start of the ranks from those before it, which may have used the same store.
 
@@ -113,6 +144,7 @@ def attempt() -> str:
     return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}" if counted else "attempt"
 
 
+SLACK = 5.0  # seconds: torch's own time-out speaks first, where it holds
 _store: Any = None  # while the group lasts
 _timeout: datetime.timedelta | None = None  # of its collectives
 
@@ -213,9 +245,13 @@ def losses_told() -> Iterator[None]:
     except (dist.DistError, RuntimeError) as error:
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in BROKEN):
             raise
-        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
         own, ranks = (os.environ.get(key, "?") for key in ("RANK", "WORLD_SIZE"))
-        raise Lost(f"rank {own} of {ranks} has lost the others, or did not find them: {reason}") from error
+        raise Lost(f"rank {own} of {ranks} has lost the others, or did not find them: {reason_of(error)}") from error
+
+
+def reason_of(problem: object) -> str:
+    """The first sentence of what torch says, without where in torch it was said."""
+    return next(iter(str(problem).splitlines()), "").rpartition("] ")[2].partition(". ")[0]
 
 
 BROKEN = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Application timeout caused")

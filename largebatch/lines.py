@@ -42,7 +42,11 @@ class Lines:
                 os.truncate(self.fileno(), size)
             self.problem = error.strerror or str(error)
 
-    def close(self) -> None:
+    def flush(self) -> None:
+        """Another try for what waits."""
         if self._waiting:
             self._write()
+
+    def close(self) -> None:
+        self.flush()
         self._file.close()

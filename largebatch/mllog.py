@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ class MlperfLog:
         self.block_open = bool(blocks) and blocks[-1]["key"] == "block_start"
         self.first_epoch = blocks[-1]["metadata"]["first_epoch_num"] if blocks else 1
         self.logger, self.handler = _logger(self.path)
+
+    @property
+    def problem(self) -> str | None:
+        """Why a line is missing in the file; None where all are there."""
+        return self.handler.problem
 
     def start(self, facts: Facts, epoch: float = 0.0) -> None:
         """The facts and ``run_start``; in a file that has them, one line that says at which epoch it goes on."""
@@ -195,7 +201,21 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix(PREFIX)) for line in text.splitlines() if line.startswith(PREFIX)]
 
 
-def _logger(path: Path) -> tuple[Any, logging.Handler]:
+class _Lines(logging.FileHandler):
+    """Notes what it could not write, where logging's own would print a traceback."""
+
+    problem: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.problem = None  # what could not be written before is written with this
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        self.problem = f"{self.baseFilename} cannot be written: {getattr(error, 'strerror', None) or error}"
+
+
+def _logger(path: Path) -> tuple[Any, _Lines]:
     """MLCommons' logger on this file alone: not their shared one, which also prints."""
     try:
         from mlperf_logging.mllog import mllog
@@ -205,7 +225,7 @@ def _logger(path: Path) -> tuple[Any, logging.Handler]:
             "'largebatch[mllog]', or record.mllog=false"
         ) from None
     ours = logging.Logger("largebatch.mllog", logging.INFO)
-    handler = logging.FileHandler(path, mode="a", encoding="utf-8", delay=True)
+    handler = _Lines(path, mode="a", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)
     package = re.escape(str(Path(__file__).parent.parent))

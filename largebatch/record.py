@@ -101,8 +101,13 @@ def differences(there: Any, here: Any, key: str = "") -> list[str]:
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -296,6 +301,14 @@ class Recorder:
         if lines.problem and not before:
             sentence = f"{lines.path} cannot be written: {lines.problem}; its lines wait until it can"
             self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def unwritten(self) -> str | None:
+        """Which lines find no room still, after another try; None where all are in their files."""
+        for lines in (self._lines, self._log) if self.active else ():
+            lines.flush()
+            if lines.problem:
+                return f"the last lines of {lines.path} cannot be written: {lines.problem}"
+        return None
 
     def close(self) -> None:
         if not self.active:

@@ -14,10 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from largebatch import checkpoint, record
+import torch
+
+from largebatch import checkpoint, config, distributed, record
 from largebatch.assemble import Job
 from largebatch.averaging import Ema
-from largebatch.checkpoint import randomness
+from largebatch.checkpoint import manifest, randomness
+from largebatch.data.preparation import prepared
 from largebatch.errors import UserError
 from largebatch.measure import Measure
 from largebatch.observe import Observer
@@ -62,6 +65,7 @@ class Saves:
         self.beyond = 0  # steps of SWAP's workers that another world could not take over
         self.seconds_standing = 0.0  # that the loop stood still for the last save
         self.versions = record.versions()
+        self.began_with = began_with(self.run.model.weights)
         keep = checkpoint.Keep(**self.run.checkpoint.keep.model_dump())
         self.writer = checkpoint.Writer(self.directory, keep, self.run.checkpoint.asynchronous)
 
@@ -118,7 +122,12 @@ class Saves:
             "accuracy_percent": self.measure.accuracies.get(steps),
             "evaluated_on": self.measure.evaluated_on,
             "seed": self.run.seed,
-            "model": {**self.run.model.model_dump(), "num_classes": self.job.dataset.num_classes},
+            "model": {
+                **self.run.model.model_dump(exclude={"weights"}),
+                "num_classes": self.job.dataset.num_classes,
+            },
+            "began_with": self.began_with,
+            "input": prepared(self.job.dataset),
             "plan": {**dataclasses.asdict(self.plan), "stages": [stage._asdict() for stage in self.plan.stages]},
             "machine": self.machine(),
             "versions": self.versions,
@@ -150,13 +159,20 @@ class Saves:
             for key, now in self.machine().items()
             if found.facts["machine"].get(key, now) != now
         ]
+        before, self.began_with = self.began_with, found.facts.get("began_with")
+        if before and self.began_with and before["sha256"] != self.began_with["sha256"]:
+            changed.append(
+                f"model.weights = {before['file']} is not the file any more that the run began with; it goes on from "
+                "its checkpoint"
+            )
         return progress, found.complaints + changed + ([complaint] if complaint else [])
 
     def machine(self) -> dict[str, Any]:
         """What the machine decided, and a resume on another one may change: batch norm sees the micro-batch, a crop the
-        image as it was packed."""
+        image as it was packed, and a matrix product adds up in another order with other threads."""
         return {
             "world_size": self.plan.world_size,
+            "threads_per_rank": torch.get_num_threads(),
             "micro_batch_size": self.plan.micro_batch_size,
             "precision": self.job.precision,
             "device": self.job.device.type,
@@ -166,3 +182,22 @@ class Saves:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def began_with(weights: str | None) -> dict[str, Any] | None:
+    """The file whose weights a run begins with, as it is now; None where it has gone, or there never was one."""
+    if weights is None or not Path(weights).is_file():
+        return None
+    return {"file": weights, "sha256": manifest.sha256_of(Path(weights))}
+
+
+def no_place_for_checkpoints(run: config.Run) -> str | None:
+    """Why nothing of the run could ever be saved, however much room there is; the same on every rank. Collective."""
+    folder = run.directory / "checkpoints"
+    occupied = bool(run.checkpoint.every_epochs) and folder.exists() and not folder.is_dir()
+    if not distributed.from_first(occupied):
+        return None
+    return (
+        f"{folder} is a file, and the run keeps its checkpoints in a folder of this name; remove it, or choose another "
+        "record.dir (checkpoint.every_epochs=0 saves nothing)"
+    )

@@ -31,7 +31,7 @@ from largebatch.measure import Measure
 from largebatch.mllog import MlperfLog
 from largebatch.observe import Observer
 from largebatch.ranks import Ranks
-from largebatch.saving import Saves
+from largebatch.saving import Saves, no_place_for_checkpoints
 from largebatch.signals import signals_noticed
 from largebatch.swap import Swap
 from largebatch.update import Update
@@ -66,13 +66,16 @@ def _train(run: config.Run, device: torch.device, console: rich.console.Console,
     checkpoint.seed_rank(run.seed)
     directory = run.directory
     mllog = MlperfLog(directory / "mllog.txt") if run.record.mllog and distributed.is_first() else None
-    job = assemble(run, device)
+    begun = distributed.from_first(bool(checkpoint.existing(directory / "checkpoints")))
+    job = assemble(run, device, begun=begun)
     record.open_directory(directory, run.as_written(), run.science(), science_of_file, run.resume)
     finished = distributed.gather(record.read_result(directory))[0]
     if finished is not None and finished["status"] == "finished":
         if distributed.is_first() and not quiet:
             console.print(f"{directory} is finished already: nothing to train", markup=False)
         return Result("finished", None, directory, finished)
+    if problem := no_place_for_checkpoints(run):
+        return Result("stopped", problem, directory, {})
     if distributed.is_first() and not quiet:
         for key, text in decisions(job, directory).items():
             console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)
@@ -159,6 +162,8 @@ class Loop:
                 self.measure.at_the_end(self.account.taken[0])
                 self.account.unreadable()
                 self.save(wait=True)  # only now: a checkpoint that evaluates to nonsense is not a good one
+            if self.account.unsaved:
+                return self.account.result("stopped", f"the training is done, but {self.account.unsaved}")
             return self.account.result("finished")
         except Diverged as problem:
             return self.account.result("failed", str(problem))
@@ -168,6 +173,7 @@ class Loop:
         except Stopped as stop:
             self.recorder.event("stop", step=self.step, reason=str(stop))
             saved = f"; saved as {self.saves.last}, the same command goes on" if self.saves.last else ""
+            saved = f"; {self.account.unsaved}" if self.account.unsaved else saved
             return self.account.result("stopped", f"{stop} after step {self.step}{saved}", stop.signal)
 
     def train_steps(self, noticed: list[int]) -> None:

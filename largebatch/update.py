@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from largebatch import config, derive, distributed, watchdog
 from largebatch.assemble import Job
 from largebatch.averaging import Workers
 from largebatch.batch import Stage
-from largebatch.models import batch_norm
+from largebatch.models import auxiliary, batch_norm
 from largebatch.optim.adascale import AdaScale
 from largebatch.optim.rmsprop_sgd import sgd_share
 from largebatch.optim.sam import Perturbation
@@ -106,14 +105,14 @@ class Update:
                 buffer.copy_(self.before[name])
         self.skipped.append(self.now)
 
-    def summed_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def summed_loss(self, outputs: Any, labels: Tensor) -> Tensor:
         if self.counts_correct:
-            right = (outputs.detach().argmax(dim=1) == labels).sum()
+            right = (auxiliary.logits_of(outputs).detach().argmax(dim=1) == labels).sum()
             self.correct = right if self.correct is None else self.correct + right
         return self._loss(outputs, labels)
 
-    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, labels, label_smoothing=self.run.loss.label_smoothing, reduction="sum")
+    def _loss(self, outputs: Any, labels: Tensor) -> Tensor:
+        return auxiliary.cross_entropy(outputs, labels, self.run.loss.label_smoothing)
 
     def gradient(self, micro_batches: Batches, examples: int, last: int | None) -> Tensor:
         """Of the mean loss over ``examples``; the loss (this rank's part of it).

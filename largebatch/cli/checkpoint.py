@@ -155,24 +155,15 @@ def words_of(row: dict[str, Any]) -> list[str]:
 
 
 def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
-    """What the file says of the weights in it; images are normalised as (x / 255 − mean) / std."""
+    """What the file says of the weights in it: the model, the classes, and how images become its input."""
     from largebatch import config
-    from largebatch.data.facts import FACTS, IMAGENET, uniform
 
-    recipe = config.load(run / "run.yaml")
-    data = recipe.data
-    known = FACTS.get(data.name)
-    statistics = known.statistics if known else IMAGENET
-    if data.name == "synthetic":
-        statistics = uniform((data.image_shape or (3,))[0])
     return {
         "model": facts["model"]["name"],
         "arguments": {key: value for key, value in facts["model"].items() if key not in ("name", "num_classes")},
         "num_classes": facts["model"]["num_classes"],
-        "classes": list(known.classes) if known else None,
-        "data": data.name,
-        "mean": list(statistics.mean),
-        "std": list(statistics.std),
+        "data": config.load(run / "run.yaml").data.name,
+        **facts.get("input", {}),  # which checkpoints of earlier versions do not say
         "weights": "moving average" if ema else "trained",
         "accuracy_percent": accuracy_of_average(run, facts) if ema else facts["accuracy_percent"],
         "evaluated_on": facts["evaluated_on"],

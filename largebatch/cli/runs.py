@@ -115,10 +115,7 @@ def compare(
                 console=console,
             )
         except Interrupted as stop:
-            console.print(f"stopped: {stop}", markup=False, soft_wrap=True)
-            from largebatch.signals import stopped_with
-
-            raise typer.Exit(stopped_with(stop.result.signal or 0)) from None
+            end_of_run(stop.result, console)
         if distributed.is_first():
             show_report([out], None, console)
 
@@ -144,10 +141,10 @@ def end_of_run(result: Any, console: rich.console.Console) -> None:
         )  # fmt: skip
         return
     console.print(f"{result.status}: {result.reason}", markup=False, highlight=False, soft_wrap=True)
-    if result.status == "failed":
-        leave_exit_code(1)  # started anew it would fail again
+    if result.signal is None:
+        leave_exit_code(1)  # started anew at once it would fail again
         raise typer.Exit(1)
-    raise typer.Exit(stopped_with(result.signal or 0))
+    raise typer.Exit(stopped_with(result.signal))
 
 
 def show_report(paths: list[Path], out: Path | None, console: rich.console.Console) -> None:

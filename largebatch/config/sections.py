@@ -31,12 +31,13 @@ def ascending(key: str, epochs: tuple[float, ...]) -> None:
 
 
 class Model(BaseModel):
-    """``name`` and whatever arguments that model's builder takes."""
+    """``name``, the weights to begin with, and whatever shapes that model's builder takes."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
     __pydantic_extra__: dict[str, pydantic.JsonValue] = {}
     name: str
+    weights: Annotated[str, Field(min_length=1)] | None = None  # a safetensors file to begin with; unset: fresh ones
 
     @property
     def arguments(self) -> dict[str, Any]:

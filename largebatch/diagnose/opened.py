@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from largebatch import batch, checkpoint, config, data, distributed, record
@@ -27,7 +26,7 @@ from largebatch.diagnostics.objective import Objective
 from largebatch.engines.engine import check_names
 from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
-from largebatch.models import batch_norm
+from largebatch.models import auxiliary, batch_norm
 
 SAMPLE_SEED = 20161609  # of the order in which training examples are looked at
 ENOUGH = 10_000  # examples looked at unless asked for another number
@@ -58,9 +57,9 @@ class Opened:
         """``none`` for a model without batch norm, else what was asked: ``batch`` or ``running`` statistics."""
         return asked if self.has_batch_norm else "none"
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, outputs: Any, labels: Tensor) -> Tensor:
         """The training loss, summed: cross-entropy with the run's label smoothing, without weight decay."""
-        return F.cross_entropy(outputs, labels, label_smoothing=self.run.loss.label_smoothing, reduction="sum")
+        return auxiliary.cross_entropy(outputs, labels, self.run.loss.label_smoothing)
 
     @contextlib.contextmanager
     def normalised_by(self, mode: str) -> Iterator[None]:

@@ -43,9 +43,10 @@ def together() -> Iterator[None]:
     except Lost as error:
         place = launched.place_of(os.environ)
         where = f"{place.world_size} ranks at {place.address}:{place.port}" if place else "ranks"
+        reason = str(error.__cause__ or error).splitlines()[0]
         raise NotTogether(
             f"the {where} did not come together within {JOIN_MINUTES:g} minutes; check that all were started, that "
-            f"MASTER_ADDR is rank 0's host and that its port is reachable ({str(error.__cause__).splitlines()[0]})"
+            f"MASTER_ADDR is rank 0's host and that its port is reachable ({reason})"
         ) from error
     try:
         yield

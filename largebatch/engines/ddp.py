@@ -103,7 +103,7 @@ class Ddp(Engine):
         assert isinstance(wrapper, DistributedDataParallel)
         return wrapper.no_sync()
 
-    def forward(self, images: Tensor, last: bool = True) -> Tensor:
+    def forward(self, images: Tensor, last: bool = True) -> Any:
         if self.cuda_graphs and not self.compile and not self._captured:
             graphs.capture(self.model, images, self.half)
             self._captured = True

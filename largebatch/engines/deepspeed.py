@@ -89,10 +89,10 @@ class DeepSpeed(Engine):
         self.engine.compile()
         return self.engine
 
-    def forward(self, images: Tensor, last: bool = True) -> Tensor:
+    def forward(self, images: Tensor, last: bool = True) -> Any:
         return super().forward(images.to(self.weights), last)
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor) -> Any:
         return super().predict(images.to(self.weights))
 
     def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:

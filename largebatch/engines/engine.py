@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
 from largebatch import distributed
 from largebatch.batch import BatchPlan
@@ -93,12 +94,12 @@ class Engine(abc.ABC):
         """Around a forward pass: whether its gradients are summed over ranks."""
         return contextlib.nullcontext()
 
-    def forward(self, images: Tensor, last: bool = True) -> Tensor:
+    def forward(self, images: Tensor, last: bool = True) -> Any:
         """Outputs of one micro-batch, never in half precision; its gradients are summed over ranks only if it
-        is the step's ``last``."""
+        is the step's ``last``. Logits, or a tuple where the model has auxiliary classifiers."""
         with self.communicate(last), self.autocast:
             outputs = self.parallel(images)
-        return outputs.to(self.dtype)
+        return self._in_full(outputs)
 
     @contextlib.contextmanager
     def whole_model(self) -> Iterator[None]:
@@ -106,11 +107,14 @@ class Engine(abc.ABC):
         with self.averaged_statistics():
             yield
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Outputs for evaluation: no gradient, no communication."""
+    def predict(self, images: Tensor) -> Any:
+        """Outputs without communication: for an evaluation, or of a worker that is alone with its weights."""
         with self.autocast:
             outputs = self.model(images)
-        return outputs.to(self.dtype)
+        return self._in_full(outputs)
+
+    def _in_full(self, outputs: Any) -> Any:
+        return tree_map(lambda tensor: tensor.to(self.dtype), outputs)
 
     def backward(self, loss: Tensor) -> None:
         """``loss``: this micro-batch's summed loss over the *global* batch size."""

@@ -1,7 +1,13 @@
 """Models by name: our small ones, then anything torchvision or timm creates.
 
 ``resnet50`` is torchvision's and ``timm/resnet50`` is timm's; a plain name that torchvision lacks is timm's.
-Weights are always freshly initialised: nothing is downloaded. Every model takes ``head_init_std``.
+Weights are freshly initialised, or read from a safetensors file: nothing is downloaded. Every model takes
+``head_init_std``.
+
+arguments.py   what builders of other projects are given
+weights.py     weights to begin with
+fit.py         whether a model fits its data
+auxiliary.py   classifiers that only training has
 """
 
 from __future__ import annotations
@@ -15,6 +21,11 @@ from torch import nn
 
 from largebatch.errors import UserError, suggestion
 from largebatch.models import keskar, small
+from largebatch.models.arguments import check_arguments
+from largebatch.models.fit import check, reason_of
+from largebatch.models.weights import take_weights
+
+__all__ = ["SMALL", "build", "check", "initialise_head"]
 
 SMALL: dict[str, Callable[..., nn.Module]] = {
     "tiny_cnn": small.tiny_cnn,
@@ -34,8 +45,9 @@ def build(
     image_shape: tuple[int, int, int],
     seed: int = 0,
     arguments: dict[str, Any] | None = None,
+    weights: str | None = None,
 ) -> nn.Module:
-    """A freshly initialised model on the CPU in float32, the same for the same seed.
+    """A model on the CPU in float32: freshly initialised, the same for the same seed, or with a file's ``weights``.
 
     ``image_shape`` is (channels, height, width). The global random state is left as it was. ``head_init_std`` among
     the ``arguments`` belongs to no builder: see :func:`initialise_head`.
@@ -46,15 +58,18 @@ def build(
         torch.manual_seed(seed)
         try:
             model = _builder(name)(num_classes, image_shape, dict(arguments))
-        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-            if isinstance(error, UserError):
-                raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"model {name} cannot be built with {arguments or 'these data'}: {reason}") from error
+        except UserError:
+            raise
+        except Exception as error:  # a builder of another project may raise anything
+            raise UserError(
+                f"model {name} cannot be built with {arguments or 'these data'}: {reason_of(error)}"
+            ) from error
         if head_init_std is not None:
             initialise_head(model, name, head_init_std)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"model {name} has no parameters to train")
+    if weights is not None:
+        take_weights(model, weights, name)
     return model
 
 
@@ -68,25 +83,6 @@ def initialise_head(model: nn.Module, name: str, std: Any) -> None:
     nn.init.normal_(linear[-1].weight, std=std)
     if linear[-1].bias is not None:
         nn.init.zeros_(linear[-1].bias)
-
-
-def check(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]) -> None:
-    """Refuse a model whose output does not fit the data, before any time is spent."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            parameter = next(model.parameters())
-            output = model(torch.zeros(2, *image_shape, dtype=parameter.dtype, device=parameter.device))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        size = "×".join(map(str, image_shape))
-        raise UserError(f"model {name} does not take images of {size} (channels×height×width): {reason}") from error
-    finally:
-        model.train(training)
-    if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
-        shape = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise UserError(f"model {name} gives {shape} per image; the data set has {num_classes} classes")
 
 
 def _builder(name: str) -> Callable[[int, tuple[int, int, int], dict[str, Any]], nn.Module]:
@@ -142,8 +138,7 @@ def _torchvision(
             f"model {name} of torchvision takes 3 channels, the images have {image_shape[0]}; "
             f"timm/{name} or one of {', '.join(SMALL)} takes them"
         )
-    if arguments.get("weights") is not None or arguments.get("pretrained"):
-        raise UserError("model.weights: training starts from fresh weights; take the key out")
+    check_arguments(name, arguments)
     if "googlenet" in name or "inception" in name:
         arguments = {"aux_logits": False, "init_weights": True, **arguments}
     return builder(weights=None, num_classes=num_classes, **arguments)
@@ -152,8 +147,7 @@ def _torchvision(
 def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], arguments: dict[str, Any]) -> nn.Module:
     import timm
 
-    if arguments.get("pretrained"):
-        raise UserError("model.pretrained: training starts from fresh weights; take the key out")
+    check_arguments(name, arguments)
     if "zero_init_residual" in arguments:  # torchvision's word for it
         arguments["zero_init_last"] = arguments.pop("zero_init_residual")
     return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=image_shape[0], **arguments)

@@ -102,9 +102,9 @@ def test_a_wide_residual_net_is_pre_activated():
         ("squeezenet1_1", RGB, {"head_init_std": 0.01}, "model.name = squeezenet1_1 has no linear layer"),
         ("tiny_cnn", RGB, {"head_init_std": "small"}, "model.head_init_std = small should be a standard deviation"),
         ("resnet50", (1, 28, 28), {}, "takes 3 channels, the images have 1; timm/resnet50"),
-        ("resnet18", RGB, {"weights": "DEFAULT"}, "training starts from fresh weights"),
         ("timm/resnet18", RGB, {"pretrained": True}, "training starts from fresh weights"),
-        ("resnet18", RGB, {"wdth": 3}, "model resnet18 cannot be built with {'wdth': 3}"),
+        ("resnet18", RGB, {"widht": 3}, "model.widht is not among the arguments that resnet18 is given"),
+        ("resnet18", RGB, {"width": 3}, "model resnet18 cannot be built with {'width': 3}"),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence(name, shape, arguments, sentence):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from largebatch.models.auxiliary import cross_entropy
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # the micro-batches of a step, on the model's device
 
@@ -25,7 +26,7 @@ def bare_loop(
     for micro_batches in steps:
         for images, labels in micro_batches:
             with autocast:
-                loss = F.cross_entropy(model(images), labels, label_smoothing=label_smoothing, reduction="sum")
+                loss = cross_entropy(model(images), labels, label_smoothing)
             (loss / global_batch_size).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -42,6 +42,8 @@ def peer(job: Job, compile: bool) -> Peer:
     run, engine = job.run, job.engine
     if job.precision == "fp16":
         raise UserError("timm's loop is run without a loss scaler, which fp16 needs")
+    if run.model.arguments.get("aux_logits"):
+        raise UserError("timm's loop trains no auxiliary classifiers")
     plain = name_at_timm(run.model.name)
     arguments = {key: value for key, value in run.model.arguments.items() if key != "num_classes"}
     model = models.build(f"timm/{plain}", job.dataset.num_classes, job.dataset.largest_shape, run.seed, arguments)

@@ -1,0 +1,34 @@
+"""How a test image becomes what the model sees, as plain facts: enough to use the weights without the data set.
+
+    resized so that its short side has ``resize`` pixels, by ``interpolation``, antialiased; its central height × width
+    of ``input_size``; levels / 255, minus ``mean``, over ``std``, per channel
+
+``input_size``, ``crop_pct``, ``interpolation``, ``mean`` and ``std`` are timm's words: ``timm.data.create_transform``
+takes them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from largebatch.data.dataset import Dataset
+from largebatch.data.decode import evaluation_window
+from largebatch.data.facts import IMAGENET
+from largebatch.data.resident import ResidentSplit
+
+
+def prepared(dataset: Dataset) -> dict[str, Any]:
+    """The classes in the order of the outputs, and what is done to an image before the model sees it."""
+    _, height, _ = dataset.image_shape
+    whole = isinstance(dataset.test, ResidentSplit)  # images come as they are, all of one size
+    statistics = dataset.test.statistics if isinstance(dataset.test, ResidentSplit) else IMAGENET
+    short = min(evaluation_window(height, height, height).resized)
+    return {
+        "classes": list(dataset.classes),
+        "input_size": list(dataset.image_shape),
+        "resize": None if whole else short,
+        "crop_pct": 1.0 if whole else height / short,
+        "interpolation": None if whole else "bilinear",
+        "mean": list(statistics.mean),
+        "std": list(statistics.std),
+    }
