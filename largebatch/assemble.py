@@ -294,7 +294,28 @@ def mlperf_facts(job: Job) -> mllog.Facts:
         evaluate_every_epochs=run.evaluate.every_epochs,
         target=mllog.RESNET_TARGET if imagenet else None,
         benchmark="resnet" if imagenet else run.data.name,
+        methods=beside_the_reference(run),
     )
+
+
+def beside_the_reference(run: config.Run) -> tuple[str, ...]:
+    """The keys by which a run trains otherwise than MLPerf's reference implementation of ResNet-50."""
+    optimizer = run.optimizer
+    asked = {
+        "lr.scaling = adascale": run.lr.scaling == "adascale",
+        "sam": run.sam is not None,
+        f"averaging.name = {run.averaging.name}": run.averaging.name != "none",
+        "batch.ramp": run.batch.ramp is not None,
+        "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
+        f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",
+        "max_grad_norm": run.max_grad_norm is not None,
+        f"optimizer.variant = {getattr(optimizer, 'variant', None)}": getattr(optimizer, "variant", None)
+        not in (None, "you2017"),
+        "optimizer.nesterov": getattr(optimizer, "nesterov", False),
+        "optimizer.momentum_correction": getattr(optimizer, "momentum_correction", False),
+        "optimizer.max_trust_ratio": getattr(optimizer, "max_trust_ratio", None) is not None,
+    }
+    return tuple(key for key, is_so in asked.items() if is_so)
 
 
 def decisions(job: Job, directory: Path) -> dict[str, str]:
@@ -330,7 +351,10 @@ def unsized_norms(job: Job) -> str:
 
 
 def table_of_tensors(treatments: list[Treatment]) -> rich.table.Table:
-    """Which tensors are decayed and adapted, a row for each treatment of each kind; the log has every tensor."""
+    """Which tensors are decayed and adapted, a row for each treatment of each kind; the log has every tensor.
+
+    Of the kind ``own`` the model itself says that they are not decayed.
+    """
     table = rich.table.Table(box=None, padding=(0, 2), pad_edge=False)
     for column in ("tensors", "count", "elements", "decayed", "adapted"):
         justify = "right" if column in ("count", "elements") else "left"

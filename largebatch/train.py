@@ -28,7 +28,7 @@ from largebatch.averaging import Ema
 from largebatch.determinism import deterministic
 from largebatch.errors import Lost, UserError
 from largebatch.measure import Measure
-from largebatch.mllog import MlperfLog
+from largebatch.mllog import MlperfLog, open_because
 from largebatch.observe import Observer
 from largebatch.ranks import Ranks
 from largebatch.saving import Saves, no_place_for_checkpoints
@@ -140,7 +140,10 @@ class Loop:
                 f"{'adapted' if row.adapted else 'not adapted'}"
             )
         if self.mllog is not None:
-            self.mllog.start(mlperf_facts(job), self.examples_seen / self.plan.dataset_size)
+            facts = mlperf_facts(job)
+            if reason := open_because(facts):
+                self.recorder.say(f"record.mllog: the open division, for {reason}")
+            self.mllog.start(facts, self.examples_seen / self.plan.dataset_size)
 
     @property
     def step(self) -> int:

@@ -7,12 +7,14 @@ import dataclasses
 import json
 import logging
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from programs import Killed, killed_at
 
 from largebatch.errors import UserError
-from largebatch.mllog import RESNET_TARGET, Facts, MlperfLog
+from largebatch.mllog import RESNET_TARGET, Facts, MlperfLog, division_of
 
 pytest.importorskip("mlperf_logging", reason="mlperf-logging is not installed")
 
@@ -112,17 +114,46 @@ def test_the_checker_misses_every_key_that_is_left_out(tmp_path, caplog, key):
     ("changes", "key"),
     [
         ({"weight_decay": 5e-4}, "lars_opt_weight_decay"),
+        ({"optimizer": "sgd", "peak_lr": 1.50005}, "sgd_opt_base_learning_rate"),
+        ({"optimizer": "sgd", "end_lr": 0.0}, "sgd_opt_end_learning_rate"),
         ({"end_lr": 0.0}, "lars_opt_end_learning_rate"),
         ({"decay_power": 1}, "lars_opt_learning_rate_decay_poly_power"),
         ({"epsilon": 1e-9}, "lars_epsilon"),
-        ({"global_batch_size": 0, "decay_steps": 1}, "global_batch_size"),
     ],
 )
-def test_what_the_rules_forbid_is_logged_as_it_is_and_found(tmp_path, caplog, changes, key):
-    path = complete(tmp_path / "mllog.txt", dataclasses.replace(REFERENCE_4096, **changes))
+def test_what_the_closed_rules_forbid_is_logged_as_it_is_under_the_open_division(tmp_path, caplog, changes, key):
+    facts = dataclasses.replace(REFERENCE_4096, **changes)
+    path = complete(tmp_path / "closed.txt", dataclasses.replace(facts, division="closed"))
     passes, complaints = verdict(path, caplog)
     assert not passes
     assert f"'{key}'" in complaints
+    path = complete(tmp_path / "open.txt", facts)
+    assert {key: value for key, value, *_ in parsed(path)}["submission_division"] == "open"
+    assert verdict(path, caplog) == (True, "")
+
+
+def test_the_closed_division_is_that_of_recipes_within_its_rules():
+    """Those of MLPerf's reference points at every batch, and no other of our recipes for ImageNet."""
+    from largebatch import assemble, config, derive
+
+    def division(path: Path, *overrides: str) -> str:
+        run = config.load(path, overrides)
+        plan = derive.plan_of(run, 1_281_167, 1, 256)
+        engine = SimpleNamespace(model=None)
+        dataset = SimpleNamespace(test=range(50_000))
+        job = SimpleNamespace(run=run, plan=plan, lr=derive.learning_rate_of(run, plan), engine=engine, dataset=dataset)
+        return division_of(assemble.mlperf_facts(job))
+
+    folder = Path(__file__).parent.parent / "configs" / "imagenet"
+    for path in sorted(folder.glob("*.yaml")):
+        assert division(path) == ("closed" if path.stem == "mlperf-lars" else "open"), path
+    reference = folder / "mlperf-lars.yaml"
+    assert division(reference, "batch.global_batch_size=4096") == "closed"
+    for override in (
+        "optimizer.nesterov=true", "sam={}", "batch.ramp={at_epochs: [3], factor: 2}", "max_grad_norm=1",
+        "data.hold_out=1000", "model.name=resnet18", "optimizer.variant=nus", "lr.decay.end_lr=0",
+    ):  # fmt: skip
+        assert division(reference, override) == "open", override
 
 
 def test_the_clock_stops_at_the_target_and_a_miss_is_aborted(tmp_path, caplog):

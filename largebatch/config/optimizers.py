@@ -10,10 +10,10 @@ from pydantic import Field
 from largebatch.config.sections import (
     Fraction,
     NonNegativeFloat,
-    ParameterKind,
     PositiveFloat,
     PositiveInt,
     Section,
+    Skipped,
 )
 
 
@@ -39,7 +39,7 @@ class Lars(Section):
     eps: NonNegativeFloat = 0.0
     max_trust_ratio: PositiveFloat | None = None
     momentum_correction: bool = False
-    skip_adaptation: tuple[ParameterKind, ...] = ("norm", "bias")
+    skip_adaptation: tuple[Skipped, ...] = ("norm", "bias")
 
 
 class Lamb(Section):
@@ -50,7 +50,7 @@ class Lamb(Section):
     eps: PositiveFloat = 1e-6
     bias_correction: bool | None = None  # unset: the variant's own
     max_weight_norm: PositiveFloat | None = None  # the upper bound of phi; the paper gives no value
-    skip_adaptation: tuple[ParameterKind, ...] = ("norm", "bias")
+    skip_adaptation: tuple[Skipped, ...] = ("norm", "bias")
 
 
 class AdamW(Section):

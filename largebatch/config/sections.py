@@ -18,7 +18,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
 Several = Annotated[int, Field(ge=2, le=MOST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-ParameterKind = Literal["norm", "bias"]
+Skipped = Annotated[str, Field(min_length=1)]  # norm, bias, or a pattern of tensors' names
 
 
 class Section(BaseModel):
@@ -171,7 +171,7 @@ class Ema(Section):
 
 class WeightDecay(Section):
     value: NonNegativeFloat = 0.0
-    skip: tuple[ParameterKind, ...] = ("norm", "bias")
+    skip: tuple[Skipped, ...] = ("norm", "bias")
 
 
 class Loss(Section):

@@ -218,7 +218,7 @@ def test_a_watch_sees_ratio_norms_and_shares():
 
 def test_words_and_tables_that_do_not_fit_are_refused():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
-    with pytest.raises(UserError, match="skip_decay: 'norms' is not known; did you mean norm"):
+    with pytest.raises(UserError, match=r"weight_decay\.skip: 'norms' is none of .*; did you mean norm"):
         treatments(model, ("norms",), ())
     with pytest.raises(UserError, match="skip_adaptation = 'norm' is one word"):
         treatments(model, (), "norm")
