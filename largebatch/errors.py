@@ -1,7 +1,8 @@
 """The one exception that means "the user can mend this".
 
-Every room may raise it; only ``cli`` catches it, prints its sentence and exits with code 2. The
-sentence names the key, the value and what would be valid.
+Every room may raise it. Some catch it to try another way, or to add whose mistake it is; one that nobody catches
+ends in ``cli``, which prints its sentence and exits with code 2. The sentence names the key, the value and what would
+be valid.
 """
 
 

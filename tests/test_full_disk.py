@@ -131,8 +131,10 @@ def test_a_disk_that_stays_full_leaves_the_last_good_checkpoint(recipe, disk):
     said = io.StringIO()
     with before_step(act):
         result = train(run, console=rich.console.Console(file=said, width=1000))
-    assert result.status == "finished"
-    assert "the checkpoint of step 60 could not be written" in said.getvalue()
+    assert (result.status, result.signal) == ("stopped", None), "the program ends with 1"
+    assert result.reason is not None
+    assert result.reason.startswith("the training is done, but the checkpoint of step 60 could not be written")
+    assert result.reason.endswith("the last good one is " + str(saved(run.directory)[-1]))
     assert f"{run.directory}/result.json cannot be written: No space left on device" in said.getvalue()
     assert [path.name for path in saved(run.directory)] == ["step-00000018"]
     (disk / "filler").unlink()

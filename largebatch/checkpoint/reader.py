@@ -1,8 +1,8 @@
 """Reading checkpoints: the newest that is what it was when it was written, the same on every rank.
 
 Nothing in a checkpoint is run: the manifest is JSON, tensors are safetensors, checked by size and SHA-256 first. The
-files of a checkpoint are shared among the ranks for checking; then every rank reads what it needs. What a file says of
-itself is not believed before it is compared: no tensor is made whose pieces are not there.
+files of a checkpoint are shared among the ranks for checking; then every rank reads all of them and takes its part.
+What a file says of itself is not believed before it is compared: no tensor is made whose pieces are not there.
 """
 
 from __future__ import annotations
