@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import socket
+
 import pytest
 import torch
 
 from largebatch import distributed
-from largebatch.errors import UserError
+from largebatch.errors import Lost, UserError
 
 
 def test_alone_everything_is_the_identity():
@@ -32,3 +35,27 @@ def test_more_ranks_than_devices_is_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="local rank 2 has no CUDA device: 2 visible"):
         distributed.choose_device("auto")
+
+
+def test_the_time_out_holds_where_another_program_has_the_port(monkeypatch):
+    """It takes the connection and says nothing; torch alone would wait for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for key, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(key, str(value))
+        monkeypatch.setattr(distributed, "SLACK", 0.2)
+        with pytest.raises(
+            Lost, match=rf"rank 1 of 2 has not found the others at 127\.0\.0\.1, port {port}: no answer"
+        ):
+            distributed.met(datetime.timedelta(seconds=0.3))
+
+
+def test_a_port_that_is_taken_is_told_by_rank_zero(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for key, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(key, str(value))
+        with pytest.raises(
+            Lost, match=f"rank 0 of 2 has not found the others at 127.0.0.1, port {port}: .* MASTER_PORT"
+        ):
+            distributed.met(datetime.timedelta(seconds=5))
