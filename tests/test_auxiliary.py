@@ -59,6 +59,7 @@ def test_a_step_is_that_of_the_weighted_sum(recipe):
         torch.testing.assert_close(found[name], (parameter - 0.5 * parameter.grad).detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("more", [{}, {"sam": {}}, {"ema": {"decay": 0.9}}, {"batch_norm": {"statistics": "precise"}}])
 def test_methods_go_with_it(recipe, more):
     if "batch_norm" in more:
@@ -72,6 +73,7 @@ def test_methods_go_with_it(recipe, more):
     assert train(run, quiet=True).status == "finished"
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("engine", [{"name": "ddp"}, {"name": "fsdp"}, {"name": "deepspeed", "zero": 2}])
 def test_a_dry_run_of_every_engine_traces_it(recipe, engine):
     run = config.load(recipe(model={"name": "toy"}, engine=engine))
