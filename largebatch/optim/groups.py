@@ -95,8 +95,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, table: list[Treatmen
 
 
 def kinds(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
-    states_own: Any = getattr(model, "no_weight_decay", None)
-    of_model: Collection[str] = states_own() if callable(states_own) else ()
+    states_own = getattr(model, "no_weight_decay", None)
+    of_model: Any = states_own() if callable(states_own) else ()
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
