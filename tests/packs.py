@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
+import os
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from largebatch.data.folder import scan
+from largebatch.data import folder
+from largebatch.data.folder import Files, scan
 from largebatch.data.packs import packing
 from largebatch.data.packs.manifest import Facts
 from largebatch.data.packs.origins import origins
@@ -76,6 +80,21 @@ def as_parquet(sources: dict[str, Source], root: Path, files: int = 3, row_group
             name = f"{'validation' if split == 'test' else split}-{number:05d}-of-{files:05d}.parquet"
             pq.write_table(table, root / "data" / name, row_group_size=row_group_size)
     return root
+
+
+class SlowFiles(Files):
+    """A worker that reads an image waits as long as ``<image>.wait`` lies beside it, as for a slow disk."""
+
+    def read(self, index: int) -> bytes:
+        gate = f"{self.name(index)}.wait"
+        while multiprocessing.parent_process() is not None and os.path.exists(gate):
+            time.sleep(0.01)
+        return super().read(index)
+
+
+def slow_files() -> None:
+    """In a program: every folder that is scanned from now on may be slow."""
+    folder.Files = SlowFiles
 
 
 def by_hand(root: Path, per_file: list[int], side: int = 2, change: Callable[[dict], Any] = lambda facts: None) -> Path:

@@ -13,6 +13,9 @@ At full scale both decode the same pixels (accurate transform, smooth upsampling
 by rounding, at most 2 of 256 levels. At a fraction, blocks are averaged where Pillow weighs neighbours, and a region's
 edges lie between whole decoded pixels: at most half a pixel of the view off. On photographs that is 2 to 4 levels in
 the mean of training views, and below 2 of evaluation views, whose region is the whole image.
+
+Pixels are 8 bits of red, green and blue, by one rule for every decoder and for packs (:func:`rgb`): of 16 bits the
+upper 8, of transparency nothing (the colours beneath it as they are stored), grey three times.
 """
 
 from __future__ import annotations
@@ -33,6 +36,10 @@ from largebatch.data.augment import resized_crop_box
 DECODERS = ("pillow", "turbo")
 JPEG = b"\xff\xd8\xff"  # how every JPEG file begins
 _CENTRE_FRACTION = 0.875
+_LONGEST = 8  # short sides; of a longer image the ends are never seen in an evaluation
+_BITS_PER_SAMPLE = 258  # TIFF's tag; 12 bits have mode I;16, too
+_WITH_ALPHA = {"RGBa": "RGBA", "La": "LA", "P": "RGBA"}  # what Pillow does not convert at once, or not in silence
+_SIXTEEN_BITS = {"PNG", "PPM"}  # where Pillow calls 16 bits of grey mode I, which elsewhere has 32
 
 
 class Window(NamedTuple):
@@ -48,11 +55,22 @@ Draw = Callable[[int, int], Window]  # width and height -> window
 
 
 def evaluation_window(width: int, height: int, size: int) -> Window:
-    """The central ``size`` × ``size`` of the image resized to a short side of size / 0.875."""
+    """The central ``size`` × ``size`` of the image resized to a short side of size / 0.875.
+
+    Of an image more than 8 times as long as it is wide the middle alone is resized, so that a thread of pixels takes no
+    more memory than any image.
+    """
     short = round(size / _CENTRE_FRACTION)
-    scale = short / min(width, height)
-    wide, tall = (max(short, round(side * scale)) for side in (width, height))
-    return Window((0, 0, width, height), (wide, tall), (round((wide - size) / 2), round((tall - size) / 2)))
+    stored = min(width, height)
+    region = _middle(width, height, _LONGEST * stored)
+    wide, tall = (max(short, round((end - start) * short / stored)) for start, end in (region[::2], region[1::2]))
+    return Window(region, (wide, tall), (round((wide - size) / 2), round((tall - size) / 2)))
+
+
+def _middle(width: int, height: int, longest: int) -> tuple[int, int, int, int]:
+    """The region where neither side is above ``longest``: the same number of pixels is left out at both ends."""
+    left, upper = (max(0, -((longest - side) // 2)) for side in (width, height))
+    return left, upper, width - left, height - upper
 
 
 def training_window(width: int, height: int, size: int, augment: str, rng: np.random.Generator) -> Window:
@@ -92,12 +110,39 @@ def reason_of(failure: Exception) -> str:
     return (getattr(failure, "strerror", None) or str(failure) or type(failure).__name__).split("\n")[0]
 
 
+def rgb(file: Image.Image, region: tuple[int, int, int, int] | None = None) -> Image.Image:
+    """The image, or a region of it, in 8 bits of red, green and blue.
+
+    Raises ValueError where its black and white are not known.
+    """
+    shift = _bits_beyond_8(file)
+    image = file if region in (None, (0, 0, *file.size)) else file.crop(region)
+    if shift:
+        return Image.fromarray((np.asarray(image) >> shift).astype(np.uint8)).convert("RGB")
+    if image.mode in _WITH_ALPHA:
+        image = image.convert(_WITH_ALPHA[image.mode])
+    return image.convert("RGB")
+
+
+def _bits_beyond_8(file: Image.Image) -> int:
+    """How many lower bits of grey are dropped. Raises for numbers whose range nobody states."""
+    if file.mode.startswith("I;16"):
+        (bits,) = getattr(file, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+        return bits - 8
+    if file.mode == "I" and file.format in _SIXTEEN_BITS:
+        return 8
+    if file.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are numbers of 32 bits (mode {file.mode}) and it does not say which are black and white; save "
+            "it with 8 or 16 bits"
+        )
+    return 0
+
+
 def _pillow(data: bytes, size: int, draw: Draw) -> Tensor:
     with Image.open(io.BytesIO(data)) as file:
-        image = file.convert("RGB")
-    region, resized, (left, upper), flip = draw(*image.size)
-    if region != (0, 0, *image.size):
-        image = image.crop(region)
+        region, resized, (left, upper), flip = draw(*file.size)
+        image = rgb(file, region)
     image = image.resize(resized, Image.Resampling.BILINEAR).crop((left, upper, left + size, upper + size))
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -26,9 +26,11 @@ from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
 from largebatch.data.packs.split import PackedSplit
+from largebatch.data.passed_over import told_of
 from largebatch.data.processes import processors
+from largebatch.data.questions import same_classes, whole_set
 from largebatch.data.resident import HOLD_OUT_SEED
-from largebatch.data.shards.source import Shards, is_shards, open_shards
+from largebatch.data.shards.source import Shards, files_of, is_shards, open_shards
 from largebatch.data.sizes import Sizes
 from largebatch.data.unreadable import Unreadable
 from largebatch.data.views import centre_box
@@ -98,6 +100,7 @@ def image_set(
     train = found.parts["train"]
     if classes_expected is not None and len(train.classes) != classes_expected:
         raise UserError(f"{where} has {len(train.classes)} classes; {name} needs {classes_expected}")
+    same_classes(where, {"train": train} if hold_out else found.parts)
     if hold_out >= len(train):
         raise UserError(f"data.hold_out = {hold_out} leaves nothing to train on; at most {len(train) - 1}")
     if hold_out:
@@ -135,6 +138,7 @@ def image_set(
             **({"color_jitter": f"{color_jitter:g}"} if color_jitter else {}),
             "pixels": pixels,
             **reading_facts,
+            **({"passed over": told} if (told := told_of(found.parts)) else {}),
         },
         pixels=pixels,
         sizes=sizes,
@@ -155,17 +159,14 @@ def _found(
             raise UserError(f"{where} is a pack without a test set; set data.hold_out, or pack a folder that has one")
         return Found(f"pack of {pack.form}", pack.splits)
     if is_shards(where):
+        whole_set(where, files_of(where))
         splits = ("train",) if hold_out else ("train", "test")
         shards = open_shards(where, report=report, shuffle_shards=shuffle_shards, splits=splits)
         return Found("WebDataset shards", shards)
     train = scan(path / "train", classes_expected)
     if hold_out:
         return Found("image folder", {"train": train})
-    test = scan(_test_folder(path))
-    if test.classes != train.classes:
-        odd = sorted(set(test.classes) ^ set(train.classes))[0]
-        raise UserError(f"{test.folder} and {train.folder} differ in class {odd!r}; both need the same classes")
-    return Found("image folder", {"train": train, "test": test})
+    return Found("image folder", {"train": train, "test": scan(_test_folder(path))})
 
 
 def _split(source: Any, how: Reading, training: bool) -> Split:

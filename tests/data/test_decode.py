@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from largebatch.data import decode as decoding
 from largebatch.data.augment import example_generator, resized_crop_box
 from largebatch.data.decode import Draw, Window, evaluation_window, jpeg_size, reason_of, training_window, view
+from largebatch.data.encoded import Undecoded
+from largebatch.data.packs.writing import square
 
 
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -281,3 +285,90 @@ def test_an_image_too_long_for_any_window_gives_its_centre(width: int, height: i
     found = resized_crop_box(width, height, rng)
     assert (found[2] - found[0], found[3] - found[1]) == (box[2] - box[0], box[3] - box[1])
     assert all(abs(a - b) <= 1 for a, b in zip(found, box, strict=True))
+
+
+GREY = (np.arange(48 * 48).reshape(48, 48) * 28).astype(np.uint16)  # 16 bits
+UPPER = (GREY >> 8).astype(np.uint8)
+
+
+def grey_in(kind: str) -> bytes:
+    """An image whose red, green and blue are UPPER, in many forms."""
+    low = Image.fromarray(UPPER)
+    shown = Image.fromarray(255 - UPPER)  # transparency
+    netpbm = {"16-bit PGM": (65535, 0), "12-bit PGM": (4095, 4)}
+    if kind in netpbm:
+        white, shift = netpbm[kind]
+        return b"P5 48 48 %d\n" % white + (GREY >> shift).astype(">u2").tobytes()
+    image, form, given = {
+        "16-bit PNG": (Image.fromarray(GREY), "PNG", {}),
+        "16-bit TIFF": (Image.fromarray(GREY), "TIFF", {}),
+        "16-bit TIFF, big-endian": (Image.frombytes("I;16B", (48, 48), GREY.astype(">u2").tobytes()), "TIFF", {}),
+        "L": (low, "PNG", {}),
+        "LA": (Image.merge("LA", [low, shown]), "PNG", {}),
+        "RGBA": (Image.merge("RGBA", [low, low, low, shown]), "PNG", {}),
+        "palette": (low.convert("P"), "PNG", {}),
+        "palette with one transparent colour": (low.convert("P"), "PNG", {"transparency": 3}),
+        "palette with transparency": (low.convert("P"), "PNG", {"transparency": bytes(range(256))}),
+        "TIFF in CMYK": (
+            Image.merge("CMYK", [Image.fromarray(255 - UPPER)] * 3 + [low.point(lambda _: 0)]),
+            "TIFF",
+            {},
+        ),
+    }[kind]
+    return encoded(image, form, **given)
+
+
+GREYS = [
+    "16-bit PNG", "16-bit TIFF", "16-bit TIFF, big-endian", "16-bit PGM", "12-bit PGM", "L", "LA", "RGBA", "palette",
+    "palette with one transparent colour", "palette with transparency", "TIFF in CMYK",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GREYS)
+def test_every_mode_becomes_the_same_eight_bits_by_every_decoder_and_in_packs(kind: str):
+    data = grey_in(kind)
+    draw = fixed(Window((0, 0, 48, 48), (48, 48)))
+    for decode in decoding.DECODERS:
+        assert np.array_equal(view(data, 48, draw, decode).numpy(), UPPER[..., None].repeat(3, 2)), decode
+    on_a_device = Undecoded(1, 48)
+    on_a_device.take(0, data, draw)
+    assert np.array_equal(on_a_device.whole().views[0].numpy(), UPPER[..., None].repeat(3, 2))
+    assert np.array_equal(square(Image.open(io.BytesIO(data)), 48), UPPER[..., None].repeat(3, 2))
+    part = view(data, 20, fixed(Window((7, 5, 27, 25), (20, 20))), "turbo").numpy()
+    assert np.array_equal(part[..., 1], UPPER[5:25, 7:27])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_without_a_known_white_are_refused_by_name(dtype: type):
+    data = encoded(Image.fromarray(GREY.astype(dtype)), "TIFF")
+    for decode in decoding.DECODERS:
+        with pytest.raises(ValueError, match=r"numbers of 32 bits \(mode [FI]\).*save it with 8 or 16 bits"):
+            view(data, 48, fixed(Window((0, 0, 48, 48), (48, 48))), decode)
+
+
+@given(st.integers(1, 30_000), st.integers(1, 30_000), st.integers(1, 512))
+def test_no_shape_of_an_image_takes_more_than_eight_squares(width: int, height: int, size: int):
+    window = evaluation_window(width, height, size)
+    left, upper, right, lower = window.region
+    short = round(size / 0.875)
+    assert min(window.resized) == short
+    assert max(window.resized) <= 8 * short
+    assert (left, upper) == (width - right, height - lower), "the middle"
+    if max(width, height) <= 8 * min(width, height):
+        assert window.region == (0, 0, width, height)
+    assert min(window.corner) >= 0
+    assert all(corner + size <= side for corner, side in zip(window.corner, window.resized, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(3, 700), (700, 3), (1, 9), (5, 41)])
+def test_of_a_thread_of_pixels_the_middle_is_seen_as_ever(shape: tuple[int, int]):
+    """Beside the whole image resized and cropped."""
+    ramp = np.linspace(0, 255, shape[0] * shape[1]).reshape(shape).astype(np.uint8)
+    data = encoded(Image.fromarray(ramp), "PNG")
+    short = min(shape)
+    wide, tall = round(shape[1] * 32 / short), round(shape[0] * 32 / short)
+    whole = Window((0, 0, shape[1], shape[0]), (wide, tall), ((wide - 28) // 2, (tall - 28) // 2))
+    expected = by_hand(data, 28, whole).astype(int)
+    for decode in decoding.DECODERS:
+        found = view(data, 28, functools.partial(evaluation_window, size=28), decode).numpy()
+        assert np.abs(found - expected).max() <= 4

@@ -80,3 +80,66 @@ def test_files_are_a_source(image_root: Path):
     Path(files.name(3)).unlink()
     with pytest.raises(FileNotFoundError):
         part.read(1)
+
+
+def small_folder(root: Path) -> Path:
+    """train: a and b with two images each, one of them in a folder below; val the same."""
+    for split in ("train", "val"):
+        for label in "ab":
+            (root / split / label / "more").mkdir(parents=True)
+            for name in ("0.png", "more/1.png"):
+                Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(root / split / label / name)
+    return root
+
+
+def link(place: Path, target: str) -> None:
+    place.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("add", "classes", "images", "told"),
+    [
+        (lambda train: link(train / "a" / "up", ".."), "ab", 4, "loop of links (1): a/up"),
+        (lambda train: link(train / "a" / "top", "../.."), "ab", 4, "loop of links (1): a/top"),
+        (lambda train: link(train / "a" / "more" / "self", "."), "ab", 4, "loop of links (1): a/more/self"),
+        (lambda train: link(train / "c", ".."), "ab", 4, "loop of links (1): c"),
+        (lambda train: link(train / "a" / "a_first", "../b"), "ab", 4, "linked again (1): a/a_first"),
+        (lambda train: link(train / "a" / "0_first", "../b/more"), "ab", 4, "linked again (1): a/0_first"),
+        (lambda train: link(train / "0", "b"), "ab", 4, "linked again (1): 0"),
+        (lambda train: link(train / "a" / "twice.png", "0.png"), "ab", 4, "linked again (1): a/twice.png"),
+        (lambda train: link(train / "c", "../val/a"), "abc", 6, ""),
+        (lambda train: link(train / "a" / "new.png", "../../val/a/0.png"), "ab", 5, ""),
+        (lambda train: link(train / "a" / "broken.png", "nowhere"), "ab", 5, ""),
+        (lambda train: link(train / "a" / "itself.png", "itself.png"), "ab", 5, ""),
+        (lambda train: (train / "a" / "._1.jpg").touch(), "ab", 4, "hidden (1): a/._1.jpg"),
+        (lambda train: shutil.copytree(train / "b", train / "a" / ".thumbs"), "ab", 4, "hidden (1): a/.thumbs"),
+        (lambda train: shutil.copytree(train / "b", train / "__MACOSX"), "ab", 4, "hidden (1): __MACOSX"),
+        (lambda train: [(train / p / ".DS_Store").touch() for p in "ab"], "ab", 4, "hidden (2): a/.DS_Store, ..."),
+        (lambda train: os.mkfifo(train / "a" / "pipe.jpg"), "ab", 4, "pipe, socket or device (1): a/pipe.jpg"),
+        (lambda train: link(train / "a" / "zero.jpg", "/dev/zero"), "ab", 4, "pipe, socket or device (1): a/zero.jpg"),
+        (lambda train: (train / "a" / "x.jpg").mkdir(), "ab", 4, ""),
+    ],
+)
+def test_every_file_counts_once_and_what_is_no_image_is_told(tmp_path, add, classes, images, told):
+    root = small_folder(tmp_path)
+    add(root / "train")
+    files = scan(root / "train")
+    assert ("".join(files.classes), len(files), files.passed_over) == (classes, images, told)
+    assert len({files.name(index) for index in range(len(files))}) == images
+
+
+def test_what_was_passed_over_is_said(tmp_path):
+    root = small_folder(tmp_path)
+    (root / "val" / "b" / ".DS_Store").touch()
+    link(root / "train" / "a" / "up", "..")
+    told = "in train: loop of links (1): a/up; in test: hidden (1): b/.DS_Store"
+    assert build_folder(root).facts["passed over"] == told
+    assert "passed over" not in build_folder(small_folder(tmp_path / "clean")).facts
+
+
+def test_a_file_that_became_a_pipe_is_not_waited_for(tmp_path):
+    files = scan(small_folder(tmp_path) / "train")
+    Path(files.name(0)).unlink()
+    os.mkfifo(files.name(0))
+    with pytest.raises(OSError, match="it is a pipe, socket or device"):
+        files.read(0)

@@ -122,32 +122,6 @@ def test_how_many_files():
 # --- interrupted -----------------------------------------------------------------------------------------------------
 
 
-class Gate:
-    """In place of one image a pipe: who reads it waits, until it is given the image or put back."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.image = path, path.read_bytes()
-        path.unlink()
-        os.mkfifo(path)
-
-    def give(self) -> None:
-        """To one who reads, as soon as there is one."""
-        until(self._given)
-
-    def _given(self) -> bool:
-        try:
-            pipe = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody reads
-            return False
-        os.write(pipe, self.image)
-        os.close(pipe)
-        return True
-
-    def put_back(self) -> None:
-        self.path.unlink()
-        self.path.write_bytes(self.image)
-
-
 def until(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -164,10 +138,10 @@ def lines_in(dest: Path) -> int:
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(image_root, tmp_path):
     packed(image_root, tmp_path / "undisturbed", per_file=3)
-    gate = Gate(image_root / "train" / "dog" / "03.png")  # image 16: of the sixth file
+    gate = image_root / "train" / "dog" / "03.png.wait"  # image 16: of the sixth file
+    gate.touch()
     dest = tmp_path / "pack"
     program = pool.start("worlds.packing:pack", image_root, dest)
-    gate.give()  # to the look at the headers; the worker waits
     until(lambda: lines_in(dest) == 1 + 9 + 3 - 1)
     workers = psutil.Process(program.pid).children(recursive=True)
     assert workers
@@ -181,7 +155,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(image_root
     assert "pack.json" not in before
     with open(dest / "packing.jsonl", "ab") as progress:
         progress.write(b'{"torn')  # as a kill within the write leaves it
-    gate.put_back()
+    gate.unlink()
     said: list[str] = []
     counted: list[tuple[int, int]] = []
     packed(image_root, dest, per_file=3, say=said.append, report=lambda *n: counted.append(n))

@@ -160,6 +160,21 @@ def test_links_and_devices_are_passed_over(tmp_path, root):
     assert kinds == {".npz", ".lock"}, "nothing is unpacked"
 
 
+def test_hidden_members_and_files_are_passed_over_and_told(tmp_path, root):
+    members = {
+        "._0.jpg": b"mac", "__MACOSX/._0.jpg": b"mac", ".trash/1.jpg": b"1", ".trash/1.cls": b"7", "./2.jpg": b"A",
+        "./2.cls": b"0", "a.b/3.jpg": b"B", "a.b/3.cls": b"1",
+    }  # fmt: skip
+    write_tar(root / "train-004.tar", members)
+    (root / "._train-005.tar").write_bytes(b"mac")
+    os.mkfifo(root / "train-005.tar")
+    for _ in range(2):  # the second time from the kept index
+        opened = open_shards(str(root))
+        assert read_all(opened["train"]) == [*expected(0, 18), (b"A", 0), (b"B", 1)]
+        assert opened["train"].passed_over == "hidden (4): train-004.tar: ._0.jpg, ..."
+        assert opened["test"].passed_over == ""
+
+
 # Where shards lie
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from packs import packed
+from packs import packed, slow_files
 
 
 def pack(images: str, dest: str) -> None:
-    """Three images to a file."""
+    """Three images to a file; who reads one beside which a ``.wait`` lies waits."""
+    slow_files()
     packed(images, Path(dest), per_file=3)

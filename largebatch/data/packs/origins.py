@@ -16,7 +16,8 @@ from PIL import Image
 from largebatch.data.decode import reason_of
 from largebatch.data.folder import Files, scan
 from largebatch.data.packs.parquet import is_parquet, open_parquet
-from largebatch.data.shards.source import is_shards, open_shards
+from largebatch.data.questions import same_classes, whole_set
+from largebatch.data.shards.source import files_of, is_shards, open_shards
 from largebatch.data.sources import Source
 from largebatch.errors import UserError
 
@@ -53,6 +54,7 @@ def origins(given: str, val: str | None = None) -> Origins:
     if is_shards(given):
         if val is not None:
             raise UserError(f"--val {val} is for image folders and parquet; test shards are called val-... or test-...")
+        whole_set(given, files_of(given))
         kind, splits = "WebDataset shards", open_shards(given, splits=None)
     elif not root.is_dir():
         raise UserError(f"{given} is no folder")
@@ -64,10 +66,7 @@ def origins(given: str, val: str | None = None) -> Origins:
         raise UserError(
             f"{given} holds no data set: train/<class>/*.jpg, train-*.tar and train-*.parquet are looked for there"
         )
-    train, test = splits["train"].classes, splits.get("test", splits["train"]).classes
-    if train != test:
-        odd = sorted({*train} ^ {*test}) or [train[0]]
-        raise UserError(f"{given}: training and test images differ in class {odd[0]!r}; both need the same classes")
+    same_classes(given, splits)
     prefixes = f"{root}/", f"{given.rstrip('/')}/"
     return Origins(given, kind, splits, {split: _names(source, prefixes) for split, source in splits.items()})
 

@@ -39,6 +39,7 @@ from largebatch.data.packs.manifest import (
 )  # fmt: skip
 from largebatch.data.packs.origins import Origins, mean_bytes
 from largebatch.data.packs.writing import UNFINISHED, Job, Work, Written, refusal, whole
+from largebatch.data.passed_over import is_hidden, told_of
 from largebatch.data.processes import fork_server, processors
 from largebatch.errors import Lost, UserError
 
@@ -90,6 +91,8 @@ def pack(
                 _check_room(dest, 3 * size * size * _images(missing))
             count = min(workers or processors(), max(1, len(missing)))
             say(_decision(source, size, jobs, missing, count, dest))
+            if told := told_of(source.splits):
+                say(f"passed over {told}")
             try:
                 _make(source, dest, size, at_most, missing, count, progress, lambda n: report(n, _images(jobs)))
                 return _finished(source, dest, asked, jobs, progress)
@@ -161,7 +164,7 @@ def _whole_lines(path: Path) -> list[bytes]:
 def _begun(dest: Path) -> dict[str, Any] | None:
     """What an earlier command began to make in ``dest``; refused where there is something else."""
     try:
-        names = sorted(path.name for path in dest.iterdir())
+        names = sorted(path.name for path in dest.iterdir() if not is_hidden(path.name))
     except FileNotFoundError:
         return None
     except OSError as reason:

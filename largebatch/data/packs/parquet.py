@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from largebatch.data.questions import whole_set
 from largebatch.errors import UserError
 
 SPLITS = {"train": ("train",), "test": ("validation", "val", "test")}  # what Hugging Face calls them, best first
@@ -111,12 +112,8 @@ def _files(root: Path, split: str) -> list[Path]:
     for folder in (root / "data", root):
         if not folder.is_dir():
             continue
-        files = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
-        for promised in {match[1] for path in files if (match := re.search(r"-of-(\d+)\.parquet$", path.name))}:
-            for number in range(int(promised)):
-                path = folder / f"{split}-{number:0{len(promised)}d}-of-{promised}.parquet"
-                if path not in files:
-                    raise UserError(f"{path} is missing")
+        files = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+        whole_set(folder, (path.name for path in files))
         if files:
             return files
     return []

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from largebatch.data.decode import reason_of
+from largebatch.data.decode import reason_of, rgb
 from largebatch.data.packs.manifest import sha256_of
 from largebatch.data.processes import begin_worker
 from largebatch.data.sources import Source
@@ -168,19 +168,18 @@ def _kept(encoded: bytes) -> tuple[bytes, int, int]:
         width, height = file.size
         if _work.size is None:
             file.draft("RGB", (1, 1))  # an eighth of a JPEG: all bytes are read, little is computed
-            file.load()
+            rgb(file)
             return encoded, width, height
-        image = file.convert("RGB")
-    return square(image, _work.size).tobytes(), width, height
+        return square(file, _work.size).tobytes(), width, height
 
 
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """The central square at whole pixels, resized; (size, size, 3)."""
-    width, height = image.size
+def square(file: Image.Image, size: int) -> np.ndarray:
+    """The central square at whole pixels, in RGB, resized; (size, size, 3)."""
+    width, height = file.size
     short = min(width, height)
     left, upper = (width - short) // 2, (height - short) // 2
     box = (left, upper, left + short, upper + short)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return np.asarray(rgb(file).resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _leave_out(split: str, index: int, reason: Exception, left_out: dict[int, str]) -> None:

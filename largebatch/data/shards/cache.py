@@ -77,7 +77,7 @@ class Handle:
     __slots__ = ("fd",)
 
     def __init__(self, path: str | Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # of a pipe, too, it is told at once
 
     @property
     def size(self) -> int:

@@ -2,7 +2,8 @@
 
 A sample is the members with one key, which is everything up to the first dot of the file name, its folder included: an
 image, and its class in ``<key>.cls`` or in ``<key>.json``. Members are taken as webdataset takes them: links, devices,
-names without a key and ``__meta__`` members are passed over, extensions are in lower case. Nothing is ever unpacked.
+names without a key and ``__meta__`` members are passed over, extensions are in lower case; hidden members are passed
+over, too. Nothing is ever unpacked.
 
 Reading the headers of a million images takes a minute or two, so the index is kept under the digest of the names, sizes
 and versions of its shards: shards written anew have another index. It is arrays alone, and one that is broken is made
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -25,11 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from largebatch.data.passed_over import HIDDEN, LINK, SPECIAL, PassedOver, is_hidden
 from largebatch.data.shards.cache import Handle, Shard, lock
 from largebatch.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-_FORMAT = 1  # of the kept index
+_FORMAT = 2  # of the kept index
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
 _NUMBER = re.compile(r"[+-]?[0-9]+")
@@ -56,6 +59,7 @@ class Index(NamedTuple):
 class Found(NamedTuple):
     classes: tuple[str, ...]
     splits: dict[str, Index]
+    passed_over: dict[str, str]  # by split
 
 
 class _Image(NamedTuple):
@@ -97,15 +101,20 @@ def _made(shards: Shards, opened: Callable[[Shard], Handle], report: Callable[[s
     wanted = [shard for split in shards.values() for shard in split]
     report(f"reading the headers of {len(wanted)} shards, {sum(shard.size for shard in wanted) / 1e9:.1f} GB")
     with ThreadPoolExecutor(at_once) as pool:
-        scanned = []
-        for images in pool.map(lambda shard: scan(opened(shard), shard.address), wanted):
+        scanned, passed_over = [], [PassedOver() for _ in wanted]
+        for images in pool.map(lambda shard, own: scan(opened(shard), shard.address, own), wanted, passed_over):
             scanned.append(images)
             if 10 * len(scanned) // len(wanted) > 10 * (len(scanned) - 1) // len(wanted):
                 report(f"read the headers of {len(scanned)} of {len(wanted)} shards")
     label_of = _labels([(shard, image) for shard, images in zip(wanted, scanned, strict=True) for image in images])
-    splits, rest = {}, iter(scanned)
+    splits, rest, told = {}, iter(zip(scanned, passed_over, strict=True)), {}
     for split, members in shards.items():
-        per_shard = [next(rest) for _ in members]
+        of_split = PassedOver()
+        per_shard = []
+        for images, own in itertools.islice(rest, len(members)):
+            per_shard.append(images)
+            of_split.join(own)
+        told[split] = str(of_split)
         images = [image for images in per_shard for image in images]
         if not images:
             raise UserError(f"the {split} shards hold no images: {members[0].address} and {len(members) - 1} others")
@@ -116,7 +125,7 @@ def _made(shards: Shards, opened: Callable[[Shard], Handle], report: Callable[[s
             np.array([label_of[image.of_class] for image in images], dtype=np.int64),
             np.array([_shortened(os.fsencode(image.name)) for image in images], dtype=np.bytes_),
         )
-    return Found(tuple(str(of_class) for of_class in label_of), splits)
+    return Found(tuple(str(of_class) for of_class in label_of), splits, told)
 
 
 def _labels(images: list[tuple[Shard, _Image]]) -> dict[int | str, int]:
@@ -137,12 +146,14 @@ def _labels(images: list[tuple[Shard, _Image]]) -> dict[int | str, int]:
     return {name: label for label, name in enumerate(sorted(map(str, classes)))}
 
 
-def scan(handle: Handle, title: str) -> list[_Image]:
+def scan(handle: Handle, title: str, passed_over: PassedOver | None = None) -> list[_Image]:
     """The images of one shard, in the order of their samples' first members."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in _members(handle, title):
+        if (kind := _passed_over(member)) is not None and passed_over is not None:
+            passed_over.add(kind, f"{title.rpartition('/')[2]}: {member.name}")
         found = _KEY.fullmatch(member.name)
-        if not member.isreg() or _META.match(member.name) or found is None:
+        if kind is not None or not member.isreg() or _META.match(member.name) or found is None:
             continue
         sample, extension = samples.setdefault(found[1], {}), found[2].lower()
         kind = "image" if extension in IMAGES else extension
@@ -158,6 +169,15 @@ def scan(handle: Handle, title: str) -> list[_Image]:
             raise UserError(f"{title}: sample {key} has {only} but no image ({', '.join(IMAGES)})")
         images.append(_Image(image.name, image.offset_data, image.size, _class_of(handle, title, key, sample)))
     return images
+
+
+def _passed_over(member: tarfile.TarInfo) -> str | None:
+    """Why a member that could be taken for data is none."""
+    if any(map(is_hidden, member.name.split("/"))):
+        return HIDDEN
+    if member.islnk() or member.issym():
+        return LINK
+    return None if member.isreg() or member.isdir() else SPECIAL
 
 
 def _members(handle: Handle, title: str) -> Iterator[tarfile.TarInfo]:
@@ -217,6 +237,7 @@ def _save(path: Path, found: Found) -> None:
     arrays: dict[str, Any] = {"classes": np.array(found.classes, dtype=np.str_)}
     for split, index in found.splits.items():
         arrays |= {f"{split}.{field}": array for field, array in index._asdict().items()}
+        arrays[f"{split}.passed_over"] = np.array(found.passed_over[split])
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
         try:
             np.savez(file, **arrays)
@@ -232,7 +253,8 @@ def _load(path: Path, shards: Shards) -> Found | None:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
             classes = tuple(kept["classes"].tolist())
             splits = {split: Index(*(kept[f"{split}.{field}"] for field in Index._fields)) for split in shards}
-        return Found(classes, splits) if all(_fits(splits[s], shards[s], len(classes)) for s in shards) else None
+            told = {split: str(kept[f"{split}.passed_over"]) for split in shards}
+        return Found(classes, splits, told) if all(_fits(splits[s], shards[s], len(classes)) for s in shards) else None
     except Exception:
         return None
 

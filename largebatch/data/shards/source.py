@@ -29,6 +29,7 @@ import numpy as np
 from fsspec.registry import known_implementations
 
 from largebatch.data import places
+from largebatch.data.passed_over import is_hidden
 from largebatch.data.shards.cache import Ahead, Handle, Shard, ShardCache, Unreachable, shard_cache, words
 from largebatch.data.shards.index import Index, kept_index
 from largebatch.errors import LocalError, UserError
@@ -74,6 +75,7 @@ class Shards:
     index: Index
     cache: ShardCache | None = None
     shuffle_shards: int = SHUFFLE_SHARDS
+    passed_over: str = ""
     _process: _Process = field(default_factory=_Process, repr=False)
 
     @property
@@ -185,6 +187,11 @@ def is_shards(root: str) -> bool:
         return False
 
 
+def files_of(root: str) -> list[str]:
+    """The names of the shards of all splits."""
+    return [shard.address.rpartition("/")[2] for split in _found(root).values() for shard in split]
+
+
 def open_shards(
     root: str,
     cache: Path | None = None,
@@ -216,7 +223,10 @@ def open_shards(
             raise UserError(f"{shard.address} cannot be read: {words(reason)}") from None
 
     index = kept_index(found, opened, folder, report or (lambda _: None), at_once)
-    return {split: Shards(index.classes, found[split], index.splits[split], store, shuffle_shards) for split in found}
+    return {
+        split: Shards(index.classes, found[split], index.splits[split], store, shuffle_shards, index.passed_over[split])
+        for split in found
+    }
 
 
 def _check_room(cache: ShardCache, found: dict[str, tuple[Shard, ...]], shuffle_shards: int) -> None:
@@ -276,9 +286,11 @@ def _entries(root: str) -> Iterator[tuple[str, Shard | str]]:
         return
     try:
         for entry in os.scandir(folder):
+            if is_hidden(entry.name):
+                continue
             if entry.is_dir():
                 yield entry.name, entry.path
-            elif entry.name.endswith(".tar"):
+            elif entry.name.endswith(".tar") and entry.is_file():
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
                     yield entry.name, Shard(entry.path, status.st_size, str(status.st_mtime_ns))
@@ -300,6 +312,8 @@ def _entries_of_store(root: str) -> Iterator[tuple[str, Shard | str]]:
     for entry in listed:
         name = entry["name"].rstrip("/").rpartition("/")[2]
         address = f"{root.rstrip('/')}/{name}"
+        if is_hidden(name):
+            continue
         if entry["type"] == "directory":
             yield name, address
         elif name.endswith(".tar"):
