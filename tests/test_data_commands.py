@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pool
 import pytest
 from click.testing import Result
 from packs import by_hand, contents, encoded
 from programs import largebatch
+from rich.console import Console
 from typer.testing import CliRunner
 
-from largebatch.cli.data import app
+from largebatch.cli.data import Lines, app
 from largebatch.errors import UserError
 
 
@@ -124,3 +127,16 @@ def test_an_interrupt_ends_it_cleanly_and_the_same_command_goes_on(images, tmp_p
     assert sorted(contents(tmp_path / "pack")) == ["packing.jsonl", "test-00000.jpegs"]
     assert "(1 are there)" in command(*words).stdout
     assert contents(tmp_path / "pack") == contents(tmp_path / "undisturbed")
+
+
+def test_where_there_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(monkeypatch):
+    clock = iter([0.0, 1.0, 40.0, 41.0, 80.0, 90.0])
+    monkeypatch.setattr("largebatch.cli.data.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    said = io.StringIO()
+    lines = Lines(Console(file=said, width=100), "images", every_seconds=30)
+    for done in (1000, 5000, 5100, 9000, 10_000):
+        lines.tell(done, 10_000)
+    assert said.getvalue().splitlines() == [
+        "5,000 of 10,000 images, 100 images/s",
+        "9,000 of 10,000 images, 100 images/s",
+    ]

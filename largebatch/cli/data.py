@@ -15,6 +15,7 @@ from largebatch.errors import UserError
 
 app = typer.Typer(help="Data sets: fetch, pack, check.", no_args_is_help=True, rich_markup_mode=None)
 
+EVERY_SECONDS = 30.0  # between lines of progress where there is no terminal
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="a pack", show_default=False)]
 
 
@@ -75,6 +76,7 @@ def pack_with_progress(
     begin = time.perf_counter()
     if "://" not in given and dest.resolve().is_relative_to(Path(given).expanduser().resolve()):
         raise UserError(f"{dest} lies in {given}, which it would be a part of the next time; choose another folder")
+    lines = Lines(console, "images")
     with bar(console, "images") as progress:
         task: list[rich.progress.TaskID] = []
 
@@ -82,6 +84,7 @@ def pack_with_progress(
             if not task:  # what an earlier command made is not this one's speed
                 task.append(progress.add_task("packing", total=images, completed=made))
             progress.update(task[0], completed=made)
+            lines.tell(made, images)
 
         facts = packing.pack(
             origins(given, val), dest, size=size, skip_unreadable=skip_unreadable, workers=workers,
@@ -101,9 +104,15 @@ def verify(root: Folder) -> None:
     from largebatch.data.packs import pack
 
     console = wide_console()
+    lines = Lines(console, "MB")
     with bar(console, "MB") as progress:
         task = progress.add_task("reading", total=None)
-        facts = pack.verify(root, lambda done, total: progress.update(task, completed=done / 1e6, total=total / 1e6))
+
+        def report(done: int, total: int) -> None:
+            progress.update(task, completed=done / 1e6, total=total / 1e6)
+            lines.tell(done // 10**6, total // 10**6)
+
+        facts = pack.verify(root, report)
     tell(console, f"{root} is whole: {in_short(facts)}")
 
 
@@ -139,6 +148,24 @@ def bar(console: rich.console.Console, unit: str) -> rich.progress.Progress:
         disable=not console.is_terminal,
         speed_estimate_period=60,
     )
+
+
+class Lines:
+    """What a bar is on a terminal: elsewhere a line now and then, so that a log shows that it goes on."""
+
+    def __init__(self, console: rich.console.Console, unit: str, every_seconds: float = EVERY_SECONDS) -> None:
+        self.console, self.unit, self.every = console, unit, every_seconds
+        self.told = self.begun = time.monotonic()
+        self.first: int | None = None
+
+    def tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        self.first = done if self.first is None else self.first
+        if self.console.is_terminal or now - self.told < self.every or done == total:
+            return
+        self.told = now
+        rate = (done - self.first) / (now - self.begun)
+        tell(self.console, f"{done:,} of {total:,} {self.unit}, {rate:,.0f} {self.unit}/s")
 
 
 def in_short(facts: Any) -> str:

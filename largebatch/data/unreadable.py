@@ -7,12 +7,23 @@ others from the recording marks on. A resumed run counts anew, because files may
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterable
 
 from largebatch.errors import LocalError, UserError
 
 Reasons = dict[str, str]  # file -> why it cannot be read
+
+_MACHINE_S = {  # failures that say nothing about the image, and may pass
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+}  # fmt: skip
+
+
+def is_machine_s(failure: Exception) -> bool:
+    """Whether the machine failed, and not the image."""
+    return isinstance(failure, MemoryError) or getattr(failure, "errno", None) in _MACHINE_S
 
 
 class Unreadable:

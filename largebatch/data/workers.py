@@ -13,7 +13,6 @@ How the processes are started, and how they end, is told in :mod:`largebatch.dat
 
 from __future__ import annotations
 
-import errno
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -34,16 +33,11 @@ from largebatch.data.processes import answered
 from largebatch.data.sizes import Sizes
 from largebatch.data.sources import Source
 from largebatch.data.streams import in_steps, one_ahead
-from largebatch.data.unreadable import Reasons, Unreadable
+from largebatch.data.unreadable import Reasons, Unreadable, is_machine_s
 from largebatch.errors import LocalError, Lost
 
 EpochOrder = Callable[[int, int], np.ndarray]  # seed and epoch -> indices, where a source has an order of its own
 Ahead = Callable[[int, "int | None"], None]  # position and seed; a seed of None: in the order of the examples
-
-_MACHINE_S = {  # failures that say nothing about the image, and may pass
-    errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-    errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-}  # fmt: skip
 
 
 class Request(NamedTuple):
@@ -149,7 +143,7 @@ class Reader(Dataset):
                 return index
             except Exception as failure:  # a broken image can raise nearly anything
                 name, reason = self.source.name(index), reason_of(failure)
-                machine_s = isinstance(failure, MemoryError) or getattr(failure, "errno", None) in _MACHINE_S
+                machine_s = is_machine_s(failure)
                 message = f"{name} cannot be read as an image: {reason}"
                 if machine_s or self.at_most is None:
                     return Refusal({}, message, machine_s)

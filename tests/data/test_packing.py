@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pool
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from packs import as_parquet, as_shards, contents, encoded, facts_of, folder_sources, packed
 from PIL import Image
@@ -24,6 +27,8 @@ from largebatch.data.folder import scan
 from largebatch.data.packs import packing
 from largebatch.data.packs.origins import origins
 from largebatch.data.packs.pack import JpegPack, PixelPack, open_pack, verify
+from largebatch.data.packs.writing import refuse_machine_s
+from largebatch.data.shards.cache import Unreachable
 from largebatch.errors import UserError
 
 
@@ -343,12 +348,55 @@ def test_images_that_do_not_decode(image_root, tmp_path):
 
 
 @pytest.mark.worlds
-def test_a_file_that_cannot_be_opened_is_never_left_out(image_root, tmp_path):
-    path = image_root / "train" / "cat" / "12.JPEG"
-    path.unlink()
-    path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=f"{path} cannot be read: No such file or directory"):
-        packed(image_root, tmp_path / "pack", skip_unreadable=0.5)
+def test_whatever_is_no_image_is_left_out(image_root, tmp_path):
+    train = image_root / "train"
+    for name in ("cat/03.png", "cat/12.JPEG", "dog/04.JPEG"):
+        (train / name).unlink()
+    (train / "cat" / "03.png").touch()
+    (train / "cat" / "12.JPEG").symlink_to(tmp_path / "nowhere")
+    source = origins(str(image_root))
+    (train / "cat" / "05.png").unlink()
+    (train / "cat" / "05.png").mkdir()
+    (train / "dog" / "03.png").unlink()
+    os.mkfifo(train / "dog" / "03.png")
+    with pytest.raises(UserError, match=r"cat/03\.png cannot be read as an image: not an image of a known format"):
+        packing.pack(source, tmp_path / "refused", size=16, workers=1)
+    for size in (16, None):
+        facts = packing.pack(source, tmp_path / f"pack-{size}", size=size, workers=1, skip_unreadable=0.2)
+        assert facts is not None
+        assert facts.splits["train"].left_out == {
+            "train/cat/03.png": "not an image of a known format",
+            "train/cat/05.png": "Is a directory",
+            "train/cat/12.JPEG": "No such file or directory",
+            "train/dog/03.png": "it is a pipe, socket or device",
+        }
+    with pytest.raises(UserError, match="--skip-unreadable allows 3, and there are more"):
+        packing.pack(source, tmp_path / "more", size=16, workers=1, skip_unreadable=0.13)
+
+
+@pytest.mark.worlds
+def test_a_row_without_bytes_is_left_out(image_root, tmp_path):
+    root = as_parquet(folder_sources(image_root), tmp_path / "set", files=1)
+    path = root / "data" / "train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    rows = table["image"].to_pylist()
+    rows[2]["bytes"], rows[7] = None, None
+    image = pa.array(rows, table["image"].type)
+    pq.write_table(table.set_column(0, table.schema.field(0), image), path)
+    with pytest.raises(UserError, match=r"002\.jpg cannot be read as an image: the column image\.bytes is empty here"):
+        packed(root, tmp_path / "refused")
+    facts = packed(root, tmp_path / "pack", skip_unreadable=0.1)
+    assert facts is not None
+    assert (facts.splits["train"].examples, len(facts.splits["train"].left_out)) == (23, 2)
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "Too many open files"), Unreachable("the store is gone")])
+def test_a_failure_of_the_machine_leaves_no_image_out(failure):
+    with pytest.raises(UserError, match=r"^a\.jpg cannot be read: (Too many open files|the store is gone)"):
+        refuse_machine_s("a.jpg", failure)
+    refuse_machine_s("a.jpg", OSError(errno.ENOENT, "No such file or directory"))
+    with pytest.raises(MemoryError):
+        refuse_machine_s("a.jpg", MemoryError())
 
 
 def test_sources_that_are_none(image_root, tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image
 from largebatch.data.decode import reason_of
 from largebatch.data.folder import Files, scan
 from largebatch.data.packs.parquet import is_parquet, open_parquet
+from largebatch.data.packs.writing import refuse_machine_s
 from largebatch.data.questions import same_classes, whole_set
 from largebatch.data.shards.source import files_of, is_shards, open_shards
 from largebatch.data.sources import Source
@@ -96,19 +97,19 @@ def mean_bytes(source: Source, size: int | None, skip_unreadable: bool) -> float
         name = source.name(index)
         try:
             encoded = source.read(index)
-        except OSError as reason:
-            raise UserError(f"{name} cannot be read: {reason_of(reason)}") from None
-        lengths.append(len(encoded))
-        try:
             with Image.open(io.BytesIO(encoded)) as file:
                 width, height = file.size
         except Exception as reason:  # a broken image can raise nearly anything
+            refuse_machine_s(name, reason)
             if skip_unreadable:
                 continue
             raise UserError(f"{name} cannot be read as an image: {reason_of(reason)}") from None
+        lengths.append(len(encoded))
         shorts.append(min(width, height))
         if size is not None and min(width, height) < size:
             first = first or (name, width, height)
+    if not lengths:
+        raise UserError(f"none of the {min(len(source), LOOKED_AT):,} training images looked at can be read")
     small = sum(short < size for short in shorts) if size is not None else 0
     if first is not None and small > len(shorts) / 2:
         name, width, height = first

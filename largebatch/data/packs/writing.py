@@ -24,6 +24,7 @@ from largebatch.data.decode import reason_of, rgb
 from largebatch.data.packs.manifest import sha256_of
 from largebatch.data.processes import begin_worker
 from largebatch.data.sources import Source
+from largebatch.data.unreadable import is_machine_s
 from largebatch.errors import UserError
 
 UNFINISHED = ".unfinished"
@@ -93,12 +94,11 @@ def write(job: Job) -> Written:
         for index in range(job.first, job.last):
             if _work.stop.is_set():
                 raise Stopped
-            encoded = _read(job.split, index)
+            source = _work.sources[job.split]
             try:
-                packed, width, height = _kept(encoded)
-            except MemoryError:
-                raise
+                packed, width, height = _kept(source.read(index))
             except Exception as reason:  # a broken image can raise nearly anything
+                refuse_machine_s(source.name(index), reason)
                 _leave_out(job.split, index, reason, left_out)
             else:
                 file.write(packed)
@@ -154,12 +154,12 @@ def npy_header(images: int, size: int) -> bytes:
     return header.getvalue()
 
 
-def _read(split: str, index: int) -> bytes:
-    source = _work.sources[split]
-    try:
-        return source.read(index)
-    except OSError as reason:
-        raise UserError(f"{source.name(index)} cannot be read: {reason_of(reason)}") from None
+def refuse_machine_s(name: str, failure: Exception) -> None:
+    """Raises where the machine failed, which says nothing of the image and leaves none out."""
+    if isinstance(failure, MemoryError):
+        raise failure
+    if is_machine_s(failure):
+        raise UserError(f"{name} cannot be read: {reason_of(failure)}") from None
 
 
 def _kept(encoded: bytes) -> tuple[bytes, int, int]:
