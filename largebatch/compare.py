@@ -52,7 +52,7 @@ class Row:
 
 
 class Interrupted(Exception):
-    """A run was stopped, and the comparison with it."""
+    """A run was stopped, by a signal or by a failure of the machine, and the comparison with it."""
 
     def __init__(self, result: Result) -> None:
         self.result = result

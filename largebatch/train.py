@@ -37,13 +37,15 @@ from largebatch.swap import Swap
 from largebatch.update import Update
 from largebatch.watchdog import watched
 
+HELPER_LOST = 1000  # among the numbers of signals: a process that reads images died
+
 
 class Stopped(Exception):
-    """A signal asked the run to stop."""
+    """A signal asked the run to stop, or a process died that reads images for it."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, reason: str, number: int | None) -> None:
         self.signal = number
-        super().__init__(signal.Signals(number).name)
+        super().__init__(reason)
 
 
 def train(
@@ -115,6 +117,7 @@ class Loop:
         self.observer = Observer(job, self.update)
         self.ranks = Ranks(job, self.update)
         self.saves = Saves(job, directory, self.update, self.observer, self.measure, self.ema, self.swap)
+        job.dataset.helpers.watched = True
         watchdog.now("the last checkpoint")
         self.progress, complaints = self.saves.resume()
         self.recorder = record.Recorder(
@@ -165,6 +168,8 @@ class Loop:
                 self.measure.at_the_end(self.account.taken[0])
                 self.account.unreadable()
                 self.save(wait=True)  # only now: a checkpoint that evaluates to nonsense is not a good one
+            if self.job.dataset.helpers.lost:
+                self.recorder.say(f"{self.job.dataset.helpers.lost}; what was left was read without them")
             if self.account.unsaved:
                 return self.account.result("stopped", f"the training is done, but {self.account.unsaved}")
             return self.account.result("finished")
@@ -200,7 +205,7 @@ class Loop:
                 watchdog.now(f"the end of step {self.step}")
                 last = self.phase_1_is_over() or self.step == plan.steps or self.update.complete
                 evaluating, saving = self.step in evaluations, self.step in saves
-                stop = flag.exchange(noticed[0] if noticed else 0) if not last else 0
+                stop = flag.exchange(self.asked_to_stop(noticed)) if not last else 0
                 if not (recording or evaluating or saving or stop or last):
                     watchdog.now(f"the data of step {self.step + 1}")
                     continue
@@ -213,11 +218,24 @@ class Loop:
                 if (saving and not last) or stop:
                     self.save(wait=stop > 0)
                 if stop:
-                    raise Stopped(stop)
+                    raise self.stopped(stop)
                 if last:
                     break
                 watchdog.now(f"the data of step {self.step + 1}")
                 clock = time.perf_counter()
+
+    def asked_to_stop(self, noticed: list[int]) -> int:
+        """By which signal, or HELPER_LOST; 0: not at all."""
+        if noticed:
+            return noticed[0]
+        return HELPER_LOST if self.job.dataset.helpers.lost else 0
+
+    def stopped(self, number: int) -> Stopped:
+        """The end that some rank asked for, the same on all. Collective."""
+        if number != HELPER_LOST:
+            return Stopped(signal.Signals(number).name, number)
+        lost = [sentence for sentence in distributed.gather(self.job.dataset.helpers.lost) if sentence]
+        return Stopped(f"{lost[0]}; stopped", None)
 
     def one_step(self, micro_batches: Any, measure: bool) -> None:
         watchdog.now(f"the gradient of step {self.step + 1}")
@@ -261,9 +279,9 @@ class Loop:
 
             def stop() -> None:
                 watchdog.now("the workers' steps")
-                if number := flag.exchange(noticed[0] if noticed else 0):
+                if number := flag.exchange(self.asked_to_stop(noticed)):
                     self.account.save_ended()
-                    raise Stopped(number)
+                    raise self.stopped(number)
 
             for number in swap.rounds_left():
                 for result in swap.run_round(number, stop):

@@ -129,7 +129,7 @@ def report(
 
 
 def end_of_run(result: Any, console: rich.console.Console) -> None:
-    from largebatch.signals import leave_exit_code, stopped_with
+    from largebatch.signals import leave_exit_code
 
     if result.status == "finished":
         leave_exit_code(0)  # whatever signal came too late to stop it
@@ -141,9 +141,10 @@ def end_of_run(result: Any, console: rich.console.Console) -> None:
         )  # fmt: skip
         return
     console.print(f"{result.status}: {result.reason}", markup=False, highlight=False, soft_wrap=True)
+    if result.status == "failed":
+        leave_exit_code(1)  # started anew it would fail again
     if result.signal is None:
-        leave_exit_code(1)  # started anew at once it would fail again
-        raise typer.Exit(1)
+        raise typer.Exit(1)  # the machine failed, which a launcher's new start may mend
     raise typer.Exit(stopped_with(result.signal))
 
 

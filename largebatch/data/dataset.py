@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from largebatch.batch import BatchPlan
+from largebatch.data.processes import Helpers
 from largebatch.data.sizes import Sizes
 
 Batch = tuple[Tensor, Tensor]  # images (m, C, H, W) normalised, labels (m,) int64
@@ -65,6 +66,7 @@ class Dataset:
     source: str  # what the files are and where they lie, for the log
     facts: Mapping[str, str] = field(default_factory=dict)  # more to print: augmentation, splits
     pixels: str = "as they are"  # what beside the recipe decides them: who decoded them, at which size they were packed
+    helpers: Helpers = field(default_factory=Helpers)  # the processes that read it
     sizes: Sizes | None = None  # the sides that training images have, where the set gives any side
 
     @property

@@ -27,7 +27,7 @@ from largebatch.data.nvjpeg import NvjpegSplit
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
 from largebatch.data.packs.split import PackedSplit
 from largebatch.data.passed_over import told_of
-from largebatch.data.processes import processors
+from largebatch.data.processes import Helpers, processors
 from largebatch.data.questions import same_classes, whole_set
 from largebatch.data.resident import HOLD_OUT_SEED
 from largebatch.data.shards.source import Shards, files_of, is_shards, open_shards
@@ -58,6 +58,7 @@ class Reading:
     decode: str
     workers: int
     unreadable_share: float
+    helpers: Helpers
 
 
 class Found(NamedTuple):
@@ -117,6 +118,7 @@ def image_set(
         decode,
         min(MOST_WORKERS, processors()) if workers is None else workers,
         unreadable_share,
+        Helpers(),
     )
     pixels, reading_facts = f"decoded by {decode}", {"workers": str(reading.workers)}
     if isinstance(train, PixelPack):
@@ -141,6 +143,7 @@ def image_set(
             **({"passed over": told} if (told := told_of(found.parts)) else {}),
         },
         pixels=pixels,
+        helpers=reading.helpers,
         sizes=sizes,
     )
 
@@ -183,6 +186,8 @@ def _split(source: Any, how: Reading, training: bool) -> Split:
         unreadable=Unreadable(len(source), how.unreadable_share) if training else None,
         epoch_order=source.epoch_order if in_store and training else None,
         ahead=source.ahead if in_store else None,
+        at_the_end=source.end_ahead if in_store else None,
+        helpers=how.helpers,
     )
 
 

@@ -13,9 +13,9 @@ How the processes are started, and how they end, is told in :mod:`largebatch.dat
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,7 +29,7 @@ from largebatch.data import views as viewing
 from largebatch.data.dataset import Batch, Placement, normalised, share
 from largebatch.data.decode import Draw, Window, evaluation_window, reason_of, training_window, view
 from largebatch.data.facts import IMAGENET
-from largebatch.data.processes import answered
+from largebatch.data.processes import Helpers, answered
 from largebatch.data.sizes import Sizes
 from largebatch.data.sources import Source
 from largebatch.data.streams import in_steps, one_ahead
@@ -158,7 +158,8 @@ class WorkerSplit:
 
     ``unreadable``: what a training split met of them, and how many it may; None: every image must be readable.
     ``epoch_order``: where the source, not the plan, says in which order an epoch goes through it. ``ahead`` is told, in
-    the trainer's process, which position is asked for next.
+    the trainer's process, which position is asked for next, and ``at_the_end`` that nobody asks any more. ``helpers``
+    hears of a worker that dies.
     """
 
     def __init__(
@@ -172,10 +173,14 @@ class WorkerSplit:
         unreadable: Unreadable | None = None,
         epoch_order: EpochOrder | None = None,
         ahead: Ahead | None = None,
+        at_the_end: Callable[[], object] | None = None,
+        helpers: Helpers | None = None,
     ) -> None:
         self.source, self.sizes, self.workers = source, sizes, workers
         self.augment, self.color_jitter, self.decode = augment, color_jitter, decode
-        self.unreadable, self.epoch_order, self.ahead = unreadable, epoch_order, ahead
+        self.unreadable, self.epoch_order = unreadable, epoch_order
+        self.ahead, self.at_the_end = ahead, at_the_end
+        self.helpers = helpers or Helpers()
 
     def _form(self) -> Callable[[int, int], Form]:
         """What workers make of the files."""
@@ -223,7 +228,12 @@ class WorkerSplit:
         self, reader: Reader, requests: Iterator[Request], placement: Placement
     ) -> Generator[Batch, None, None]:
         on_cuda = placement.device.type == "cuda"
-        with closing(answered(reader, requests, self.workers, pin_memory=on_cuda)) as answers:
+        with contextlib.ExitStack() as stack:
+            if self.at_the_end is not None:
+                stack.callback(self.at_the_end)
+            answers = stack.enter_context(
+                contextlib.closing(answered(reader, requests, self.workers, on_cuda, self.helpers))
+            )
             for answer, views in self._viewed(map(self._accepted, answers), reader, placement.device):
                 labels, factors, orders = (
                     t.to(placement.device, non_blocking=True) for t in (answer.labels, answer.factors, answer.orders)

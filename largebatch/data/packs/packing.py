@@ -254,7 +254,10 @@ def _make(
                     progress.add(future.result())
                 _check_left_out(source, at_most, progress)
         except BrokenProcessPool:
-            raise Lost("a worker process was killed, for want of memory perhaps; the same command goes on") from None
+            raise Lost(
+                f"one of {count} worker processes was killed, as the system does when memory is short; the same "
+                f"command goes on, and fewer need less: --workers {max(1, count // 2)}"
+            ) from None
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)

@@ -220,6 +220,7 @@ class Ahead:
         self._wanted: deque[Shard] = deque()
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
+        self._ended = False
 
     def want(self, shards: Sequence[Shard]) -> None:
         """These, in this order, instead of whatever was wanted before."""
@@ -230,10 +231,19 @@ class Ahead:
                 self._threads.append(threading.Thread(target=self._work, name="shards ahead", daemon=True))
                 self._threads[-1].start()
 
+    def end(self) -> None:
+        """Nothing more is fetched; the threads end after the shard that each is at."""
+        with self._changed:
+            self._ended = True
+            self._wanted.clear()
+            self._changed.notify_all()
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted)
+                self._changed.wait_for(lambda: self._wanted or self._ended)
+                if self._ended:
+                    return
                 shard = self._wanted.popleft()
             with contextlib.suppress(Exception):  # who needs the shard meets the same and tells it
                 self._cache.fetch(shard)

@@ -132,6 +132,12 @@ class Shards:
             self._process.ahead = Ahead(self.cache)
         self._process.ahead.want([shard for shard, fits in zip(wanted, fitting, strict=True) if fits])
 
+    def end_ahead(self) -> None:
+        """Nobody reads any more, and nothing else is fetched."""
+        if self._process.ahead is not None:
+            self._process.ahead.end()
+        self._process.ahead = self._process.reached = None
+
     def _order(self, seed: int | None, epoch: int) -> _Order:
         orders, key = self._process.orders, None if seed is None else (seed, epoch)
         found = orders.get(key)
