@@ -14,7 +14,7 @@ import rich.table
 import torch
 from torch import nn
 
-from largebatch import config, data, derive, distributed, engines, mllog, models, optim, record
+from largebatch import config, data, derive, distributed, engines, mllog, models, optim, record, watchdog
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
 from largebatch.derive import LearningRate
@@ -125,6 +125,7 @@ def dataset_of(run: config.Run) -> data.Dataset:
 
 def _told_once(text: str) -> None:
     """Of what takes long before the run has a log."""
+    watchdog.alive()
     if distributed.is_first():
         print(text, file=sys.stderr, flush=True)
 

@@ -4,7 +4,7 @@ Every rank says where it is (:func:`now`), which costs an assignment. A thread l
 a while it writes the place into the store in which the ranks found each other; when it has not moved for the whole
 time-out it reads what the others wrote, says in one sentence who did not come, and ends the process, so that a
 launcher can start it anew. All ranks pass the same places in the same order and count them: who has counted less than
-the others, or wrote nothing, is the one they wait for.
+the others, or wrote nothing, is the one they wait for. A process alone is looked at in the same way.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def alive() -> None:
 
 @contextlib.contextmanager
 def watched(timeout_minutes: float) -> Iterator[None]:
-    """Inside, a rank that stands still for so long ends every rank's process, with a sentence. Nothing when alone."""
+    """Inside, a rank that stands still for so long ends every rank's process, with a sentence; one alone its own."""
     store = distributed.store()
-    if store is None:
-        yield
-        return
     timeout = 60 * timeout_minutes
     ended = threading.Event()
-    own = store.clone() if hasattr(store, "clone") else store  # a connection that nobody else waits on
-    thread = threading.Thread(target=_look_on, args=(own, timeout, ended), name="watchdog", daemon=True)
+    look_on: Callable[[], None] = functools.partial(_look_on_alone, timeout, ended)
+    if store is not None:
+        own = store.clone() if hasattr(store, "clone") else store  # a connection that nobody else waits on
+        look_on = functools.partial(_look_on, own, timeout, ended)
+    thread = threading.Thread(target=look_on, name="watchdog", daemon=True)
     thread.start()
     try:
         yield
@@ -95,6 +95,26 @@ def _look_on(store: Any, timeout: float, ended: threading.Event) -> None:
             else:
                 ended.wait(every)  # another rank says it
             os._exit(1)
+
+
+def _look_on_alone(timeout: float, ended: threading.Event) -> None:
+    """Seconds in which this thread did not run, either, do not count: the process was stopped, or the machine slept."""
+    every = min(1.0, timeout / 20)
+    signs, stood, looked = -1, 0.0, time.monotonic()
+    while not ended.wait(every):
+        now = time.monotonic()
+        stood = stood + min(now - looked, 5 * every) if _Now.signs == signs else 0.0
+        signs, looked = _Now.signs, now
+        if stood > timeout:
+            print(f"largebatch: {verdict_alone(_Now.place, stood)}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def verdict_alone(place: str, stood: float) -> str:
+    return (
+        f"the run has stood at {place} for {stood:.0f} s: a file or a disk that it reads does not answer, or it needs "
+        "longer than timeout_minutes allow"
+    )
 
 
 def within(seconds: float, ask: Callable[[], Any]) -> Any:

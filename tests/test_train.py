@@ -12,15 +12,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import rich.console
 import torch
+import typer
 from programs import Killed, damage, environment, killed_at, largebatch, saved, wait_for_first_line, weights_at_end
 
 from largebatch import config, strict_yaml
 from largebatch.checkpoint import step_of
+from largebatch.cli.runs import end_of_run
 from largebatch.errors import UserError
-from largebatch.train import marks, train
+from largebatch.train import Loop, marks, train
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -336,3 +340,28 @@ def test_a_run_prints_which_tensors_are_decayed_and_adapted(recipe, capsys):
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.split()[:1] in (["weight"], ["bias"])]
     assert [row[:5] for row in rows] == [["weight", "2", "1,184", "yes", "yes"], ["bias", "2", "26", "no", "yes"]]
+
+
+def test_a_helper_that_died_stops_the_run_after_the_step_and_the_same_command_goes_on(recipe, tmp_path, monkeypatch):
+    undisturbed = finished(recipe(), f"record.dir={tmp_path}/undisturbed")
+    step = Loop.one_step
+
+    def with_a_death(loop: Loop, *given: Any, **named: Any) -> None:
+        if loop.step == 7:
+            loop.job.dataset.helpers.died("one of 8 processes that read images was killed")
+        step(loop, *given, **named)
+
+    run = config.load(recipe(), [f"record.dir={tmp_path}/stopped"])
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "one_step", with_a_death)
+        stopped = train(run, quiet=True)
+    assert (stopped.status, stopped.signal) == ("stopped", None)
+    assert stopped.reason == (
+        f"one of 8 processes that read images was killed; stopped after step 8; saved as {tmp_path}/stopped/"
+        "checkpoints/step-00000008, the same command goes on"
+    )
+    with pytest.raises(typer.Exit) as ended:
+        end_of_run(stopped, rich.console.Console(quiet=True))
+    assert ended.value.exit_code == 1
+    assert train(run, quiet=True).status == "finished"
+    assert equal(weights(run.directory), weights(undisturbed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -159,7 +160,65 @@ def test_who_moves_is_left_alone_and_takes_back_what_it_wrote(first_of_two):
     assert first_of_two == []
 
 
-def test_alone_nobody_looks_on():
-    before = threading.active_count()
-    with watchdog.watched(0.001):
-        assert threading.active_count() == before
+def test_one_alone_that_stands_still_is_told_where(monkeypatch, capsys):
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise Ended
+
+    monkeypatch.setattr(watchdog.os, "_exit", end)
+    watchdog.now(DATA)
+    with pytest.raises(Ended):
+        watchdog._look_on_alone(0.05, threading.Event())
+    assert codes == [1]
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"largebatch: the run has stood at {DATA} for 0 s: a file or a disk that it reads does")
+
+
+class Clock:
+    """Time passes while somebody waits for the end: so many seconds each time, then it is there."""
+
+    def __init__(self, seconds: list[float], signs: list[bool]) -> None:
+        self.now, self.seconds, self.signs = 0.0, iter(seconds), iter(signs)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        passed = next(self.seconds, None)
+        self.now += passed or 0.0
+        if next(self.signs, False):
+            watchdog.alive()
+        return passed is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "signs", "ends"),
+    [
+        ([1.0] * 70, [], True),
+        ([1.0] * 50, [], False),
+        ([1.0] * 200, [step % 50 == 0 for step in range(200)], False),
+        ([1.0, 3600.0, 1.0], [], False),  # it was stopped for an hour, or the machine slept
+        ([1.0] * 50 + [3600.0] + [1.0] * 20, [], True),
+    ],
+)
+def test_alone_only_seconds_count_in_which_it_could_have_moved(monkeypatch, capsys, seconds, signs, ends):
+    clock = Clock(seconds, signs)
+
+    def end(code: int) -> None:
+        raise Ended
+
+    monkeypatch.setattr(watchdog, "time", clock)
+    monkeypatch.setattr(watchdog.os, "_exit", end)
+    with pytest.raises(Ended) if ends else contextlib.nullcontext():
+        watchdog._look_on_alone(60.0, clock)  # type: ignore[arg-type]
+    assert ("has stood at" in capsys.readouterr().err) == ends
+
+
+def test_a_run_alone_is_watched(monkeypatch):
+    before, looked_on = threading.active_count(), threading.Event()
+    monkeypatch.setattr(watchdog, "_look_on_alone", lambda timeout, ended: looked_on.set() if timeout == 90 else None)
+    with watchdog.watched(1.5):
+        assert looked_on.wait(10)
+    assert threading.active_count() == before

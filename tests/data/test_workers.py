@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pool
@@ -21,7 +22,7 @@ from largebatch.data.facts import IMAGENET
 from largebatch.data.folder import scan
 from largebatch.data.sizes import Sizes, constant
 from largebatch.data.workers import Decoded, WorkerSplit
-from largebatch.errors import UserError
+from largebatch.errors import Lost, UserError
 from tests.data.conftest import CPU
 
 
@@ -285,6 +286,66 @@ def test_workers_have_one_thread_and_share_their_batches(image_root: Path):
     assert next(answers) == (1, True)
     del answers
     wait_until_gone()
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Each request twice itself."""
+
+    def __getitem__(self, request: int) -> torch.Tensor:
+        return torch.tensor(2 * request)
+
+
+@pytest.mark.worlds
+def test_what_a_worker_was_to_read_when_it_was_killed_is_read_here():
+    helpers = processes.Helpers()
+    helpers.watched = True
+    answers = processes.answered(Numbers(), iter(range(40)), 2, pin_memory=False, helpers=helpers)
+    found = [int(next(answers)) for _ in range(5)]
+    assert helpers.lost is None
+    workers()[0].kill()
+    found += map(int, answers)
+    assert found == list(range(0, 80, 2))
+    assert helpers.lost == (
+        "one of 2 processes that read images was killed, as the system does when memory is short; fewer of them need "
+        "less: data.workers=1"
+    )
+    wait_until_gone()
+
+
+@pytest.mark.worlds
+def test_where_nobody_watches_a_death_is_lost():
+    answers = processes.answered(Numbers(), iter(range(40)), 2, pin_memory=False)
+    next(answers)
+    workers()[1].kill()
+    with pytest.raises(Lost, match="one of 2 processes that read images was killed"):
+        list(answers)
+    wait_until_gone()
+
+
+class Ended(NamedTuple):
+    """A process that is not there any more."""
+
+    exitcode: int
+    sentinel: int = 0
+
+    def is_alive(self) -> bool:
+        return self.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (-signal.SIGKILL, "one of 2 processes that read images was killed, as the system does when memory is short; "),
+        (-signal.SIGBUS, "one of 2 processes that read images found no room in shared memory (/dev/shm); fewer of "),
+        (-signal.SIGSEGV, "one of 2 processes that read images ended unexpectedly, by SIGSEGV; for want of memory "),
+        (1, "one of 2 processes that read images ended unexpectedly, with exit code 1; for want of memory perhaps"),
+    ],
+)
+def test_how_a_death_is_told(code, told):
+    sentence = processes._of_a_death([Ended(0), Ended(code)], RuntimeError("DataLoader worker exited"))  # type: ignore[list-item]
+    assert sentence is not None
+    assert sentence.startswith(told)
+    assert processes._of_a_death([Ended(0), Ended(0)], RuntimeError("something of the reader's")) is None  # type: ignore[list-item]
 
 
 class Told(torch.utils.data.Dataset):
