@@ -119,7 +119,7 @@ def normalised_together(run: config.Run, plan: BatchPlan, device: torch.device, 
 
 
 def dataset_of(run: config.Run) -> data.Dataset:
-    arguments = run.data.model_dump(exclude={"name", "image_size"})
+    arguments = run.data.model_dump(exclude={"name", "image_size", "if_changed"})
     return data.build(run.data.name, **arguments, image_size=sizes_of(run), report=_told_once)
 
 

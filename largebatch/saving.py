@@ -20,6 +20,7 @@ from largebatch import checkpoint, config, distributed, record
 from largebatch.assemble import Job
 from largebatch.averaging import Ema
 from largebatch.checkpoint import manifest, randomness
+from largebatch.data import contents
 from largebatch.data.preparation import prepared
 from largebatch.errors import UserError
 from largebatch.measure import Measure
@@ -60,7 +61,8 @@ class Saves:
     ) -> None:
         self.job, self.run, self.plan, self.engine = job, job.run, job.plan, job.engine
         self.update, self.observer, self.measure, self.ema, self.swap = update, observer, measure, ema, swap
-        self.directory = directory / "checkpoints"
+        self.run_directory, self.directory = directory, directory / "checkpoints"
+        self.data: contents.Digests = {}  # on rank zero, which writes the manifest
         self.last: Path | None = None  # the newest that is on the disk
         self.beyond = 0  # steps of SWAP's workers that another world could not take over
         self.seconds_standing = 0.0  # that the loop stood still for the last save
@@ -129,6 +131,7 @@ class Saves:
             "began_with": self.began_with,
             "input": prepared(self.job.dataset),
             "plan": {**dataclasses.asdict(self.plan), "stages": [stage._asdict() for stage in self.plan.stages]},
+            "data": self.data,
             "machine": self.machine(),
             "versions": self.versions,
             "commit": record.commit(),
@@ -139,6 +142,7 @@ class Saves:
         """Go on from the newest checkpoint that is whole; what is worth saying about it."""
         record.on_first_rank(lambda: checkpoint.clear_up(self.directory), str(self.directory))
         found = checkpoint.load_newest(self.directory)
+        changed = self._same_data(found.facts.get("data") if found else None)
         if found is None:
             return Progress(), []
         state, of_ranks, self.last = found.state, found.state["ranks"], found.path
@@ -154,7 +158,7 @@ class Saves:
             self.ema.load(state["ema"], [own["ema"] for own in of_ranks])
         complaint = self.swap.load(state["swap"]) if self.swap is not None else None
         self.beyond = checkpoint.step_of(found.path) - self.number(progress.step)
-        changed = [
+        changed += [
             f"{key.replace('_', ' ')} is {now}, it was {found.facts['machine'][key]}"
             for key, now in self.machine().items()
             if found.facts["machine"].get(key, now) != now
@@ -166,6 +170,36 @@ class Saves:
                 "its checkpoint"
             )
         return progress, found.complaints + changed + ([complaint] if complaint else [])
+
+    def _same_data(self, before: contents.Digests | None) -> list[str]:
+        """The data that there are become those of the run. Refused where they are not those of ``before``, unless the
+        recipe accepts that: then what changed, in a sentence. Collective."""
+        told: list[str] = []
+
+        def look() -> None:
+            now = self.job.dataset.contents()
+            self.data = contents.digests_of(now)
+            if before and now and contents.changed(before, self.data):
+                told.append(self._accepted(before, now))
+            contents.keep(self.run_directory, now)
+
+        record.on_first_rank(look, f"record.dir = {self.run_directory}")
+        return told
+
+    def _accepted(self, before: contents.Digests, now: contents.Contents) -> str:
+        changes = contents.words_of_changes(before, contents.kept(self.run_directory), now)
+        classes, were = ({split: of[split]["classes"] for split in of} for of in (self.data, before))
+        if classes.get("train") != were.get("train"):
+            raise UserError(
+                f"record.dir = {self.run_directory} was trained on {were.get('train')} classes, and there are "
+                f"{classes.get('train')} now ({changes}); another record.dir leaves it"
+            )
+        if self.run.data.if_changed == "refuse":
+            raise UserError(
+                f"record.dir = {self.run_directory} was trained on other data ({changes}); data.if_changed=accept goes "
+                "on with what there is now, another record.dir leaves it"
+            )
+        return f"the data changed, which data.if_changed = accept allows: {changes}"
 
     def machine(self) -> dict[str, Any]:
         """What the machine decided, and a resume on another one may change: batch norm sees the micro-batch, a crop the

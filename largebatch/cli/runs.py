@@ -129,7 +129,7 @@ def report(
 
 
 def end_of_run(result: Any, console: rich.console.Console) -> None:
-    from largebatch.signals import leave_exit_code
+    from largebatch.signals import leave_exit_code, stopped_with
 
     if result.status == "finished":
         leave_exit_code(0)  # whatever signal came too late to stop it

@@ -126,7 +126,7 @@ class Run(Section):
             "engine", "evaluate", "checkpoint", "record", "expect",
         ):  # fmt: skip
             everything.pop(machine)
-        for reading in ("root", "decode", "workers", "unreadable_share"):
+        for reading in ("root", "decode", "workers", "unreadable_share", "if_changed"):
             everything["data"].pop(reading)
         return everything
 

@@ -83,6 +83,7 @@ class Data(Section):
     workers: NonNegativeInt | None = None  # processes (threads of dali) that read and decode images
     shuffle_shards: PositiveInt = 16  # of an object store's shards: so many are shuffled together
     unreadable_share: Fraction = 0.0  # of the training images may be unreadable; another stands in for each
+    if_changed: Literal["refuse", "accept"] = "refuse"  # at a resume, where other images are there than before
     num_classes: PositiveInt | None = None  # synthetic only, like the next two
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     examples: PositiveInt | None = None

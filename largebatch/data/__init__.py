@@ -16,6 +16,7 @@ import numpy as np
 
 from largebatch.data import augment as augmentation
 from largebatch.data import places
+from largebatch.data.contents import Listing
 from largebatch.data.dataset import Dataset, Placement, Split, Statistics
 from largebatch.data.facts import FACTS, Facts, uniform
 from largebatch.data.formats import Arrays
@@ -200,13 +201,14 @@ def _resident(wish: _Wish, facts: Facts, load: Callable[[str], Arrays], source: 
         )
     augment = augmentation.resolved(wish.augment, facts.augment, augmentation.RESIDENT, wish.name)
     train = load("train")
+    loaded = {"train": train}
     if wish.hold_out:
         if wish.hold_out >= len(train[1]):
             raise UserError(f"data.hold_out = {wish.hold_out} leaves nothing to train on; at most {len(train[1]) - 1}")
         mask = held_out(train[1], wish.hold_out)
         train, test = (train[0][~mask], train[1][~mask]), (train[0][mask], train[1][mask])
     else:
-        test = load("test")
+        loaded["test"] = test = load("test")
     return Dataset(
         name=wish.name,
         num_classes=len(facts.classes),
@@ -216,6 +218,7 @@ def _resident(wish: _Wish, facts: Facts, load: Callable[[str], Arrays], source: 
         classes=list(facts.classes),
         source=source,
         facts={"augment": augment, "evaluated on": _evaluated_on(wish.hold_out)},
+        contents=lambda: {split: Listing(facts.classes, labels) for split, (_, labels) in loaded.items()},
     )
 
 

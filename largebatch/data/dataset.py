@@ -8,7 +8,7 @@ split draws its augmentations from generators keyed by what is trained on, never
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from largebatch.batch import BatchPlan
+from largebatch.data.contents import Contents
 from largebatch.data.processes import Helpers
 from largebatch.data.sizes import Sizes
 
@@ -66,6 +67,7 @@ class Dataset:
     source: str  # what the files are and where they lie, for the log
     facts: Mapping[str, str] = field(default_factory=dict)  # more to print: augmentation, splits
     pixels: str = "as they are"  # what beside the recipe decides them: who decoded them, at which size they were packed
+    contents: Callable[[], Contents] = dict  # which examples it holds, held-out ones among those to train on
     helpers: Helpers = field(default_factory=Helpers)  # the processes that read it
     sizes: Sizes | None = None  # the sides that training images have, where the set gives any side
 

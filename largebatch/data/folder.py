@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from largebatch.data.contents import FOLDER, Listing
 from largebatch.data.passed_over import AGAIN, HIDDEN, LOOP, SPECIAL, PassedOver, is_hidden
 from largebatch.errors import UserError
 
@@ -41,8 +42,19 @@ class Files:
     def read(self, index: int) -> bytes:
         return read_regular(self.name(index))
 
+    def listing(self) -> Listing:
+        sizes = np.fromiter((_size(self.name(index)) for index in range(len(self))), np.int64, len(self))
+        return Listing(self.classes, self.labels, FOLDER, self.names, sizes)
+
     def part(self, chosen: np.ndarray) -> Files:
         return Files(self.folder, self.classes, self.names[chosen], self.labels[chosen], self.passed_over)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a broken link
+        return -1
 
 
 def read_regular(path: str) -> bytes:

@@ -20,6 +20,7 @@ import numpy as np
 
 from largebatch.data import augment as augmentation
 from largebatch.data import places
+from largebatch.data.contents import FOLDER, SHARDS
 from largebatch.data.dali import DaliSplit
 from largebatch.data.dataset import Dataset, Split
 from largebatch.data.folder import scan
@@ -143,6 +144,7 @@ def image_set(
             **({"passed over": told} if (told := told_of(found.parts)) else {}),
         },
         pixels=pixels,
+        contents=lambda: {split: source.listing() for split, source in found.parts.items()},
         helpers=reading.helpers,
         sizes=sizes,
     )
@@ -165,11 +167,11 @@ def _found(
         whole_set(where, files_of(where))
         splits = ("train",) if hold_out else ("train", "test")
         shards = open_shards(where, report=report, shuffle_shards=shuffle_shards, splits=splits)
-        return Found("WebDataset shards", shards)
+        return Found(SHARDS, shards)
     train = scan(path / "train", classes_expected)
     if hold_out:
-        return Found("image folder", {"train": train})
-    return Found("image folder", {"train": train, "test": scan(_test_folder(path))})
+        return Found(FOLDER, {"train": train})
+    return Found(FOLDER, {"train": train, "test": scan(_test_folder(path))})
 
 
 def _split(source: Any, how: Reading, training: bool) -> Split:

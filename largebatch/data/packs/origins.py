@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from largebatch.data.contents import FOLDER, PARQUET, SHARDS
 from largebatch.data.decode import reason_of
 from largebatch.data.folder import Files, scan
 from largebatch.data.packs.parquet import is_parquet, open_parquet
@@ -56,13 +57,13 @@ def origins(given: str, val: str | None = None) -> Origins:
         if val is not None:
             raise UserError(f"--val {val} is for image folders and parquet; test shards are called val-... or test-...")
         whole_set(given, files_of(given))
-        kind, splits = "WebDataset shards", open_shards(given, splits=None)
+        kind, splits = SHARDS, open_shards(given, splits=None)
     elif not root.is_dir():
         raise UserError(f"{given} is no folder")
     elif is_parquet(root):
-        kind, splits = "parquet folder", open_parquet(root, val)
+        kind, splits = PARQUET, open_parquet(root, val)
     elif (root / "train").is_dir():
-        kind, splits = "image folder", _folders(root, val)
+        kind, splits = FOLDER, _folders(root, val)
     else:
         raise UserError(
             f"{given} holds no data set: train/<class>/*.jpg, train-*.tar and train-*.parquet are looked for there"

@@ -25,12 +25,20 @@ from typing import Any, Self
 
 import numpy as np
 
+from largebatch.data.contents import FOLDER, SHARDS, Listing
 from largebatch.data.packs.manifest import MANIFEST, PROGRESS, Facts, Promised, SplitFacts, read_facts, sha256_of
 from largebatch.errors import UserError
+
+_NAME_OF: dict[str, Callable[[bytes], bytes]] = {  # what a pack keeps of a name -> what the source itself lists
+    FOLDER: lambda name: name.split(b"/", 2)[-1],
+    SHARDS: lambda name: name.partition(b": ")[0].rpartition(b"/")[2] + b": " + name.partition(b": ")[2],
+}
 
 
 class PackedImages:
     """Images of a split, or of a part of it. Files are opened where they are read, so it crosses processes as paths."""
+
+    kind = ""  # of what it was packed from
 
     def __init__(self, root: Path, split: SplitFacts, classes: tuple[str, ...], labels: np.ndarray) -> None:
         self.classes = classes
@@ -59,6 +67,16 @@ class PackedImages:
         (place,) = self._places([index])
         name = os.fsdecode(bytes(self._array(self._names)[place]))
         return f"{self._files[int(self._file_of(place))]}: {name}"
+
+    def listing(self) -> Listing:
+        """Of the images by the names that they had where they came from."""
+        chosen = slice(None) if self._chosen is None else self._chosen
+        kept = self._array(self._names)[chosen].tolist()
+        names = np.array(list(map(_NAME_OF.get(self.kind, bytes), kept)), np.bytes_)
+        return Listing(self.classes, self.labels, self.kind, names, self._sizes(chosen))
+
+    def _sizes(self, chosen: slice | np.ndarray) -> np.ndarray | None:
+        return None
 
     def _places(self, indices: Any) -> np.ndarray:
         """Indices of this part -> examples of the split."""
@@ -142,6 +160,9 @@ class JpegPack(PackedImages):
         assert split.index
         self._index = str(root / split.index.name)
 
+    def _sizes(self, chosen: slice | np.ndarray) -> np.ndarray | None:
+        return np.array(self._array(self._index)[chosen][:, 2])
+
     def read(self, index: int) -> bytes:
         """The encoded image, as it was written. Raises OSError."""
         (place,) = self._places([index])
@@ -203,6 +224,8 @@ def open_pack(root: Path) -> Pack:
         else:
             _check_index(root, split)
             splits[name] = JpegPack(root, split, classes, labels)
+    for images in splits.values():
+        images.kind = facts.source.kind
     return Pack(root, facts, classes, splits)
 
 

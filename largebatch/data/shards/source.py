@@ -29,6 +29,7 @@ import numpy as np
 from fsspec.registry import known_implementations
 
 from largebatch.data import places
+from largebatch.data.contents import SHARDS, Listing
 from largebatch.data.passed_over import is_hidden
 from largebatch.data.shards.cache import Ahead, Handle, Shard, ShardCache, Unreachable, shard_cache, words
 from largebatch.data.shards.index import Index, kept_index
@@ -99,6 +100,13 @@ class Shards:
         if len(found) != length:
             raise OSError(errno.ESTALE, "the shard was made shorter while it was read")
         return found
+
+    def listing(self) -> Listing:
+        """Names as in a pack of these shards: the shard's file and the member."""
+        files = [os.fsencode(shard.address.rpartition("/")[2]) + b": " for shard in self.shards]
+        pairs = zip(self.index.shard.tolist(), self.index.name.tolist(), strict=True)
+        names = np.array([files[shard] + member for shard, member in pairs], np.bytes_)
+        return Listing(self.classes, self.labels, SHARDS, names, self.index.length)
 
     def part(self, chosen: np.ndarray) -> Shards:
         return replace(self, index=self.index.part(chosen), _process=_Process())
