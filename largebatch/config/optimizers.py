@@ -32,7 +32,7 @@ class HeavyBall(Section):
 
 class Lars(Section):
     name: Literal["lars"]
-    variant: Literal["you2017", "timm", "nus", "vissl", "optax"] = "you2017"
+    variant: Literal["you2017", "timm", "larc", "nus", "vissl", "optax"] = "you2017"
     momentum: Fraction = 0.9
     nesterov: bool = False
     trust_coefficient: PositiveFloat = 0.001

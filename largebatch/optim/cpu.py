@@ -54,12 +54,12 @@ class Scratch:
 
 
 def adamw_direction(
-    shards: Shards, scratch: Scratch, beta1: float, beta2: float, eps: float, weight_decay: float
+    shards: Shards, scratch: Scratch, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> list[Tensor]:
     """Updates the moments; r + weight_decay·w of each part."""
     directions = [scratch.copy_of(weight) for weight in shards.weights]
     torch._fused_adamw_(
         directions, shards.grads, shards.buffers["first_moment"], shards.buffers["second_moment"], [], shards.steps,
-        lr=-1.0, beta1=beta1, beta2=beta2, weight_decay=weight_decay - 1.0, eps=eps, amsgrad=False, maximize=False,
+        lr=-1.0, beta1=betas[0], beta2=betas[1], weight_decay=weight_decay - 1.0, eps=eps, amsgrad=False, maximize=False,
     )  # fmt: skip
     return directions

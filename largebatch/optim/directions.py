@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from largebatch.optim.shards import add_up, local, sharding_groups
+from largebatch.optim.shards import add_up, elements, sharding_groups
 
 NAMES = (
     "gradient", "gradient_before", "gradients", "step_before", "secant",  # with the gradient at hand
@@ -76,7 +76,7 @@ class Directions:
 
     @torch.no_grad()
     def _weights(self) -> list[Tensor]:
-        return [local(parameter).clone() for parameter in self.parameters]
+        return [elements(parameter).clone() for parameter in self.parameters]
 
     def forget(self) -> None:
         """The step before is not the one before any more."""
@@ -92,7 +92,7 @@ class Directions:
         if any(parameter.grad is None for parameter in self.parameters):
             self.gradients = None
             return
-        now = [local(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
+        now = [elements(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
         if measure:
             self.dots["gradient"] = self._dot(now, now)
             if self.gradients is not None:
@@ -104,7 +104,7 @@ class Directions:
 
     @torch.no_grad()
     def after(self, measure: bool) -> StepNumbers | None:
-        now = [local(parameter) for parameter in self.parameters]
+        now = [elements(parameter) for parameter in self.parameters]
         step = list(torch._foreach_sub(now, self.weights))
         if measure:
             away = torch._foreach_sub(now, self.start)

@@ -156,7 +156,7 @@ class Step:
                 settings.append(self.optimizer.settled(group))
                 rows.append(self.optimizer.kernel_row(settings[-1]))
             else:
-                settings.append({**group, "buffer_scale": group["momentum"]})
+                settings.append({**group, "buffer_scale": group.get("momentum", 0.0)})
                 rows.append(self.optimizer.kernel_row(settings[-1])._replace(lr=0.0))
         rows.append(Row(self.optimizer.max_grad_norm or math.inf, 0.0))
         if rows != self.rows:
@@ -166,7 +166,7 @@ class Step:
             if previous is None:
                 continue
             slots["lr"].copy_(group["lr"])
-            if group["momentum_correction"]:
+            if group.get("momentum_correction"):
                 factor = (slots["lr"] / previous).where(previous > 0, 1.0)
                 slots["buffer_scale"].copy_(factor * group["momentum"])
             previous.copy_(slots["lr"])

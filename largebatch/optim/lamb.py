@@ -75,10 +75,18 @@ class Lamb(LayerwiseOptimizer):
         if bias_correction is None:
             bias_correction = VARIANTS[variant].bias_correction
         defaults = {
-            "lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay,
+            "lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay,
             "bias_correction": bias_correction, "max_weight_norm": max_weight_norm, "variant": variant,
         }  # fmt: skip
         super().__init__(params, defaults, form, max_grad_norm)
+
+    def settings_of(self, group: dict[str, Any]) -> dict[str, Any]:
+        """beta1 and beta2 as torch's optimizers keep them, so that its schedulers turn them."""
+        if not {"beta1", "beta2"} & set(group):
+            return group
+        kept = {key: value for key, value in group.items() if key not in ("beta1", "beta2")}
+        default = group.get("betas", self.defaults["betas"])
+        return {**kept, "betas": (group.get("beta1", default[0]), group.get("beta2", default[1]))}
 
     def adapts(self, group: dict[str, Any]) -> bool:
         return group["adapt"] and (group["weight_decay"] > 0 or VARIANTS[group["variant"]].adapts_undecayed)
@@ -93,7 +101,7 @@ class Lamb(LayerwiseOptimizer):
         return weight_norms > group["max_weight_norm"]
 
     def kernel_row(self, settings: dict[str, Any]) -> Row:
-        beta1, beta2 = settings["beta1"], settings["beta2"]
+        beta1, beta2 = settings["betas"]
         logs = [math.log(b) if b > 0 and settings["bias_correction"] else -math.inf for b in (beta1, beta2)]
         return Row(
             lr=settings["lr"],
@@ -108,8 +116,9 @@ class Lamb(LayerwiseOptimizer):
 
     def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
         m, v = layer.buffers["first_moment"], layer.buffers["second_moment"]
-        m.lerp_(layer.grad, 1 - group["beta1"])
-        v.mul_(group["beta2"]).addcmul_(layer.grad, layer.grad, value=1 - group["beta2"])
+        beta1, beta2 = group["betas"]
+        m.lerp_(layer.grad, 1 - beta1)
+        v.mul_(beta2).addcmul_(layer.grad, layer.grad, value=1 - beta2)
         correction1, correction2 = bias_corrections(layer.step, group)
         denominator = v.sqrt().div_(correction2**0.5).add_(group["eps"])
         update = m.div(denominator).div_(correction1)
@@ -120,8 +129,8 @@ class Lamb(LayerwiseOptimizer):
 
     def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
         m, v = shards.buffers["first_moment"], shards.buffers["second_moment"]
-        beta2 = group["beta2"]
-        torch._foreach_lerp_(m, shards.grads, 1 - group["beta1"])
+        beta1, beta2 = group["betas"]
+        torch._foreach_lerp_(m, shards.grads, 1 - beta1)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, shards.grads, shards.grads, value=1 - beta2)
         corrections = [bias_corrections(int(step), group) for step in shards.steps]
@@ -150,9 +159,7 @@ class Lamb(LayerwiseOptimizer):
             shards.grads = [self._scratch.copy_of(grad).mul_(group["clip"]) for grad in shards.grads]
         if not group["bias_correction"] or not cpu.fits(shards):
             return self.propose_all(shards, group)
-        return cpu.adamw_direction(
-            shards, self._scratch, group["beta1"], group["beta2"], group["eps"], group["weight_decay"]
-        )
+        return cpu.adamw_direction(shards, self._scratch, group["betas"], group["eps"], group["weight_decay"])
 
     def advance_fused(
         self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
@@ -168,4 +175,5 @@ def bias_corrections(step: int, group: dict[str, Any]) -> tuple[float, float]:
     """``(1−β1^t, 1−β2^t)`` with t counted per tensor from its first gradient."""
     if not group["bias_correction"]:
         return 1.0, 1.0
-    return 1 - group["beta1"] ** step, 1 - group["beta2"] ** step
+    beta1, beta2 = group["betas"]
+    return 1 - beta1**step, 1 - beta2**step

@@ -5,13 +5,16 @@ With g the gradient, β the weight decay, γ the learning rate, μ the momentum,
 
     variant     buffer                        update           denominator of λ     whose
     you2017     v ← μ·v + γ·λ·(g + β·w)       w ← w − v        ‖g‖ + β·‖w‖ + ε      paper, MLPerf reference, mmpretrain
-    timm        v ← μ·v + λ·(g + β·w)         w ← w − γ·v      ‖g‖ + β·‖w‖ + ε      timm, apex LARC
+    timm        v ← μ·v + λ·(g + β·w)         w ← w − γ·v      ‖g‖ + β·‖w‖ + ε      timm
+    larc        the same                                                            apex LARC(clip=False)
     nus         v ← μ·v + clip(g + β·w)       w ← w − γ·λ·v    ‖g‖ + β·‖w‖ + ε      NUS LARS-ImageNet, ColossalAI
     vissl       v ← μ·v + λ·(g + β·w)         w ← w − γ·v      ‖g + β·w‖ + ε        VISSL, Barlow Twins
     optax       v ← μ·v + γ·λ·(g + β·w)       w ← w − v        ‖g + β·w‖ + ε        optax
 
 They are different optimizers: a learning rate published for one does not fit another. ``nus`` also bounds λ by 50 and
-every element of g + β·w by ±10, as its code does. Nesterov replaces v in the update by μ·v + (what was just added to
+every element of g + β·w by ±10, as its code does. ``timm`` adapts no group without weight decay, as timm does unless it
+is told always_adapt; ``larc`` adapts those, too. apex LARC's default, clip=True, is λ ← min(λ/γ, 1), which none of
+these has. Nesterov replaces v in the update by μ·v + (what was just added to
 v). Where the lr is inside the buffer, ``momentum_correction`` (Goyal et al. 2017, eq. 10) rescales v by γ_new/γ_old.
 """
 
@@ -38,11 +41,13 @@ class Variant(NamedTuple):
     sum_of_norms: bool  # the denominator is ‖g‖ + β‖w‖, not ‖g + βw‖
     largest_ratio: float | None = None
     largest_element: float | None = None  # of g + βw, in magnitude
+    adapts_undecayed: bool = True  # tensors without weight decay take a ratio too
 
 
 VARIANTS = {
     "you2017": Variant(lr_inside=True, ratio_inside=True, sum_of_norms=True),
-    "timm": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=True),
+    "timm": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=True, adapts_undecayed=False),
+    "larc": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=True),
     "nus": Variant(lr_inside=False, ratio_inside=False, sum_of_norms=True, largest_ratio=50.0, largest_element=10.0),
     "vissl": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=False),
     "optax": Variant(lr_inside=True, ratio_inside=True, sum_of_norms=False),
@@ -85,6 +90,9 @@ class Lars(LayerwiseOptimizer):
             "momentum_correction": momentum_correction, "max_trust_ratio": max_trust_ratio,
         }  # fmt: skip
         super().__init__(params, defaults, form)
+
+    def adapts(self, group: dict[str, Any]) -> bool:
+        return group["adapt"] and (group["weight_decay"] > 0 or VARIANTS[group["variant"]].adapts_undecayed)
 
     def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
         """λ of layers; ``proposal_norms`` are ‖g‖ where the denominator is a sum of norms, else ‖g + β·w‖."""

@@ -20,17 +20,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from largebatch.errors import UserError, suggestion
-from largebatch.optim import cpu, kernels
+from largebatch.optim import cpu, kernels, loading
+from largebatch.optim.contract import check_numbers, check_wrappers
 from largebatch.optim.shards import HALF, Partition, Shards, add_up, shards_of
 
 FORMS = ("auto", "plain", "foreach", "fused")
-AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum", "beta1", "beta2")
-BELOW_ONE = ("momentum", "beta1", "beta2")
 CACHED_ELEMENTS = 1 << 20  # layers that the fused form on the CPU takes together
-ABOVE_ZERO = ("trust_coefficient", "max_trust_ratio", "max_weight_norm")
 
 
 class Layer(NamedTuple):
@@ -70,7 +69,8 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         self._triton: dict[tuple[int, ...], kernels.Step] = {}
         self._kept: dict[int, Shards] = {}  # by group: what is here of its layers, while that does not change
         self._scratch: cpu.Scratch | None = None
-        super().__init__(params, {"adapt": True, "momentum": 0.0, "momentum_correction": False, **defaults})
+        self._shapes: dict[int, Shapes] = {}  # by group: of its layers when it was given
+        super().__init__(params, {"adapt": True, **defaults})
 
     @abc.abstractmethod
     def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
@@ -113,8 +113,12 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     def settled(self, group: dict[str, Any]) -> dict[str, Any]:
         """The settings of one step: the group's with its lr as a number, and ``buffer_scale``."""
-        scale = group["momentum"] * momentum_correction(group)
+        scale = group.get("momentum", 0.0) * momentum_correction(group)
         return {**group, "lr": float(group["lr"]), "buffer_scale": scale}
+
+    def measures(self, group: dict[str, Any]) -> bool:
+        """Whether its step depends on norms, so that its tensors must be layers, not arbitrary pieces."""
+        return self.adapts(group) or self.max_grad_norm is not None
 
     def use_partition(self, parameter: Tensor, partition: Partition) -> None:
         """``parameter`` is a flat tensor that holds pieces of layers; ZeRO's engines say so before the first step."""
@@ -123,76 +127,48 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses, before anything is changed, a state of another model or optimizer (UserError)."""
-        parameters = self._checked(state_dict)
-        shapes = [group["shapes"] for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, own in zip(self.param_groups, shapes, strict=True):
-            group["shapes"] = own
-        for number, saved in state_dict["state"].items():
-            parameter = parameters[number]
-            if parameter.dtype in HALF:  # torch rounds every state to the parameter's type
-                tensors = {key: value for key, value in saved.items() if isinstance(value, Tensor) and value.dim()}
-                self.state[parameter] |= {key: value.clone().to(parameter.device) for key, value in tensors.items()}
+        loading.load(self, state_dict, self._check_state, self._keep_types)
         self._triton.clear()
 
-    def _checked(self, state_dict: dict[str, Any]) -> dict[int, Tensor]:
-        """The parameter of each number in a state that fits."""
-        groups = state_dict["param_groups"]
-        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
-            raise UserError(
-                f"the state belongs to another model: its parameter groups hold {[len(g['params']) for g in groups]} "
-                f"tensors, this optimizer's {[len(g['params']) for g in self.param_groups]}"
-            )
-        for number, (saved, own) in enumerate(zip(groups, self.param_groups, strict=True)):
-            if missing := [key for key in self.defaults if key in own and key not in saved]:
-                raise UserError(
-                    f"the state belongs to another optimizer: its parameter group {number} has no {missing[0]}, which "
-                    f"{type(self).__name__} needs"
-                )
-            if [tuple(shape) for shape in saved.get("shapes", own["shapes"])] != own["shapes"]:
-                raise UserError(
-                    f"the state belongs to another model: its parameter group {number} has the shapes "
-                    f"{saved['shapes'][:3]}, here they are {own['shapes'][:3]}"
-                )
-        numbers = [number for group in groups for number in group["params"]]
-        parameters = dict(zip(numbers, (p for group in self.param_groups for p in group["params"]), strict=True))
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        parameters = loading.check_groups(self.param_groups, state_dict)
+        for number, (saved, own) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
+            wanted = [key for key in self.defaults if key in own]
+            loading.check_settings(type(self).__name__, number, self.settings_of(saved), wanted)
         for number, saved in state_dict["state"].items():
-            if missing := [name for name in self.BUFFERS if name not in saved]:
-                raise UserError(
-                    f"the state belongs to another optimizer: parameter {number} has {', '.join(map(str, saved))}, "
-                    f"{type(self).__name__} needs {', '.join(missing)}"
-                )
-            shape, wanted = tuple(saved[self.BUFFERS[0]].shape), tuple(parameters[number].shape)
-            if shape != wanted:
-                raise UserError(
-                    f"the state belongs to another model: parameter {number} has {self.BUFFERS[0]} of shape {shape}, "
-                    f"here it is {wanted}"
-                )
-        return parameters
+            if number in parameters:
+                shape = tuple(parameters[number].shape)
+                loading.check_tensors(type(self).__name__, number, saved, self.BUFFERS, shape)
 
+    def _keep_types(self, state_dict: dict[str, Any]) -> None:
+        """torch has rounded every state to the parameter's type; of half precision ours are more exact."""
+        parameters = loading.check_groups(self.param_groups, state_dict)
+        for number, saved in state_dict["state"].items():
+            parameter = parameters.get(number)
+            if parameter is not None and parameter.dtype in HALF:
+                kept = {name: saved[name] for name in (*self.BUFFERS, "master_weight") if name in saved}
+                self.state[parameter] |= {name: value.clone().to(parameter.device) for name, value in kept.items()}
+
+    def settings_of(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group with its settings by the names that this optimizer keeps them by."""
+        return group
+
+    @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
+        super().add_param_group(self.settings_of(param_group))
         self._triton.clear()
         try:
             self._check_group(len(self.param_groups) - 1, self.param_groups[-1])
         except UserError:
             self.param_groups.pop()
             raise
-        self.param_groups[-1]["shapes"] = [tuple(parameter.shape) for parameter in self.param_groups[-1]["params"]]
+        self._shapes[id(self.param_groups[-1])] = shapes_of(self.param_groups[-1])
 
     def _check_group(self, number: int, group: dict[str, Any]) -> None:
-        if not group["params"]:
-            raise UserError(f"parameter group {number} has no parameters")
-        for key in (*AT_LEAST_ZERO, *ABOVE_ZERO):
-            value = group.get(key)
-            if value is None or isinstance(value, Tensor):
-                continue
-            if not value >= 0 or (key in ABOVE_ZERO and value == 0):
-                wanted = "above 0" if key in ABOVE_ZERO else "at least 0"
-                raise UserError(f"{key} = {value} in parameter group {number}; it must be {wanted}")
-            if key in BELOW_ONE and value >= 1:
-                raise UserError(f"{key} = {value} in parameter group {number}; it must be below 1")
+        check_numbers(number, group)
+        check_wrappers(type(self).__name__, group["params"], self.measures(group), self.max_grad_norm)
 
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = None
@@ -291,15 +267,14 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             self.advance(layer, proposals[i], ratios[i] if ratios else 1.0, group)
 
     def _shards(self, number: int, group: dict[str, Any], parameters: list[Tensor]) -> Shards:
-        shapes = [tuple(p.shape) for p in group["params"]]
-        if shapes != group["shapes"] and not all(id(p) in self.partitions for p in group["params"]):
+        given, now = self._shapes.setdefault(id(group), shapes_of(group)), shapes_of(group)
+        if now != given and not all(id(p) in self.partitions for p in group["params"]):
             raise UserError(
-                f"{type(self).__name__} was given layers of shapes {group['shapes'][:3]}..., and now finds "
-                f"{shapes[:3]} in parameter group {number}: an engine has put flat partitions in their place; tell "
-                "where the layers lie with use_partition (largebatch.engines.deepspeed.show_layers does it for ZeRO)"
+                f"{type(self).__name__} was given layers of shapes {given[:3]}..., and now finds {now[:3]} in "
+                f"parameter group {number}: an engine has put flat partitions in their place; tell where the "
+                "layers lie with use_partition (largebatch.engines.deepspeed.show_layers does it for ZeRO)"
             )
-        if any(p.grad is not None and p.grad.is_sparse for p in parameters):
-            raise UserError(f"{type(self).__name__} takes dense gradients; this model has sparse ones")
+        check_wrappers(type(self).__name__, parameters, self.measures(group), self.max_grad_norm)
         kept = self._kept.get(id(group))
         if kept is not None and kept.still_of(parameters, self.state):
             kept.grads = [p.grad for p in kept.parameters if p.grad is not None]
@@ -337,12 +312,28 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"form": self.form, "max_grad_norm": self.max_grad_norm}
-        left = {"partitions": {}, "_measured": {}, "_triton": {}, "_kept": {}, "_scratch": None}
+        left = {"partitions": {}, "_measured": {}, "_triton": {}, "_kept": {}, "_scratch": None, "_shapes": {}}
         return {**super().__getstate__(), **kept, **left}  # type: ignore[misc]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, and of a state that is loaded: then the groups are new dictionaries, in the order of the old."""
+        known = [self._shapes.get(id(group)) for group in self.__dict__.get("param_groups", [])]
+        super().__setstate__(state)
+        self.param_groups[:] = [self.settings_of(group) for group in self.param_groups]
+        known += [None] * (len(self.param_groups) - len(known))
+        self._kept = {}
+        self._shapes = {
+            id(group): shapes or shapes_of(group) for group, shapes in zip(self.param_groups, known, strict=True)
+        }
 
+
+Shapes = list[tuple[int, ...]]
 Work = tuple[Shards, dict[str, Any]]
 Measured = tuple[dict[str, Any], list[str], Tensor]
+
+
+def shapes_of(group: dict[str, Any]) -> Shapes:
+    return [tuple(parameter.shape) for parameter in group["params"]]
 
 
 def layers(shards: Shards) -> list[Layer]:
@@ -364,4 +355,4 @@ def momentum_correction(group: dict[str, Any]) -> float:
     """
     lr = float(group["lr"])
     previous, group["previous_lr"] = float(group.get("previous_lr", lr)), lr
-    return lr / previous if group["momentum_correction"] and previous > 0 else 1.0
+    return lr / previous if group.get("momentum_correction") and previous > 0 else 1.0

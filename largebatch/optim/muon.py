@@ -26,10 +26,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.optim._muon import muon
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from largebatch.errors import UserError, suggestion
+from largebatch.optim import loading
+from largebatch.optim.contract import check_wrappers
 from largebatch.optim.groups import is_norm
 
 OTHERS = ("sgd", "adamw")
@@ -37,7 +43,8 @@ ADJUSTMENTS = ("original", "match_rms_adamw")
 BUFFERS = {"muon": ("momentum_buffer",), "sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
 AT_LEAST_ZERO = ("lr", "others_lr_scale", "weight_decay", "momentum", "others_momentum", "beta1", "beta2", "eps")
 BELOW_ONE = ("momentum", "others_momentum", "beta1", "beta2")
-MOST_ITERATIONS = 99  # torch's
+MOST_ITERATIONS = 99  # torch's, as are
+NS_COEFFICIENTS, NS_EPS = (3.4445, -4.7750, 2.0315), 1e-7
 
 
 def hidden_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -71,11 +78,11 @@ def muon_groups(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str
         members = list(zip(group["names"], group["params"], strict=True))
         if strangers := [name for name, parameter in members if id(parameter) not in known]:
             raise UserError(f"the parameter groups are of another model: this one does not hold their {strangers[0]}")
-        for muon in (True, False):
-            chosen = [(name, parameter) for name, parameter in members if (id(parameter) in hidden) is muon]
+        for is_hidden in (True, False):
+            chosen = [(name, parameter) for name, parameter in members if (id(parameter) in hidden) is is_hidden]
             if chosen:
                 names, parameters = map(list, zip(*chosen, strict=True))
-                split.append({**group, "params": parameters, "names": names, "muon": muon})
+                split.append({**group, "params": parameters, "names": names, "muon": is_hidden})
     return split
 
 
@@ -118,9 +125,9 @@ class Muon(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses, before anything is changed, a state of another model or optimizer (UserError)."""
-        check_state(self.param_groups, state_dict)
-        super().load_state_dict(state_dict)
+        loading.load(self, state_dict, lambda state: check_state(self.param_groups, state), lambda _: None)
 
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = None
@@ -129,8 +136,7 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
-            if any(p.grad.is_sparse for p in moving):
-                raise UserError("Muon takes dense gradients; this model has sparse ones")
+            check_wrappers("Muon", moving, False, None)
             if not moving:
                 continue
             if group["muon"]:
@@ -142,21 +148,20 @@ class Muon(Optimizer):
     def _step_matrices(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         for weight in weights:
             check_matrix(weight, "a weight")
-        matrices = [as_matrix(weight, weight) for weight in weights]
-        of_torch = torch.optim.Muon(
-            matrices,
+        muon(
+            [as_matrix(weight, weight) for weight in weights],
+            [as_matrix(weight.grad, weight) for weight in weights if weight.grad is not None],
+            [as_matrix(self._momentum_buffer(weight), weight) for weight in weights],
             lr=float(group["lr"]),
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             nesterov=group["nesterov"],
+            ns_coefficients=NS_COEFFICIENTS,
             ns_steps=group["ns_steps"],
+            eps=NS_EPS,
             adjust_lr_fn=group["adjust_lr"],
+            has_complex=False,
         )
-        for weight, matrix in zip(weights, matrices, strict=True):
-            assert weight.grad is not None
-            matrix.grad = as_matrix(weight.grad, weight)
-            of_torch.state[matrix] = {"momentum_buffer": as_matrix(self._momentum_buffer(weight), weight)}
-        of_torch.step()
 
     def _momentum_buffer(self, weight: Tensor) -> Tensor:
         """Laid out as the weight, for the two are seen as matrices alike; a restored one may lie otherwise."""
@@ -169,15 +174,30 @@ class Muon(Optimizer):
 
     def _step_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         lr = float(group["lr"]) * group["others_lr_scale"]
-        decay, momentum = group["weight_decay"], group["others_momentum"]
-        of_torch: Optimizer
-        if group["others"] == "sgd":
-            of_torch = torch.optim.SGD(parameters, lr, momentum, weight_decay=decay, nesterov=momentum > 0)
-        else:
-            betas = (group["beta1"], group["beta2"])
-            of_torch = torch.optim.AdamW(parameters, lr, betas, group["eps"], weight_decay=decay)
-        of_torch.state = self.state
-        of_torch.step()
+        grads = [p.grad for p in parameters if p.grad is not None]
+        states = [self.state[p] for p in parameters]
+        if group["others"] == "adamw":
+            for parameter, state in zip(parameters, states, strict=True):
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    for name in ("exp_avg", "exp_avg_sq"):
+                        state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            kept = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+            adamw(
+                parameters, grads, kept[0], kept[1], [], kept[2], has_complex=any(p.is_complex() for p in parameters),
+                amsgrad=False, beta1=group["beta1"], beta2=group["beta2"], lr=lr, weight_decay=group["weight_decay"],
+                eps=group["eps"], maximize=False,
+            )  # fmt: skip
+            return
+        momentum = group["others_momentum"]
+        buffers = [state.get("momentum_buffer") for state in states]
+        sgd(
+            parameters, grads, buffers, weight_decay=group["weight_decay"], momentum=momentum, lr=lr, dampening=0.0,
+            nesterov=momentum > 0, maximize=False,
+        )  # fmt: skip
+        if momentum > 0:
+            for state, buffer in zip(states, buffers, strict=True):
+                state["momentum_buffer"] = buffer
 
 
 def as_matrix(tensor: Tensor, weight: Tensor) -> Tensor:
@@ -190,8 +210,10 @@ def check_matrix(weight: Tensor, name: str) -> None:
     if weight.dim() < 2:
         raise UserError(
             f"Muon takes weights of at least two dimensions; {name} has shape {tuple(weight.shape)}: leave it to the "
-            "others (muon = false), and let no engine flatten the weights (ZeRO does)"
+            "others (muon = false), and let no engine flatten the weights (ZeRO and FSDP1 do)"
         )
+    if weight.is_complex():
+        raise UserError(f"Muon orthogonalises real weights; {name} is complex: leave it to the others (muon = false)")
     if isinstance(weight, DTensor):
         raise UserError(
             f"Muon orthogonalises whole weights; {name} is sharded as {weight.placements}: use an engine that keeps "
@@ -205,8 +227,6 @@ def check_matrix(weight: Tensor, name: str) -> None:
 
 
 def check_group(number: int, group: dict[str, Any]) -> None:
-    if not group["params"]:
-        raise UserError(f"parameter group {number} has no parameters")
     if not isinstance(group.get("muon"), bool):
         raise UserError(
             f"parameter group {number} must say whether it is Muon's by muon = true or false, it says "
@@ -233,14 +253,8 @@ def check_group(number: int, group: dict[str, Any]) -> None:
 
 def check_state(own: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
     """The state is of these groups, with these optimizers, over these shapes."""
-    groups = state_dict["param_groups"]
-    sizes = [len(group["params"]) for group in groups]
-    if sizes != [len(group["params"]) for group in own]:
-        raise UserError(
-            f"the state belongs to another model: its parameter groups hold {sizes} tensors, this optimizer's "
-            f"{[len(group['params']) for group in own]}"
-        )
-    for number, (saved, here) in enumerate(zip(groups, own, strict=True)):
+    loading.check_groups(own, state_dict)
+    for number, (saved, here) in enumerate(zip(state_dict["param_groups"], own, strict=True)):
         for key in ("muon", "others"):
             if saved.get(key) != here[key]:
                 raise UserError(
@@ -249,18 +263,4 @@ def check_state(own: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
                 )
         wanted = BUFFERS["muon" if here["muon"] else here["others"]]
         for index, parameter in zip(saved["params"], here["params"], strict=True):
-            check_tensors(index, state_dict["state"].get(index, {}), wanted, tuple(parameter.shape))
-
-
-def check_tensors(index: int, saved: dict[str, Any], wanted: tuple[str, ...], shape: tuple[int, ...]) -> None:
-    if saved and (missing := [name for name in wanted if name not in saved]):
-        raise UserError(
-            f"the state belongs to another optimizer: parameter {index} has {', '.join(map(str, saved))}, Muon needs "
-            f"{', '.join(missing)} here"
-        )
-    for name, value in saved.items():
-        if isinstance(value, Tensor) and name != "step" and tuple(value.shape) != shape:
-            raise UserError(
-                f"the state belongs to another model: parameter {index} has {name} of shape {tuple(value.shape)}, "
-                f"here it is {shape}"
-            )
+            loading.check_tensors("Muon", index, state_dict["state"].get(index, {}), wanted, tuple(parameter.shape))

@@ -79,7 +79,7 @@ class RmspropSgd(LayerwiseOptimizer):
         ):
             if not fits:
                 raise UserError(f"{key} = {group[key]} in parameter group {number}; it must be {wanted}")
-        if group["momentum_correction"]:
+        if group.get("momentum_correction"):
             raise UserError("momentum_correction needs the lr inside the buffer; RmspropSgd has it outside")
 
     def adapts(self, group: dict[str, Any]) -> bool:

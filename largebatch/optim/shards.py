@@ -110,7 +110,9 @@ class Shards:
     @property
     def whole_tensors(self) -> bool:
         """Whether the parts are the parameters or their masters themselves, not views of them."""
-        return self.alone and not any(isinstance(parameter, DTensor) for parameter in self.given)
+        return self.alone and not any(
+            isinstance(parameter, DTensor) or parameter.is_complex() or not parameter.dim() for parameter in self.given
+        )
 
     @functools.cached_property
     def laid_out_alike(self) -> bool:
@@ -176,7 +178,8 @@ def shards_of(
     """
     found = Shards(buffers={name: [] for name in buffers}, device=parameters[0].device, given=parameters)
     names = group.get("names") or group.get("param_names")
-    names = names or [f"parameter {first_number + i}" for i in range(len(group["params"]))]
+    if not names or len(names) != len(group["params"]):  # who divides a group among ranks copies the list whole
+        names = [f"parameter {first_number + i}" for i in range(len(group["params"]))]
     known = dict(zip(map(id, group["params"]), names, strict=False))
     for parameter in parameters:
         assert parameter.grad is not None
@@ -190,11 +193,13 @@ def shards_of(
             check_layout(parameter, parameter.grad)
             found.names.append(known.get(id(parameter), "parameter"))
             found.groups.append(sharding_groups(parameter))
-            parts = [(0, [local(tensor) for tensor in tensors])]
+            parts = [(0, [elements(tensor) for tensor in tensors])]
         else:
             found.names.extend(name for name, _ in partition.layers)
             found.groups.extend([(partition.group,)] * len(partition.layers))
-            parts = [(s.layer, [t.narrow(0, s.offset, s.length) for t in tensors]) for s in partition.segments]
+            parts = [
+                (s.layer, [elements(t.narrow(0, s.offset, s.length)) for t in tensors]) for s in partition.segments
+            ]
         for layer, part in parts:
             if part[0].numel() == 0:
                 continue
@@ -231,6 +236,17 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def elements(tensor: Tensor) -> Tensor:
+    """:func:`local`, as real numbers along at least one dimension: a view, so that the algebra knows nothing else.
+
+    torch takes a tensor without dimension for a scalar and lets its type give way to another's. A complex number is two
+    real ones, as in torch's optimizers.
+    """
+    here = local(tensor)
+    here = torch.view_as_real(here) if here.is_complex() else here
+    return here if here.dim() else here.view(1)
+
+
 def sharding_groups(parameter: Tensor) -> Groups:
     """The process groups over which this tensor's shards make a whole; none if it is whole here."""
     if not isinstance(parameter, DTensor):
@@ -240,6 +256,10 @@ def sharding_groups(parameter: Tensor) -> Groups:
 
 
 def check_layout(parameter: Tensor, grad: Tensor) -> None:
+    if isinstance(parameter, DTensor) and any_partial(parameter):
+        raise UserError(
+            f"a parameter placed as {parameter.placements} is a sum yet to be made: give it whole or sharded"
+        )
     if isinstance(parameter, DTensor) and (
         not isinstance(grad, DTensor) or grad.placements != parameter.placements or any_partial(grad)
     ):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from largebatch.errors import UserError
-from largebatch.optim.shards import Shards, is_dense, local
+from largebatch.optim.shards import Shards, elements, is_dense
 
 CHUNK = 8192  # elements of a program; a multiple of BLOCK
 BLOCK = 1024
@@ -201,7 +201,7 @@ class Tables:
 
     def copy_in(self) -> None:
         if self.copied_grads:
-            grads = [local(p.grad) for _, p in self.copied_grads if p.grad is not None]
+            grads = [elements(p.grad) for _, p in self.copied_grads if p.grad is not None]
             torch._foreach_copy_([copy for copy, _ in self.copied_grads], grads)
         if self.copies:
             torch._foreach_copy_([copy for copy, _ in self.copies], [tensor for _, tensor in self.copies])

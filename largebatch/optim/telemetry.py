@@ -15,7 +15,7 @@ from torch import Tensor
 
 from largebatch.errors import UserError
 from largebatch.optim.layerwise import LayerwiseOptimizer
-from largebatch.optim.shards import add_up, local, sharding_groups, squares
+from largebatch.optim.shards import add_up, elements, sharding_groups, squares
 
 QUANTILES = {"min": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "max": 1.0}
 
@@ -86,14 +86,14 @@ class Watch:
     @torch.no_grad()
     def before(self) -> None:
         """Keeps a copy of the weights."""
-        self.kept = [local(parameter).clone() for parameter in self.parameters]
+        self.kept = [elements(parameter).clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def after(self) -> LayerNumbers:
         """What happened since :meth:`before`."""
         if len(self.kept) != len(self.parameters):
             raise UserError("Watch.after() without Watch.before(): call before() just before the step")
-        steps = [local(now) - before for now, before in zip(self.parameters, self.kept, strict=True)]
+        steps = [elements(now) - before for now, before in zip(self.parameters, self.kept, strict=True)]
         [sums] = add_up([torch.stack([squares(self.kept), squares(steps)], dim=1)], [self.groups])
         self.kept = []
         adapted, ratios = trust_ratios(self.optimizer)

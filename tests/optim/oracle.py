@@ -35,13 +35,13 @@ def lars(
         full = [gi + decay * wi for gi, wi in zip(g, w, strict=True)]
         if variant == "nus":  # its code bounds the ratio and every element
             full, largest = [min(max(f, -10.0), 10.0) for f in full], largest or 50.0
-        if variant in ("you2017", "timm", "nus"):
+        if variant in ("you2017", "timm", "larc", "nus"):
             below, zero = norm(g) + decay * norm(w) + eps, norm(g) == 0
         else:
             below, zero = norm(full) + eps, norm(full) == 0
         ratio = 1.0 if zero or norm(w) == 0 or not adapt else min(eta * norm(w) / below, largest or math.inf)
-        inside = {"you2017": lr * ratio, "optax": lr * ratio, "timm": ratio, "vissl": ratio, "nus": 1.0}[variant]
-        outside = {"you2017": 1.0, "optax": 1.0, "timm": lr, "vissl": lr, "nus": lr * ratio}[variant]
+        inside = {"you2017": lr * ratio, "optax": lr * ratio, "nus": 1.0}.get(variant, ratio)
+        outside = {"you2017": 1.0, "optax": 1.0, "nus": lr * ratio}.get(variant, lr)
         v = [momentum * vi + inside * fi for vi, fi in zip(v, full, strict=True)]
         step = [momentum * vi + inside * fi for vi, fi in zip(v, full, strict=True)] if nesterov else v
         w = [wi - outside * si for wi, si in zip(w, step, strict=True)]

@@ -279,7 +279,6 @@ def matrix(**settings: Any) -> Muon:
             lambda: Muon([{"params": [torch.ones(4, 6, 3)[:, ::2, :2]], "muon": True}], 0.1),
             "tensor 0 of parameter group 0 of shape (4, 3, 2) has strides (18, 6, 1): make it contiguous",
         ),
-        (lambda: Muon([{"params": [], "muon": True}], 0.1), "parameter group 0 has no parameters"),
         (lambda: matrix(others="adam"), "others = 'adam' is not known; did you mean adamw"),
         (lambda: matrix(adjust_lr="rms"), "adjust_lr = 'rms' is not known; valid: match_rms_adamw, original"),
         (lambda: matrix(momentum=1.0), "momentum = 1.0 in parameter group 0; it must be below 1"),
