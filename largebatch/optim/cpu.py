@@ -60,6 +60,7 @@ def adamw_direction(
     directions = [scratch.copy_of(weight) for weight in shards.weights]
     torch._fused_adamw_(
         directions, shards.grads, shards.buffers["first_moment"], shards.buffers["second_moment"], [], shards.steps,
-        lr=-1.0, beta1=betas[0], beta2=betas[1], weight_decay=weight_decay - 1.0, eps=eps, amsgrad=False, maximize=False,
+        lr=-1.0, beta1=betas[0], beta2=betas[1], weight_decay=weight_decay - 1.0, eps=eps, amsgrad=False,
+        maximize=False,
     )  # fmt: skip
     return directions
