@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pool
 import pytest
 import torch
 from torch import nn
@@ -506,3 +507,10 @@ def test_torchs_own_inputs_are_taken_or_meant_to_differ(name):
         assert key in MEANT_TO_DIFFER
         with pytest.raises(TypeError):
             make(parameters(), **{key: True})
+
+
+@pytest.mark.worlds
+@pytest.mark.parametrize("what", ["divided_states", "flattened"])
+def test_wrapped_by_torchs_distributed_optimizers(what):
+    ended = pool.ranks(2, f"worlds.wrapped:{what}")
+    assert ended.returncode == 0, ended.stderr
