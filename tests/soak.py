@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 import yaml
-from programs import environment, state_at_end
+from ends import different, events, of_every_step
+from programs import environment
 
 STEPS = 24_000
 RECIPE = {
@@ -37,63 +37,21 @@ RECIPE = {
     "record": {"every_steps": 20, "tensorboard": False},
     "timeout_minutes": 1,
 }
-PACED = """
-import os, time
-from largebatch.cli import main
-from largebatch.train import Loop
-one_step, wait = Loop.one_step, float(os.environ["SECONDS_PER_STEP"])
-def paced(self, micro_batches, measure):
-    time.sleep(wait)
-    one_step(self, micro_batches, measure)
-Loop.one_step = paced
-main()
-"""
 
 
 def started(folder: Path, name: str, pace: float) -> subprocess.Popen[bytes]:
-    recipe, program = folder / f"{name}.yaml", folder / "program.py"
+    recipe = folder / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump({**RECIPE, "record": {**RECIPE["record"], "dir": str(folder / name)}}))
-    program.write_text(PACED)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1000"]
     with open(folder / f"{name}.log", "wb") as log:
         return subprocess.Popen(
-            [sys.executable, *words, str(program), "train", str(recipe)],
+            [sys.executable, *words, "-m", "worlds.paced", "train", str(recipe)],
             stdout=log, stderr=log, env=environment(SECONDS_PER_STEP=str(pace)),
         )  # fmt: skip
 
 
-def lines(directory: Path, event: str) -> list[dict[str, Any]]:
-    file = directory / "metrics.jsonl"
-    whole = file.read_text().rpartition("\n")[0] if file.exists() else ""
-    return [line for line in map(json.loads, whole.splitlines()) if line["event"] == event]
-
-
 def workers(agent: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(agent.pid).children() if "program.py" in " ".join(child.cmdline())]
-
-
-def recorded_steps(directory: Path) -> dict[int, tuple[Any, ...]]:
-    """By step, as the last session recorded it."""
-    return {line["step"]: (line["loss"], line["lr"], line["grad_norm"]) for line in lines(directory, "train")}
-
-
-def leaves(tree: Any, name: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        return {key: leaf for k, value in tree.items() for key, leaf in leaves(value, f"{name}/{k}").items()}
-    if isinstance(tree, (list, tuple)):
-        return {key: leaf for k, value in enumerate(tree) for key, leaf in leaves(value, f"{name}/{k}").items()}
-    return {name: tree}
-
-
-def different(one: Path, other: Path) -> list[str]:
-    """What of two runs' last checkpoints is not the same bit by bit; the seconds they took may differ."""
-    these, those = (leaves({k: v for k, v in state_at_end(d).items() if k != "progress"}) for d in (one, other))
-    found = sorted(these.keys() ^ those.keys())
-    for name in these.keys() & those.keys():
-        a, b = these[name], those[name]
-        same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-        found += [] if same else [name]
-    return found
+    return [child for child in psutil.Process(agent.pid).children() if "worlds.paced" in " ".join(child.cmdline())]
 
 
 def main() -> None:
@@ -117,20 +75,20 @@ def main() -> None:
             time.sleep(1)
         if agent.poll() is not None or len(ranks := workers(agent)) < 2:
             continue
-        before = lines(directory, "train")[-1]["step"]
-        sessions = len(lines(directory, "resume"))
+        before = events(directory, "train")[-1]["step"]
+        sessions = len(events(directory, "resume"))
         rank, moment = chance.randrange(2), time.time()
         ranks[rank].send_signal(signal.SIGKILL)
-        while agent.poll() is None and not (len(lines(directory, "resume")) > sessions):
+        while agent.poll() is None and not (len(events(directory, "resume")) > sessions):
             time.sleep(0.25)
         told = {"minute": (moment - begun) / 60, "rank": rank, "last_recorded_step": before}
         told |= {
-            "resumed_at_step": lines(directory, "resume")[-1]["step"],
+            "resumed_at_step": events(directory, "resume")[-1]["step"],
             "seconds_until_resumed": time.time() - moment,
         }
         kills.append(told)
         print(json.dumps(told), flush=True)
-    steps, those = recorded_steps(directory), recorded_steps(asked.work / "undisturbed")
+    steps, those = of_every_step(directory), of_every_step(asked.work / "undisturbed")
     facts = {
         "kind": "soak",
         "seed": asked.seed,
@@ -142,7 +100,7 @@ def main() -> None:
         "kills": kills,
         "recorded_steps_that_differ": sum(steps.get(step) != numbers for step, numbers in those.items()),
         "recorded_steps": len(those),
-        "state_that_differs": different(directory, asked.work / "undisturbed"),
+        "state_that_differs": different(asked.work / "killed", asked.work / "undisturbed"),
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / "soak.json").write_text(json.dumps(facts, indent=1) + "\n")

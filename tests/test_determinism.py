@@ -116,16 +116,6 @@ def test_a_run_that_cannot_keep_it_says_so(recipe, monkeypatch):
     assert switches() == before
 
 
-WORK = """
-import sys
-import torch
-from largebatch import config, distributed
-from largebatch.train import train
-
-with distributed.group(torch.device("cpu")):
-    for name in ("one", "other"):
-        train(config.load(sys.argv[1], [f"record.dir={sys.argv[2]}/{name}"]), quiet=True)
-"""
 VARYING = {
     "model": {"name": "tiny_cnn", "channels": [4, 8], "dropout": 0.3},
     "data": {"name": "digits", "augment": "crop_flip"},
@@ -134,13 +124,14 @@ VARYING = {
 }
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_same_seed_and_world_give_the_same_bits(recipe, tmp_path: Path, world: int):
     """And another seed others: dropout and augmentation are drawn."""
     path = recipe(**VARYING)
-    (tmp_path / "work.py").write_text(WORK)
-    ended = torchrun(world, tmp_path / "work.py", path, tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    for name in ("one", "other"):
+        ended = torchrun(world, "-m", "largebatch", "train", path, f"record.dir={tmp_path / name}")
+        assert ended.returncode == 0, ended.stderr
     assert same_weights(tmp_path / "one", tmp_path / "other")
     if world == 1:
         train(config.load(path, ["seed=1"]), quiet=True)

@@ -19,6 +19,7 @@ from programs import saved, weights_at_end
 from largebatch import checkpoint, config
 from largebatch.train import Loop, train
 
+pytestmark = pytest.mark.worlds  # mount and umount are processes
 CHANGES = {
     "model": {"name": "mlp", "width": 400, "depth": 1, "norm": True},  # 0.25 MB a checkpoint
     "epochs": 4,

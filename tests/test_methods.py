@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
 import os
-import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from method_recipes import METHODS, NORM, recipe_of
-from programs import Killed, killed_at, state_at_end, torchrun
+from programs import Killed, state_at_end, torchrun
 
 from largebatch import config, derive, distributed
 from largebatch.assemble import assemble
@@ -25,20 +23,6 @@ from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.train import Loop, train
-
-WORK = """
-import sys
-from pathlib import Path
-import torch
-from largebatch import config, distributed
-from largebatch.train import train
-torch.set_num_threads(1)
-directory = Path(sys.argv[1])
-with distributed.group(torch.device("cpu")):
-    for file in sorted(directory.glob("*.yaml")):
-        run = config.load(file, [f"record.dir={directory}/world{distributed.world_size()}/{file.stem}"])
-        train(run, quiet=True)
-"""
 
 
 def finished(method: str, directory: Path, **more: Any) -> Path:
@@ -73,9 +57,8 @@ def worlds(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("methods")
     for method in METHODS:
         (directory / f"{method}.yaml").write_text(yaml.safe_dump(recipe_of(method)))
-    (directory / "work.py").write_text(WORK)
     for world in (1, 2):
-        ended = torchrun(world, directory / "work.py", directory)
+        ended = torchrun(world, "worlds.methods:train_all", directory)
         assert ended.returncode == 0, ended.stderr[-3000:]
     return directory
 
@@ -106,22 +89,6 @@ def test_cuda_ends_where_the_cpu_does(worlds, tmp_path, method):
     cpu, cuda = (checkpoint(d) for d in (worlds / "world1" / method, finished(method, tmp_path, device="cuda")))
     for name, tensor in cpu["model"].items():
         torch.testing.assert_close(cuda["model"][name], tensor, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_killed_and_resumed_is_never_stopped(tmp_path, method):
-    seed = random.SystemRandom().randrange(10**6)
-    print("seed of these kills:", seed)
-    chance = random.Random(seed)
-    whole = finished(method, tmp_path / "whole")
-    steps = checkpoint(whole)["step"]
-    for at in sorted(chance.sample(range(1, steps), 2)):
-        with contextlib.suppress(Killed), killed_at(at):
-            finished(method, tmp_path / "parts")
-    parts = finished(method, tmp_path / "parts")
-    assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
-    assert result(whole)["test_loss"] == result(parts)["test_loss"]
-    assert result(whole)["ema_test_accuracy_percent"] == result(parts)["ema_test_accuracy_percent"]
 
 
 def same(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> bool:
@@ -427,33 +394,6 @@ def test_swap_says_that_its_target_was_not_reached(tmp_path, capsys):
     assert "below the 100 % at which it was to stop" in (directory / "train.log").read_text()
 
 
-ENDS = """
-import sys, torch
-from largebatch import config, distributed, measure
-from largebatch.train import train
-at_the_end = measure.Measure.at_the_end
-def dies(self, step):
-    raise KeyboardInterrupt
-with distributed.group(torch.device("cpu")):
-    for kind in ("dies", "lives"):
-        measure.Measure.at_the_end = dies if kind == "dies" else at_the_end
-        try:
-            train(config.load(sys.argv[1]), quiet=True)
-        except KeyboardInterrupt:
-            pass
-"""
-
-
-def test_swap_on_two_ranks_ended_in_phase_3_goes_on(tmp_path, worlds):
-    (tmp_path / "swap.yaml").write_text(
-        yaml.safe_dump(recipe_of("swap", record={"tensorboard": False, "dir": str(tmp_path / "run")}))
-    )
-    (tmp_path / "work.py").write_text(ENDS)
-    ended = torchrun(2, tmp_path / "work.py", tmp_path / "swap.yaml")
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert same(checkpoint(tmp_path / "run")["model"], checkpoint(worlds / "world2" / "swap")["model"])
-
-
 def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, monkeypatch):
     from largebatch.update import Update
 
@@ -477,25 +417,23 @@ def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, 
 
 
 def test_swap_killed_between_two_workers_goes_on_with_the_next(tmp_path, monkeypatch):
+    """That it ends with the same bits is in test_kill_and_resume.py."""
     from largebatch.swap import Swap
 
-    whole = finished("swap", tmp_path / "whole")
-    run_round = Swap.run_round
+    run_round, rounds = Swap.run_round, []
 
     def dies(self, number, stop):
-        if number == 2:
+        rounds.append(number)
+        if rounds == [0, 1, 2]:
             raise Killed
         return run_round(self, number, stop)
 
     monkeypatch.setattr(Swap, "run_round", dies)
     with pytest.raises(Killed):
-        finished("swap", tmp_path / "parts")
-    rounds = []
-    monkeypatch.setattr(Swap, "run_round", lambda self, n, stop: (rounds.append(n), run_round(self, n, stop))[1])
-    parts = finished("swap", tmp_path / "parts")
-    assert rounds == [2, 3]
-    assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
-    assert len(result(parts)["workers"]) == 4
+        finished("swap", tmp_path)
+    assert finished("swap", tmp_path)
+    assert rounds == [0, 1, 2, 2, 3]
+    assert len(result(tmp_path)["workers"]) == 4
 
 
 # EMA, statistics, medians
@@ -598,23 +536,6 @@ def test_the_result_is_the_median_of_the_last_evaluations(tmp_path):
 
 # Gradients in half precision, sharded engines
 
-ENGINES = """
-import sys
-from pathlib import Path
-import torch
-from largebatch import config, distributed
-from largebatch.train import train
-directory, *names = sys.argv[1:]
-directory = Path(directory)
-with distributed.group(torch.device("cpu"), alone=True):
-    for name in names:
-        for file in sorted(directory.glob("*.yaml")):
-            engine = {"fp16": "{name: ddp, all_reduce: fp16}", "bf16": "{name: ddp, all_reduce: bf16}"}.get(name)
-            if engine and file.stem != "ema":
-                continue
-            overrides = ["engine=" + (engine or "{name: %s}" % name), f"record.dir={directory}/{name}/{file.stem}"]
-            train(config.load(file, overrides), quiet=True)
-"""
 SHARDED = ["fsdp", *(["deepspeed"] if importlib.util.find_spec("deepspeed") else [])]
 ON_EVERY_ENGINE = ("ramp", "ghost", "synchronised", "ema", "precise_statistics", "last_statistics")
 
@@ -625,8 +546,7 @@ def engines(tmp_path_factory) -> Path:
     for method in ON_EVERY_ENGINE:
         written = recipe_of(method, precision="fp32", max_grad_norm=1.0)
         (directory / f"{method}.yaml").write_text(yaml.safe_dump(written))
-    (directory / "work.py").write_text(ENGINES)
-    ended = torchrun(2, directory / "work.py", directory, "ddp", "fp16", "bf16", *SHARDED)
+    ended = torchrun(2, "worlds.methods:train_in_engines", directory, "ddp", "fp16", "bf16", *SHARDED)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return directory
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from programs import REPOSITORY, Killed, killed_at, saved, state_at_end, torchrun, weights_at_end
+from programs import Killed, killed_at, saved, state_at_end, torchrun, weights_at_end
+from worlds.nonfinite import POISONED, poisoned
 
-from largebatch import config, distributed
+from largebatch import config
 from largebatch.batch import epoch_order
-from largebatch.train import Loop, Result, train
+from largebatch.train import Result, train
 
-POISONED = (5, 12)  # steps before these two that are ruined
 SKIPS = {
     "precision": "fp64",
     "model": {"name": "mlp", "width": 16, "depth": 1, "norm": True},
@@ -28,24 +27,6 @@ SKIPS = {
     "record__every_steps": 1,
     "checkpoint": {"every_epochs": 0.2, "keep": 99},
 }
-
-
-@contextlib.contextmanager
-def poisoned(steps: tuple[int, ...], of_rank: int = 0) -> Iterator[None]:
-    """Inside, the last micro-batch of one rank in these steps has an image that is no number."""
-    one_step = Loop.one_step
-
-    def ruined(self: Loop, micro_batches: Any, measure: bool) -> None:
-        if self.step in steps and distributed.rank() == of_rank:
-            micro_batches = [(images.clone(), labels) for images, labels in micro_batches]
-            micro_batches[-1][0][0].fill_(math.nan)
-        one_step(self, micro_batches, measure)
-
-    Loop.one_step = ruined  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Loop.one_step = one_step  # type: ignore[method-assign]
 
 
 def trained(path: Path, steps: tuple[int, ...] = POISONED, *overrides: str) -> Result:
@@ -168,26 +149,7 @@ def test_without_the_key_the_run_stops(recipe):
     assert not recorded(result.directory, "skipped")
 
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-from test_nonfinite import POISONED, poisoned
-from largebatch import config, distributed
-from largebatch.train import train
-
-folder = Path(sys.argv[2])
-ends = {}
-with distributed.group(torch.device("cpu")), poisoned(POISONED, of_rank=1):
-    for name in sys.argv[3:]:
-        result = train(config.load(folder / f"{name}.yaml"), quiet=True)
-        ends[name] = distributed.gather([result.status, result.reason])
-    if distributed.is_first():
-        (folder / "ends.json").write_text(json.dumps(ends))
-"""
-
-
+@pytest.mark.worlds
 def test_on_two_ranks_all_skip_what_one_cannot_use(recipe, tmp_path):
     sized = {**SKIPS, "batch__bn_batch_size": 50, "batch__micro_batch_size": 50}
     runs: dict[str, dict[str, Any]] = {
@@ -200,8 +162,7 @@ def test_on_two_ranks_all_skip_what_one_cannot_use(recipe, tmp_path):
     }
     for name, changes in runs.items():
         recipe(name, **changes)
-    (program := tmp_path / "program.py").write_text(PROGRAM)
-    ended = torchrun(2, program, REPOSITORY / "tests", tmp_path, *runs)
+    ended = torchrun(2, "worlds.nonfinite:train_poisoned", tmp_path, *runs)
     assert ended.returncode == 0, ended.stderr[-3000:]
     ends = json.loads((tmp_path / "ends.json").read_text())
     assert all(first == second for first, second in ends.values()), "all ranks end alike"

@@ -1,24 +1,19 @@
-"""The loop: exact resume, exact accumulation, honest failure, and signals obeyed after the step."""
+"""The loop: exact accumulation, honest failure, and signals obeyed after the step."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import pool
 import pytest
 import rich.console
 import torch
 import typer
-from programs import Killed, damage, environment, killed_at, largebatch, saved, wait_for_first_line, weights_at_end
+from programs import damage, largebatch, saved, weights_at_end
 
 from largebatch import config, strict_yaml
 from largebatch.checkpoint import step_of
@@ -35,6 +30,13 @@ def finished(path: Path, *overrides: str) -> Path:
     run = config.load(path, overrides)
     assert train(run, quiet=True).status == "finished"
     return run.directory
+
+
+def finished_by_a_program(path: Path) -> Path:
+    """Of one thread, as the programs that it is compared with bit by bit."""
+    ended = largebatch("train", path)
+    assert ended.returncode == 0, ended.stderr
+    return config.load(path).directory
 
 
 def lines(directory: Path, event: str) -> list[dict]:
@@ -100,73 +102,24 @@ def test_accumulation_does_not_change_the_weights(recipe, optimizer):
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("trial", range(4))
-def test_a_run_killed_at_a_random_step_and_resumed_ends_bitwise_equal(recipe, trial):
-    """With batch norm, dropout, augmentation and momentum, on every optimizer that keeps state of its own kind."""
-    seed = random.SystemRandom().randrange(10**6)
-    print("seed of this kill:", seed)
-    chance = random.Random(seed)
-    changes = {
-        "model": {"name": "tiny_cnn", "channels": [4, 4], "dropout": 0.3},
-        "data": {"name": "digits", "augment": "crop_flip"},
-        "optimizer": {"name": ["heavy_ball", "lars", "lamb", "adamw"][trial]},
-        "epochs": 3,
-        "checkpoint": {"every_epochs": 0.4},
-    }
-    whole = finished(recipe("whole", **changes))
-    victim = recipe("killed", **changes)
-    for _ in range(2):
-        with contextlib.suppress(Killed), killed_at(chance.randrange(1, 45)):
-            train(config.load(victim), quiet=True)
-    killed = finished(victim)
-    assert equal(weights(whole), weights(killed))
-    measured = [json.loads((d / "result.json").read_text()) for d in (whole, killed)]
-    assert measured[0]["test_loss"] == measured[1]["test_loss"]
-
-
-def test_kill_9_loses_nothing_that_was_acknowledged(recipe):
-    changes = {"epochs": 60, "checkpoint": {"every_epochs": 0.1, "keep": 3}}
-    whole = finished(recipe("whole", **changes))
-    victim = recipe("killed", **changes)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "largebatch", "train", str(victim)],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-    )
-    directory = config.load(victim).directory
-    while process.poll() is None and len(saved(directory)) < 2:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    acknowledged = saved(directory)[-1]
-    second = largebatch("train", victim)
-    assert second.returncode == 0, second.stderr
-    assert f"from {acknowledged}" in second.stdout
-    assert equal(weights(whole), weights(directory))
-
-
+@pytest.mark.worlds
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_finishes_the_step_saves_and_says_so(recipe, number, code):
-    path = recipe("stopped", epochs=200)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "largebatch", "train", str(path)],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    path = recipe("stopped", epochs=20)
     directory = config.load(path).directory
-    wait_for_first_line(process, directory / "metrics.jsonl")
-    os.kill(process.pid, number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    stopped = pool.run("worlds.kills:signalled", int(number), 40, 0, path)
+    assert stopped.returncode == code
     result = json.loads((directory / "result.json").read_text())
-    assert result["status"] == "stopped"
-    assert f"after step {result['steps']}" in out
-    assert saved(directory)[-1].name == f"step-{result['steps']:08d}"
-    assert "Traceback" not in err
+    assert (result["status"], result["steps"]) == ("stopped", 41)
+    assert "after step 41" in stopped.stdout
+    assert saved(directory)[-1].name == "step-00000041"
+    assert "Traceback" not in stopped.stderr
     short = largebatch("train", path, "record.every_steps=1000")
     assert short.returncode == 0
-    assert f"resumed at step {result['steps']} of 3000" in short.stdout
+    assert "resumed at step 41 of 300" in short.stdout
 
 
+@pytest.mark.worlds
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(recipe):
     path = recipe("diverges", lr={"base": 1e30}, checkpoint={"every_epochs": 0.07})
     ended = largebatch("train", path)
@@ -187,6 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(recipe):
         assert step_of(path_of_step) < step
 
 
+@pytest.mark.worlds
 def test_a_last_update_that_ruins_the_weights_is_a_failure_too(recipe):
     path = recipe("last", lr={"base": 1e30}, steps=1, epochs=None, checkpoint={"every_epochs": 0.01})
     assert largebatch("train", path).returncode == 1
@@ -195,15 +149,19 @@ def test_a_last_update_that_ruins_the_weights_is_a_failure_too(recipe):
     assert result["reason"] == "the test loss is nan after step 1; last good checkpoint: none was saved"
 
 
-def test_one_process_at_a_time_trains_in_a_run_folder(recipe):
-    path = recipe("twice", epochs=4000)
-    first = subprocess.Popen([sys.executable, "-m", "largebatch", "train", str(path)], env=environment(),
-                             stdout=subprocess.DEVNULL)  # fmt: skip
-    while first.poll() is None and not (config.load(path).directory / "plan.json").exists():
-        time.sleep(0.01)
-    second = largebatch("train", path)
-    first.kill()
-    first.wait()
+@pytest.mark.worlds
+def test_one_process_at_a_time_trains_in_a_run_folder(recipe, monkeypatch):
+    path, seconds = recipe("twice"), []
+    one_step = Loop.one_step
+
+    def tries_twice(self, micro_batches, measure):
+        if self.step == 3:
+            seconds.append(largebatch("train", path))
+        one_step(self, micro_batches, measure)
+
+    monkeypatch.setattr(Loop, "one_step", tries_twice)
+    finished(path)
+    [second] = seconds
     assert second.returncode == 2
     assert "is being trained in by another process" in second.stderr
 
@@ -218,10 +176,11 @@ def test_a_line_torn_by_a_power_cut_is_dropped_on_resume(recipe):
     assert [line["event"] for line in lines(directory, "resume")] == ["resume"]
 
 
+@pytest.mark.worlds
 def test_a_flipped_bit_is_found_by_its_checksum(recipe):
     path = recipe("flipped", epochs=3)
-    whole = weights(finished(path))
-    directory = config.load(path).directory
+    directory = finished_by_a_program(path)
+    whole = weights(directory)
     damage(saved(directory)[-1])
     (directory / "result.json").unlink()
     again = largebatch("train", path)
@@ -229,6 +188,7 @@ def test_a_flipped_bit_is_found_by_its_checksum(recipe):
     assert equal(whole, weights(directory))
 
 
+@pytest.mark.worlds
 def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(recipe):
     path = recipe()
     directory = finished(path)
@@ -243,10 +203,11 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(recip
         train(config.load(path, ["resume=never"]))
 
 
+@pytest.mark.worlds
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(recipe):
     path = recipe("damaged", epochs=3)
-    whole = weights(finished(path))
-    directory = config.load(path).directory
+    directory = finished_by_a_program(path)
+    whole = weights(directory)
     before, newest = saved(directory)
     (newest / "rank-00000.safetensors").write_bytes(b"cut off")
     (directory / "result.json").unlink()
@@ -273,6 +234,7 @@ def test_a_checkpoint_of_another_model_is_refused(recipe):
         train(config.load(second), quiet=True)
 
 
+@pytest.mark.worlds
 def test_fp16_and_bf16_train_on_the_cpu_too(recipe):
     for precision in ("bf16", "fp16"):
         directory = finished(recipe(precision, precision=precision, max_grad_norm=1.0))
@@ -307,6 +269,7 @@ def test_the_loop_runs_on_cuda(recipe):
     assert json.loads((directory / "result.json").read_text())["test_accuracy_percent"] > 80
 
 
+@pytest.mark.worlds
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_model_learns_the_same(recipe):
     plain, compiled = (finished(recipe(name, compile=name == "compiled", epochs=1)) for name in ("plain", "compiled"))

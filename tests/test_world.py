@@ -3,68 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
+import pool
 import pytest
 import torch
 import yaml
-from programs import REPOSITORY, largebatch, saved, state_at_end, torchrun, weights_at_end
+from programs import REPOSITORY, largebatch, saved, torchrun, weights_at_end
 
-from largebatch.engines.states import whole_model
-
+pytestmark = pytest.mark.worlds
 RECIPES = sorted((REPOSITORY / "configs" / "quickstart").glob("*.yaml"))
-WORK = """
-import json, sys
-from pathlib import Path
-
-import numpy as np
-import torch
-
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-
-from largebatch import config, data, distributed, evaluate
-from largebatch.assemble import assemble, dataset_of, plan_of
-from largebatch.engines import ddp
-from largebatch.train import train
-
-directory, device = Path(sys.argv[1]), torch.device("cpu")
-with distributed.group(device):
-    world, rank = distributed.world_size(), distributed.rank()
-    end = {}
-    for file in sorted((directory / "recipes").glob("*.yaml")):
-        run = config.load(file, [f"record.dir={directory}/world{world}/{file.stem}"])
-        result = train(run, quiet=True)
-        end[file.stem] = result.numbers
-        plan = plan_of(run, len(dataset_of(run).train), (1, 8, 8), device)
-        mine = [plan.examples_of(step, rank).indices for step in range(plan.steps)]
-        joined = [np.concatenate(parts).tolist() for parts in zip(*distributed.gather(mine))]
-        end[file.stem]["examples"] = joined
-    # exact evaluation of ragged shares, a batch larger than the split included
-    split = data.build("digits").test
-    for batch_size in (1, 7, 1000):
-        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-        torch.manual_seed(0)
-        torch.nn.init.normal_(model[1].weight)
-        torch.nn.init.zeros_(model[1].bias)
-        placement = data.Placement(device, torch.float32, False)
-        found = evaluate.evaluate(model, model, split.batches(rank, world, batch_size, placement), device)
-        end[f"evaluate {batch_size}"] = found._asdict()
-    # how often the engine communicates: once per step, whatever the accumulation
-    if world > 1:
-        run = config.load(directory / "recipes" / "sgd.yaml", ["batch.micro_batch_size=10", "record.dir=/nowhere"])
-        job = assemble(run, device)
-        buckets = []
-        hook = allreduce_hook
-        job.engine.parallel.register_comm_hook(None, lambda _, bucket: buckets.append(1) or hook(None, bucket))
-        micros = next(iter(job.dataset.train.steps(job.plan, rank, 0, job.placement, 0)))
-        for number, (images, labels) in enumerate(micros, start=1):
-            last = number == job.plan.accumulation_steps
-            loss = torch.nn.functional.cross_entropy(job.engine.forward(images, last), labels, reduction="sum")
-            job.engine.backward(loss / 120)
-        end["all-reduced buckets"] = [len(buckets), job.plan.accumulation_steps]
-    if distributed.is_first():
-        (directory / f"world{world}.json").write_text(json.dumps(end))
-"""
 OPTIMIZERS = {
     "sgd": {"name": "sgd", "nesterov": True},
     "heavy_ball": {"name": "heavy_ball", "momentum_correction": True},
@@ -94,10 +43,9 @@ def worlds(tmp_path_factory) -> tuple[Path, dict[int, dict]]:
             "record": {"tensorboard": False},
         }
         (directory / "recipes" / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
-    (directory / "work.py").write_text(WORK)
     ends = {}
     for world in (1, 2, 3):
-        ended = torchrun(world, directory / "work.py", directory)
+        ended = torchrun(world, "worlds.invariance:work", directory)
         assert ended.returncode == 0, ended.stderr
         ends[world] = json.loads((directory / f"world{world}.json").read_text())
     return directory, ends
@@ -150,63 +98,6 @@ def test_one_all_reduce_per_step_whatever_the_accumulation(worlds, world):
     assert accumulation > 1
 
 
-def test_a_run_killed_on_two_ranks_goes_on_alone_with_the_same_examples(recipe):
-    """Another world after the resume: the same examples at the same lr, equal weights to rounding."""
-    changes = {"precision": "fp64", "epochs": 3, "checkpoint": {"every_epochs": 1, "asynchronous": False}, "seed": 5}
-    whole, half = recipe("whole", **changes), recipe("half", **changes)
-    assert largebatch("train", whole).returncode == 0
-    code = (
-        "import sys\nfrom largebatch import config, distributed, train\nimport torch\n"
-        "one_step = train.Loop.one_step\n"
-        "def dies(self, micros, measure):\n"
-        "    if self.step == 20:\n        import os; os._exit(9)\n"
-        "    one_step(self, micros, measure)\n"
-        "train.Loop.one_step = dies\n"
-        "with distributed.group(torch.device('cpu')):\n    train.train(config.load(sys.argv[1]), quiet=True)\n"
-    )
-    script = half.parent / "dies.py"
-    script.write_text(code)
-    assert torchrun(2, script, half).returncode != 0
-    second = largebatch("train", half)
-    assert second.returncode == 0, second.stderr
-    assert "resumed at step 15 of 45" in second.stdout
-    directories = [Path(yaml.safe_load(path.read_text())["record"]["dir"]) for path in (whole, half)]
-    one, other = (weights(directory) for directory in directories)
-    for key in one:
-        torch.testing.assert_close(other[key], one[key], rtol=1e-12, atol=1e-12)
-
-
-def test_statistics_of_batch_norm_are_averaged_and_survive_a_resume_bitwise(recipe):
-    """Two ranks with batch norm: stopped after an epoch and resumed equals never stopped, buffers included."""
-    changes = {"model": {"name": "tiny_cnn", "channels": [4]}, "epochs": 2}
-    whole, parts = recipe("whole", **changes), recipe("parts", **changes)
-    script = whole.parent / "train.py"
-    script.write_text(
-        "import sys\nfrom largebatch import config, distributed, train\nimport torch\n"
-        "if len(sys.argv) > 2:\n"
-        "    one_step = train.Loop.one_step\n"
-        "    def ends(self, micros, measure):\n"
-        "        if self.step == 17: sys.exit(3)\n"
-        "        one_step(self, micros, measure)\n"
-        "    train.Loop.one_step = ends\n"
-        "with distributed.group(torch.device('cpu')):\n    train.train(config.load(sys.argv[1]), quiet=True)\n"
-    )
-    assert torchrun(2, script, whole).returncode == 0
-    assert torchrun(2, script, parts, "end").returncode != 0
-    assert torchrun(2, script, parts).returncode == 0
-    states = []
-    for path in (whole, parts):
-        folder = Path(yaml.safe_load(path.read_text())["record"]["dir"])
-        states.append(state_at_end(folder))
-    assert "resumed" in (folder / "train.log").read_text()
-    for key, tensor in whole_model(states[0]).items():
-        assert torch.equal(tensor, whole_model(states[1])[key]), key
-    own = [kept["statistics"] for kept in states[0]["ranks"]]
-    name = "1.running_mean"
-    assert not torch.equal(own[0][name], own[1][name]), "each rank saw other images"
-    torch.testing.assert_close(weights(folder)[name], (own[0][name] + own[1][name]) / 2)
-
-
 def test_a_batch_that_two_ranks_cannot_share_is_one_sentence(recipe):
     ended = torchrun(2, "-m", "largebatch", "train", recipe("odd", batch={"global_batch_size": 101}))
     assert ended.returncode != 0
@@ -218,22 +109,12 @@ def test_a_batch_that_two_ranks_cannot_share_is_one_sentence(recipe):
 
 def test_a_signal_to_one_rank_stops_both_at_the_same_step(recipe):
     path = recipe("signalled", epochs=40)
-    script = path.parent / "signalled.py"
-    script.write_text(
-        "import os, signal, sys\nfrom largebatch import config, distributed, train\nimport torch\n"
-        "one_step = train.Loop.one_step\n"
-        "def signalled(self, micros, measure):\n"
-        "    if self.step == 22 and distributed.rank() == 1:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    one_step(self, micros, measure)\n"
-        "train.Loop.one_step = signalled\n"
-        "with distributed.group(torch.device('cpu')):\n"
-        "    result = train.train(config.load(sys.argv[1]), quiet=True)\n"
-        "    os.write(1, f'END {result.status} {result.numbers[\"steps\"]} {result.signal}\\n'.encode())\n"
-    )
-    ended = torchrun(2, script, path)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("END stopped 24 15") == 2, ended.stdout  # noticed in step 23, agreed one later
+    ranks = pool.start_ranks(2, "worlds.kills:signalled", int(signal.SIGTERM), 22, 1, path)
+    pool.all_ended(ranks)
+    assert [rank.returncode for rank in ranks] == [143, 143], ranks[0].stderr
     folder = Path(yaml.safe_load(path.read_text())["record"]["dir"])
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("stopped", 24)  # noticed in step 23, agreed one later
     assert saved(folder)[-1].name == "step-00000024"
 
 

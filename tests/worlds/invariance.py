@@ -1,0 +1,54 @@
+"""The same work in a world of any size, and what the ranks of it saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from largebatch import config, data, distributed, evaluate
+from largebatch.assemble import assemble, dataset_of, plan_of
+from largebatch.train import train
+
+
+def work(folder: str) -> None:
+    directory, device = Path(folder), torch.device("cpu")
+    with distributed.group(device):
+        world, rank = distributed.world_size(), distributed.rank()
+        end = {}
+        for file in sorted((directory / "recipes").glob("*.yaml")):
+            run = config.load(file, [f"record.dir={directory}/world{world}/{file.stem}"])
+            result = train(run, quiet=True)
+            end[file.stem] = result.numbers
+            plan = plan_of(run, len(dataset_of(run).train), (1, 8, 8), device)
+            mine = [plan.examples_of(step, rank).indices for step in range(plan.steps)]
+            joined = [np.concatenate(parts).tolist() for parts in zip(*distributed.gather(mine), strict=True)]
+            end[file.stem]["examples"] = joined
+        # exact evaluation of ragged shares, a batch larger than the split included
+        split = data.build("digits").test
+        for batch_size in (1, 7, 1000):
+            model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+            torch.manual_seed(0)
+            torch.nn.init.normal_(model[1].weight)
+            torch.nn.init.zeros_(model[1].bias)
+            placement = data.Placement(device, torch.float32, False)
+            found = evaluate.evaluate(model, model, split.batches(rank, world, batch_size, placement), device)
+            end[f"evaluate {batch_size}"] = found._asdict()
+        # how often the engine communicates: once per step, whatever the accumulation
+        if world > 1:
+            run = config.load(directory / "recipes" / "sgd.yaml", ["batch.micro_batch_size=10", "record.dir=/nowhere"])
+            job = assemble(run, device)
+            buckets = []
+            hook = allreduce_hook
+            job.engine.parallel.register_comm_hook(None, lambda _, bucket: buckets.append(1) or hook(None, bucket))
+            micros = next(iter(job.dataset.train.steps(job.plan, rank, 0, job.placement, 0)))
+            for number, (images, labels) in enumerate(micros, start=1):
+                last = number == job.plan.accumulation_steps
+                loss = torch.nn.functional.cross_entropy(job.engine.forward(images, last), labels, reduction="sum")
+                job.engine.backward(loss / 120)
+            end["all-reduced buckets"] = [len(buckets), job.plan.accumulation_steps]
+        if distributed.is_first():
+            (directory / f"world{world}.json").write_text(json.dumps(end))

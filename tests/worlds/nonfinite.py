@@ -1,0 +1,46 @@
+"""Training in which some steps are ruined on one rank."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from largebatch import config, distributed
+from largebatch.train import Loop, train
+
+POISONED = (5, 12)  # steps before these two that are ruined
+
+
+@contextlib.contextmanager
+def poisoned(steps: tuple[int, ...], of_rank: int = 0) -> Iterator[None]:
+    """Inside, the last micro-batch of one rank in these steps has an image that is no number."""
+    one_step = Loop.one_step
+
+    def ruined(self: Loop, micro_batches: Any, measure: bool) -> None:
+        if self.step in steps and distributed.rank() == of_rank:
+            micro_batches = [(images.clone(), labels) for images, labels in micro_batches]
+            micro_batches[-1][0][0].fill_(math.nan)
+        one_step(self, micro_batches, measure)
+
+    Loop.one_step = ruined  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Loop.one_step = one_step  # type: ignore[method-assign]
+
+
+def train_poisoned(folder: str, *names: str) -> None:
+    """These recipes one after another, with an image of rank 1 ruined; how each ended, by every rank."""
+    ends = {}
+    with distributed.group(torch.device("cpu")), poisoned(POISONED, of_rank=1):
+        for name in names:
+            result = train(config.load(Path(folder) / f"{name}.yaml"), quiet=True)
+            ends[name] = distributed.gather([result.status, result.reason])
+        if distributed.is_first():
+            (Path(folder) / "ends.json").write_text(json.dumps(ends))

@@ -1,0 +1,135 @@
+"""The same steps by any engine, in a world of any size."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from largebatch import batch, checkpoint, distributed, engines, optim
+from largebatch.checkpoint import manifest
+from largebatch.optim import shards
+
+STEPS, GLOBAL = 24, 24
+OPTIMIZERS = {
+    "lars": lambda g: optim.Lars(g, 0.5, trust_coefficient=0.02, momentum_correction=True),
+    "vissl": lambda g: optim.Lars(g, 0.5, trust_coefficient=0.02, variant="vissl", nesterov=True),
+    "lamb": lambda g: optim.Lamb(g, 0.01),
+    "sgd": lambda g: torch.optim.SGD(g, 0.05, 0.9),
+    "adamw": lambda g: torch.optim.AdamW(g, 1e-3),
+}
+
+
+def network() -> nn.Module:
+    """Convolutions, norms (of layers: batch norm sees other examples in another world), biases, a tensor whose first
+    axis no world divides, and one smaller than the world."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.GroupNorm(3, 6),
+        nn.ReLU(),
+        nn.Conv2d(6, 7, 3),
+        nn.GroupNorm(1, 7),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(7 * 16, 5),
+        nn.LayerNorm(5),
+        nn.Linear(5, 3),
+    )
+    return model
+
+
+def lr_of(step: int) -> float:
+    return 0.5 * min(1, (step + 1) / 4) * (0.1 if step >= 16 else 1.0)
+
+
+def note_reductions(optimizer: Any) -> list[int]:
+    """Sizes of what one of our optimizers sums over ranks in its next step; take ``step`` off it afterwards."""
+    sizes: list[int] = []
+    if not isinstance(optimizer, optim.Lars | optim.Lamb):
+        return sizes
+    all_reduce, step = shards.dist.all_reduce, optimizer.step
+
+    def counted(tensor: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+        sizes.append(tensor.numel())
+        return all_reduce(tensor, *arguments, **more)
+
+    def step_counted(*arguments: Any, **more: Any) -> Any:
+        shards.dist.all_reduce = counted
+        try:
+            return step(*arguments, **more)
+        finally:
+            shards.dist.all_reduce = all_reduce
+
+    optimizer.step = step_counted
+    return sizes
+
+
+def work(folder: str, asked: str) -> None:
+    device = torch.device("cpu")
+    out = Path(folder)
+    jobs = json.loads(asked)
+    with distributed.group(device, alone=True):
+        world, rank = distributed.world_size(), distributed.rank()
+        end = {}
+        for (engine_name, settings, precision, accumulation), name in itertools.product(jobs, OPTIMIZERS):
+            if precision != "fp32" and engine_name == "deepspeed":
+                continue
+            engine = engines.ENGINES[engine_name](device, precision, False, False, **settings)
+            model = engine.place(network())
+            table = optim.treatments(model, ("norm", "bias"), ("norm", "bias"))
+            optimizer = OPTIMIZERS[name](optim.parameter_groups(model, 0.01, table))
+            base = optimizer.param_groups[0]["lr"]
+            micro = GLOBAL // world // accumulation
+            plan = batch.resolve(
+                dataset_size=1000,
+                global_batch_size=GLOBAL,
+                micro_batch_size=micro,
+                largest_micro_batch=64,
+                world_size=world,
+                epochs=None,
+                steps=STEPS,
+                seed=0,
+            )
+            engine.prepare(model, optimizer, plan, 0.9)
+            reduced = []
+            norms = []
+            for step in range(STEPS):
+                generator = torch.Generator().manual_seed(step)
+                images = torch.randn(GLOBAL, 3, 8, 8, generator=generator, dtype=torch.float64).to(engine.dtype)
+                labels = torch.randint(3, (GLOBAL,), generator=generator)
+                for group in optimizer.param_groups:
+                    group["lr"] = base * lr_of(step)
+                for part in range(accumulation):
+                    mine = slice((rank * accumulation + part) * micro, (rank * accumulation + part + 1) * micro)
+                    outputs = engine.forward(images[mine], last=part == accumulation - 1)
+                    engine.backward(F.cross_entropy(outputs, labels[mine], reduction="sum") / GLOBAL)
+                inside = note_reductions(optimizer)
+                norm = engine.step(measure=True)
+                if isinstance(optimizer, optim.Lars | optim.Lamb):
+                    del optimizer.step
+                reduced.append(inside)
+                norms.append(float(norm))
+            key = "-".join([engine_name, *map(str, settings.values()), precision, str(accumulation), name])
+            writer = checkpoint.Writer(out / f"saved{world}" / key, checkpoint.Keep())
+            writer.save(1, {}, engine.save(), {"statistics": engine.statistics()})
+            saved = writer.take()
+            writer.close()
+            state = checkpoint.state_of(saved.path, manifest.read(saved.path))
+            with engine.whole_model(), torch.no_grad():
+                outputs = engine.predict(images[: rank + 1])  # unequal shares: nobody waits for anybody
+            end[key] = {
+                "model": state["model"],
+                "layers": state["optimizer"]["layers"],
+                "reduced": reduced,
+                "norms": norms,
+                "outputs": outputs[:1],
+                "finite": saved.finite,
+            }
+        if rank == 0:
+            torch.save(end, out / f"world{world}.pt")
