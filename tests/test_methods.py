@@ -63,6 +63,7 @@ def worlds(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_are_one(worlds, method):
     one, two = (worlds / f"world{world}" / method for world in (1, 2))
@@ -82,6 +83,7 @@ def test_two_ranks_are_one(worlds, method):
         assert here["loss"] == pytest.approx(there["loss"], rel=max(1e-9, tolerance))
 
 
+@pytest.mark.worlds
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", METHODS)
 def test_cuda_ends_where_the_cpu_does(worlds, tmp_path, method):
@@ -98,6 +100,7 @@ def same(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> bool
 # The ramp
 
 
+@pytest.mark.worlds
 def test_a_ramp_cuts_the_same_stream_into_larger_steps_and_then_lowers_the_lr(worlds):
     """Batch 60, 120, 240, and where 480 would follow the lr is halved: steps begin at the first mark of their epoch."""
     lines = events(worlds / "world1" / "ramp", "train")
@@ -119,6 +122,7 @@ def test_a_ramp_cuts_the_same_stream_into_larger_steps_and_then_lowers_the_lr(wo
     assert (schedule(2249), schedule(2250)) == (0.05, 0.025)
 
 
+@pytest.mark.worlds
 def test_a_ramps_curve_does_not_depend_on_how_it_is_accumulated(tmp_path):
     ramp = {"at_epochs": [0.5, 1.1], "sizes": [120, 240]}
     ends = []
@@ -135,6 +139,7 @@ def test_a_ramps_curve_does_not_depend_on_how_it_is_accumulated(tmp_path):
 # AdaScale
 
 
+@pytest.mark.worlds
 def test_adascale_against_the_papers_formulas_in_a_dumb_loop(worlds):
     """Every part's gradient alone, the estimates clipped and averaged as Johnson et al. write, the clock, the lr."""
     job = job_of("adascale")
@@ -189,6 +194,7 @@ def test_the_peak_of_adascale_is_the_one_reached(tmp_path):
     assert result(directory)["peak_lr"] == max(line["lr"] for line in events(directory, "train")) > 0.05
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("micro", [20, 10, 4])
 def test_the_gain_does_not_depend_on_the_micro_batch(tmp_path, worlds, micro):
     """A part is lr.reference_batch_size examples, however many forward passes they take."""
@@ -207,6 +213,7 @@ def test_adascale_at_the_reference_batch_is_plain_sgd(tmp_path):
 # SAM
 
 
+@pytest.mark.worlds
 def test_sam_takes_the_gradient_at_rho_times_the_unit_gradient(worlds):
     """Two steps by hand: the global gradient, w + ρ·g/‖g‖, the gradient there, the step from w."""
     job = job_of("sam", steps=2, epochs=None, checkpoint={"every_epochs": 0}, lr={"base": 0.05})
@@ -272,6 +279,7 @@ def test_m_sharpness_perturbs_each_m_examples_alone(monkeypatch):
 # Post-local SGD
 
 
+@pytest.mark.worlds
 def test_post_local_sgd_by_hand_and_its_averaging_moments_counted(worlds, tmp_path, monkeypatch):
     """Four separate models with their own momentum; averaged after every third step from the first decay on."""
     from largebatch.averaging import Workers
@@ -375,6 +383,7 @@ def test_swap_averages_its_workers_and_recomputes_batch_norm(tmp_path, monkeypat
     )
 
 
+@pytest.mark.worlds
 def test_swap_judges_the_average_alone_and_keeps_the_stated_micro_batch(tmp_path):
     batch = {"global_batch_size": 120, "micro_batch_size": 20, "bn_batch_size": 10}
     evaluate = {"every_epochs": 0.5, "median_of": 5}
@@ -394,6 +403,7 @@ def test_swap_says_that_its_target_was_not_reached(tmp_path, capsys):
     assert "below the 100 % at which it was to stop" in (directory / "train.log").read_text()
 
 
+@pytest.mark.worlds
 def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, monkeypatch):
     from largebatch.update import Update
 
@@ -439,6 +449,7 @@ def test_swap_killed_between_two_workers_goes_on_with_the_next(tmp_path, monkeyp
 # EMA, statistics, medians
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("period", [2, 3, 5])
 def test_the_moving_average_follows_workers_at_every_averaging(tmp_path, monkeypatch, period):
     from largebatch.averaging import Ema
@@ -483,6 +494,7 @@ def test_an_evaluation_repeated_after_a_resume_counts_once(tmp_path):
     assert len(checkpoint(directory)["accuracies"]) == 4
 
 
+@pytest.mark.worlds
 def test_seconds_belong_to_what_this_process_did(worlds):
     numbers = result(worlds / "world1" / "ramp")
     assert numbers["seconds_per_epoch"] == pytest.approx(numbers["seconds_training"] * 1500 / numbers["examples_seen"])
@@ -513,6 +525,7 @@ def test_the_moving_average_by_hand(tmp_path, monkeypatch):
     assert splits.count("ema") == splits.count("test")
 
 
+@pytest.mark.worlds
 def test_one_process_with_accumulation_has_the_statistics_of_many(worlds):
     parts, together = (checkpoint(worlds / "world1" / m)["model"] for m in ("ghost_in_micro_batches", "ghost"))
     for name, tensor in together.items():
@@ -551,6 +564,7 @@ def engines(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("precision", "least", "most"), [("fp16", 1e-7, 2e-2), ("bf16", 1e-5, 5e-2)])
 def test_gradients_summed_in_half_precision_differ_by_their_rounding(engines, precision, least, most):
     exact, rounded = (checkpoint(engines / name / "ema")["model"] for name in ("ddp", precision))
@@ -558,6 +572,7 @@ def test_gradients_summed_in_half_precision_differ_by_their_rounding(engines, pr
     assert least < difference < most
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("method", ON_EVERY_ENGINE)
 @pytest.mark.parametrize("engine", SHARDED)
 def test_sharded_engines_end_where_ddp_does(engines, engine, method):
@@ -616,6 +631,7 @@ def test_what_does_not_go_together_is_one_sentence(tmp_path, override):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.worlds
 def test_frozen_statistics_in_sams_second_pass(worlds):
     """Batch norm sees each image once a step: the running statistics are those of the passes at w."""
     job = job_of("sam_with_norm", steps=1, epochs=None, lr={"base": 0.05})

@@ -104,6 +104,7 @@ def test_clipping_is_none_the_wiser(recipe):
     assert_as_the_dumb_loop(result.directory, 100)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("at", [6, 9, 13, 17])
 def test_it_goes_on_exactly(recipe, at):
     """With dropout and augmentation; what was skipped before the kill is not forgotten."""

@@ -103,6 +103,7 @@ def test_the_noise_scale_is_that_of_the_steps_own_gradients(small_run):
             assert line[key] == pytest.approx(value, rel=1e-9), key
 
 
+@pytest.mark.worlds
 def test_ranks_measure_what_micro_batches_measure(small_run, tmp_path):
     """Two ranks, a micro-batch of 50 each before the all-reduce, beside one process with two of them."""
     keys = ["batch.micro_batch_size=50", "record.directions_every_steps=2"]
@@ -195,6 +196,7 @@ def test_directions_by_hand(recipe, tmp_path, every):
             assert line[key] == (None if value is None else pytest.approx(value.item(), rel=1e-8)), key
 
 
+@pytest.mark.worlds
 def test_gradient_descent_at_a_rate_too_high_turns_back(recipe, tmp_path):
     """The whole training set in each step: at a low rate one gradient is the next, at a high one they point apart."""
     least = {}
@@ -211,6 +213,7 @@ def test_gradient_descent_at_a_rate_too_high_turns_back(recipe, tmp_path):
     assert least[1.5] < -0.5
 
 
+@pytest.mark.worlds
 def test_sharded_weights_have_the_same_directions(recipe, tmp_path):
     path = recipe(
         precision="fp64", steps=6, epochs=None, record__directions_every_steps=2, optimizer={"name": "heavy_ball"}
