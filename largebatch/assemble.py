@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from largebatch import config, data, derive, distributed, engines, mllog, models, optim, record, watchdog
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
+from largebatch.console import Console, tell
 from largebatch.derive import LearningRate
 from largebatch.engines import Ddp
 from largebatch.engines.engine import MOST_SHAPES
@@ -127,7 +127,7 @@ def _told_once(text: str) -> None:
     """Of what takes long before the run has a log."""
     watchdog.alive()
     if distributed.is_first():
-        print(text, file=sys.stderr, flush=True)
+        tell(Console(stderr=True), text)
 
 
 def sizes_of(run: config.Run) -> data.Sizes | None:

@@ -24,6 +24,7 @@ import rich.console
 from largebatch import config, distributed, record, search
 from largebatch.assemble import dataset_of, plan_of
 from largebatch.combinations import check_combinations
+from largebatch.console import Console, tell
 from largebatch.derive import learning_rate_of, noise_part, peak_of
 from largebatch.errors import UserError
 from largebatch.train import Result, science_of_file, train
@@ -76,7 +77,7 @@ def compare(
     The baseline is the row with the smallest global batch unless named. Every recipe is read before the first
     run starts.
     """
-    console = console or rich.console.Console()
+    console = console or Console()
     rows = rows_of(recipes, vary, overrides)
     runs = {row.id: row.run() for row in rows}
     if tuning is not None and tuning.hold_out is None:
@@ -265,7 +266,7 @@ def search_lr(row: Row, out: Path, tuning: Tuning, command: str, console: rich.c
 
 def run_once(row: Row, more: tuple[str, ...], directory: Path, command: str, console: rich.console.Console) -> Result:
     """Train, or read what was trained before; a diverged run is a result like another."""
-    run = row.run(*more, f"record.dir={directory}")
+    run = row.run(*more, config.setting("record.dir", str(directory)))
     done = distributed.gather(finished_before(run, directory))[0]
     if done is not None:
         return Result(done["status"], done["reason"], directory, done)
@@ -273,7 +274,7 @@ def run_once(row: Row, more: tuple[str, ...], directory: Path, command: str, con
     if result.status == "stopped":
         raise Interrupted(result)
     if distributed.is_first():
-        console.print(one_line(directory, result), markup=False, highlight=False, soft_wrap=True)
+        tell(console, one_line(directory, result))
     return result
 
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from largebatch.errors import LocalError, Lost, UserError
+from largebatch.launched import number
 
 
 def joined() -> bool:
@@ -35,7 +36,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return number(os.environ, "LOCAL_RANK", 0)
 
 
 def is_first() -> bool:
@@ -44,8 +45,8 @@ def is_first() -> bool:
 
 def _device_number() -> int:
     """Which of the visible devices is this rank's: srun and mpirun may show each task its own alone."""
-    scheduled = {"SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"} & set(os.environ)
-    own = scheduled and "TORCHELASTIC_RUN_ID" not in os.environ and torch.cuda.device_count() == 1
+    scheduled = os.environ.get("SLURM_LOCALID") or os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK")
+    own = scheduled and not os.environ.get("TORCHELASTIC_RUN_ID") and torch.cuda.device_count() == 1
     return 0 if own else local_rank()
 
 
@@ -55,13 +56,13 @@ def choose_device(asked: str) -> torch.device:
         raise UserError("device = cuda, but no CUDA device is visible here; valid here: cpu, auto")
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    number = _device_number()
-    if number >= torch.cuda.device_count():
+    own = _device_number()
+    if own >= torch.cuda.device_count():
         raise LocalError(
             f"local rank {local_rank()} has no CUDA device: {torch.cuda.device_count()} visible; "
             "start at most one rank per device"
         )
-    device = torch.device("cuda", number)
+    device = torch.device("cuda", own)
     torch.cuda.set_device(device)
     return device
 
@@ -70,7 +71,7 @@ def choose_device(asked: str) -> torch.device:
 def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = False) -> Iterator[None]:
     """Join the group the launcher made, and leave it. Without a launcher nothing, or a group of one if ``alone``."""
     global _store, _timeout
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    launched = number(os.environ, "WORLD_SIZE", 1) > 1
     if dist.is_initialized() or not (launched or alone):
         yield
         return
@@ -141,7 +142,7 @@ def attempt() -> str:
     ``launch/torchrun.sh`` asks torchrun for a new store each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE).
     """
     counted = os.environ.get("GROUP_WORLD_SIZE") == "1"
-    return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}" if counted else "attempt"
+    return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT') or 0}" if counted else "attempt"
 
 
 SLACK = 5.0  # seconds: torch's own time-out speaks first, where it holds

@@ -5,12 +5,16 @@ ends in ``cli``, which prints its sentence and exits with code 2. The sentence n
 be valid.
 """
 
+from __future__ import annotations
+
+from largebatch.escapes import escaped
+
 
 class UserError(ValueError):
-    """A mistake in a recipe, a command or a data set, told in one sentence on one line."""
+    """A mistake in a recipe, a command or a data set, told in one sentence on one line that any terminal shows."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(" ".join(sentence.split()))
+        super().__init__(escaped(" ".join(sentence.split())))
 
 
 class LocalError(UserError):

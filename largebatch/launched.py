@@ -24,6 +24,10 @@ from largebatch.errors import UserError
 
 PORTS = range(20_000, 29_000)
 TORCH_PORT = 29_500  # what torch itself takes where nobody says otherwise
+VARIABLES = (  # numbers and addresses that we, torch and DeepSpeed read
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK",
+    "GROUP_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+)  # fmt: skip
 SPECIAL_STEPS = 4_294_967_000  # Slurm numbers its batch, external and interactive steps just below 2**32
 
 
@@ -51,8 +55,14 @@ class Place:
 
 
 def adopt(environ: MutableMapping[str, str]) -> Place | None:
-    """Add what torch's ``env://`` misses where several processes were started; nothing that is set is changed."""
+    """Add what torch's ``env://`` misses where several processes were started; nothing that is set is changed.
+
+    What is set to nothing is removed: for us it is not set, and other readers would take it for a number.
+    """
     place = place_of(environ)
+    for key in VARIABLES:
+        if not environ.get(key, "-").strip():
+            del environ[key]
     if place is not None and place.world_size > 1:
         for key, value in place.variables.items():
             if not environ.get(key):
@@ -198,12 +208,12 @@ def _checked(place: Place) -> Place:
 
 def number(environ: Mapping[str, str], key: str, default: int | None = None) -> int:
     """A whole number; a variable that is set to nothing counts as not set."""
-    text = environ.get(key) or ""
+    text = (environ.get(key) or "").strip()
     if not text and default is not None:
         return default
     if not text:
         raise UserError(f"{key} is not set, and other variables of its launcher are; it should be a whole number")
-    if not re.fullmatch(r"\d+", text.strip()):
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise UserError(f"{key} = {text!r} should be a whole number")
     return int(text)
 

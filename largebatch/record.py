@@ -21,10 +21,11 @@ from typing import Any
 
 import rich.console
 import rich.progress
-import yaml
 
-from largebatch import distributed
+from largebatch import distributed, strict_yaml
+from largebatch.console import tell
 from largebatch.errors import UserError
+from largebatch.escapes import as_utf8, escaped
 from largebatch.lines import Lines
 
 PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy", "deepspeed")
@@ -82,8 +83,9 @@ def _open_directory(
         raise UserError(f"record.dir = {directory} is a file; choose a folder")
     if directory.exists() and any(directory.glob("checkpoints/step-*")):
         raise UserError(f"record.dir = {directory} holds checkpoints but no run.yaml; choose another record.dir")
+    text = strict_yaml.written(written, f"record.dir = {directory}: run.yaml")
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(file, yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
+    write_text(file, text)
 
 
 def differences(there: Any, here: Any, key: str = "") -> list[str]:
@@ -111,17 +113,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(writable(content), indent=2, ensure_ascii=False) + "\n")
 
 
-def finite(value: Any) -> Any:
-    """JSON knows no NaN: what is not finite becomes null."""
+def writable(value: Any) -> Any:
+    """JSON knows no NaN, and its files are UTF-8: what is not finite becomes null, what is no text is escaped."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return as_utf8(value)
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {writable(key) if isinstance(key, str) else key: writable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
+        return [writable(item) for item in value]
     return value
 
 
@@ -241,7 +245,7 @@ class Recorder:
         """One line of metrics.jsonl; in TensorBoard ``loss/training``, ``loss/test``, ``lr/training``, ..."""
         if not self.active:
             return
-        self._append(self._lines, json.dumps(finite({"event": event, **numbers}), ensure_ascii=False))
+        self._append(self._lines, json.dumps(writable({"event": event, **numbers}), ensure_ascii=False))
         if self._board is not None:
             whose = "layers" if event == "layers" else numbers.get("split", "training")
             for key, value in numbers.items():
@@ -284,7 +288,7 @@ class Recorder:
         if self.active:
             self._write_log(text)
         if self.active and not self.quiet:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            tell(self.console, text)
 
     def note(self, text: str) -> None:
         """A sentence for the log alone."""
@@ -292,7 +296,7 @@ class Recorder:
             self._write_log(text)
 
     def _write_log(self, text: str) -> None:
-        self._append(self._log, text)
+        self._append(self._log, escaped(text))
 
     def _append(self, lines: Lines, text: str) -> None:
         """A disk without room does not end the training: its lines wait."""
@@ -300,7 +304,7 @@ class Recorder:
         lines.append(text)
         if lines.problem and not before:
             sentence = f"{lines.path} cannot be written: {lines.problem}; its lines wait until it can"
-            self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            tell(self.console, sentence)
 
     def unwritten(self) -> str | None:
         """Which lines find no room still, after another try; None where all are in their files."""

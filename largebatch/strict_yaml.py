@@ -1,11 +1,15 @@
 """YAML as a recipe needs it: safe, ``1e-4`` a number, a key given twice an error, problems in one sentence.
 
+One table says which words are more than text, for reading and for writing: what :func:`written` writes, :func:`parse`
+reads as it was. Numbers are decimal; what YAML 1.1 reads in another base (``0100`` as 64, ``1:30`` as 90) is refused.
+
 A text from a stranger costs little and does nothing: no tags, no dates, no nesting beyond reason, and aliases that
 would unfold to more than a recipe holds are refused before anything is built from them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -41,16 +45,33 @@ class StrictLoader(yaml.SafeLoader):
         return node
 
 
-WORDS = ("timestamp", "value", "merge")  # what YAML takes for more than a word, and a recipe does not
-StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in WORDS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
+_DECIMAL = r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?"
+_ELSEWHERE = (  # of YAML 1.1 or 1.2, or of Python: numbers there, and no number that a recipe means
+    r"[-+]?(?:0[0-9_]+|0[bB][01_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+|[0-9][0-9_]*_[0-9_]*"
+    r"|[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?|[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))"
+    r"|\.(?:nan|NaN|NAN)"
 )
+_NUMBERS = list("-+.0123456789")
+_RESOLVERS = (  # the first that matches holds
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("bool", r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)", list("yYnNtTfFoO")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", _NUMBERS),
+    ("float", r"(?!0[0-9])" + _DECIMAL, _NUMBERS),
+    ("float", _ELSEWHERE, _NUMBERS),
+)
+
+
+class StrictDumper(yaml.SafeDumper):
+    """Writes what :class:`StrictLoader` reads."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for dialect in (StrictLoader, StrictDumper):
+    dialect.yaml_implicit_resolvers = {}
+    for tag, pattern, beginnings in _RESOLVERS:
+        dialect.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), beginnings)
 
 
 def unique_keys(loader: StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -68,25 +89,39 @@ def unique_keys(loader: StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 def number(loader: StrictLoader, node: yaml.ScalarNode) -> int | float:
-    whole = node.tag.endswith(":int")
+    text = node.value[:60]
+    if not re.fullmatch(_DECIMAL, node.value) or re.match("[-+]?0[0-9]", node.value):
+        problem = f"{text} is no decimal number; write it with digits alone, such as 100, 0.5 or 1e-4"
+        raise refusal(f"{problem}, or as text in quotes", node.start_mark)
     try:
-        found = loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
-    except (ValueError, OverflowError):
-        raise refusal(f"{node.value[:60]} cannot be read as a number", node.start_mark) from None
-    if whole and abs(found) >= LARGEST_WHOLE_NUMBER:
-        raise refusal(f"{node.value[:60]} is too large a number", node.start_mark)
+        found = (int if node.tag.endswith(":int") else float)(node.value)
+    except ValueError:  # more digits than Python takes
+        raise refusal(f"{text} cannot be read as a number", node.start_mark) from None
+    if abs(found) >= LARGEST_WHOLE_NUMBER if isinstance(found, int) else math.isinf(found):
+        raise refusal(f"{text} is too large a number", node.start_mark)
     return found
 
 
+def nothing(loader: StrictLoader, node: yaml.ScalarNode) -> None:
+    if node.value == "~":
+        raise refusal("~ is nothing to YAML and a folder to the shell; write null, or the folder", node.start_mark)
+
+
 def words(loader: StrictLoader, node: yaml.ScalarNode) -> str:
-    """No escape sequences for the terminal that shows them, and nothing that cannot be written as UTF-8."""
     text = loader.construct_yaml_str(node)
-    if found := CONTROL.search(text):
-        raise refusal(f"the character U+{ord(found[0]):04X} has no place here", node.start_mark)
+    if problem := unfit(text):
+        raise refusal(problem, node.start_mark)
     return text
 
 
+def unfit(text: str) -> str | None:
+    """What forbids a text: escape sequences for the terminal that shows it, or what cannot be written as UTF-8."""
+    found = CONTROL.search(text)
+    return f"the character U+{ord(found[0]):04X} has no place here" if found else None
+
+
 StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, unique_keys)
+StrictLoader.add_constructor("tag:yaml.org,2002:null", nothing)
 StrictLoader.add_constructor("tag:yaml.org,2002:int", number)
 StrictLoader.add_constructor("tag:yaml.org,2002:float", number)
 StrictLoader.add_constructor("tag:yaml.org,2002:str", words)
@@ -107,6 +142,14 @@ def parse(text: str, source: str) -> Any:
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
         raise UserError(f"{source}{where}: {problem[:200]}") from None
+
+
+def written(value: Any, source: str) -> str:
+    """The text that :func:`parse` reads as ``value``: plain maps, lists, numbers and texts."""
+    text = yaml.dump(value, Dumper=StrictDumper, sort_keys=False, allow_unicode=True)
+    if len(text) > LONGEST_TEXT:
+        raise UserError(f"{source}: more than {LONGEST_TEXT:,} characters, which no recipe needs")
+    return text
 
 
 def values_in(node: yaml.Node, known: dict[yaml.Node, int]) -> int:

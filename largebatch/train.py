@@ -25,6 +25,7 @@ from largebatch import checkpoint, config, derive, distributed, record, watchdog
 from largebatch.account import Account, Diverged, Result
 from largebatch.assemble import Job, assemble, decisions, mlperf_facts, plan_facts, table_of_tensors
 from largebatch.averaging import Ema
+from largebatch.console import Console, tell
 from largebatch.determinism import deterministic
 from largebatch.errors import Lost, UserError
 from largebatch.measure import Measure
@@ -56,7 +57,7 @@ def train(
     A run directory that holds an unfinished run of the same recipe is continued; a finished one is read.
     """
     device = distributed.choose_device(run.device)
-    console = console or rich.console.Console()
+    console = console or Console()
     if run.engine.name != "ddp" and not distributed.joined():
         raise UserError(f"engine.name = {run.engine.name} needs a process group; call train inside distributed.group")
     with watched(run.timeout_minutes), distributed.losses_told():
@@ -74,13 +75,13 @@ def _train(run: config.Run, device: torch.device, console: rich.console.Console,
     finished = distributed.gather(record.read_result(directory))[0]
     if finished is not None and finished["status"] == "finished":
         if distributed.is_first() and not quiet:
-            console.print(f"{directory} is finished already: nothing to train", markup=False)
+            tell(console, f"{directory} is finished already: nothing to train")
         return Result("finished", None, directory, finished)
     if problem := no_place_for_checkpoints(run):
         return Result("stopped", problem, directory, {})
     if distributed.is_first() and not quiet:
         for key, text in decisions(job, directory).items():
-            console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)
+            tell(console, f"{key:>10}  {text}")
         console.print(rich.padding.Padding(table_of_tensors(job.treatments), (0, 0, 0, 2)))
     with (
         record.locked(directory),

@@ -46,7 +46,7 @@ def test_a_recipe_reads_back_to_itself(path):
         ("optimizer.momentun=0.5", "unknown key optimizer.momentun; did you mean momentum?"),
         ("optimizer.momentum=1.0", "optimizer.momentum = 1.0 should be less than 1"),
         ("lr.base=-1", "lr.base = -1 should be greater than 0"),
-        ("lr.base=.nan", "lr.base = nan should be a finite number"),
+        ("lr.base=.nan", ".nan is no decimal number"),
         ("lr.base=big", "lr.base = 'big' should be a valid number"),
         ("lr.scaling=linear", "lr.scaling = linear needs lr.reference_batch_size"),
         ("lr.reference_batch_size=64", "lr.reference_batch_size has no effect without lr.scaling"),

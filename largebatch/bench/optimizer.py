@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from largebatch import models, record
+from largebatch import launched, models, record
 from largebatch.bench.contestants import (
     Arena,
     Contestant,
@@ -49,7 +49,7 @@ Times = dict[str, list[float]]  # milliseconds per step of each round, by the co
 
 def built(names: list[str], repeats: int) -> list[tuple[str, nn.Module]]:
     """The models on the CPU. Every mistake of the command is found here, before anything is measured."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched.number(os.environ, "WORLD_SIZE", 1) > 1:
         raise UserError("bench optimizer measures one process; start it without a launcher")
     if repeats < 3:
         raise UserError(f"--repeats {repeats} is too few for a median and its spread; at least 3")

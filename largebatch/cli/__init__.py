@@ -15,6 +15,7 @@ import typer
 from largebatch import launched
 from largebatch.cli import bench, checkpoint, data, diagnose, doctor, recipe, runs, surface
 from largebatch.errors import LocalError, Lost, UserError
+from largebatch.escapes import escaped, forgiving
 
 app = typer.Typer(
     name="largebatch",
@@ -38,7 +39,8 @@ app.command()(doctor.doctor)
 
 def main() -> None:
     """The program, with its exit codes. ``--local_rank``, which some launchers append, is dropped."""
-    if "LARGEBATCH_STOP_FILE" in os.environ:
+    forgiving()
+    if os.environ.get("LARGEBATCH_STOP_FILE"):
         from largebatch.signals import stopped_before
 
         if (code := stopped_before()) is not None:
@@ -55,7 +57,7 @@ def main() -> None:
             say_to_the_launcher(2)
         raise
     except Lost as error:
-        print(f"largebatch: {error}", file=sys.stderr, flush=True)
+        print(f"largebatch: {escaped(str(error))}", file=sys.stderr, flush=True)
         os._exit(1)  # what is left of the group would wait for the others
     except UserError as error:
         if rank == 0 or isinstance(error, LocalError):
@@ -69,7 +71,7 @@ def main() -> None:
 
 def say_to_the_launcher(code: int) -> None:
     """It would start the same mistake again."""
-    if "LARGEBATCH_STOP_FILE" in os.environ:
+    if os.environ.get("LARGEBATCH_STOP_FILE"):
         from largebatch.signals import leave_exit_code
 
         leave_exit_code(code)

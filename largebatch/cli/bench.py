@@ -19,10 +19,12 @@ from largebatch.cli.frame import (
     check_picture,
     command,
     group,
+    local_path,
     wide_console,
     write_numbers,
     write_picture,
 )
+from largebatch.console import Console, tell
 from largebatch.errors import UserError
 
 app = typer.Typer(help="Where the time goes.", no_args_is_help=True, rich_markup_mode=None)
@@ -61,7 +63,7 @@ def throughput(
         for table in show.tables(facts):
             console.print(table)
         for sentence in show.notes(facts):
-            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            tell(console, sentence)
         write_numbers(json_file, facts, console)
 
 
@@ -87,7 +89,7 @@ def scaling(
         console = wide_console()
         facts = scaling.measure(
             run, recipe, overrides or [], worlds, steps, rounds, launcher, command(),
-            lambda text: console.print(text, markup=False, highlight=False),
+            lambda text: tell(console, text),
         )  # fmt: skip
         show_scaling(facts, json_file, console)
     else:
@@ -102,7 +104,7 @@ def show_scaling(facts: dict[str, Any], json_file: Path | None, console: rich.co
     for table in scaling.tables(facts):
         console.print(table)
     for sentence in scaling.notes(facts):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        tell(console, sentence)
     write_numbers(json_file, facts, console)
 
 
@@ -129,7 +131,7 @@ def batch(
         facts = batch.measure(run, batch.parse_sizes(sizes), seconds, repeats, command(), eager)
         console.print(batch.table(facts))
         for sentence in batch.notes(facts):
-            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            tell(console, sentence)
         write_numbers(json_file, facts, console)
         write_picture(picture, facts, console)
 
@@ -154,14 +156,14 @@ def optimizer(
     chosen = distributed.choose_device(device)
     waiting = optimizer.built(model or list(optimizer.DEFAULT_MODELS), repeats)
     facts = optimizer.circumstances(chosen, repeats, command())
-    console = rich.console.Console()
+    console = Console()
     while waiting:  # one model's memory at a time
         measured = optimizer.measure(*waiting.pop(0), chosen, repeats)
         facts["models"].append(measured)
         if measured["contestants"]:
             console.print(optimizer.table(measured))
         for sentence in optimizer.notes(measured):
-            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            tell(console, sentence)
     write_numbers(json_file, facts, console)
 
 
@@ -169,7 +171,9 @@ def optimizer(
 def data(
     source: Annotated[
         Path | None,
-        typer.Argument(metavar="[SRC]", help="train/<class>/*.jpg, or a folder of JPEGs", show_default=False),
+        typer.Argument(
+            metavar="[SRC]", help="train/<class>/*.jpg, or JPEGs alone", show_default=False, parser=local_path
+        ),
     ] = None,
     size: Annotated[int, typer.Option(metavar="N", min=1, help="side of a training image")] = 224,
     seconds: Annotated[float, typer.Option(metavar="S", help="timed for each way")] = 5.0,
@@ -190,5 +194,5 @@ def data(
     for table in loading.tables(facts):
         console.print(table)
     for sentence in loading.notes(facts):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        tell(console, sentence)
     write_numbers(json_file, facts, console)

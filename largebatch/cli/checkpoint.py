@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import rich.table
 import typer
 
-from largebatch.cli.frame import JsonFile, check_folder, wide_console, write_numbers
+from largebatch.cli.frame import JsonFile, check_folder, local_path, wide_console, write_numbers
+from largebatch.console import Console, tell
 from largebatch.errors import UserError
 
 app = typer.Typer(
     help="What a run has saved: look at it, check it, take the weights.", no_args_is_help=True, rich_markup_mode=None
 )
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory", show_default=False)]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory", show_default=False, parser=local_path)]
 
 
 @app.command()
@@ -37,9 +38,7 @@ def show(run: Run, json_file: JsonFile = None) -> None:
         console.print(table)
     for row in rows:
         if row["damaged"] is not None:
-            console.print(
-                f"step {row['step']} is damaged: {row['damaged']}", markup=False, highlight=False, soft_wrap=True
-            )
+            tell(console, f"step {row['step']} is damaged: {row['damaged']}")
     write_numbers(json_file, {"run": str(run), "checkpoints": rows}, console)
 
 
@@ -49,7 +48,7 @@ def verify(run: Run, step: Annotated[int | None, typer.Option(metavar="N", help=
     from largebatch.checkpoint import Damaged
     from largebatch.checkpoint.reader import checked
 
-    damaged = 0
+    damaged, console = 0, Console()
     for path in chosen(run, step):
         try:
             files = checked(path)["files"]
@@ -58,7 +57,7 @@ def verify(run: Run, step: Annotated[int | None, typer.Option(metavar="N", help=
         except Damaged as problem:
             damaged += 1
             line = f"damaged: {problem}"
-        print(f"{path}: {line}", flush=True)
+        tell(console, f"{path}: {line}")
     if damaged:
         raise typer.Exit(1)
 
@@ -69,7 +68,8 @@ def export(
     step: Annotated[int | None, typer.Option(metavar="N", help="the checkpoint of this step; else the newest")] = None,
     ema: Annotated[bool, typer.Option("--ema", help="the moving average of the weights")] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=".safetensors or .pt; else RUN/weights.safetensors")
+        Path | None,
+        typer.Option(metavar="FILE", help=".safetensors or .pt; else RUN/weights.safetensors", parser=local_path),
     ] = None,
 ) -> None:
     """Plain weights by plain names, as they are judged: batch norm's statistics are the means over the ranks."""
@@ -93,10 +93,11 @@ def export(
         export.write_weights(file, weights, about(run, found.facts, ema))
     except OSError as error:
         raise UserError(f"--out {file} cannot be written: {error.strerror or error}") from None
+    console = Console()
     for complaint in found.complaints:
-        print(complaint)
+        tell(console, complaint)
     elements = sum(tensor.numel() for tensor in weights.values())
-    print(f"{file}: {len(weights)} tensors, {elements:,} numbers, from {found.path}")
+    tell(console, f"{file}: {len(weights)} tensors, {elements:,} numbers, from {found.path}")
 
 
 def saved_in(run: Path) -> list[Path]:

@@ -10,27 +10,29 @@ import rich.console
 import rich.progress
 import typer
 
-from largebatch.cli.frame import wide_console
+from largebatch import paths
+from largebatch.cli.frame import local_path, wide_console
+from largebatch.console import Console, tell
 from largebatch.errors import UserError
 
 app = typer.Typer(help="Data sets: fetch, pack, check.", no_args_is_help=True, rich_markup_mode=None)
 
 EVERY_SECONDS = 30.0  # between lines of progress where there is no terminal
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="a pack", show_default=False)]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="a pack", show_default=False, parser=local_path)]
 
 
 @app.command()
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="fashion_mnist, mnist, cifar10, cifar100, ...")],
-    root: Annotated[Path | None, typer.Option(help="folder to keep it in; else the data folder")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="folder to keep it in; else the data folder", parser=local_path)
+    ] = None,
 ) -> None:
     """Find a data set, or get it: data folder, system package, public mirrors, Debian's package."""
     from largebatch.data.fetch import fetch
 
-    def say(text: str) -> None:
-        print(text, flush=True)
-
-    print(fetch(name, str(root) if root else None, report=say))
+    console = Console()
+    tell(console, str(fetch(name, str(root) if root else None, report=lambda text: tell(console, text))))
 
 
 @app.command()
@@ -38,7 +40,9 @@ def pack(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="image folder, WebDataset shards or parquet folder", show_default=False)
     ],
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="folder of the pack", show_default=False)],
+    dest: Annotated[
+        Path, typer.Argument(metavar="DEST", help="folder of the pack", show_default=False, parser=local_path)
+    ],
     size: Annotated[
         int | None, typer.Option(min=1, max=8192, help="side of the packed pixels [default: 256]", show_default=False)
     ] = None,
@@ -74,7 +78,7 @@ def pack_with_progress(
     from largebatch.data.packs.origins import origins
 
     begin = time.perf_counter()
-    if "://" not in given and dest.resolve().is_relative_to(Path(given).expanduser().resolve()):
+    if "://" not in given and dest.resolve().is_relative_to(Path(paths.expanded("SRC", given)).resolve()):
         raise UserError(f"{dest} lies in {given}, which it would be a part of the next time; choose another folder")
     lines = Lines(console, "images")
     with bar(console, "images") as progress:
@@ -192,7 +196,3 @@ def notes(facts: Any) -> list[str]:
     if "test" not in facts.splits:
         lines.append("no test images: no val or test was found beside train")
     return lines
-
-
-def tell(console: rich.console.Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -10,13 +10,16 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
-from largebatch.cli.frame import JsonFile, check_folder, command, group, write_numbers
+from largebatch.cli.frame import JsonFile, check_folder, command, group, local_path, write_numbers
+from largebatch.console import tell
 from largebatch.errors import UserError
 
 app = typer.Typer(help="Why a batch size does or does not work.", no_args_is_help=True, rich_markup_mode=None)
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory", show_default=False)]
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories", show_default=False)]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory", show_default=False, parser=local_path)]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="run directories", show_default=False, parser=local_path)
+]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="where")]
 Precision = Annotated[str, typer.Option(metavar="fp32|fp64", help="of weights, images and passes")]
 Step = Annotated[int | None, typer.Option(metavar="N", help="the checkpoint of this step; else the newest")]
@@ -51,7 +54,7 @@ def noise(
                 command=command(),
             )  # fmt: skip
             for sentence in noise.sentences(facts):
-                console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+                tell(console, sentence)
             if (table := noise.table(facts)) is not None:
                 console.print(table)
             _written(facts, json_file, console)
@@ -82,7 +85,7 @@ def sharpness(
                 run, chosen, epsilons=epsilon or [1e-3, 5e-4], space=space, dimensions=dimensions, rhos=rho or [0.05],
                 seed=seed, norm=batch_norm, examples=examples, batch_size=batch_size, precision=precision, step=step,
                 command=command(),
-                progress=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+                progress=lambda text: tell(console, text),
             )  # fmt: skip
             console.print(sharpness.table(facts))
             _written(facts, json_file, console)
@@ -114,7 +117,7 @@ def spectrum(
                 run, chosen, eigenvalues=eigenvalues, iterations=iterations, vectors=vectors, exact_up_to=exact_up_to,
                 norm=batch_norm, examples=examples, batch_size=batch_size, precision=precision, step=step,
                 command=command(),
-                progress=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+                progress=lambda text: tell(console, text),
             )  # fmt: skip
             console.print(spectrum.table(facts))
             _written(facts, json_file, console)
@@ -122,8 +125,10 @@ def spectrum(
 
 @app.command()
 def path(
-    first: Annotated[Path, typer.Argument(metavar="A", help="a run directory: α = 0", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="B", help="another: α = 1", show_default=False)],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="a run directory: α = 0", show_default=False, parser=local_path)
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="another: α = 1", show_default=False, parser=local_path)],
     points: Annotated[
         int, typer.Option(metavar="N", help="on the line, and on the curve; 0 and 1 are among them")
     ] = 25,
@@ -144,7 +149,7 @@ def path(
         facts = path.measure(
             first, second, chosen, points=points, curve=curve, norm=batch_norm, examples=examples,
             batch_size=batch_size, precision=precision, command=command(),
-            progress=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+            progress=lambda text: tell(console, text),
         )  # fmt: skip
         console.print(path.table(facts))
         _written(facts, json_file, console)
@@ -168,7 +173,7 @@ def plateau(
             run, chosen, examples=examples, batch_size=batch_size, checkpoint=checkpoint, precision=precision,
             command=command(),
         )  # fmt: skip
-        console.print(facts["sentence"], markup=False, highlight=False, soft_wrap=True)
+        tell(console, facts["sentence"])
         console.print(plateau.table(facts))
         _written(facts, json_file, console)
 
@@ -203,5 +208,5 @@ def _written(facts: dict[str, Any], json_file: Path | None, console: rich.consol
     for directory in dict.fromkeys(ends):
         place = Path(directory) / "diagnostics" / facts["kind"]
         on_first_rank(partial(write_picture, facts, place.with_suffix(".svg")), f"{place}.svg")
-        console.print(f"numbers and picture: {place}.json, .svg", markup=False, highlight=False, soft_wrap=True)
+        tell(console, f"numbers and picture: {place}.json, .svg")
     write_numbers(json_file, facts, console)

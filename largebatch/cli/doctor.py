@@ -9,10 +9,12 @@ from typing import Annotated
 import rich.console
 import typer
 
-from largebatch.cli.frame import JsonFile, Overrides, check_folder, command, write_numbers
+from largebatch.cli.frame import JsonFile, Overrides, check_folder, command, local_path, write_numbers
+from largebatch.console import Console, tell
 
 OptionalRecipe = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="a recipe file, checked too", show_default=False)
+    Path | None,
+    typer.Argument(metavar="[CONFIG]", help="a recipe file, checked too", show_default=False, parser=local_path),
 ]
 
 
@@ -27,9 +29,9 @@ def doctor(recipe: OptionalRecipe = None, overrides: Overrides = None, json_file
     try:
         with doctor.together():
             facts = doctor.examine(run, command())
-            console = rich.console.Console(quiet=not distributed.is_first())
+            console = Console(quiet=not distributed.is_first())
             for key, text in doctor.lines(facts).items():
-                console.print(f"{key:>11}  {text}", markup=False, highlight=False, soft_wrap=True)
+                tell(console, f"{key:>11}  {text}")
             show_findings(facts["findings"], console)
             write_numbers(json_file, facts, console)
     except doctor.NotTogether as problem:
@@ -43,4 +45,4 @@ def show_findings(findings: list[str], console: rich.console.Console) -> None:
     count = {0: "nothing would go wrong", 1: "one thing would go wrong:"}
     console.print(count.get(len(findings), f"{len(findings)} things would go wrong:"), highlight=False)
     for sentence in findings:
-        console.print(f"  - {sentence}", markup=False, highlight=False, soft_wrap=True)
+        tell(console, f"  - {sentence}")

@@ -11,15 +11,28 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
+from largebatch import paths
+from largebatch.console import Console, tell
 from largebatch.errors import UserError
 
-Recipe = Annotated[Path, typer.Argument(metavar="CONFIG", help="a recipe file", show_default=False)]
+
+def local_path(text: str) -> Path:
+    """An argument or option that names a file or folder of this machine."""
+    try:
+        return Path(paths.local("path", str(text)))
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Recipe = Annotated[Path, typer.Argument(metavar="CONFIG", help="a recipe file", show_default=False, parser=local_path)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the recipe", show_default=False),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the numbers")]
-PictureFile = Annotated[Path | None, typer.Option("--picture", metavar="FILE", help="a picture, .svg or .png")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the numbers", parser=local_path)]
+PictureFile = Annotated[
+    Path | None, typer.Option("--picture", metavar="FILE", help="a picture: .svg, .png", parser=local_path)
+]
 
 
 class group:
@@ -38,7 +51,7 @@ class group:
         from largebatch import distributed
 
         self.group.__enter__()
-        return rich.console.Console(quiet=not distributed.is_first())
+        return Console(quiet=not distributed.is_first())
 
     def __exit__(self, *problem: Any) -> None:
         self.group.__exit__(*problem)
@@ -55,7 +68,7 @@ def write_numbers(json_file: Path | None, facts: dict[str, Any], console: rich.c
         from largebatch.record import on_first_rank, write_json
 
         on_first_rank(lambda: write_json(json_file, facts), f"--json {json_file}")
-        console.print(f"numbers: {json_file}", markup=False, soft_wrap=True)
+        tell(console, f"numbers: {json_file}")
 
 
 def check_picture(picture: Path | None) -> None:
@@ -74,13 +87,13 @@ def write_picture(picture: Path | None, facts: dict[str, Any], console: rich.con
         from largebatch.report.alone import write_picture
 
         on_first_rank(lambda: write_picture(facts, picture), f"--picture {picture}")
-        console.print(f"picture: {picture}", markup=False, soft_wrap=True)
+        tell(console, f"picture: {picture}")
 
 
 def wide_console() -> rich.console.Console:
     """In a pipe 100 columns, unless $COLUMNS says otherwise."""
-    console = rich.console.Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else rich.console.Console(width=100)
+    console = Console()
+    return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=100)
 
 
 def command() -> str:

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from largebatch.cli.frame import JsonFile, Overrides, check_folder, wide_console, write_numbers
+from largebatch.cli.frame import JsonFile, Overrides, check_folder, local_path, wide_console, write_numbers
 
 app = typer.Typer(help="Recipes.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("list")
 def list_recipes(
-    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="else ./configs")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="else ./configs", parser=local_path)] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Recipe files: their papers, workloads, batch sizes and published results."""

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
-from largebatch.cli.frame import JsonFile, Overrides, Recipe, check_folder, command, group, wide_console, write_numbers
+from largebatch.cli.frame import (
+    JsonFile,
+    Overrides,
+    Recipe,
+    check_folder,
+    command,
+    group,
+    local_path,
+    wide_console,
+    write_numbers,
+)
+from largebatch.console import Console, tell
 from largebatch.errors import UserError
 
 
@@ -62,11 +73,11 @@ def show_dry_run(
     facts = dry_run(run, cluster, command(), memory)
     console = wide_console()
     for key, text in facts["decisions"].items():
-        console.print(f"{key:>10}  {text}", markup=False, highlight=False, soft_wrap=True)
+        tell(console, f"{key:>10}  {text}")
     width = max(30, min(60, console.width - 12))
     console.print(f"\n{recipes.as_plot(facts, width)}\n", markup=False, highlight=False, soft_wrap=True)
     for sentence in show.sentences(facts):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        tell(console, sentence)
     for table in (show.memory_table(facts), show.collectives_table(facts)):
         console.print()
         console.print(table)
@@ -86,7 +97,9 @@ def compare(
         int | None, typer.Option(min=1, help="training examples the search is judged on; else a sixth")
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="the row compared with; else the smallest batch")] = None,
-    out: Annotated[Path, typer.Option(help="folder of the comparison")] = Path("comparisons/comparison"),
+    out: Annotated[Path, typer.Option(help="folder of the comparison", parser=local_path)] = Path(
+        "comparisons/comparison"
+    ),
 ) -> None:
     """Many runs, one table, one report. What an interrupted comparison finished is kept."""
     from largebatch import config
@@ -121,11 +134,13 @@ def compare(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders, or comparisons")],
-    out: Annotated[Path | None, typer.Option(help="folder for report.html and report.md")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="run folders, or comparisons", parser=local_path)
+    ],
+    out: Annotated[Path | None, typer.Option(help="folder for report.html and report.md", parser=local_path)] = None,
 ) -> None:
     """The table and the page again, from finished runs."""
-    show_report(runs, out, rich.console.Console())
+    show_report(runs, out, Console())
 
 
 def end_of_run(result: Any, console: rich.console.Console) -> None:
@@ -134,13 +149,13 @@ def end_of_run(result: Any, console: rich.console.Console) -> None:
     if result.status == "finished":
         leave_exit_code(0)  # whatever signal came too late to stop it
         numbers = result.numbers
-        console.print(
+        tell(
+            console,
             f"{numbers['test_accuracy_percent']:.2f} % on {numbers['evaluated_on'].replace('_', '-')} after "
             f"{numbers['steps']:,} steps, {numbers['seconds_training']:.1f} s of training; {result.directory}",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        )
         return
-    console.print(f"{result.status}: {result.reason}", markup=False, highlight=False, soft_wrap=True)
+    tell(console, f"{result.status}: {result.reason}")
     if result.status == "failed":
         leave_exit_code(1)  # started anew it would fail again
     if result.signal is None:
@@ -154,4 +169,4 @@ def show_report(paths: list[Path], out: Path | None, console: rich.console.Conso
     written = report.write(paths, out)
     console.print(written.table)
     console.print(written.verdict, markup=False, highlight=False)
-    console.print(f"report: {written.html}", markup=False, highlight=False, soft_wrap=True)
+    tell(console, f"report: {written.html}")

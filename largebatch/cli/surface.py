@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import rich.console
 import typer
 
-from largebatch.cli.frame import command, write_numbers, write_picture
+from largebatch.cli.frame import command, local_path, write_numbers, write_picture
+from largebatch.console import Console, tell
 from largebatch.errors import UserError
 
 
@@ -19,17 +19,19 @@ def surface(
     momentum: Annotated[float | None, typer.Option(help="λ of the methods that have one")] = None,
     updates: Annotated[int | None, typer.Option(metavar="N", help="how many")] = None,
     start: Annotated[str | None, typer.Option(metavar="X,Y", help="where; else the lecture's")] = None,
-    out: Annotated[Path, typer.Option(help="folder of the numbers and the picture")] = Path("surfaces"),
+    out: Annotated[Path, typer.Option(help="folder of the numbers and the picture", parser=local_path)] = Path(
+        "surfaces"
+    ),
 ) -> None:
     """The lecture's small surfaces: where each method walks, its numbers, a picture."""
     from largebatch import surface
 
     point = coordinates(start) if start is not None else None
     facts = surface.measure(name, method, lr, momentum, updates, point, command())
-    console = rich.console.Console()
+    console = Console()
     console.print(surface.table(facts))
     for sentence in facts["notes"]:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        tell(console, sentence)
     if (terms := surface.momentum_table(facts)) is not None:
         console.print(terms)
     try:

@@ -18,7 +18,7 @@ from largebatch.config.optimizers import (
     RmspropSgd,
     Sgd,
 )
-from largebatch.config.run import Run, from_dict, json_schema, load, overlay, read, row_of, rows_of
+from largebatch.config.run import Run, from_dict, json_schema, load, overlay, read, row_of, rows_of, setting
 from largebatch.config.sections import (
     Checkpoint,
     CosineDecay,
@@ -68,4 +68,5 @@ __all__ = [
     "read",
     "row_of",
     "rows_of",
+    "setting",
 ]

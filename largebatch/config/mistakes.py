@@ -57,6 +57,10 @@ def sentence(error: pydantic.ValidationError, whole: type[BaseModel]) -> str:
             return known + (switch if key == "optimizer.variant" else "")
         case "value_error":
             return f"{key}: {context['error']}" if key == "averaging.lr" else str(context["error"])
+        case "bool_type":
+            return f"{key} = {shown(value)} should be true or false"
+        case "string_type":
+            return f"{key} = {shown(value)} should be text; what YAML takes for something else is text in quotes"
         case _:
             message = problem["msg"].removeprefix("Input ").removeprefix("Value ")
             return f"{key} = {shown(value)} {message[0].lower()}{message[1:]}"

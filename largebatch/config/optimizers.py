@@ -14,31 +14,32 @@ from largebatch.config.sections import (
     PositiveInt,
     Section,
     Skipped,
+    Switch,
 )
 
 
 class Sgd(Section):
     name: Literal["sgd"]
     momentum: Fraction = 0.9
-    nesterov: bool = False
+    nesterov: Switch = False
 
 
 class HeavyBall(Section):
     name: Literal["heavy_ball"]
     momentum: Fraction = 0.9
-    nesterov: bool = False
-    momentum_correction: bool = False
+    nesterov: Switch = False
+    momentum_correction: Switch = False
 
 
 class Lars(Section):
     name: Literal["lars"]
     variant: Literal["you2017", "timm", "larc", "nus", "vissl", "optax"] = "you2017"
     momentum: Fraction = 0.9
-    nesterov: bool = False
+    nesterov: Switch = False
     trust_coefficient: PositiveFloat = 0.001
     eps: NonNegativeFloat = 0.0
     max_trust_ratio: PositiveFloat | None = None
-    momentum_correction: bool = False
+    momentum_correction: Switch = False
     skip_adaptation: tuple[Skipped, ...] = ("norm", "bias")
 
 
@@ -48,7 +49,7 @@ class Lamb(Section):
     beta2: Fraction = 0.999
     variant: Literal["you2019", "apex", "nus"] = "you2019"
     eps: PositiveFloat = 1e-6
-    bias_correction: bool | None = None  # unset: the variant's own
+    bias_correction: Switch | None = None  # unset: the variant's own
     max_weight_norm: PositiveFloat | None = None  # the upper bound of phi; the paper gives no value
     skip_adaptation: tuple[Skipped, ...] = ("norm", "bias")
 
@@ -108,7 +109,7 @@ class Muon(Section):
 
     name: Literal["muon"]
     momentum: Fraction = 0.95
-    nesterov: bool = True
+    nesterov: Switch = True
     ns_steps: PositiveInt = 5
     adjust_lr: Literal["original", "match_rms_adamw"] = "original"
     others: Literal["sgd", "adamw"] = "sgd"

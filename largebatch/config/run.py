@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from largebatch import strict_yaml
 from largebatch.config.mistakes import sentence, shown
 from largebatch.config.optimizers import Optimizer
 from largebatch.config.sections import (
@@ -30,19 +31,22 @@ from largebatch.config.sections import (
     Expect,
     LearningRate,
     Loss,
+    Minutes,
     Model,
     NoAveraging,
     NonfiniteGradients,
+    Number,
     PositiveFloat,
     PositiveInt,
     Record,
     RegimeAdaptation,
     Sam,
     Section,
+    Switch,
     WeightDecay,
 )
 from largebatch.errors import UserError
-from largebatch.strict_yaml import LONGEST_TEXT, parse
+from largebatch.strict_yaml import LONGEST_TEXT, parse, unfit
 
 
 class Run(Section):
@@ -50,13 +54,13 @@ class Run(Section):
 
     name: str
     title: str | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32), Number] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on cuda, else fp32
-    channels_last: bool | None = None  # else wherever the model has convolutions
-    compile: bool = False
-    deterministic: bool = False  # same seed and world: the same bits; refuses operations that have no such form
-    timeout_minutes: Annotated[float, Field(gt=0, le=10_080)] = 10  # a rank that stands still so long is named; all end
+    channels_last: Switch | None = None  # else wherever the model has convolutions
+    compile: Switch = False
+    deterministic: Switch = False  # same seed and world: the same bits; refuses operations that have no such form
+    timeout_minutes: Minutes = 10  # a rank that stands still so long is named; all end
     resume: Literal["auto", "never"] = "auto"
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
@@ -85,8 +89,10 @@ class Run(Section):
     def below_runs(cls, name: str) -> str:
         """Unless record.dir says so, a recipe writes nowhere else."""
         path = Path(name)
-        if path.is_absolute() or not path.name or ".." in path.parts or len(name.encode()) > 200:
+        if path.is_absolute() or not path.name or ".." in path.parts or len(name.encode(errors="replace")) > 200:
             raise ValueError(f"name = {shown(name)} names no folder in runs; record.dir may be any folder")
+        if problem := unfit(name):  # of a file's name; what is written in one was looked at
+            raise ValueError(f"name = {shown(name)}: {problem}; write another name into the recipe")
         return name
 
     @pydantic.field_validator("averaging", mode="before")
@@ -177,6 +183,8 @@ def overlay(written: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> 
         key, equals, text = override.partition("=")
         if not equals or not KEY.fullmatch(key) or len(key) > LONGEST_KEY:
             raise UserError(f"'{override[:60]}' is not an override; write key=value, such as lr.base=0.1")
+        if not text.strip():
+            raise UserError(f"{key}= has no value, as an unset variable leaves it; for none write {key}=null")
         settings.append((key, parse(text, f"the override {override[:100]}")))
     if "table" in written:
         table = written.pop("table")
@@ -185,6 +193,11 @@ def overlay(written: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> 
     for key, value in settings:
         place(written, key, value)
     return written
+
+
+def setting(key: str, value: Any) -> str:
+    """The override that sets ``key`` to ``value``, whatever signs are in it."""
+    return f"{key}={strict_yaml.written(value, key).removesuffix('...' + chr(10)).strip()}"
 
 
 def place(written: dict[str, Any], key: str, value: Any) -> None:
@@ -212,6 +225,8 @@ def row_of(table: Any, written: dict[str, Any], settings: dict[str, Any]) -> dic
     if isinstance(in_section := settings.get("batch"), dict):
         size = in_section.get("global_batch_size", size)
     size = settings.get("batch.global_batch_size", size)
+    if isinstance(size, float) and size.is_integer():  # 8.192e3
+        size = int(size)
     if isinstance(size, int) and size in rows:
         return rows[size]
     wanted = {key for row in rows.values() for key in row}

@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+from largebatch import paths
 from largebatch.config.mistakes import shown
 
 MOST = 10**12  # and LARGEST: what follows from numbers of this size is a number still
 LARGEST = 1e30
-PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
-PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
-Several = Annotated[int, Field(ge=2, le=MOST)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+def a_number(written: Any) -> Any:
+    """Neither true, which Python takes for 1, nor text, be it of digits."""
+    if isinstance(written, bool):
+        raise PydanticCustomError("number", "should be a number; true, yes and on are none, nor are their opposites")
+    if isinstance(written, str):
+        raise PydanticCustomError("number", "should be a valid number")
+    return written
+
+
+def a_size(written: Any) -> Any:
+    """JSON and ``run.yaml`` keep keys as text."""
+    of_digits = isinstance(written, str) and re.fullmatch("[1-9][0-9]*", written) and len(written) < 20
+    return int(written) if of_digits else a_number(written)
+
+
+def path_of(key: str, *, or_address: bool = False) -> AfterValidator:
+    """A path of this machine, or with ``or_address`` one of a store; ``~`` expanded, empty refused."""
+    return AfterValidator(functools.partial(paths.expanded if or_address else paths.local, key))
+
+
+Number = BeforeValidator(a_number)
+PositiveInt = Annotated[int, Field(gt=0, le=MOST), Number]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST), Number]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST), Number]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST), Number]
+Several = Annotated[int, Field(ge=2, le=MOST), Number]
+Fraction = Annotated[float, Field(ge=0, lt=1), Number]
+Minutes = Annotated[float, Field(gt=0, le=10_080), Number]
+Percent = Annotated[float, Field(ge=0, le=100), Number]
+Folder = Annotated[str, path_of("record.dir")]
+Place = Annotated[str, path_of("data.root", or_address=True)]
+Weights = Annotated[str, path_of("model.weights")]
+Size = Annotated[int, Field(gt=0, le=MOST), BeforeValidator(a_size)]  # as a key
+Switch = Annotated[bool, Field(strict=True)]
 Skipped = Annotated[str, Field(min_length=1)]  # norm, bias, or a pattern of tensors' names
 
 
@@ -37,7 +70,7 @@ class Model(BaseModel):
 
     __pydantic_extra__: dict[str, pydantic.JsonValue] = {}
     name: str
-    weights: Annotated[str, Field(min_length=1)] | None = None  # a safetensors file to begin with; unset: fresh ones
+    weights: Weights | None = None  # a safetensors file to begin with; unset: fresh ones
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -74,7 +107,7 @@ class ImageSizes(Section):
 
 class Data(Section):
     name: str
-    root: str | None = None  # folder of the files; else $LARGEBATCH_DATA, else the cache folder
+    root: Place | None = None  # folder of the files; else $LARGEBATCH_DATA, else the cache folder
     image_size: ImageSizes | None = None  # a number is that side throughout; unset: 224
     augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
     color_jitter: Fraction = 0.0  # brightness, contrast and saturation each by a factor in 1 ± this; image sets only
@@ -140,7 +173,7 @@ class BatchNorm(Section):
     """Which statistics an evaluation uses, and how they are gathered."""
 
     statistics: Literal["running", "last", "precise"] = "running"  # last: of the last step; precise: recomputed
-    momentum: Annotated[float, Field(gt=0, le=1)] | None = (
+    momentum: Annotated[float, Field(gt=0, le=1), Number] | None = (
         None  # the weight of the newest (torch's: micro-batch); else the model's
     )
     examples: PositiveInt | None = None  # how many a recomputation sees; else the training set
@@ -166,7 +199,7 @@ class Sam(Section):
 class Ema(Section):
     """A second set of weights, w_ema <- decay·w_ema + (1 − decay)·w, evaluated beside the trained ones."""
 
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    decay: Annotated[float, Field(gt=0, lt=1), Number] = 0.999
     every_steps: PositiveInt = 1
 
 
@@ -196,7 +229,7 @@ class ConstantDecay(Section):
 class StepsDecay(Section):
     name: Literal["steps"]
     at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    factor: Annotated[float, Field(gt=0, lt=1), Number] = 0.1
 
     @pydantic.model_validator(mode="after")
     def in_order(self) -> StepsDecay:
@@ -250,8 +283,8 @@ class LearningRate(Section):
     base: PositiveFloat | None = None
     reference_batch_size: PositiveInt | None = None
     scaling: Literal["linear", "sqrt", "adascale", "none"] = "none"
-    table: Annotated[dict[PositiveInt, PositiveFloat], Field(min_length=1)] | None = None
-    interpolate: bool = False
+    table: Annotated[dict[Size, PositiveFloat], Field(min_length=1)] | None = None
+    interpolate: Switch = False
     warmup: Warmup = Warmup()
     decay: Decay = ConstantDecay()
 
@@ -289,7 +322,7 @@ class Swap(Section):
     """One large batch until a train accuracy, then independent small-batch workers, then their mean (Gupta 2020)."""
 
     name: Literal["swap"]
-    stop_at_train_accuracy: Annotated[float, Field(gt=0, le=100)]  # percent, over one epoch of training
+    stop_at_train_accuracy: Annotated[float, Field(gt=0, le=100), Number]  # percent, over one epoch of training
     workers: Several
     worker_batch_size: PositiveInt
     epochs: PositiveFloat  # of each worker
@@ -317,7 +350,7 @@ class RegimeAdaptation(Section):
 class DdpEngine(Section):
     name: Literal["ddp"] = "ddp"
     all_reduce: Literal["fp32", "fp16", "bf16"] = "fp32"  # the number format in which gradients travel
-    cuda_graphs: bool = False  # forward and backward replayed: where the micro-batch is small and the host too slow
+    cuda_graphs: Switch = False  # forward and backward replayed: where the micro-batch is small and the host too slow
 
 
 class FsdpEngine(Section):
@@ -326,7 +359,7 @@ class FsdpEngine(Section):
 
 class DeepSpeedEngine(Section):
     name: Literal["deepspeed"]
-    zero: Literal[0, 1, 2] = 1  # the ZeRO stage: what is divided among the ranks
+    zero: Annotated[Literal[0, 1, 2], Number] = 1  # the ZeRO stage: what is divided among the ranks
     weights: Literal["fp32", "bf16"] = "fp32"  # bf16: those of the model, with fp32 masters in the optimizer
 
 
@@ -336,7 +369,7 @@ Engine = Annotated[DdpEngine | FsdpEngine | DeepSpeedEngine, Field(discriminator
 class Evaluate(Section):
     every_epochs: PositiveFloat = 1.0  # and always at the end
     batch_size: PositiveInt = 1000  # examples per rank and forward
-    train: bool | None = None  # at the end also the training set, unaugmented; unset: if it is a small one
+    train: Switch | None = None  # at the end also the training set, unaugmented; unset: if it is a small one
     median_of: PositiveInt = 1  # the result is the median accuracy of the last so many evaluations
 
 
@@ -351,7 +384,7 @@ class Keep(Section):
 class Checkpoint(Section):
     every_epochs: NonNegativeFloat = 1.0  # 0: never, not even at the end
     keep: Keep = Keep()
-    asynchronous: bool = True  # written beside the training, which waits for the copy alone
+    asynchronous: Switch = True  # written beside the training, which waits for the copy alone
 
     @pydantic.field_validator("keep", mode="before")
     @classmethod
@@ -375,14 +408,14 @@ class NoiseScale(Section):
 
 
 class Record(Section):
-    dir: str | None = None  # the run directory; else runs/<name>
+    dir: Folder | None = None  # the run directory; else runs/<name>
     every_steps: PositiveInt = 10
     layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
     directions_every_steps: NonNegativeInt = 0  # distance from the start, lengths and angles of steps; 0: never
     noise_scale: NoiseScale | None = None
     ranks_every_steps: NonNegativeInt = 0  # what each rank's step is made of, and the slowest rank; 0: never
-    tensorboard: bool = True
-    mllog: bool = False  # MLPerf's log lines, in mllog.txt of the run directory
+    tensorboard: Switch = True
+    mllog: Switch = False  # MLPerf's log lines, in mllog.txt of the run directory
 
     @pydantic.field_validator("noise_scale", mode="before")
     @classmethod
@@ -405,5 +438,5 @@ class Expect(Section):
     top1: Percent | None = None
     steps: PositiveInt | None = None
     source: str
-    by_batch_size: dict[PositiveInt, Published] = {}
+    by_batch_size: dict[Size, Published] = {}
     note: str | None = None  # what the numbers are not: another data set, a secondary source

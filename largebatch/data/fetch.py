@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from largebatch.data import formats
-from largebatch.data.places import ARCHIVES, SYSTEM, bases, cache_folder, data_folder, find, locate
+from largebatch.data.places import ARCHIVES, SYSTEM, bases, data_folder, find, locate, usual_folders
 from largebatch.errors import UserError, suggestion
 
 __all__ = ["fetch", "find", "locate"]
@@ -157,7 +157,7 @@ def _attempts(name: str, work: Path) -> Iterator[tuple[str, Callable[[Report], P
 @contextmanager
 def _workshop(root: str | os.PathLike[str] | None) -> Iterator[tuple[Path, Path]]:
     """The first folder that can be written, and a temporary one inside it, removed at the end."""
-    wanted = [Path(root).expanduser()] if root is not None else [data_folder(), cache_folder()]
+    wanted = [Path(root)] if root is not None else usual_folders()
     reasons = []
     for base in dict.fromkeys(wanted):
         try:

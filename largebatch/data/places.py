@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from largebatch import paths
 from largebatch.data import formats
 from largebatch.errors import UserError, suggestion
 
@@ -50,21 +51,28 @@ def _arrays(path: Path, form: formats.Form, part: str, newest: int) -> formats.A
 
 
 def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "largebatch"
+    base = paths.named_by("XDG_CACHE_HOME")
+    return (base or paths.home("LARGEBATCH_DATA") / ".cache") / "largebatch"
 
 
 def data_folder() -> Path:
-    chosen = os.environ.get("LARGEBATCH_DATA")
-    return Path(chosen).expanduser() if chosen else cache_folder()
+    return paths.named_by("LARGEBATCH_DATA") or cache_folder()
+
+
+def usual_folders() -> list[Path]:
+    """Where data sets are kept: the data folder and, where there is a home, the cache folder."""
+    try:
+        return [data_folder(), cache_folder()]
+    except UserError:
+        return [data_folder()]
 
 
 def bases(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
     """The folders that are searched for data set ``name``."""
     if root is not None:
-        return [Path(root).expanduser()]
+        return [Path(paths.expanded("data.root", os.fspath(root)))]
     system = [SYSTEM[name]] if name in SYSTEM else []
-    return list(dict.fromkeys([data_folder(), cache_folder(), *system]))
+    return list(dict.fromkeys([*usual_folders(), *system]))
 
 
 def find(name: str, root: str | os.PathLike[str] | None = None) -> Path | None:

@@ -22,7 +22,7 @@ import rich.box
 import rich.table
 import torch
 
-from largebatch import record
+from largebatch import launched, record
 from largebatch.bench.loading.ours import ours, with_workers
 from largebatch.bench.loading.peers import TIMM, peers, timm_way
 from largebatch.bench.loading.ways import Candidate, Sample, Way, decoders
@@ -63,7 +63,7 @@ def measure(
 
     ``workers``: two ways, ours and timm's, are measured by the clock with so many worker processes as well.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched.number(os.environ, "WORLD_SIZE", 1) > 1:
         raise UserError("bench data measures one process; start it without a launcher")
     if not 0 < seconds < float("inf"):
         raise UserError(f"--seconds {seconds:g} leave nothing to time; give some for each way, such as 5")

@@ -24,7 +24,7 @@ from typing import Any
 import rich.table
 import torch
 
-from largebatch import config, record
+from largebatch import config, launched, record
 from largebatch.assemble import dataset_of
 from largebatch.bench.scaling import world as one_world
 from largebatch.bench.scaling.world import KINDS
@@ -138,8 +138,8 @@ def reason(told: str) -> str:
 
 def threads_per_rank(worlds: list[int]) -> int:
     """The same in every world, else the smaller ones would be given more of the machine."""
-    if stated := os.environ.get("OMP_NUM_THREADS"):
-        return int(stated)
+    if stated := launched.number(os.environ, "OMP_NUM_THREADS", 0):
+        return stated
     return max(1, processors() // worlds[-1])
 
 

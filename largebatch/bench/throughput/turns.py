@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import rich.console
 import torch
 
 from largebatch import config, distributed, ranks
 from largebatch.assemble import Job
 from largebatch.batch import BatchPlan
+from largebatch.console import Console
 from largebatch.data import Dataset, Placement, Split
 from largebatch.data.dataset import Batch
 from largebatch.determinism import deterministic
@@ -101,7 +101,7 @@ def mean_parts(of_steps: list[dict[str, Any]]) -> dict[str, float | None]:
 @contextlib.contextmanager
 def run_of(job: Job) -> Iterator[Loop]:
     """The loop of ``job``, silent, in a folder that goes away."""
-    silent = rich.console.Console(quiet=True)
+    silent = Console(quiet=True)
     with (
         tempfile.TemporaryDirectory() as folder,
         deterministic(job.run.deterministic),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from largebatch import paths
 from largebatch.data.contents import FOLDER, PARQUET, SHARDS
 from largebatch.data.decode import reason_of
 from largebatch.data.folder import Files, scan
@@ -51,7 +52,7 @@ class Origins:
 
 def origins(given: str, val: str | None = None) -> Origins:
     """The data set at ``given``, whatever it is; ``val`` names the folder or the split of its test images."""
-    root = Path(given).expanduser()
+    root = Path(paths.expanded("SRC", given))
     splits: Mapping[str, Source]
     if is_shards(given):
         if val is not None:

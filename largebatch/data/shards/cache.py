@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import fsspec
 
+from largebatch import paths
 from largebatch.errors import LocalError, Lost
 
 TRIES = 5
@@ -187,8 +188,7 @@ class ShardCache:
 
 def shard_cache(folder: Path) -> ShardCache:
     """The cache that the environment asks for, in ``folder`` if it names no other."""
-    place = os.environ.get("LARGEBATCH_SHARD_CACHE")
-    folder = Path(place).expanduser() if place else folder
+    folder = paths.named_by("LARGEBATCH_SHARD_CACHE") or folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder / "room.lock"):

@@ -28,6 +28,7 @@ import fsspec
 import numpy as np
 from fsspec.registry import known_implementations
 
+from largebatch import paths
 from largebatch.data import places
 from largebatch.data.contents import SHARDS, Listing
 from largebatch.data.passed_over import is_hidden
@@ -266,7 +267,7 @@ def _open(shard: Shard, cache: ShardCache | None) -> Handle:
 def _local(root: str) -> Path | None:
     """The folder, or None for an address in a store."""
     if "://" not in root:
-        return Path(root).expanduser()
+        return Path(paths.expanded("data.root", root))
     protocol, _, path = root.partition("://")
     return Path(path) if protocol in ("file", "local") else None
 

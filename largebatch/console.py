@@ -1,0 +1,28 @@
+"""The terminal: no markup, no raw names, no sign that it cannot show (:mod:`largebatch.escapes`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import rich.console
+import rich.segment
+
+from largebatch.escapes import as_encoded, escaped
+
+
+class Console(rich.console.Console):
+    """Rich's, whatever the texts hold that it is given, and whatever the terminal's encoding is."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, **more})
+
+    def render(self, *what: Any, **more: Any) -> Iterable[rich.segment.Segment]:
+        for segment in super().render(*what, **more):
+            shown = segment.text if segment.control else as_encoded(escaped(segment.text, keep="\n"), self.encoding)
+            yield segment if shown == segment.text else segment._replace(text=shown)
+
+
+def tell(console: rich.console.Console, sentence: str) -> None:
+    """On one line, however long and whatever it names."""
+    console.print(escaped(sentence), markup=False, highlight=False, soft_wrap=True)
