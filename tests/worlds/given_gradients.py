@@ -110,7 +110,7 @@ def dtensors(folder: str) -> None:
                     for n, parameter in parameters.items():
                         parameter.grad = cut(directions(step)[n], place(n))
                     optimizer.step()
-                whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in parameters.items()}
+                whole = {n: getattr(p, "full_tensor", lambda p=p: p)() for n, p in parameters.items()}
                 end[f"{layout} {name}"] = {n: p.detach().clone() for n, p in whole.items()}
         if distributed.is_first():
             torch.save(end, out / "dtensors.pt")
@@ -153,8 +153,9 @@ def zero(folder: str) -> None:
                     data_types={"grad_accum_dtype": accumulated},
                 )
                 partitions = show_layers(engine)
+                zero: Any = engine.optimizer
                 flats = (
-                    engine.optimizer.fp32_partitioned_groups_flat
+                    zero.fp32_partitioned_groups_flat
                     if stage == 3
                     else [group["params"][0] for group in optimizer.param_groups]
                 )

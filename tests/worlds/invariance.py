@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +31,11 @@ def work(folder: str) -> None:
         # exact evaluation of ragged shares, a batch larger than the split included
         split = data.build("digits").test
         for batch_size in (1, 7, 1000):
-            model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+            linear = torch.nn.Linear(64, 10)
+            model = torch.nn.Sequential(torch.nn.Flatten(), linear)
             torch.manual_seed(0)
-            torch.nn.init.normal_(model[1].weight)
-            torch.nn.init.zeros_(model[1].bias)
+            torch.nn.init.normal_(linear.weight)
+            torch.nn.init.zeros_(linear.bias)
             placement = data.Placement(device, torch.float32, False)
             found = evaluate.evaluate(model, model, split.batches(rank, world, batch_size, placement), device)
             end[f"evaluate {batch_size}"] = found._asdict()
@@ -42,7 +44,7 @@ def work(folder: str) -> None:
             run = config.load(directory / "recipes" / "sgd.yaml", ["batch.micro_batch_size=10", "record.dir=/nowhere"])
             job = assemble(run, device)
             buckets = []
-            hook = allreduce_hook
+            hook: Any = allreduce_hook
             job.engine.parallel.register_comm_hook(None, lambda _, bucket: buckets.append(1) or hook(None, bucket))
             micros = next(iter(job.dataset.train.steps(job.plan, rank, 0, job.placement, 0)))
             for number, (images, labels) in enumerate(micros, start=1):

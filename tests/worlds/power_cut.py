@@ -87,7 +87,7 @@ def dying_at(moment: int, said: Path) -> None:
             pass_moment("after everything")
             writing.clear()
 
-    writer.Writer._write = counted
+    writer.Writer._write = counted  # type: ignore[method-assign]
 
 
 def lines(directory: Path, event: str) -> list[dict[str, Any]]:

@@ -111,6 +111,7 @@ def work(folder: str, asked: str) -> None:
                     engine.backward(F.cross_entropy(outputs, labels[mine], reduction="sum") / GLOBAL)
                 inside = note_reductions(optimizer)
                 norm = engine.step(measure=True)
+                assert norm is not None
                 if isinstance(optimizer, optim.Lars | optim.Lamb):
                     del optimizer.step
                 reduced.append(inside)
@@ -119,6 +120,8 @@ def work(folder: str, asked: str) -> None:
             writer = checkpoint.Writer(out / f"saved{world}" / key, checkpoint.Keep())
             writer.save(1, {}, engine.save(), {"statistics": engine.statistics()})
             saved = writer.take()
+            assert saved is not None
+            assert saved.path is not None
             writer.close()
             state = checkpoint.state_of(saved.path, manifest.read(saved.path))
             with engine.whole_model(), torch.no_grad():
