@@ -87,3 +87,9 @@ def nothing_leaks() -> Any:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     tiers.started.clear()  # what a fixture of the module starts counts for the first test that asks for it
     return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    yield
+    tiers.check(item)
