@@ -206,7 +206,7 @@ def check_one_after_another(optimizer: LayerwiseOptimizer, zero: Any) -> None:
         )
     of_groups = list(getattr(zero, "sub_group_to_group_id", {}).values())
     for number, group in enumerate(optimizer.param_groups):
-        if group["momentum_correction"] and of_groups.count(number) > 1:
+        if group.get("momentum_correction") and of_groups.count(number) > 1:
             raise UserError(
                 f"momentum_correction under ZeRO 3 needs each parameter group in one sub-group; group {number} is in "
                 f"{of_groups.count(number)}: raise zero_optimization.sub_group_size"

@@ -22,7 +22,7 @@ from largebatch.errors import UserError
 from largebatch.optim.shards import Partition
 from largebatch.pieces import Piece, Pieces
 
-NOT_SAVED = ("params", "names", "shapes", "foreach", "fused", "capturable", "differentiable")  # the machine's
+NOT_SAVED = ("params", "names", "foreach", "fused", "capturable", "differentiable")  # the machine's
 
 
 class Layout(NamedTuple):
