@@ -221,10 +221,8 @@ def test_the_core_has_every_engine_method_and_moment():
     assert not [one for one in CORE if sharded(one[0]) and one[1] in REFUSED]
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [pytest.param(name, marks=pytest.mark.worlds if "zero" in name else []) for name in ENGINES if sharded(name)],
-)
+@pytest.mark.worlds
+@pytest.mark.parametrize("engine", [name for name in ENGINES if sharded(name)])
 def test_what_is_not_in_the_matrix_is_refused(tmp_path, engine):
     if "zero" in engine and not HAS_DEEPSPEED:
         pytest.skip("DeepSpeed is not installed")
