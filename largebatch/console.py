@@ -7,6 +7,7 @@ from typing import Any
 
 import rich.console
 import rich.segment
+import rich.text
 
 from largebatch.escapes import as_encoded, escaped
 
@@ -17,10 +18,17 @@ class Console(rich.console.Console):
     def __init__(self, **more: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, **more})
 
+    def render_str(self, text: str, **more: Any) -> rich.text.Text:
+        """Escaped before anything is laid out: escapes take room."""
+        return super().render_str(self._shown(text), **more)
+
     def render(self, *what: Any, **more: Any) -> Iterable[rich.segment.Segment]:
         for segment in super().render(*what, **more):
-            shown = segment.text if segment.control else as_encoded(escaped(segment.text, keep="\n"), self.encoding)
+            shown = segment.text if segment.control else self._shown(segment.text)
             yield segment if shown == segment.text else segment._replace(text=shown)
+
+    def _shown(self, text: str) -> str:
+        return as_encoded(escaped(text, keep="\n"), self.encoding)
 
 
 def tell(console: rich.console.Console, sentence: str) -> None:

@@ -40,6 +40,7 @@ def toy(monkeypatch):
     monkeypatch.setitem(models.SMALL, "toy", Toy)
 
 
+@pytest.mark.worlds
 def test_a_step_is_that_of_the_weighted_sum(recipe):
     changes = {"model": {"name": "toy"}, "steps": 1, "epochs": None, "precision": "fp64"}
     changes |= {"optimizer": {"name": "sgd", "momentum": 0}, "lr": {"base": 0.5}, "batch__micro_batch_size": 50}
@@ -86,6 +87,7 @@ def test_its_arithmetic_is_counted():
     assert flops.of_one_image(Toy(10, SMALL), SMALL).forward == 2 * (64 * 8 + 3 * 8 * 10)
 
 
+@pytest.mark.worlds
 def test_fsdp_trains_it_as_ddp_does(recipe):
     whole = config.load(recipe("ddp", model={"name": "toy"}, epochs=1))
     cut = config.load(recipe("fsdp", model={"name": "toy"}, epochs=1, engine={"name": "fsdp"}))

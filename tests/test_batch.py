@@ -26,6 +26,7 @@ def test_the_stream_is_epochs_of_permutations_laid_end_to_end():
     assert len({tuple(epoch_order(50, 7, epoch)) for epoch in range(3)}) == 3, "shuffled anew every epoch"
 
 
+@pytest.mark.worlds
 @given(
     st.integers(1, 300), st.integers(1, 4), st.integers(1, 5), st.integers(1, 4),
     st.floats(0.1, 4), st.integers(0, 5),

@@ -29,6 +29,7 @@ def killed_after(step: int, run: config.Run) -> None:
         train(run, quiet=True)
 
 
+@pytest.mark.worlds
 def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_with_its_own(recipe, tmp_path):
     first = config.load(recipe("first"))
     train(first, quiet=True)
@@ -58,6 +59,7 @@ def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_with_its_own(recipe
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.worlds
 def test_another_number_of_threads_is_told(recipe):
     run = config.load(recipe())
     before = torch.get_num_threads()
@@ -72,6 +74,7 @@ def test_another_number_of_threads_is_told(recipe):
     assert manifest.read(run.directory / "checkpoints" / "step-00000030")["machine"]["threads_per_rank"] == 2
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("model", "changes", "sentence"),
     [

@@ -59,6 +59,7 @@ def run(copied, monkeypatch) -> Path:
     return copied
 
 
+@pytest.mark.worlds
 def test_show_says_what_is_there(run, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     shown = command("show", run, "--json", tmp_path / "facts.json")

@@ -58,6 +58,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return answer
 
 
+@pytest.mark.worlds
 def test_bad_input_gets_one_sentence_code_2_and_writes_nothing(recipe, tmp_path, ask):
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
@@ -93,6 +94,7 @@ def test_truncated_and_missing_data_name_the_file(recipe, tmp_path, ask):
     assert re.search(r"47,?040,?0\d\d", truncated), truncated
 
 
+@pytest.mark.worlds
 def test_commands_that_do_not_exist_or_fit(tmp_path, recipe, ask):
     questions = [
         ["trian", "x.yaml"], ["train"], ["train", str(tmp_path / "none.yaml")], ["compare", "lr.base=1"],

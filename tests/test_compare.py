@@ -136,6 +136,7 @@ def test_bad_comparisons_are_refused_before_anything_runs(recipe, tmp_path, chan
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.worlds
 def test_a_folder_holds_one_comparison_and_may_get_more_seeds(recipe, tmp_path):
     out, path = tmp_path / "out", recipe(epochs=1)
     compare([path], out, tuning=Tuning(trials=2, hold_out=300))
@@ -150,6 +151,7 @@ def test_a_folder_holds_one_comparison_and_may_get_more_seeds(recipe, tmp_path):
     assert facts(out) == before
 
 
+@pytest.mark.worlds
 def test_a_row_is_the_file_as_it_stood_when_the_comparison_began(recipe, tmp_path, monkeypatch):
     path = recipe(epochs=1)
     train = module.train

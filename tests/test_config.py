@@ -57,7 +57,7 @@ def test_a_recipe_reads_back_to_itself(path):
         ("lr.decay={name: steps}", "lr.decay.at_epochs is missing"),
         ("lr.warmup.from=bse", "lr.warmup.from = 'bse' is not known; valid: zero or base"),
         ("data.augment=crp", "data.augment = 'crp' is not known; valid: auto, none, flip"),
-        ("weight_decay.skip=[1]", "weight_decay.skip.0 = 1 should be a valid string"),
+        ("weight_decay.skip=[1]", "weight_decay.skip.0 = 1 should be text"),
         ("lr=0.1", "lr = 0.1 is a value where keys are expected; write lr.KEY=..."),
         ("optimizer={}", "optimizer.name is missing"),
         ("batch={}", "batch.global_batch_size is missing"),

@@ -138,6 +138,7 @@ def test_the_same_seed_and_world_give_the_same_bits(recipe, tmp_path: Path, worl
         assert not same_weights(tmp_path / "one", config.load(path).directory)
 
 
+@pytest.mark.worlds
 def test_the_trainer_beside_its_deterministic_self(recipe, monkeypatch):
     modes = []
     steps = turns.Loop.train_steps

@@ -37,6 +37,7 @@ def test_more_ranks_than_devices_is_refused(monkeypatch):
         distributed.choose_device("auto")
 
 
+@pytest.mark.worlds
 def test_the_time_out_holds_where_another_program_has_the_port(monkeypatch):
     """It takes the connection and says nothing; torch alone would wait for ever."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -66,6 +66,7 @@ class Predictor:
             return self.classes[int(self.model(self.seen(opened)[None]).argmax())]
 
 
+@pytest.mark.worlds
 def test_a_predictor_of_the_file_alone_has_the_recorded_accuracy(recipe, photographs, tmp_path):
     run = config.load(
         recipe(

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import rich.console
 import typer.testing
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from programs import REPOSITORY, largebatch
@@ -81,11 +80,14 @@ STRANGE_KEYS = [
 NUMBERS = [
     "0", "1", "-1", "2", "3", "8", "16", "100", "512", "0.5", "0.9", "1.0", "1e12", "9" * 13, "9" * 24, "1e30",
     "1e31", "9" * 5000, "1e300", "1e-300", "5e-324", ".nan", ".inf", "-.inf", "0777", "0x10", "0x" + "f" * 5000,
-    "0x_", "1:30", ":".join(["59"] * 400) + ".5", "2001-01-01", "2001-99-99", "٣",
+    "0x_", "0100", "-08", "0o17", "0b11", "1_000", "0_1", ".5", "5.", "+1e3", "012e3", "1e999",
+    "1:30", ":".join(["59"] * 400) + ".5", "2001-01-01", "2001-99-99", "٣",
 ]  # fmt: skip
 WORDS = [
     "", "''", "x", "true", "yes", "null", "~", "=", "ümlaut", "x" * 3000, "'" + "y z" * 100 + "'", "digits", "folder",
-    "imagenet", "linear", "sqrt", "adascale", "last", "precise", "fsdp", "deepspeed", "fp16", "../../x", "/x", "\ud800",
+    "on", "off", "No", "2020-01-01T00:00:00Z", "~/x", "~nobody/x", "s3://bucket/x", "file:///x", "'  '", "'1e-4'",
+    "'\u202e'", "\u202e", "a\u2028b",
+    "\udcff", "'×−'", "'0100'", "imagenet", "linear", "sqrt", "adascale", "last", "precise", "fsdp", "deepspeed", "fp16", "../../x", "/x", "\ud800",
     '"\\ud800"', "\x1b[2J", '"\\e[2J"', "\x00", "\ufeff", "a: b: c", "[1", "{", "*a", "&a 1", "!!int x", "!!bool x",
     "!!python/object/apply:os.system ['true']", "!!set {a}", "{<<: 1}", "{<<: {a: 1}}", "&a [*a]", "? [a]", "|",
 ]  # fmt: skip
@@ -125,7 +127,7 @@ def taken_further(run: config.Run, size: int, world: int) -> None:
         if isinstance(run.averaging, config.Swap):
             worker = derive.worker_plan(run, size, world, 512)
             follows(derive.schedule_of(run.averaging.lr, worker).schedule, worker.budget_examples, 1)
-    assert config.from_dict(strict_yaml.parse(yaml.safe_dump(run.as_written(), width=2**16), "run.yaml")) == run
+    assert config.from_dict(strict_yaml.parse(strict_yaml.written(run.as_written(), "run.yaml"), "run.yaml")) == run
     run.science()
 
 
@@ -158,10 +160,11 @@ def any_override(path: Path, overrides: list[str], size: int, world: int, asked:
 
 
 OVERRIDDEN = given(st.sampled_from(RECIPES), st.lists(OVERRIDES, min_size=1, max_size=3), SIZES, WORLDS, ASKED)
-test_any_override = same(1200)(OVERRIDDEN(any_override))
-test_any_override_by_chance = examples(200)(OVERRIDDEN(any_override))
+test_any_override = pytest.mark.worlds(same(1200)(OVERRIDDEN(any_override)))
+test_any_override_by_chance = pytest.mark.worlds(examples(200)(OVERRIDDEN(any_override)))
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_with_every_kind_of_value(key):
     """Upon one recipe; a third of the values for each key, so that neighbours share all."""
@@ -239,8 +242,8 @@ FILES = given(
 )
 
 
-test_any_file = same(800)(FILES(any_file))
-test_any_file_by_chance = examples(150)(FILES(any_file))
+test_any_file = pytest.mark.worlds(same(800)(FILES(any_file)))
+test_any_file_by_chance = pytest.mark.worlds(examples(150)(FILES(any_file)))
 
 
 @same(200)
@@ -340,6 +343,7 @@ def test_recipes_that_do_not_read_are_listed_as_such(place):
     rich.console.Console(file=io.StringIO(), width=100).print(recipes.table_of(facts))
 
 
+@pytest.mark.worlds
 def test_the_program_tells_it_in_one_line(place):
     for words in (["train", "binary.yaml"], ["recipe", "show", "sparse.yaml"], ["train", "good.yaml", b"lr.base=\xff"]):
         answer = largebatch(*[os.fsdecode(word) for word in words], cwd=place)

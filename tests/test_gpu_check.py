@@ -27,7 +27,7 @@ from programs import REPOSITORY, environment
 
 # What the README of results/gpu says is there; with what those packages bring.
 IMAGE = {"torch", "torchvision", "timm", "triton", "tensorboard", "rich", "scipy", "matplotlib", "pytest"}
-BROUGHT = {"numpy": "torchvision", "PIL": "torchvision"}
+BROUGHT = {"numpy": "torchvision", "PIL": "torchvision", "packaging": "matplotlib"}
 BY_IMPORT = {"yaml": "PyYAML", "sklearn": "scikit-learn", "pydantic_core": "pydantic-core"}
 ON_REQUEST = {  # behind a key or an extra, told in a sentence where they are missing
     "deepspeed", "mlperf_logging", "pyarrow", "nvidia", "webdataset",
@@ -329,6 +329,7 @@ def third_party(folder: Path) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"largebatch"}
 
 
+@pytest.mark.worlds
 def test_everything_the_package_imports_is_on_the_machine_or_a_wheel():
     there = IMAGE | set(BROUGHT) | ON_REQUEST | {plain(name) for name in gpu_check.WHEELS}
     missing = {name for name in third_party(REPOSITORY / "largebatch") if plain(BY_IMPORT.get(name, name)) not in there}

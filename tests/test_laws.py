@@ -113,6 +113,7 @@ def breaches(file: Path) -> Iterator[str]:
         yield f"imports {', '.join(sorted(more))}"
 
 
+@pytest.mark.worlds
 def test_who_may_import_whom():
     files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 100

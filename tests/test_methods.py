@@ -189,6 +189,7 @@ def test_adascale_against_the_papers_formulas_in_a_dumb_loop(worlds):
         torch.testing.assert_close(weight.detach(), end, rtol=1e-9, atol=1e-11, msg=name)
 
 
+@pytest.mark.worlds
 def test_the_peak_of_adascale_is_the_one_reached(tmp_path):
     directory = finished("adascale", tmp_path, record={"every_steps": 1})
     assert result(directory)["peak_lr"] == max(line["lr"] for line in events(directory, "train")) > 0.05
@@ -203,6 +204,7 @@ def test_the_gain_does_not_depend_on_the_micro_batch(tmp_path, worlds, micro):
     assert checkpoint(directory)["update"]["adascale"] == pytest.approx(whole, rel=1e-9)
 
 
+@pytest.mark.worlds
 def test_adascale_at_the_reference_batch_is_plain_sgd(tmp_path):
     lr = {"base": 0.05, "scaling": "adascale", "reference_batch_size": 120}
     adascale = finished("adascale", tmp_path / "adascale", lr=lr)
@@ -329,6 +331,7 @@ def test_post_local_sgd_by_hand_and_its_averaging_moments_counted(worlds, tmp_pa
 # SWAP
 
 
+@pytest.mark.worlds
 def test_swap_averages_its_workers_and_recomputes_batch_norm(tmp_path, monkeypatch):
     """Phase 1 ends at the target; each worker has its own order; the end is the mean, with statistics by hand."""
     from largebatch.swap import Swap
@@ -396,6 +399,7 @@ def test_swap_judges_the_average_alone_and_keeps_the_stated_micro_batch(tmp_path
     assert result(directory)["reached_train_accuracy"] is True
 
 
+@pytest.mark.worlds
 def test_swap_says_that_its_target_was_not_reached(tmp_path, capsys):
     averaging = {**METHODS["swap"]["averaging"], "stop_at_train_accuracy": 100}
     directory = finished("swap", tmp_path, averaging=averaging, epochs=1)
@@ -426,6 +430,7 @@ def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, 
     assert same(checkpoint(whole)["model"], checkpoint(parts)["model"])
 
 
+@pytest.mark.worlds
 def test_swap_killed_between_two_workers_goes_on_with_the_next(tmp_path, monkeypatch):
     """That it ends with the same bits is in test_kill_and_resume.py."""
     from largebatch.swap import Swap
@@ -485,6 +490,7 @@ def test_adascale_that_diverges_is_a_failed_run(tmp_path):
     assert "the loss is" in ended.reason
 
 
+@pytest.mark.worlds
 def test_an_evaluation_repeated_after_a_resume_counts_once(tmp_path):
     directory = finished("ghost", tmp_path, evaluate={"every_epochs": 0.5, "median_of": 3})
     before = result(directory)["test_accuracy_percent"]
@@ -503,6 +509,7 @@ def test_seconds_belong_to_what_this_process_did(worlds):
     assert swap["seconds_per_step"] == pytest.approx(swap["seconds_training"] / executed)
 
 
+@pytest.mark.worlds
 def test_the_moving_average_by_hand(tmp_path, monkeypatch):
     taken: list[dict[str, torch.Tensor]] = []
     one_step = Loop.one_step
@@ -532,6 +539,7 @@ def test_one_process_with_accumulation_has_the_statistics_of_many(worlds):
         torch.testing.assert_close(parts[name], tensor, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.worlds
 def test_precise_statistics_are_for_looking_only(tmp_path):
     """The weights are those of a run that never recomputed."""
     precise = checkpoint(finished("precise_statistics", tmp_path / "precise"))["model"]
@@ -621,6 +629,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("override", REFUSED)
 def test_what_does_not_go_together_is_one_sentence(tmp_path, override):
     method, sentence = REFUSED[override]

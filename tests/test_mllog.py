@@ -228,6 +228,7 @@ def test_without_the_package_one_sentence(tmp_path, monkeypatch):
         MlperfLog(tmp_path / "mllog.txt")
 
 
+@pytest.mark.worlds
 def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe, tmp_path, monkeypatch, caplog):
     """The trainer's own log, of a run on digits that calls itself the benchmark and reaches its target."""
     from largebatch import config, train

@@ -53,6 +53,7 @@ def the_last_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("largebatch.lines.os.truncate", lambda *_: None)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("without_room", "sentence"),
     [
@@ -82,6 +83,7 @@ def test_what_found_no_room_is_told_and_the_same_command_goes_on(recipe, tmp_pat
     assert [path.name for path in saved(run.directory)][-1] == "step-00000030"
 
 
+@pytest.mark.worlds
 def test_a_save_that_fails_loses_nothing_older(recipe, monkeypatch):
     path = recipe()
     write = writer.save_tensors
@@ -98,6 +100,7 @@ def test_a_save_that_fails_loses_nothing_older(recipe, monkeypatch):
     assert result.reason.endswith(f"the last good one is {saved(result.directory)[0]}")
 
 
+@pytest.mark.worlds
 def test_a_file_in_the_place_of_the_checkpoints_is_told_before_the_first_step(recipe):
     path = recipe()
     directory = config.load(path).directory

@@ -81,6 +81,7 @@ def small_run(recipe) -> Path:
     )  # fmt: skip
 
 
+@pytest.mark.worlds
 def test_the_noise_scale_is_that_of_the_steps_own_gradients(small_run):
     run = run_of(small_run)
     assert train(run, quiet=True).status == "finished"
@@ -116,6 +117,7 @@ def test_ranks_measure_what_micro_batches_measure(small_run, tmp_path):
             assert one == alike(two)
 
 
+@pytest.mark.worlds
 def test_only_some_steps_are_measured(small_run, tmp_path):
     run = run_of(small_run, "record.noise_scale.every_steps=3", f"record.dir={tmp_path / 'third'}")
     train(run, quiet=True)
@@ -126,6 +128,7 @@ def test_only_some_steps_are_measured(small_run, tmp_path):
     assert events(run.directory, "noise_scale")[-1]["noise_scale"] == pytest.approx(averages.estimate().noise_scale)
 
 
+@pytest.mark.worlds
 def test_parts_of_several_micro_batches(small_run, tmp_path):
     """b = 50 in micro-batches of 25 is what b = 50 in micro-batches of 50 is."""
     found = []
@@ -140,6 +143,7 @@ def test_parts_of_several_micro_batches(small_run, tmp_path):
         assert one == alike(other)
 
 
+@pytest.mark.worlds
 def test_measuring_changes_no_bit_of_the_training(recipe, tmp_path):
     path = recipe(batch__micro_batch_size=25)
     for name, *more in (
@@ -150,6 +154,7 @@ def test_measuring_changes_no_bit_of_the_training(recipe, tmp_path):
     assert same_weights(tmp_path / "plain", tmp_path / "watched")
 
 
+@pytest.mark.worlds
 def test_the_averages_survive_a_kill(small_run, tmp_path):
     keys = ("checkpoint.every_epochs=0.2", "epochs=0.8", "record.directions_every_steps=1")
     whole = run_of(small_run, *keys, f"record.dir={tmp_path / 'whole'}")
@@ -163,6 +168,7 @@ def test_the_averages_survive_a_kill(small_run, tmp_path):
     assert events(killed.directory, "directions")[-1] == events(whole.directory, "directions")[-1]
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("every", [1, 3])
 def test_directions_by_hand(recipe, tmp_path, every):
     path = recipe(
@@ -251,6 +257,7 @@ def test_a_ramp_changes_the_big_batch(recipe):
     assert [line["big_batch_size"] for line in events(run.directory, "noise_scale")] == [50] * 15 + [100] * 8
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

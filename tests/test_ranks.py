@@ -165,6 +165,7 @@ class ScriptedClock:
         return self.now
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("overrides", "wanted"),  # seconds of data, forward, backward, communication, optimizer
     [

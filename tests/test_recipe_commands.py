@@ -225,6 +225,7 @@ def test_show_in_a_pipe_by_name_with_overrides_and_json(folder):
     assert max(lr for _, lr in facts["schedule"]) == pytest.approx(3.2)
 
 
+@pytest.mark.worlds
 def test_every_recipe_of_the_checkout_is_shown():
     offenders = []
     for path in sorted((REPOSITORY / "configs").rglob("*.yaml")):

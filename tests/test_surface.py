@@ -279,6 +279,7 @@ def test_the_double_well_shows_the_loss_and_below_it_every_way(measured, figures
     assert {text.get_text() for text in land.texts} == {"local minimum", "hill", "minimum", "loss"}
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_is_drawn_in_stand_in_colours_alone(figures, name):
     with svg.drawing():

@@ -91,6 +91,7 @@ def test_the_loop_is_the_dumb_loop(recipe):
     assert lines(directory, "train")[0]["loss"] > loss.item()
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("optimizer", ["sgd", "heavy_ball", "lars", "lamb", "adamw"])
 def test_accumulation_does_not_change_the_weights(recipe, optimizer):
     whole, parts = (
@@ -241,6 +242,7 @@ def test_fp16_and_bf16_train_on_the_cpu_too(recipe):
         assert json.loads((directory / "result.json").read_text())["test_accuracy_percent"] > 80
 
 
+@pytest.mark.worlds
 def test_tensorboard_holds_the_same_numbers(recipe):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

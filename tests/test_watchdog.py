@@ -122,6 +122,7 @@ def look_on(store: Store) -> None:
         watchdog._look_on(store, 0.5, threading.Event())
 
 
+@pytest.mark.worlds
 def test_a_rank_that_stands_still_ends_with_1_and_the_sentence(first_of_two, capsys):
     watchdog.now(GRADIENT)
     look_on(Store({"standing/1": json.dumps(at(DATA, 0, 1))}))
@@ -131,6 +132,7 @@ def test_a_rank_that_stands_still_ends_with_1_and_the_sentence(first_of_two, cap
     assert f" s at {GRADIENT} for rank 1 (host node1, process 1001), which has stood at {DATA} for 60 s" in sentence
 
 
+@pytest.mark.worlds
 def test_a_store_that_is_gone_is_told(first_of_two, capsys):
     watchdog.now(DATA)
     look_on(Gone())
@@ -138,6 +140,7 @@ def test_a_store_that_is_gone_is_told(first_of_two, capsys):
     assert f"largebatch: rank 0 has stood at {DATA} for " in capsys.readouterr().err
 
 
+@pytest.mark.worlds
 def test_who_moves_is_left_alone_and_takes_back_what_it_wrote(first_of_two):
     """It stands for a while, so that it writes its place, and then goes on."""
     store = Store()

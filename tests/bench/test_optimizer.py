@@ -68,6 +68,7 @@ def test_the_table_holds_everybody(facts):
         assert any(line.split()[: len(name.split()) + 1] == [*name.split(), form] for line in lines), lines
 
 
+@pytest.mark.worlds
 def test_ratios_follow_from_the_times_of_the_same_rounds(facts):
     assert len(facts["copy_milliseconds"]) == 3, "the first rounds are dropped"
     speed = facts["copy_gigabytes"] / statistics.median(facts["copy_milliseconds"]) * 1e3
@@ -263,6 +264,7 @@ def test_what_cuda_adds_is_told_below_the_table(facts):
     assert "Lamb, fused: no host synchronisation in a step: no" in said
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("waits", [True, False])
 def test_the_way_on_cuda_walked_without_it(monkeypatch, waits):
     """Who enters, who is captured, who is missing; the device's own calls are replaced."""

@@ -169,6 +169,7 @@ def test_timms_model_and_optimizer_are_of_the_same_kind(recipe, optimizer, kind)
     assert any(moved)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -316,6 +317,7 @@ def test_flops_are_those_counted_by_hand():
     assert flops.of_one_image(model, (3, 4, 4)) == (convolution + linear, convolution + 2 * linear)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("name", "multiply_adds"), [("resnet50", 4.09e9), ("timm/vit_small_patch16_224", 4.60e9)])
 def test_flops_of_known_networks(name, multiply_adds):
     """He et al. 2015 with the stride in the 3×3 convolution; DeiT's small ViT (Touvron et al. 2021)."""
@@ -447,6 +449,7 @@ def test_the_command_writes_its_numbers_with_units_and_circumstances(recipe, tmp
         assert words in ended.stdout
 
 
+@pytest.mark.worlds
 def test_a_set_of_files_is_measured_against_ready_batches(recipe, pictures):
     facts = throughput.measure(config.load(recipe(**pictures)), 1, 2, "", dataloader=True)
     compared = {c["name"]: c["compared_with"] for c in facts["contestants"]}
@@ -457,6 +460,7 @@ def test_a_set_of_files_is_measured_against_ready_batches(recipe, pictures):
     assert "bare loop: ready batches" in shown(facts)
 
 
+@pytest.mark.worlds
 def test_an_augmented_set_gets_ready_batches_too(recipe):
     job = job_of(recipe(model=CNN, data={"name": "digits", "augment": "crop"}))
     assert throughput.bare_contestant(job, ready(job), 400).beside == "synthetic"
@@ -528,6 +532,7 @@ def test_the_trainer_stands_beside_itself_under_other_keys(recipe, monkeypatch):
     assert "bare" not in text
 
 
+@pytest.mark.worlds
 def test_both_trainers_train(recipe):
     facts = throughput.measure(config.load(recipe()), 1, 3, "", beside=["record.layers_every_steps=1"])
     (ratio,) = facts["trainer_over_beside"]

@@ -26,6 +26,7 @@ def small(tmp_path):
     return outcome.path
 
 
+@pytest.mark.worlds
 def test_any_one_changed_byte_is_found(small):
     reader.checked(small)
     files = sorted(small.iterdir())

@@ -33,6 +33,7 @@ def cuts(draw: st.DrawFn) -> tuple[torch.Tensor, list[list[tuple[int, int]]]]:
     return torch.arange(size).reshape(shape).to(dtype), of_ranks
 
 
+@pytest.mark.worlds
 @settings(max_examples=100, deadline=None)
 @given(cut=cuts())
 def test_pieces_of_any_ranks_come_together(cut):

@@ -53,6 +53,7 @@ def test_those_stay_that_the_policy_names(saved, keep, chance):
     assert staying(shuffled, keep) == {one.step for one in saved if stays(one, saved, keep)}
 
 
+@pytest.mark.worlds
 @settings(max_examples=200, deadline=None)
 @given(saved=history, keep=policies)
 def test_deleting_as_they_come_keeps_what_deleting_at_the_end_keeps(saved, keep):

@@ -81,6 +81,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tree") / "tensors.safetensors"
 
 
+@pytest.mark.worlds
 @settings(max_examples=150, deadline=None)
 @given(state=states)
 def test_what_goes_in_comes_out(file, state):

@@ -69,6 +69,7 @@ def test_every_form_gives_the_same_examples_in_the_same_steps(forms):
     assert all(steps == found["folder"] for steps in found.values())
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("form", FORMS)
 def test_images_belong_to_their_labels(forms, form):
     dataset = built(forms[form], color_jitter=0.1)
@@ -106,6 +107,7 @@ def test_a_file_address_is_a_folder(forms, form):
     assert labels_of(built(f"file://{forms[form]}")) == labels_of(built(forms[form]))
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("form", FORMS)
 def test_a_run_trains_on_every_form(forms, form, recipe):
     data = {"name": "folder", "root": str(forms[form]), "image_size": SIDE, "workers": 0}
@@ -133,6 +135,7 @@ def test_a_run_with_growing_images_resumes_at_the_side_it_had(forms, recipe):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.worlds
 def test_a_resume_from_another_form_is_told(forms, recipe):
     """The same examples in the same steps, but a crop of a packed image is not one of the photograph."""
     from programs import Killed, killed_at

@@ -242,6 +242,7 @@ def test_the_thread_is_some_micro_batches_ahead_and_no_more():
     assert pack.gathered == [plan.examples_of(n // 4).indices[n % 4 * 2 :][:2].tolist() for n in range(40)]
 
 
+@pytest.mark.worlds
 def test_the_thread_ends_with_its_stream():
     split, plan = packed(), plan_of(micro=2, steps=50)
     for step in split.steps(plan, 0, 0, CPU, 0):  # left

@@ -74,6 +74,7 @@ def expected(first: int, last: int, classes: int = 3) -> list[tuple[bytes, int]]
 # What webdataset writes and reads
 
 
+@pytest.mark.worlds
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
 def test_bytes_and_labels_are_those_that_webdataset_reads(tmp_path):
     rng = np.random.default_rng(0)
@@ -520,6 +521,7 @@ def source_of(sizes: Sequence[int], shuffle_shards: int) -> Shards:
     return Shards(("0",), tuple(shards.Shard(str(n), 1, "") for n in range(len(sizes))), index, None, shuffle_shards)
 
 
+@pytest.mark.worlds
 @settings(max_examples=200, deadline=None)
 @given(source=sources(), seed=st.integers(0, 2**32), epoch=st.integers(0, 1000))
 def test_an_epoch_has_every_example_once_in_blocks_of_shards(source, seed, epoch):
@@ -550,6 +552,7 @@ def test_a_part_is_ordered_like_a_whole(source, data):
     assert sorted(part.epoch_order(1, 2)) == list(range(int(mask.sum())))
 
 
+@pytest.mark.worlds
 def test_every_example_comes_at_every_place_equally_often():
     source = source_of([3] * 6, shuffle_shards=2)
     places = np.zeros((18, 18))

@@ -43,6 +43,7 @@ def test_both_estimates_are_unbiased(small, parts):
     assert abs(found[:, 1].mean() - TRACE) < 4 * errors[1]
 
 
+@pytest.mark.worlds
 def test_the_interval_holds_the_truth_19_times_in_20():
     rng = np.random.default_rng(0)
     inside = 0

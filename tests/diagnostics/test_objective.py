@@ -152,6 +152,7 @@ def test_value_gradient_and_hessian_are_those_of_autograd(name):
     torch.testing.assert_close(objective.hessian_product(v), hessian @ v, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_is_left_behind(name):
     model = network(name).float()
@@ -316,6 +317,7 @@ def test_a_layer_without_a_second_derivative_is_told(layer):
         objective.hessian_product(objective.weights())
 
 
+@pytest.mark.worlds
 def test_a_rank_without_batches_learns_from_the_others():
     model = network("batch norm")
     whole, seen = objective_of(model), []

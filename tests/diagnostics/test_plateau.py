@@ -113,6 +113,7 @@ def test_the_evidence_has_the_numbers():
     assert any("lr" in advice for advice in answer.advice)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 def test_up_to_which_curvature_the_steps_converge(momentum, nesterov):

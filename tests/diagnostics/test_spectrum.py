@@ -45,6 +45,7 @@ def quadrature(matrix: Tensor, **settings: Any) -> dict[str, Any]:
     return of_products(lambda v: matrix @ v, matrix[0], **numbers)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("storage", [None, torch.float32])
 def test_ritz_values_lie_within_their_residuals_of_eigenvalues(storage):
     theta, _, residuals = run(symmetric(CLUSTERED), 60, storage=storage).ritz()
@@ -53,6 +54,7 @@ def test_ritz_values_lie_within_their_residuals_of_eigenvalues(storage):
     assert residuals[[0, 1, -1, -2]].max() < 1e-5
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("storage", [None, torch.float32])
 def test_no_eigenvalue_appears_twice(storage):
     """Without orthogonalising again, one as large as this comes back every few iterations."""
@@ -92,6 +94,7 @@ def test_a_matrix_of_zeros():
     assert math.isfinite(sum(found["density"]["density"]))
 
 
+@pytest.mark.worlds
 def test_both_ends_of_a_clustered_spectrum():
     found = quadrature(symmetric(CLUSTERED), iterations=80)
     assert [pair["value"] for pair in found["largest"]] == pytest.approx([50, 7.001, 7], rel=1e-5)
@@ -116,6 +119,7 @@ def test_ends_that_count_as_zero_are_known_too():
     assert [pair["value"] for pair in found["smallest"]] == pytest.approx([0, 0], abs=4e-5)
 
 
+@pytest.mark.worlds
 def test_the_trace_of_a_diagonal_matrix_is_exact():
     diagonal = torch.linspace(-1, 3, 60, dtype=torch.float64)
     found = quadrature(torch.diag(diagonal))
@@ -123,6 +127,7 @@ def test_the_trace_of_a_diagonal_matrix_is_exact():
     assert found["trace_std_error"] == pytest.approx(0, abs=1e-11)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("seed", range(5))
 def test_the_trace_lies_within_its_standard_error(seed):
     """Which is √(2·(‖H‖² − Σ H_ii²)/vectors) for random signs."""
@@ -151,6 +156,7 @@ def test_the_density_of_a_known_spectrum_is_a_sum_of_bells():
     assert scipy.integrate.trapezoid(found["density"], found["eigenvalue"]) == pytest.approx(1, rel=1e-12)
 
 
+@pytest.mark.worlds
 def test_the_density_is_that_of_the_eigenvalues():
     """Gaps in the spectrum are seen as such; inside a band the nodes stand apart, so it is compared by its shares."""
     eigenvalues = np.concatenate([np.full(20, -1.0), np.full(100, 0.0), np.full(60, 0.5), np.full(20, 3.0)])
@@ -160,6 +166,7 @@ def test_the_density_is_that_of_the_eigenvalues():
     assert distance(found, broadened(eigenvalues + 0.1, found)) > 0.9
 
 
+@pytest.mark.worlds
 def test_a_band_has_its_share_of_the_density():
     bands = {(-1.2, -0.7): np.linspace(-1.1, -0.8, 30), (-0.1, 0.4): np.linspace(0, 0.3, 140), (1, 4): np.full(30, 3.0)}
     found = quadrature(symmetric(np.concatenate(list(bands.values()))), vectors=100, density_iterations=20)["density"]
@@ -181,6 +188,7 @@ def test_shares_of_a_known_spectrum():
     assert (found["trace"], found["trace_std_error"]) == (pytest.approx(eigenvalues.sum()), 0)
 
 
+@pytest.mark.worlds
 def test_shares_by_quadrature():
     eigenvalues = np.concatenate([np.full(30, -1.0), np.zeros(100), np.full(70, 2.0)])
     found = quadrature(symmetric(eigenvalues), vectors=200, density_iterations=10)
@@ -246,6 +254,7 @@ def test_a_network_by_products_is_the_network_by_its_whole_hessian():
     assert lines[0].startswith("vector 1 of 10: 10 products, largest ")
 
 
+@pytest.mark.worlds
 def test_every_product_is_counted_and_the_facts_are_json():
     _, objective = network()
     count, product = [0], objective.hessian_product
@@ -291,6 +300,7 @@ def test_no_residual_is_smaller_than_rounding(dtype, eps, dense_up_to):
     assert eps * largest <= least < 100 * eps * largest
 
 
+@pytest.mark.worlds
 def test_the_same_seed_finds_the_same_and_leaves_no_trace():
     model, objective = network(torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -322,6 +332,7 @@ def test_the_ends_are_those_of_arpack_on_curvlinops():
     assert ours == pytest.approx(sorted(theirs), rel=1e-5)
 
 
+@pytest.mark.worlds
 def test_what_cannot_be_asked_is_one_sentence():
     model, objective = network()
     for message, asked in {

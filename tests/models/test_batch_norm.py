@@ -87,6 +87,7 @@ def test_every_part_has_mean_0_and_variance_1(shape):
     assert y[:6].mean(dims).abs().max() > 0.01, "and no other cut has"
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("size", [2, 4, 12])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -100,6 +101,7 @@ def test_outputs_and_gradients_are_those_of_torch_part_by_part(shape, size, affi
         close(one, other)
 
 
+@pytest.mark.worlds
 def test_its_own_gradient_is_right_by_finite_differences():
     norm = sized(norm_for(examples(6, 2)), 3, 6)
     assert torch.autograd.gradcheck(norm, examples(6, 2).requires_grad_())
@@ -205,6 +207,7 @@ def by_definition(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
     return everything.mean(1), everything.var(1, correction=0)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("sizes", [None, (2, 4)], ids=["torch's", "sized"])
 def test_recomputed_statistics_are_those_of_the_population_in_every_layer(sizes):
     """Batches of 8, 4 and 2: each example counts the same; the second norm's inputs come of batch statistics."""
@@ -299,6 +302,7 @@ def test_recomputed_variance_does_not_suffer_from_a_large_mean():
     assert norm.running_var.max() < 1e-12
 
 
+@pytest.mark.worlds
 def test_names_shapes_and_values_are_the_plain_models():
     plain = models.build("resnet20", 10, (3, 32, 32))
     model = sized(models.build("resnet20", 10, (3, 32, 32)), 8, 32)
@@ -354,6 +358,7 @@ def test_without_running_statistics_evaluation_is_torchs():
     assert norm.sums is None
 
 
+@pytest.mark.worlds
 def test_timms_norm_with_activation_is_sized_as_well():
     plain = BatchNormAct2d(3, act_layer=nn.LeakyReLU).double()
     norm = sized(copy.deepcopy(plain), 2, 4)

@@ -16,6 +16,7 @@ from largebatch.models import auxiliary
 RGB = (3, 32, 32)
 
 
+@pytest.mark.worlds
 def test_a_batch_norm_over_one_value_is_refused():
     model = models.build("torchvision/resnet18", 10, RGB)
     models.check(model, "resnet18", 10, RGB, 2)

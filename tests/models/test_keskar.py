@@ -37,6 +37,7 @@ def name_of(layer: nn.Module) -> str:
     return type(layer).__name__
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("name", "listed"), [("keskar_c1", C1), ("keskar_c2", c2())])
 def test_the_layers_and_their_order(name, listed):
     model = models.build(name, 10, RGB)
@@ -55,6 +56,7 @@ def weights_c2(channels: int, last_maps: int, classes: int) -> int:
     return convolutions + 512 * last_maps * 512 + 2 * 512 + 512 * classes + classes
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("name", "classes", "shape", "parameters"),
     [
@@ -77,6 +79,7 @@ def test_a_network_has_the_parameters_counted_by_hand(name, classes, shape, para
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["keskar_c1", "keskar_c2"])
 def test_the_gradient_reaches_all(name):
     torch.manual_seed(0)
@@ -88,6 +91,7 @@ def test_the_gradient_reaches_all(name):
         assert parameter.grad.any(), key
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["keskar_c1", "keskar_c2"])
 def test_weights_start_uniform_within_glorots_bound(name):
     """√(6 / (fan in + fan out)); a uniform distribution comes close to its bound and has its variance, bound²/3."""

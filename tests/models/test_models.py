@@ -14,6 +14,7 @@ from largebatch.errors import UserError
 RGB = (3, 32, 32)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("name", "shape", "arguments", "parameters"),
     [
@@ -61,6 +62,7 @@ def test_the_last_norm_of_a_block_starts_at_zero_if_asked(name, zero):
     assert all((module.weight == 1).all() for module in others)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["tiny_cnn", "wide_resnet", "torchvision/resnet18", "timm/resnet18"])
 def test_the_head_starts_as_small_as_asked_and_nothing_else_changes(name):
     arguments = {"depth": 10, "width": 1} if name == "wide_resnet" else {}
@@ -113,6 +115,7 @@ def test_what_cannot_be_built_is_one_sentence(name, shape, arguments, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.worlds
 def test_a_model_that_does_not_fit_its_data_is_refused():
     with pytest.raises(UserError, match=r"gives \(7,\) per image; the data set has 10 classes"):
         models.check(models.build("mlp", 7, RGB), "mlp", 10, RGB)

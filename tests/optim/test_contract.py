@@ -178,6 +178,7 @@ def test_a_learning_rate_may_be_a_tensor_and_a_scheduler_turns_it(name):
     assert_same(*ends)
 
 
+@pytest.mark.worlds
 @each
 def test_schedulers_turn_momentum_or_betas_or_say_that_there_is_none(name):
     """Never a number that nobody reads."""

@@ -11,6 +11,7 @@ from largebatch.errors import UserError
 from largebatch.optim import parameter_groups, treatments
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/resnet18", "timm/convnext_atto", "resnet20"])
 def test_norm_layers_and_biases_are_neither_decayed_nor_adapted(name):
     model = models.build(name, 10, (3, 32, 32))
@@ -42,6 +43,7 @@ def test_groups_hold_every_parameter_once_with_its_own_decay():
 SKIPPED = ("norm", "bias")
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("name", "own"),
     [

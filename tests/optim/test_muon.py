@@ -101,6 +101,7 @@ def test_vectors_in_disguise_are_no_hidden_weights():
     assert list(hidden_weights(Scaled())) == [f"layers.{name}" for name in HIDDEN]
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("adjust_lr", ["original", "match_rms_adamw"])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_hidden_weights_take_torchs_muon_bit_for_bit(nesterov, adjust_lr):
@@ -162,6 +163,7 @@ def test_an_update_is_nearly_orthogonal_and_the_decay_decoupled(columns):
     assert torch.linalg.norm(update - u @ vh) / torch.linalg.norm(u @ vh) < 0.3
 
 
+@pytest.mark.worlds
 def test_channels_last_is_contiguous_but_for_rounding():
     """Also where the gradient lies otherwise than the weight."""
     shapes = [(8, 4, 3, 3), (6, 5, 1, 1), (4, 1, 3, 3), (4, 3, 2, 2, 2)]
@@ -190,6 +192,7 @@ def test_channels_last_is_contiguous_but_for_rounding():
         torch.testing.assert_close(this.contiguous(), that.contiguous(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("others", OTHERS)
 def test_a_saved_optimizer_continues_bit_for_bit(others):
     whole, of_whole = trained(others=others)
@@ -208,6 +211,7 @@ def test_a_saved_optimizer_continues_bit_for_bit(others):
             assert torch.equal(again.state[this][key], value)
 
 
+@pytest.mark.worlds
 def test_a_channels_last_weight_continues_from_states_laid_out_otherwise():
     """A checkpoint may bring the states back contiguous."""
     ends = []
@@ -356,6 +360,7 @@ def test_a_state_of_another_model_or_optimizer_is_refused_and_nothing_changed():
         assert torch.equal(now["state"][index]["momentum_buffer"], state["momentum_buffer"])
 
 
+@pytest.mark.worlds
 def test_a_small_net_learns_alike_twice():
     ends = []
     for _ in range(2):

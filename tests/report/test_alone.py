@@ -27,6 +27,7 @@ FACTS = {
 }
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", FACTS)
 def test_a_standalone_svg_is_whole(tmp_path, troubles, name):
     file = tmp_path / "picture.svg"
@@ -44,6 +45,7 @@ def test_a_standalone_svg_is_whole(tmp_path, troubles, name):
     assert [path.name for path in tmp_path.iterdir()] == ["picture.svg"]
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["noise", "sharpness", "spectrum", "path", "plateau"])
 def test_a_png_has_the_same_colours(tmp_path, name):
     file = tmp_path / "picture.png"

@@ -86,6 +86,7 @@ def test_the_page_and_the_markdown_hold_every_number(comparison, page, troubles)
     assert troubles(page) == []
 
 
+@pytest.mark.worlds
 def test_the_pictures_of_diagnostics(page):
     section = page[
         page.index('<section aria-labelledby="diagnostics">') : page.index('<section aria-labelledby="fair">')

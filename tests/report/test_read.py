@@ -38,6 +38,7 @@ def test_a_mean_line_takes_the_steps_of_all_seeds_and_leaves_failures_alone(tmp_
     assert failed.x[:2] == (1, 2)
 
 
+@pytest.mark.worlds
 def test_long_curves_are_thinned_with_their_ends_kept(tmp_path, write_run):
     row = summarize(write_run(tmp_path / "a", batch=1, steps=6400)).rows[0]
     [rate] = lines(row, "step", "lr")
