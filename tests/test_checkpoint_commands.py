@@ -77,6 +77,7 @@ def test_show_says_what_is_there(run, tmp_path, monkeypatch):
     assert facts[1]["machine"]["world_size"] == 1
 
 
+@pytest.mark.worlds
 def test_show_tells_what_is_damaged(run):
     (saved(run)[0] / "rank-00000.safetensors").write_bytes(b"")
     shown = command("show", run)

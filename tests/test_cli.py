@@ -78,6 +78,7 @@ def test_bad_input_gets_one_sentence_code_2_and_writes_nothing(recipe, tmp_path,
     assert not (tmp_path / "runs").exists(), "nothing was written"
 
 
+@pytest.mark.worlds
 def test_truncated_and_missing_data_name_the_file(recipe, tmp_path, ask):
     raw = tmp_path / "MNIST" / "raw"
     path = recipe("mnist", data={"name": "mnist"})
@@ -142,6 +143,7 @@ def test_the_module_under_torchrun_speaks_once(recipe, tmp_path):
     assert len(re.findall(r"% on test after 15 steps", ended.stdout)) == 1
 
 
+@pytest.mark.worlds
 def test_help_and_schema(ask):
     answers = [ask(*words.split()) for words in ("--help", "train --help", "compare -h", "recipe schema")]
     assert [code for code, _, _ in answers] == [0, 0, 0, 0]

@@ -106,6 +106,7 @@ class Unpooled(nn.Module):
         return self.last(F.max_unpool2d(pooled, places, 2).flatten(1))
 
 
+@pytest.mark.worlds
 def test_a_run_that_cannot_keep_it_says_so(recipe, monkeypatch):
     monkeypatch.setattr(models, "build", lambda *_: Unpooled())
     path, before = recipe(steps=2, epochs=None), switches()

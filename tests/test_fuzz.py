@@ -87,7 +87,8 @@ WORDS = [
     "", "''", "x", "true", "yes", "null", "~", "=", "ümlaut", "x" * 3000, "'" + "y z" * 100 + "'", "digits", "folder",
     "on", "off", "No", "2020-01-01T00:00:00Z", "~/x", "~nobody/x", "s3://bucket/x", "file:///x", "'  '", "'1e-4'",
     "'\u202e'", "\u202e", "a\u2028b",
-    "\udcff", "'×−'", "'0100'", "imagenet", "linear", "sqrt", "adascale", "last", "precise", "fsdp", "deepspeed", "fp16", "../../x", "/x", "\ud800",
+    "\udcff", "'×−'", "'0100'", "imagenet", "linear", "sqrt", "adascale", "last", "precise", "fsdp",
+    "deepspeed", "fp16", "../../x", "/x", "\ud800",
     '"\\ud800"', "\x1b[2J", '"\\e[2J"', "\x00", "\ufeff", "a: b: c", "[1", "{", "*a", "&a 1", "!!int x", "!!bool x",
     "!!python/object/apply:os.system ['true']", "!!set {a}", "{<<: 1}", "{<<: {a: 1}}", "&a [*a]", "? [a]", "|",
 ]  # fmt: skip
@@ -246,6 +247,7 @@ test_any_file = pytest.mark.worlds(same(800)(FILES(any_file)))
 test_any_file_by_chance = pytest.mark.worlds(examples(150)(FILES(any_file)))
 
 
+@pytest.mark.worlds
 @same(200)
 @given(st.binary(max_size=200))
 def test_any_bytes(raw):
@@ -275,6 +277,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs_cost_nothing(tmp_path, bomb):
     """Unfolded, most would take more memory and time than there are."""

@@ -267,6 +267,7 @@ def test_made_photographs_are_of_a_photograph_s_weight():
         assert 90_000 < len(file.getvalue()) < 150_000
 
 
+@pytest.mark.worlds
 def test_a_folder_as_imagenet_s(tmp_path):
     files, word = made(tmp_path / "made", 3, 32, 24)
     assert word == "3 made-up photographs of 32x24"
@@ -336,6 +337,7 @@ def test_everything_the_package_imports_is_on_the_machine_or_a_wheel():
     assert missing - set(BROUGHT) - ON_REQUEST == set()
 
 
+@pytest.mark.worlds
 def test_the_tests_marked_gpu_import_nothing_else_either():
     """Of files that are read where only the image and the wheels are."""
     there = IMAGE | {plain(name) for name in gpu_check.WHEELS}

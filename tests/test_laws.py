@@ -174,6 +174,7 @@ def test_these_rooms_load_no_torch():
 QUICKSTART = sorted((REPOSITORY / "configs" / "quickstart").glob("*.yaml"))
 
 
+@pytest.mark.worlds
 def test_every_recipe_reads_and_cites():
     offenders = []
     for path in sorted((REPOSITORY / "configs").rglob("*.yaml")):

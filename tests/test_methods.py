@@ -263,6 +263,7 @@ def test_sam_takes_the_gradient_at_rho_times_the_unit_gradient(worlds):
         torch.testing.assert_close(theirs, mine, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.worlds
 def test_m_sharpness_perturbs_each_m_examples_alone(monkeypatch):
     from largebatch.optim.sam import Perturbation
 
@@ -481,6 +482,7 @@ def test_milestones_fall_where_the_ramp_and_the_averages_do():
     assert [(s.first_step, s.first_example) for s in tiny.plan.stages] == [(0, 0), (1, 60), (8, 900)]
 
 
+@pytest.mark.worlds
 def test_adascale_that_diverges_is_a_failed_run(tmp_path):
     written = recipe_of("adascale", precision="fp32", record={"tensorboard": False, "dir": str(tmp_path)})
     written["lr"] = {**written["lr"], "base": 1e30}
@@ -548,6 +550,7 @@ def test_precise_statistics_are_for_looking_only(tmp_path):
         assert torch.equal(precise[name], tensor) == ("running_" not in name), name
 
 
+@pytest.mark.worlds
 def test_the_result_is_the_median_of_the_last_evaluations(tmp_path):
     directory = finished("ghost", tmp_path, evaluate={"every_epochs": 0.5, "median_of": 3})
     found = [line["accuracy_percent"] for line in events(directory, "evaluate") if line["split"] == "test"]

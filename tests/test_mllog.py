@@ -68,6 +68,7 @@ def parsed(path):
     return [(line.key, line.value["value"], line.value["metadata"], line.timestamp) for line in lines]
 
 
+@pytest.mark.worlds
 def test_a_complete_log_of_the_reference_complies(tmp_path, caplog):
     path = complete(tmp_path / "mllog.txt")
     assert verdict(path, caplog) == (True, "")

@@ -89,6 +89,7 @@ def assert_as_the_dumb_loop(directory: Path, bn_batch_size: int) -> None:
         assert f"step {step} is skipped on all ranks: its gradient is not finite" in log
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("bn_batch_size", [None, 100, 50, 25], ids=lambda size: f"bn {size}")
 def test_nothing_of_a_skipped_step_stays(recipe, bn_batch_size):
     changes = {**SKIPS, "batch__bn_batch_size": bn_batch_size} if bn_batch_size else SKIPS
@@ -97,6 +98,7 @@ def test_nothing_of_a_skipped_step_stays(recipe, bn_batch_size):
     assert_as_the_dumb_loop(result.directory, bn_batch_size or 100)
 
 
+@pytest.mark.worlds
 def test_clipping_is_none_the_wiser(recipe):
     """The norm of a gradient with a NaN is a NaN, and scales all others by it."""
     result = trained(recipe(**SKIPS, max_grad_norm=100.0))
@@ -134,6 +136,7 @@ def test_too_many_end_the_run(recipe):
     assert len(recorded(result.directory, "skipped")) == 4
 
 
+@pytest.mark.worlds
 def test_the_bound_counts_over_sessions(recipe):
     path = recipe(**SKIPS)
     with contextlib.suppress(Killed), killed_at(11):

@@ -231,6 +231,7 @@ def test_sharded_weights_have_the_same_directions(recipe, tmp_path):
     assert here == [alike(line) for line in there]
 
 
+@pytest.mark.worlds
 def test_adascale_and_the_noise_scale_measure_the_same_parts(recipe, tmp_path):
     path = recipe(
         precision="fp64", batch__global_batch_size=100, steps=20, epochs=None,

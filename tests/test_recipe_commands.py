@@ -179,6 +179,7 @@ def test_training_sets_are_counted_without_reading_them(data, examples, size):
     assert recipes.training_examples(config.Data(**data), examples)[0] == size
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["digits", "synthetic"])
 def test_the_counts_are_those_of_the_data(name):
     from largebatch import data

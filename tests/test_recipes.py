@@ -478,6 +478,7 @@ def test_numbers_from_memory_say_so():
     assert not offenders
 
 
+@pytest.mark.worlds
 def test_a_recipe_can_be_planned_as_it_stands_and_its_model_is_known():
     offenders = []
     for name, path in FILES.items():

@@ -215,6 +215,7 @@ def test_mistakes_are_told_in_one_sentence(arguments, sentence):
     assert sentence in str(told.value)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("lr", [1e-300, 30.0, 1e300])

@@ -48,6 +48,7 @@ def equal(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor]) -> boo
     return these.keys() == those.keys() and all(torch.equal(these[k], those[k]) for k in these)
 
 
+@pytest.mark.worlds
 def test_a_run_leaves_what_the_report_reads(recipe):
     directory = finished(recipe())
     result = json.loads((directory / "result.json").read_text())
@@ -167,6 +168,7 @@ def test_one_process_at_a_time_trains_in_a_run_folder(recipe, monkeypatch):
     assert "is being trained in by another process" in second.stderr
 
 
+@pytest.mark.worlds
 def test_a_line_torn_by_a_power_cut_is_dropped_on_resume(recipe):
     path = recipe()
     directory = finished(path)
@@ -280,6 +282,7 @@ def test_a_compiled_model_learns_the_same(recipe):
         torch.testing.assert_close(weights(compiled)[key], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.worlds
 def test_every_layer_is_recorded_every_so_many_steps_and_changes_nothing(recipe):
     """Trust ratio, weight and update norm by layer in TensorBoard; quantiles and shares in metrics.jsonl."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -307,6 +310,7 @@ def test_a_run_prints_which_tensors_are_decayed_and_adapted(recipe, capsys):
     assert [row[:5] for row in rows] == [["weight", "2", "1,184", "yes", "yes"], ["bias", "2", "26", "no", "yes"]]
 
 
+@pytest.mark.worlds
 def test_a_helper_that_died_stops_the_run_after_the_step_and_the_same_command_goes_on(recipe, tmp_path, monkeypatch):
     undisturbed = finished(recipe(), f"record.dir={tmp_path}/undisturbed")
     step = Loop.one_step

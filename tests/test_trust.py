@@ -298,6 +298,7 @@ def run_directory(folder: Path, text: str) -> Path:
     return folder
 
 
+@pytest.mark.worlds
 def test_a_report_shows_what_a_stranger_wrote_and_obeys_none_of_it(tmp_path):
     honest = Page(report.write([run_directory(tmp_path / "a", "name")], tmp_path / "one").html.read_text())
     written = report.write([run_directory(tmp_path / "b", EVIL)], tmp_path / "two")

@@ -279,6 +279,7 @@ def test_the_lectures_times_stand_beside_60000_examples(of_60000):
     assert {value for key, value in rows[600].items() if key.startswith("lecture")} == {None}
 
 
+@pytest.mark.worlds
 def test_other_sets_have_no_lecture_beside_them(recipe, monkeypatch):
     Clock(monkeypatch, {1: 0.1, 100: 1.0})
     facts = batch.measure(config.load(recipe()), [1, 100], seconds=0.1, repeats=1)
@@ -340,6 +341,7 @@ def test_sizes_are_read():
     assert batch.parse_sizes("1, 10,60000") == [1, 10, 60000]
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("changes", "sizes", "sentence"),
     [
@@ -377,6 +379,7 @@ def test_no_time_is_refused(recipe):
 # ---- the picture ----
 
 
+@pytest.mark.worlds
 def test_the_picture_tells_what_was_timed_from_what_was_not(of_60000):
     with svg.drawing():
         drawn = draw(of_60000)
@@ -407,6 +410,7 @@ def test_the_picture_becomes_a_file(of_60000, tmp_path):
     assert (tmp_path / "time.png").stat().st_size > 10_000
 
 
+@pytest.mark.worlds
 def test_one_size_without_a_lecture_can_be_drawn(recipe, monkeypatch, tmp_path):
     Clock(monkeypatch, {100: 0.2})
     write_picture(batch.measure(config.load(recipe()), [100], 0.4, 1), tmp_path / "time.svg")

@@ -152,6 +152,7 @@ def test_gradients_that_somebody_edits_are_restored_after_each_turn():
     assert len(times["eraser, plain"]) == len(copies) == 3
 
 
+@pytest.mark.worlds
 def test_launches_are_the_operators_that_touch_memory(facts):
     zeros = torch.zeros(2)
     assert optimizer.operators(lambda: zeros.view(2, 1).add_(1).mul_(2)) == 2

@@ -280,6 +280,7 @@ def test_what_is_timed_has_steps_of_one_kind(recipe):
     assert not turns.timed(config.load(recipe()), 3)[1]
 
 
+@pytest.mark.worlds
 def test_the_parts_add_up_to_the_step(recipe):
     for changes in ({}, {"batch__micro_batch_size": 25}, {"sam": {"rho": 0.05}}):
         found = turns.split_of_step(job_of(recipe(**changes)), 4)

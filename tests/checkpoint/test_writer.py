@@ -191,6 +191,7 @@ def of_one_save(tmp_path: Path) -> list[str]:
     return calls
 
 
+@pytest.mark.worlds
 def test_a_disk_that_refuses_at_any_point_is_told_and_harms_nothing(tmp_path):
     calls = of_one_save(tmp_path / "whole")
     assert {"fsync", "replace", "rmtree", "save_file", "write_text"} <= set(calls)
@@ -223,6 +224,7 @@ class PowerCut(BaseException):
     pass
 
 
+@pytest.mark.worlds
 def test_a_power_cut_at_any_point_loses_nothing_that_was_acknowledged(tmp_path):
     """After it nothing runs any more; what the cut operation itself has half done is the next test's."""
     calls = of_one_save(tmp_path / "whole")

@@ -77,6 +77,7 @@ def test_hold_out_does_not_read_the_test_set(mnist_like: Path):
         build("mnist", root=str(mnist_like))
 
 
+@pytest.mark.worlds
 def test_synthetic():
     dataset = build("synthetic", examples=500, num_classes=7, image_shape=(4, 6, 5), seed=1)
     assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (500, 50, 7)

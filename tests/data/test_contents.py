@@ -169,6 +169,7 @@ def half_way(recipe: Callable[..., Path], root: Path) -> Path:
     return directory
 
 
+@pytest.mark.worlds
 def test_a_run_refuses_other_data_or_accepts_them_by_a_key(recipe, root):
     directory = half_way(recipe, root)
     newest = manifest.existing(directory / "checkpoints")[0]

@@ -93,6 +93,7 @@ def test_at_full_scale_the_decoded_pixels_are_pillows_bit_for_bit(kind: str):
         assert jpeg_size(data) == (width, height)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("kind", [*KINDS, "PNG", "WEBP", "CMYK", "RGB", "palette"])
 @pytest.mark.parametrize("augment", ["none", "flip", "resized_crop_flip"])
 def test_pillow_is_the_measure_and_turbo_is_within_two_levels(kind: str, augment: str):
@@ -116,6 +117,7 @@ def test_pillow_is_the_measure_and_turbo_is_within_two_levels(kind: str, augment
         assert off.mean() < 0.2
 
 
+@pytest.mark.worlds
 def test_the_smallest_sufficient_fraction_is_decoded(monkeypatch: pytest.MonkeyPatch):
     data = jpeg("420", 803, 601)
     met = fraction_of(monkeypatch)
@@ -346,6 +348,7 @@ def test_numbers_without_a_known_white_are_refused_by_name(dtype: type):
             view(data, 48, fixed(Window((0, 0, 48, 48), (48, 48))), decode)
 
 
+@pytest.mark.worlds
 @given(st.integers(1, 30_000), st.integers(1, 30_000), st.integers(1, 512))
 def test_no_shape_of_an_image_takes_more_than_eight_squares(width: int, height: int, size: int):
     window = evaluation_window(width, height, size)

@@ -58,6 +58,7 @@ def test_folders_that_are_not_data_sets(image_root: Path):
         build_folder(image_root)
 
 
+@pytest.mark.worlds
 def test_imagenet_needs_and_takes_a_thousand_classes(tmp_path: Path):
     image = tmp_path / "image.JPEG"
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(image)

@@ -84,6 +84,7 @@ def test_images_belong_to_their_labels(forms, form):
         assert torch.equal(images.mean(dim=(2, 3))[:, :2].argmax(dim=1), labels)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("form", FORMS)
 def test_the_side_grows_and_tests_have_their_own(forms, form):
     dataset = built(forms[form], image_size=Sizes(16, 24, evaluate=32, multiple_of=4, until_epoch=1.5))
@@ -94,6 +95,7 @@ def test_the_side_grows_and_tests_have_their_own(forms, form):
     assert dataset.largest_shape == (3, 24, 24)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("form", FORMS)
 def test_held_out_examples_are_the_same_in_every_form(forms, form):
     wanted, found = (built(forms[one], hold_out=6, augment="none") for one in ("folder", form))
@@ -102,6 +104,7 @@ def test_held_out_examples_are_the_same_in_every_form(forms, form):
     assert torch.equal(*labels)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_address_is_a_folder(forms, form):
     assert labels_of(built(f"file://{forms[form]}")) == labels_of(built(forms[form]))
@@ -167,6 +170,7 @@ def test_a_resume_from_another_form_is_told(forms, recipe):
         },
     ],
 )
+@pytest.mark.worlds
 def test_growing_images_follow_one_plan(forms, recipe, method):
     data = {"name": "folder", "root": str(forms["pixels"]), "image_size": {"from": 16, "to": 32}}
     path = recipe(model={"name": "resnet20"}, data=data, batch={"global_batch_size": 10}, **method)
@@ -174,6 +178,7 @@ def test_growing_images_follow_one_plan(forms, recipe, method):
         train(config.load(path), quiet=True)
 
 
+@pytest.mark.worlds
 def test_more_sides_than_torch_compiles_are_refused(forms, recipe):
     data = {"name": "folder", "root": str(forms["folder"]), "image_size": {"from": 16, "to": 96, "multiple_of": 1}}
     path = recipe(model={"name": "resnet20"}, data=data, batch={"global_batch_size": 10}, compile=True)
@@ -181,12 +186,14 @@ def test_more_sides_than_torch_compiles_are_refused(forms, recipe):
         train(config.load(path), quiet=True)
 
 
+@pytest.mark.worlds
 def test_an_unfinished_pack_is_told(forms, tmp_path):
     (tmp_path / "packing.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="not finished|unfinished|same command"):
         built(tmp_path)
 
 
+@pytest.mark.worlds
 def test_test_images_that_a_pack_must_enlarge_are_told(forms):
     assert built(forms["pixels"], image_size=Sizes(16, 24, evaluate=32)).facts["tests"] == "enlarged from 28"
     assert "tests" not in built(forms["pixels"]).facts
@@ -203,12 +210,14 @@ REFUSED = [
 ]
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("form", "arguments", "sentence"), REFUSED)
 def test_what_does_not_fit_is_one_sentence(forms, form, arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         built(forms[form], **arguments)
 
 
+@pytest.mark.worlds
 def test_imagenet_is_its_thousand_classes_in_any_form(forms):
     for form in FORMS:
         with pytest.raises(UserError, match=r"2 class.*; imagenet needs 1000"):

@@ -35,6 +35,7 @@ def jpegs(image_root, tmp_path) -> Path:
     return tmp_path / "jpegs"
 
 
+@pytest.mark.worlds
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.data())
 @settings(max_examples=40, deadline=None)
 def test_any_image_of_any_part_is_the_stored_one(tmp_path_factory, per_file, data):

@@ -544,6 +544,7 @@ def test_an_epoch_has_every_example_once_in_blocks_of_shards(source, seed, epoch
     assert seen == len(order)
 
 
+@pytest.mark.worlds
 @settings(max_examples=50, deadline=None)
 @given(source=sources(), data=st.data())
 def test_a_part_is_ordered_like_a_whole(source, data):

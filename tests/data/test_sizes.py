@@ -33,6 +33,7 @@ def test_the_ends_need_not_be_multiples():
     assert found == sorted(found)
 
 
+@pytest.mark.worlds
 @given(
     first=st.integers(1, 300), more=st.integers(0, 300), multiple=st.integers(1, 64), begin=st.floats(0, 5),
     length=st.floats(0.1, 5), size=st.integers(1, 40),

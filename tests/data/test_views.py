@@ -172,6 +172,7 @@ def test_an_image_too_long_for_any_window_gives_its_centre():
         assert (boxes == expected).all()
 
 
+@pytest.mark.worlds
 def test_what_a_step_draws():
     centre = centre_box(64)
     views = augmentation.step_views("resized_crop_flip", 0.4, 3, 7, 50_000, 64, centre)
@@ -191,6 +192,7 @@ def test_what_a_step_draws():
     assert 0 < flipped.flip.sum() < 64
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("strength", [0.4, 1.5])
 def test_colours_are_drawn_as_torchvisions(strength: float):
     factors, orders = augmentation.color_draws(strength, 20_000, np.random.default_rng(0))

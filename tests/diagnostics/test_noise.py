@@ -33,6 +33,7 @@ def drawn(rng: np.random.Generator, small: int, parts: int) -> Squares:
     return Squares(small, small * parts, float((of_parts**2).sum(1).mean()), float((of_parts.mean(0) ** 2).sum()))
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("small", "parts"), [(1, 2), (4, 8), (16, 3)])
 def test_both_estimates_are_unbiased(small, parts):
     rng = np.random.default_rng(small)

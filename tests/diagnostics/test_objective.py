@@ -169,6 +169,7 @@ def test_nothing_is_left_behind(name):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.worlds
 def test_what_a_batch_norm_gathers_beside_its_buffers_stays_as_it_was_too():
     model = network("batch norm")
     sized(model, bn_batch_size=2, micro_batch_size=BATCH)
@@ -178,6 +179,7 @@ def test_what_a_batch_norm_gathers_beside_its_buffers_stays_as_it_was_too():
     assert model[2].sums is not None
 
 
+@pytest.mark.worlds
 def test_an_error_leaves_nothing_behind_either():
     model = network("batch norm").float()
     before = state(model)
@@ -205,6 +207,7 @@ def test_weights_are_a_copy_and_what_is_set_stays():
     assert torch.equal(objective.weights(), kept)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["batch norm", "spectral norm", "drifting"])
 def test_the_order_of_the_batches_does_not_matter(name):
     """No batch sees what another has left in a buffer; only so can ranks share them in any way."""
@@ -243,6 +246,7 @@ class Dropping(nn.Module):
         return self.path(self.drop(self.linear(x.flatten(1))))
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(("layer", "probability"), [("drop", "p"), ("path", "drop_prob")])
 def test_layers_that_draw_at_random_are_named(layer, probability):
     model = Dropping().double()

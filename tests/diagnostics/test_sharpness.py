@@ -79,6 +79,7 @@ def test_a_hill_inside_the_box_is_climbed_to_its_top():
     assert found["loss"] == pytest.approx(2 - 3 * 0.02**2 - 5 * 0.01**2, rel=1e-12)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_two_random_directions_against_every_point_of_the_box(seed):
     """A loss with cross terms and cubes; the box of z has the scale of A⁺x."""
@@ -221,6 +222,7 @@ def small_network() -> tuple[nn.Module, Objective]:
     return model, Objective(model, lambda: [(inputs, labels)], 30, loss)
 
 
+@pytest.mark.worlds
 def test_every_epsilon_in_every_space_and_the_weights_come_back():
     model, objective = small_network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

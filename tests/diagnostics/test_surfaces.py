@@ -134,6 +134,7 @@ def test_the_ends_of_100_000_updates(begin, scale, end):
     assert points[-1] == pytest.approx(end, abs=5.1e-6)
 
 
+@pytest.mark.worlds
 def test_the_rms_form_reaches_the_optimum_at_eta_a_tenth():
     points = down_the_ravine(partial(adagrad, 0.1), 40_000)
     b, _ = np.linalg.lstsq(np.stack([np.ones(10), X.numpy()], axis=1), Y.numpy(), rcond=None)[0]

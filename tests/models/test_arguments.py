@@ -85,6 +85,7 @@ def test_what_is_let_through_goes_to_the_network_and_not_to_the_machinery_around
         assert not named, named
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     "arguments",
     [

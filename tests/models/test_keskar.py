@@ -104,6 +104,7 @@ def test_weights_start_uniform_within_glorots_bound(name):
             assert layer.bias is None or not layer.bias.any()
 
 
+@pytest.mark.worlds
 def test_pooling_leaves_half_of_the_pixels_rounded_up():
     for name in ("keskar_c1", "keskar_c2"):
         model = models.build(name, 10, (3, 7, 6))

@@ -47,6 +47,7 @@ def test_the_seed_decides_the_weights_and_nothing_else_is_disturbed():
     assert not torch.equal(one["0.weight"], other["0.weight"])
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["resnet20", "resnet9", "resnet18_small", "torchvision/resnet18", "timm/resnet18"])
 @pytest.mark.parametrize("zero", [True, False])
 def test_the_last_norm_of_a_block_starts_at_zero_if_asked(name, zero):

@@ -163,6 +163,7 @@ def test_names_come_along_with_named_parameters(name):
     assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
 
 
+@pytest.mark.worlds
 @every
 def test_a_learning_rate_may_be_a_tensor_and_a_scheduler_turns_it(name):
     ends = []
@@ -251,6 +252,7 @@ def test_a_hook_may_mend_a_state_before_it_is_judged(name):
     assert_same(stepped(optimizer, params), stepped(again, twins))
 
 
+@pytest.mark.worlds
 @each
 @pytest.mark.parametrize("way", ["state", "deepcopy", "pickle", "file"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -354,6 +356,7 @@ def test_how_a_tensor_lies_in_memory_changes_rounding_alone(name, layout):
     torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.worlds
 @each
 def test_the_gradient_scaler_steps_and_leaves_out_what_overflowed(name):
     params, twins = parameters(), parameters()

@@ -200,6 +200,7 @@ def test_momentum_correction_is_goyals_example(form):
         assert before - w.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.worlds
 def test_a_tenfold_drop_moves_the_inside_form_by_nine_times_more():
     def first_step_after(optimizer: torch.optim.Optimizer, w: torch.nn.Parameter) -> float:
         for lr in [1.0] * 400 + [0.1]:
@@ -298,6 +299,7 @@ def test_sparse_gradients_are_refused():
         Lamb(embedding.parameters(), 0.1).step()
 
 
+@pytest.mark.worlds
 def test_a_ratio_is_defined_where_a_norm_is_zero():
     from largebatch.optim.trust_ratio import trust_ratio
 

@@ -146,6 +146,7 @@ def test_some_changes_drawn_to_the_end(study, tmp_path):
         attempt(study, tmp_path / "out", seed)
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "row-0/../../elsewhere"])
 def test_a_comparison_shows_no_run_from_elsewhere(tmp_path, write_run, write_comparison, name):
     folder = write_comparison(tmp_path / "c", {"a": (64, [90.0])})
