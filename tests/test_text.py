@@ -16,7 +16,7 @@ import typer.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from largebatch import cli, config, distributed, launched, paths, record, strict_yaml
+from largebatch import cli, config, distributed, launched, models, paths, record, strict_yaml
 from largebatch.console import Console, tell
 from largebatch.data import places
 from largebatch.errors import UserError
@@ -105,6 +105,21 @@ def test_dates_are_text():
 def test_values_of_another_kind_are_refused(recipe, override, words):
     with pytest.raises(UserError) as told:
         config.load(recipe(), [override])
+    assert words in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"width": True}, "model.width = True should be a number"),
+        ({"depth": False}, "model.depth = False should be a number"),
+        ({"norm": 1}, "model.norm = 1 should be true or false"),
+        ({"norm": "yes"}, "model.norm = yes should be true or false"),
+    ],
+)
+def test_arguments_of_our_models_are_of_their_kind(arguments, words):
+    with pytest.raises(UserError) as told:
+        models.build("mlp", num_classes=2, image_shape=(1, 4, 4), arguments=arguments)
     assert words in str(told.value)
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from largebatch.errors import UserError, suggestion
 from largebatch.models import keskar, small
-from largebatch.models.arguments import check_arguments
+from largebatch.models.arguments import check_arguments, check_truth
 from largebatch.models.fit import check, reason_of
 from largebatch.models.weights import take_weights
 
@@ -119,10 +119,12 @@ def _all_names(source: str) -> list[str]:
 
 def _small(name: str, num_classes: int, image_shape: tuple[int, int, int], arguments: dict[str, Any]) -> nn.Module:
     builder = SMALL[name]
-    valid = [p for p in inspect.signature(builder).parameters if p not in ("num_classes", "image_shape")]
-    for key in arguments:
+    parameters = inspect.signature(builder).parameters
+    valid = [key for key in parameters if key not in ("num_classes", "image_shape")]
+    for key, value in arguments.items():
         if key not in valid:
             raise UserError(f"unknown key model.{key} for {name}{suggestion(key, valid)}")
+        check_truth(key, value, isinstance(parameters[key].default, bool))
     return builder(num_classes, image_shape, **arguments)
 
 

@@ -51,6 +51,14 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
             raise UserError(f"model.{key} = {str(value)[:60]!r} should be {valid}, for {name} is given nothing else")
 
 
+def check_truth(key: str, value: Any, wanted: bool) -> None:
+    """True is no number, though Python takes it for 1, and 1 is not true."""
+    if wanted and not isinstance(value, bool):
+        raise UserError(f"model.{key} = {str(value)[:60]} should be true or false")
+    if not wanted and any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value])):
+        raise UserError(f"model.{key} = {str(value)[:60]} should be a number; true, yes and on are none")
+
+
 def is_numbers(value: Any) -> bool:
     """A number, a truth value, nothing, or a list of such."""
     return (
