@@ -12,7 +12,7 @@ GPU_OPTIONS ?=
 TESTS ?=
 # Drawn each time and printed; stated, the same again: make test PYTHONHASHSEED=17 TESTS=--seed=4
 PYTHONHASHSEED ?= $(shell od -An -N2 -tu2 /dev/urandom | tr -d ' ')
-PYTEST := PYTHONHASHSEED=$(PYTHONHASHSEED) $(BIN)/python -m pytest $(TESTS)
+PYTEST := PYTHONHASHSEED=$(PYTHONHASHSEED) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(TESTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo quick test slow lint types check bench gpu-check gpu-wheels clean
