@@ -242,8 +242,8 @@ class Account:
         return Result(status, reason, self.directory, numbers, number)
 
     def _unwritten(self) -> str | None:
-        """What of the run's lines has found no room to the end; rank zero's to know."""
-        return self.recorder.unwritten() or (self.mllog.problem if self.mllog is not None else None)
+        """What of the run has found no room to the end; rank zero's to know."""
+        return self.unsaved or self.recorder.unwritten() or (self.mllog.problem if self.mllog is not None else None)
 
 
 def mean_loss(losses: list[float], sizes: list[int]) -> float | None:

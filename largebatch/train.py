@@ -171,8 +171,6 @@ class Loop:
                 self.save(wait=True)  # only now: a checkpoint that evaluates to nonsense is not a good one
             if self.job.dataset.helpers.lost:
                 self.recorder.say(f"{self.job.dataset.helpers.lost}; what was left was read without them")
-            if self.account.unsaved:
-                return self.account.result("stopped", f"the training is done, but {self.account.unsaved}")
             return self.account.result("finished")
         except Diverged as problem:
             return self.account.result("failed", str(problem))
