@@ -75,6 +75,15 @@ def recipe(tmp_path: Path) -> Write:
     return write
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many products of small matrices: further threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Any:
     yield

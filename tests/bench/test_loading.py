@@ -56,11 +56,13 @@ def counts(way: Way, batches: int) -> list[int]:
 
 
 def test_a_small_sample_is_repeated(sample, tmp_path):
-    links = sorted((sample.folder / "train").glob("*/*.jpg"))
-    names = [link.resolve().name for link in links]
+    files = sorted((sample.folder / "train").glob("*/*.jpg"))
+    photographs = {file.read_bytes(): file.name for file in (tmp_path / "photographs").iterdir()}
+    names = [photographs[file.read_bytes()] for file in files]
     assert names == ["0.jpg", "1.jpg", "2.jpg"] * 2 + ["0.jpg", "1.jpg"]
+    assert len({file.stat().st_ino for file in files}) == 3, "no more room than the photographs take"
     assert [file.name for file in sample.distinct] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert sample.megabytes == pytest.approx(sum(link.stat().st_size for link in links) / 1e6)
+    assert sample.megabytes == pytest.approx(sum(file.stat().st_size for file in files) / 1e6)
     assert (sample.images, sample.batch) == (8, 8)
 
 
@@ -68,8 +70,8 @@ def test_of_a_large_source_evenly_spread_images_are_taken(tmp_path):
     for label in "ab":
         write_images(tmp_path / "set" / "train" / label, 5, 8)
     made = sample_of(tmp_path / "set", tmp_path, images=5, size=8)
-    links = sorted((made.folder / "train").glob("*/*.jpg"))
-    assert [link.parent.name for link in links] == ["a", "a", "a", "b", "b"]
+    files = sorted((made.folder / "train").glob("*/*.jpg"))
+    assert [file.parent.name for file in files] == ["a", "a", "a", "b", "b"]
     assert len(set(made.distinct)) == 5
 
 

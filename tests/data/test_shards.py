@@ -20,13 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from largebatch.data.processes import fork_server
 from largebatch.data.shards import cache as shard_cache
 from largebatch.data.shards import source as shards
 from largebatch.data.shards.cache import Handle, Unreachable
 from largebatch.data.shards.index import scan
 from largebatch.data.shards.source import Shards, is_shards, open_shards
 from largebatch.errors import LocalError, UserError
-from tests.data.test_shard_cache import Store, fetched, processes, wait_until, write_tar
+from tests.data.test_shard_cache import Store, fetched, wait_until, write_tar
 
 
 def image(number: int) -> bytes:
@@ -239,7 +240,7 @@ def test_a_part_has_its_own_order(root):
 def test_it_crosses_to_other_processes(root):
     train = open_shards(str(root))["train"]
     train.read(0)
-    with processes().Pool(1) as pool:
+    with fork_server().Pool(1) as pool:
         assert pool.apply(read_all, (train,)) == expected(0, 18)
 
 
@@ -339,7 +340,7 @@ def start(root: str, begin, answers) -> None:
 
 @pytest.mark.worlds
 def test_ranks_that_start_together_read_the_headers_once(root):
-    context = processes()
+    context = fork_server()
     begin, answers = context.Barrier(3), context.Queue()
     started = [context.Process(target=start, args=(str(root), begin, answers)) for _ in range(3)]
     for process in started:
@@ -476,7 +477,7 @@ def test_a_store_of_another_process_is_opened_there(root):
     train = open_shards(f"store://{root}")["train"]
     train.ahead(0, seed=0)
     assert len(pickle.dumps(train)) < 10_000
-    with processes().Pool(1) as pool:
+    with fork_server().Pool(1) as pool:
         assert pool.apply(read_all, (train,)) == expected(0, 18)
     assert fetched(root)["train-000.tar"] == 1
 

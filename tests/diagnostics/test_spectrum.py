@@ -19,6 +19,8 @@ from largebatch.diagnostics.objective import Objective
 from largebatch.diagnostics.spectrum import density, of_matrix, of_products, spectrum
 from largebatch.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLUSTERED = np.concatenate(
     [[-3.0, -2.9999, -1.0], np.linspace(-1e-3, 1e-3, 150), np.linspace(0.5, 0.501, 40), [4.0, 7.0, 7.001, 50.0]]
 )

@@ -124,7 +124,7 @@ def _webdataset(sample: Sample) -> Way:
 
 
 def _write_shard(files: list[Path], shard: Path) -> None:
-    with tarfile.open(shard, "w") as tar:
+    with tarfile.open(shard, "w", dereference=True) as tar:  # a photograph that is repeated is written again
         for file in files:
             tar.add(file.resolve(), f"{file.stem}.jpg")
             label = tarfile.TarInfo(f"{file.stem}.cls")

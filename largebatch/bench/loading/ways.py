@@ -1,13 +1,14 @@
 """What ``bench data`` measures on: one sample of photographs, and a way to get batches of it.
 
-Every way sees the same photographs, as many of them and in batches of the same size, from a folder train/<class>/ made
-of links. A sample that is smaller than asked for is repeated, so that its pixels do not stay in the processor's cache.
+Every way sees the same photographs, as many of them and in batches of the same size, from a folder train/<class>/.
+A sample that is smaller than asked for is repeated, so that its pixels do not stay in the processor's cache.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,12 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Sample:
-    folder: Path  # train/<class>/*.jpg, links; what is made of them lies beside it
+    folder: Path  # train/<class>/*.jpg; what is made of them lies beside it
     source: Path
-    distinct: list[Path]  # the photographs behind the links
+    distinct: list[Path]  # the photographs, each once
     images: int  # in train
     size: int  # of the side of a training image
-    megabytes: float  # of all links' files
+    megabytes: float  # of all files in train
 
     @property
     def batch(self) -> int:
@@ -58,19 +59,25 @@ class Candidate(NamedTuple):
 
 
 def sample_of(source: Path, into: Path, images: int, size: int) -> Sample:
-    """Links to ``images`` photographs of ``source`` in ``into``/links; of a larger source evenly spread ones."""
+    """``images`` photographs of ``source`` in ``into``/sample; of a larger source evenly spread ones.
+
+    One that is taken again is a hard link to its first copy: those are files of their own to who reads a folder.
+    """
     files = _photographs(source)
     if not files:
         raise UserError(f"{source} holds no images ({', '.join(SUFFIXES)}) in train/<class>/ or directly")
     spread = len(files) // images if len(files) > images else 1
     chosen = [files[(number * spread) % len(files)] for number in range(images)]
+    copies: dict[Path, Path] = {}
     for number, (label, file) in enumerate(chosen):
-        link = into / "links" / "train" / label / f"{number:06d}.jpg"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(file.resolve())
+        name = into / "sample" / "train" / label / f"{number:06d}.jpg"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        if file in copies:
+            os.link(copies[file], name)
+        else:
+            copies[file] = Path(shutil.copyfile(file, name))
     sizes = [file.stat().st_size for _, file in chosen]
-    distinct = list(dict.fromkeys(file for _, file in chosen))
-    return Sample(into / "links", source, distinct, images, size, sum(sizes) / 1e6)
+    return Sample(into / "sample", source, list(copies), images, size, sum(sizes) / 1e6)
 
 
 def _photographs(source: Path) -> list[tuple[str, Path]]:

@@ -7,7 +7,6 @@ workers. The loop that takes them is the bare one.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from torchvision import transforms
 from largebatch.bench.throughput.bare_loop import Batches
 from largebatch.data import Placement
 from largebatch.data.augment import PADDING
+from largebatch.data.processes import fork_server
 from largebatch.data.resident import ResidentSplit
 
 
@@ -56,7 +56,7 @@ def loader(split: ResidentSplit, micro_batch_size: int, workers: int, placement:
         num_workers=workers,
         pin_memory=placement.device.type == "cuda",
         persistent_workers=workers > 0,
-        multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
+        multiprocessing_context=fork_server() if workers else None,
     )
 
 
