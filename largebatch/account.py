@@ -21,6 +21,7 @@ from largebatch.evaluate import Evaluation
 from largebatch.measure import Measure
 from largebatch.mllog import MlperfLog
 from largebatch.saving import Progress, Saves
+from largebatch.score import ACCURACY, Score
 from largebatch.swap import Swap
 from largebatch.update import Update
 
@@ -34,6 +35,12 @@ class Result:
     directory: Path
     numbers: dict[str, Any]
     signal: int | None = None
+    score: Score = ACCURACY
+
+    @property
+    def reached(self) -> float | None:
+        """The score at the end, on what was evaluated; None where it did not come to that."""
+        return self.numbers.get(f"test_{self.score.key}")
 
 
 class Diverged(Exception):
@@ -160,15 +167,15 @@ class Account:
             epoch=epoch,
             seconds=self.progress.seconds,
             split=name,
-            loss=found.loss,
-            accuracy_percent=found.accuracy_percent,
+            **found.numbers,
             examples=found.examples,
         )
-        self.recorder.say(
-            f"epoch {epoch:6.2f}  step {step:>6}  {told} accuracy {found.accuracy_percent:.2f} %  loss {found.loss:.4f}"
-        )
+        score = self.job.task.score
+        told = f"{told} {score.name} {score.of(found.numbers[score.key])}"
+        self.recorder.say(f"epoch {epoch:6.2f}  step {step:>6}  {told}  loss {found.loss:.4f}")
         if self.mllog is not None and name == self.measure.evaluated_on:
-            self.mllog.evaluation(epoch, found.accuracy_percent / 100, time.perf_counter() - self.looked)
+            reached = found.numbers[score.key] / (100 if score.unit == "%" else 1)
+            self.mllog.evaluation(epoch, reached, time.perf_counter() - self.looked)
 
     def save_ended(self) -> None:
         """How the save in progress, or the last one, ended; waits for it. Numbers that are not finite end the run."""
@@ -200,6 +207,7 @@ class Account:
             status, reason = "stopped", f"the training is done, but {unwritten}"
         found = self.measure.last if status == "finished" else {}
         test, training, averaged = (found.get(name) for name in (self.measure.evaluated_on, "train", "ema"))
+        score = self.job.task.score.key
         steps, examples = self.taken
         executed = self.progress.step + (self.swap.steps_of_this_rank if self.swap else 0)
         seconds = self.progress.seconds
@@ -209,13 +217,12 @@ class Account:
             "steps": steps,
             "examples_seen": examples,
             "evaluated_on": self.measure.evaluated_on,
-            "test_loss": test and test.loss,
-            "test_accuracy_percent": test and self.measure.accuracy_percent,
-            "ema_test_accuracy_percent": averaged and averaged.accuracy_percent,
+            **prefixed("test", test, score),
+            f"test_{score}": test and self.measure.score,
+            f"ema_test_{score}": averaged and averaged.numbers[score],
             "workers": [dataclasses.asdict(result) for result in self.swap.results] if self.swap else None,
             "reached_train_accuracy": self.swap.target_reached if self.swap else None,
-            "train_loss": training and training.loss,
-            "train_accuracy_percent": training and training.accuracy_percent,
+            **prefixed("train", training, score),
             "peak_lr": self.update.highest_lr or self.job.lr.schedule.peak,
             "seconds_training": seconds,
             "seconds_total": self.progress.total_seconds,
@@ -239,11 +246,17 @@ class Account:
             self.recorder.note(f"{status}: {reason}")
         if self.mllog is not None and status != "stopped":  # a stopped run goes on in the same log
             self.mllog.stop(status == "finished")
-        return Result(status, reason, self.directory, numbers, number)
+        return Result(status, reason, self.directory, numbers, number, self.job.task.score)
 
     def _unwritten(self) -> str | None:
         """What of the run has found no room to the end; rank zero's to know."""
         return self.unsaved or self.recorder.unwritten() or (self.mllog.problem if self.mllog is not None else None)
+
+
+def prefixed(split: str, found: Evaluation | None, score: str) -> dict[str, float | None]:
+    """``{"test_loss": ...}``; the loss and the score are null where nothing was evaluated."""
+    numbers: dict[str, Any] = {"loss": None, score: None} if found is None else found.numbers
+    return {f"{split}_{key}": number for key, number in numbers.items()}
 
 
 def mean_loss(losses: list[float], sizes: list[int]) -> float | None:

@@ -13,7 +13,7 @@ import rich.table
 import torch
 from torch import nn
 
-from largebatch import config, data, derive, distributed, engines, mllog, models, optim, record, watchdog
+from largebatch import config, data, derive, distributed, engines, mllog, models, nested, optim, record, tasks, watchdog
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
 from largebatch.console import Console, tell
@@ -23,6 +23,8 @@ from largebatch.engines.engine import MOST_SHAPES
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.optim import Treatment
+from largebatch.score import ACCURACY
+from largebatch.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Job:
     run: config.Run
     device: torch.device
     precision: str
+    task: Task
     dataset: data.Dataset
     placement: data.Placement
     plan: BatchPlan
@@ -59,10 +62,12 @@ def assemble(
             f"data.image_size has {len(dataset.sizes.all)} sides, and compile = true takes at most {MOST_SHAPES}; set "
             "data.image_size.multiple_of higher"
         )
-    plan = plan_of(run, len(dataset.train), dataset.largest_shape, device)
+    task = task_of(run, dataset)
+    plan = plan_of(run, len(dataset.train), dataset.pixels_per_example, device)
     lr = derive.learning_rate_of(run, plan)
     weights = None if begun else run.model.weights
-    model = with_batch_norm(run, model_of(run, dataset, weights, normalised_together(run, plan, device, dataset)), plan)
+    fewest = normalised_together(run, plan, device, dataset)
+    model = with_batch_norm(run, model_of(run, task, dataset, weights, fewest), plan)
     channels_last = run.channels_last
     if channels_last is None:
         channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -80,30 +85,70 @@ def assemble(
     optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision, run.engine.name, model)
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
     placement = data.Placement(engine.device, engine.dtype, channels_last)
-    return Job(run, device, precision, dataset, placement, plan, lr, table, engine)
+    return Job(run, device, precision, task, dataset, placement, plan, lr, table, engine)
+
+
+def task_of(run: config.Run, dataset: data.Dataset) -> Task:
+    """What is learned: as the recipe says, else what the data set is for."""
+    section = run.task
+    name = section.name if section is not None else dataset.task
+    arguments = section.arguments if section is not None else {}
+    if run.loss.label_smoothing:
+        if "label_smoothing" not in tasks.keys_of(name):
+            raise UserError(f"loss.label_smoothing = {run.loss.label_smoothing:g} has no effect on task.name = {name}")
+        arguments = {"label_smoothing": run.loss.label_smoothing, **arguments}
+    task = tasks.build(name, arguments)
+    blank = dataset.blank(1)
+    nested.check(blank, f"data.name = {run.data.name}")
+    task.check_data(blank, run.data.name)
+    for asked, key in (
+        (run.lr.scaling == "adascale", "lr.scaling = adascale"),
+        (run.record.noise_scale is not None, "record.noise_scale"),
+    ):
+        if asked and task.units_vary:
+            raise UserError(f"{key} needs examples that count alike; those of task.name = {name} do not")
+    return task
 
 
 def model_of(
-    run: config.Run, dataset: data.Dataset, weights: str | None = None, normalised_together: int = 2
+    run: config.Run, task: Task, dataset: data.Dataset, weights: str | None = None, normalised_together: int = 2
 ) -> nn.Module:
     """The model as it begins, known to fit the data; on the CPU, its batch norms those of its builder.
 
     Freshly initialised, or with ``weights`` of a file. Each batch norm sees ``normalised_together`` examples.
     """
     arguments = run.model.arguments
-    classes = arguments.pop("num_classes", dataset.num_classes)
-    if classes != dataset.num_classes:
+    classes = arguments.pop("num_classes", dataset.outputs)
+    if classes != dataset.outputs:
+        what = "classes" if dataset.classes else "outputs"
         raise UserError(
             f"model.num_classes = {classes} does not fit data.name = {run.data.name}, which has "
-            f"{dataset.num_classes} classes"
+            f"{dataset.outputs} {what}"
         )
-    model = models.build(run.model.name, dataset.num_classes, dataset.image_shape, run.seed, arguments, weights)
-    shapes = {dataset.image_shape}
-    if dataset.sizes is not None:
-        shapes |= {(dataset.image_shape[0], side, side) for side in (dataset.sizes.first, dataset.sizes.last)}
-    for shape in sorted(shapes):
-        models.check(model, run.model.name, dataset.num_classes, shape, normalised_together)
+    model = models.build(run.model.name, dataset.outputs, dataset.input_shape, run.seed, arguments, weights)
+    for side in dataset.sides:
+        blank = dataset.blank(2, side)
+        numbers = models.check(model, run.model.name, task, blank, dataset.outputs, normalised_together)
+        check_numbers(run, run.task.name if run.task is not None else dataset.task, numbers)
     return model
+
+
+def check_numbers(run: config.Run, task: str, numbers: list[str]) -> None:
+    """Refuse what waits for, or expects, a number that evaluations of the task do not give."""
+    name = f"task.name = {task}"
+    if run.averaging.name == "swap" and ACCURACY.key not in numbers:
+        raise UserError(f"averaging.name = swap waits for a train accuracy, and {name} has none")
+    if run.expect is None:
+        return
+    for key, rows in (
+        ("expect", run.expect),
+        *((f"expect.by_batch_size.{s}", r) for s, r in run.expect.by_batch_size.items()),
+    ):
+        asked = {f"{key}.numbers.{number}": number for number in rows.numbers}
+        asked |= {f"{key}.top1": ACCURACY.key} if rows.top1 is not None else {}
+        for which, number in asked.items():
+            if number not in numbers:
+                raise UserError(f"{which} is no number of {name}; its numbers: {', '.join(numbers)}")
 
 
 def normalised_together(run: config.Run, plan: BatchPlan, device: torch.device, dataset: data.Dataset) -> int:
@@ -112,7 +157,7 @@ def normalised_together(run: config.Run, plan: BatchPlan, device: torch.device, 
         return run.batch.bn_batch_size
     micro_batches = [stage.micro_batch_size for stage in plan.stages]
     if isinstance(run.averaging, config.Swap):
-        largest = derive.largest_micro_batch(device.type, dataset.largest_shape)
+        largest = derive.largest_micro_batch(device.type, dataset.pixels_per_example)
         worker = derive.worker_plan(run, plan.dataset_size, plan.world_size, largest)
         micro_batches.append(worker.micro_batch_size)
     return min(micro_batches)
@@ -145,8 +190,8 @@ def sizes_of(run: config.Run) -> data.Sizes | None:
     )
 
 
-def plan_of(run: config.Run, dataset_size: int, image_shape: tuple[int, int, int], device: torch.device) -> BatchPlan:
-    largest = derive.largest_micro_batch(device.type, image_shape)
+def plan_of(run: config.Run, dataset_size: int, pixels: int, device: torch.device) -> BatchPlan:
+    largest = derive.largest_micro_batch(device.type, pixels)
     return derive.plan_of(run, dataset_size, distributed.world_size(), largest)
 
 
@@ -237,6 +282,8 @@ def plan_facts(job: Job, command: str) -> dict[str, Any]:
     return {
         "name": run.name,
         "title": run.title,
+        "task": run.task.name if run.task is not None else job.dataset.task,
+        "score": job.task.score._asdict(),
         "dataset": run.data.name,
         "dataset_source": job.dataset.source,
         "dataset_size": plan.dataset_size,

@@ -22,7 +22,7 @@ from typing import Any
 import rich.console
 
 from largebatch import config, distributed, record, search
-from largebatch.assemble import dataset_of, plan_of
+from largebatch.assemble import dataset_of, plan_of, task_of
 from largebatch.combinations import check_combinations
 from largebatch.console import Console, tell
 from largebatch.derive import learning_rate_of, noise_part, peak_of
@@ -123,7 +123,7 @@ def check(row: Row, tuning: Tuning | None) -> None:
     dataset = dataset_of(run)
     device = distributed.choose_device(run.device)
     try:
-        plan = plan_of(run, len(dataset.train), dataset.largest_shape, device)
+        plan = plan_of(run, len(dataset.train), dataset.pixels_per_example, device)
         learning_rate_of(run, plan)
         for stage in plan.stages:
             noise_part(run, stage, plan.world_size)
@@ -215,7 +215,7 @@ def notes(seeds: int, tuning: Tuning | None) -> list[str]:
     if tuning is not None:
         found = [
             f"The peak learning rate of every row was searched with the same budget: {tuning.trials} trials on "
-            f"{tuning.hold_out:,} held-out training images, never on the test set."
+            f"{tuning.hold_out:,} held-out training examples, never on the test set."
         ]
     else:
         found = ["Learning rates are those of the files; no search was part of this comparison."]
@@ -248,19 +248,20 @@ def search_lr(row: Row, out: Path, tuning: Tuning, command: str, console: rich.c
             command,
             console,
         )
-        accuracy = result.numbers.get("test_accuracy_percent")
-        return search.Trial(peak, accuracy, result.status)
+        return search.Trial(peak, result.reached, result.status)
 
-    trials = search.search(own_peak, tuning.trials, measure)
-    chosen = search.best(trials)
+    score = task_of(own, dataset_of(own)).score
+    trials = search.search(own_peak, tuning.trials, measure, score)
+    chosen = search.best(trials, score)
     return {
         "key": "lr.base",
         "budget": tuning.trials,
-        "metric": "held-out accuracy",
+        "metric": f"held-out {score.name}",
+        "score": score._asdict(),
         "hold_out": tuning.hold_out,
         "chosen": chosen and chosen.peak_lr,
         "chosen_base": chosen and own.lr.base * (chosen.peak_lr / own_peak),
-        "trials": [trial._asdict() for trial in trials],
+        "trials": [{"peak_lr": trial.peak_lr, score.key: trial.reached, "status": trial.status} for trial in trials],
     }
 
 
@@ -269,7 +270,7 @@ def run_once(row: Row, more: tuple[str, ...], directory: Path, command: str, con
     run = row.run(*more, config.setting("record.dir", str(directory)))
     done = distributed.gather(finished_before(run, directory))[0]
     if done is not None:
-        return Result(done["status"], done["reason"], directory, done)
+        return Result(done["status"], done["reason"], directory, done, score=record.score_of_run(directory))
     result = train(run, command=command, console=console, quiet=True)
     if result.status == "stopped":
         raise Interrupted(result)
@@ -295,8 +296,9 @@ def one_line(directory: Path, result: Result) -> str:
     if result.status == "failed":
         return f"{name:<32} failed: {result.reason}"
     on = numbers["evaluated_on"].replace("_", "-")
+    told = "" if result.reached is None else result.score.of(result.reached)
     return (
-        f"{name:<32} {numbers['test_accuracy_percent']:6.2f} % {on}  peak lr {numbers['peak_lr']:<8.4g} "
+        f"{name:<32} {told:>8} {on}  peak lr {numbers['peak_lr']:<8.4g} "
         f"{numbers['steps']:>6} steps  {numbers['seconds_total']:6.1f} s"
     )
 

@@ -129,9 +129,8 @@ def worker_plan(run: config.Run, dataset_size: int, world_size: int, largest: in
     )
 
 
-def largest_micro_batch(device: str, image_shape: tuple[int, int, int]) -> int:
+def largest_micro_batch(device: str, pixels: int) -> int:
     """What is taken where the recipe does not say: measured on the CPU, generous on CUDA, less for large images."""
-    pixels = image_shape[1] * image_shape[2]
     if device == "cuda" and pixels > SMALL_IMAGE_PIXELS:
         return max(1, LARGEST_MICRO_BATCH_PIXELS // pixels)
     return LARGEST_MICRO_BATCH[device]

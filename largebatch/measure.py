@@ -8,6 +8,7 @@ average. Afterwards everything is as it was: training does not depend on when so
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import torch
 from largebatch import distributed, watchdog
 from largebatch.assemble import Job
 from largebatch.averaging import Ema
-from largebatch.data.resident import ResidentSplit
+from largebatch.data.resident import TensorSplit
 from largebatch.evaluate import Evaluation, evaluate
 from largebatch.models import batch_norm
 from largebatch.swap import Swap
@@ -35,7 +36,7 @@ class Measure:
         self.job, self.update, self.ema, self.swap = job, update, ema, swap
         self.engine = job.engine
         self.tell: Callable[[str, Evaluation], None] = lambda name, evaluation: None
-        self.accuracies: dict[int, float] = {}  # by step, percent; saved
+        self.scores: dict[int, float] = {}  # by step; saved
         self.step = 0  # of the evaluation in progress
         self.last: dict[str, Evaluation] = {}
 
@@ -44,9 +45,9 @@ class Measure:
         return "held_out" if self.job.run.data.hold_out else "test"
 
     @property
-    def accuracy_percent(self) -> float:
+    def score(self) -> float:
         """The result: the median of the last ``evaluate.median_of`` evaluations."""
-        return statistics.median(list(self.accuracies.values())[-self.job.run.evaluate.median_of :])
+        return statistics.median(list(self.scores.values())[-self.job.run.evaluate.median_of :])
 
     def during(self, step: int) -> None:
         """At a mark of the training, after ``step`` steps."""
@@ -62,7 +63,7 @@ class Measure:
         kept: dict[str, torch.Tensor] = {}
         with self._shown():
             self._evaluate(self.evaluated_on, self.job.dataset.test)
-            if asked or (asked is None and isinstance(split, ResidentSplit)):
+            if asked or (asked is None and isinstance(split, TensorSplit)):
                 self._evaluate("train", split)
             if self._recomputes:
                 kept = {name: buffer.clone() for name, buffer in self.engine.statistics().items()}
@@ -78,11 +79,12 @@ class Measure:
     def _evaluate(self, name: str, split: Any) -> None:
         rank, world = distributed.rank(), distributed.world_size()
         batches = split.batches(rank, world, self.job.run.evaluate.batch_size, self.job.placement)
-        evaluation = evaluate(self.engine.model, self.engine.predict, batches, self.job.device)
+        forward = functools.partial(self.engine.predict, self.job.task)
+        evaluation = evaluate(self.engine.model, self.job.task, forward, batches, self.job.device)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
         self.last[name] = evaluation
         if name == self.evaluated_on:
-            self.accuracies[self.step] = evaluation.accuracy_percent
+            self.scores[self.step] = evaluation.numbers[self.job.task.score.key]
         self.tell(name, evaluation)
 
     @contextmanager
@@ -118,6 +120,6 @@ class Measure:
         stream = self.job.dataset.train.steps(passes, distributed.rank(), 0, self.job.placement, run.seed)
         with torch.no_grad(), batch_norm.recomputed_statistics(self.engine.model, distributed.sum_):
             for micro_batches in stream:
-                for images, _ in micro_batches:
-                    self.engine.predict(images)
+                for batch in micro_batches:
+                    self.engine.predict(self.job.task, batch)
                     watchdog.alive()

@@ -27,6 +27,7 @@ from largebatch.console import tell
 from largebatch.errors import UserError
 from largebatch.escapes import as_utf8, escaped
 from largebatch.lines import Lines
+from largebatch.score import Score, score_of
 
 PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy", "deepspeed")
 
@@ -330,6 +331,15 @@ def _tensorboard(directory: Path, first_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(directory), purge_step=first_step)
+
+
+def score_of_run(directory: Path) -> Score:
+    """What the run is judged by."""
+    try:
+        plan = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        plan = {}
+    return score_of(plan if isinstance(plan, dict) else {})
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:

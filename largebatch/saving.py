@@ -85,7 +85,7 @@ class Saves:
         }
         beside = {
             "progress": progress.save(),
-            "accuracies": self.measure.accuracies,
+            "scores": self.measure.scores,
             "update": self.update.save(),
             "observer": self.observer.save(),
             "ema": self.ema.save() if self.ema else None,
@@ -121,12 +121,13 @@ class Saves:
             "step_of_loop": step,
             "examples_seen": examples,
             "epoch": examples / self.plan.dataset_size,
-            "accuracy_percent": self.measure.accuracies.get(steps),
+            "score": self.job.task.score._asdict(),
+            self.job.task.score.key: self.measure.scores.get(steps),
             "evaluated_on": self.measure.evaluated_on,
             "seed": self.run.seed,
             "model": {
                 **self.run.model.model_dump(exclude={"weights"}),
-                "num_classes": self.job.dataset.num_classes,
+                "num_classes": self.job.dataset.outputs,
             },
             "began_with": self.began_with,
             "input": prepared(self.job.dataset),
@@ -151,7 +152,7 @@ class Saves:
             raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
         self.engine.load(state)
         randomness.restore([own["random"] for own in of_ranks], self.run.seed, progress.step)
-        self.measure.accuracies = state["accuracies"]
+        self.measure.scores = state["scores"] if "scores" in state else state["accuracies"]  # as it was called before
         self.update.load(state["update"], [own["update"] for own in of_ranks])
         self.observer.load(state["observer"])
         if self.ema is not None:

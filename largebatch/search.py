@@ -12,34 +12,36 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from largebatch.score import Score
+
 
 class Trial(NamedTuple):
     peak_lr: float
-    accuracy_percent: float | None  # on the held-out part; None if the run failed
+    reached: float | None  # the run's score on the held-out part; None if it failed
     status: str
 
 
-def search(peak: float, budget: int, measure: Callable[[float], Trial]) -> list[Trial]:
+def search(peak: float, budget: int, measure: Callable[[float], Trial], score: Score) -> list[Trial]:
     """``budget`` trials in the order they were made; the first is at ``peak`` itself."""
     tried: dict[float, Trial] = {}
     while len(tried) < budget:
-        exponent = next_exponent({e: score(t) for e, t in tried.items()})
+        exponent = next_exponent({e: worth(t, score) for e, t in tried.items()})
         tried[exponent] = measure(peak * 2.0**exponent)
     return list(tried.values())
 
 
-def best(trials: list[Trial]) -> Trial | None:
-    """The most accurate trial, the lower lr among equals; None if every one failed."""
-    finished = [trial for trial in trials if trial.accuracy_percent is not None]
-    return max(finished, key=lambda t: (score(t), -t.peak_lr), default=None)
+def best(trials: list[Trial], score: Score) -> Trial | None:
+    """The trial with the best score, the lower lr among equals; None if every one failed."""
+    finished = [trial for trial in trials if trial.reached is not None]
+    return max(finished, key=lambda t: (worth(t, score), -t.peak_lr), default=None)
 
 
-def score(trial: Trial) -> float:
-    return -math.inf if trial.accuracy_percent is None else trial.accuracy_percent
+def worth(trial: Trial, score: Score) -> float:
+    return -math.inf if trial.reached is None else score.worth(trial.reached)
 
 
 def next_exponent(scores: dict[float, float]) -> float:
-    """Where to try next, in doublings of the recipe's own peak."""
+    """Where to try next, in doublings of the recipe's own peak; more is better."""
     for first in (0.0, -1.0, 1.0):
         if first not in scores:
             return first

@@ -13,6 +13,7 @@ in progress at most.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from torch import Tensor
 from largebatch import config, derive, distributed
 from largebatch.assemble import Job, optimizer_of
 from largebatch.batch import BatchPlan
-from largebatch.evaluate import evaluate
+from largebatch.evaluate import Tally, evaluate
+from largebatch.score import ACCURACY
 from largebatch.update import Update
 
 
@@ -56,7 +58,7 @@ class Swap:
         self.schedule = derive.schedule_of(self.section.lr, plan)
 
     def worker_plan(self, worker: int) -> BatchPlan:
-        largest = derive.largest_micro_batch(self.job.device.type, self.job.dataset.largest_shape)
+        largest = derive.largest_micro_batch(self.job.device.type, self.job.dataset.pixels_per_example)
         return derive.worker_plan(self.job.run, self.job.plan.dataset_size, distributed.world_size(), largest, worker)
 
     def tensors(self) -> list[Tensor]:
@@ -79,7 +81,7 @@ class Swap:
     @torch.no_grad()
     def begin(self) -> None:
         self.begun = True
-        self.update.counts_correct, self.update.correct = False, None
+        self.update.tallies, self.update.tally = False, Tally()
         self.start = [tensor.clone() for tensor in self.tensors()]
         for buffer in self.engine.statistics().values():
             distributed.mean_(buffer)
@@ -103,8 +105,9 @@ class Swap:
         self.seconds_of_round = time.perf_counter() - clock
         last = torch.stack(losses[-math.ceil(len(losses) / 10) :]).mean().item()
         batches = job.dataset.test.batches(0, 1, job.run.evaluate.batch_size, job.placement)
-        own = evaluate(engine.model, engine.predict, batches, job.device, sum_=lambda tensor: tensor)
-        found = distributed.gather((worker, plan.steps, last, own.accuracy_percent))
+        forward = functools.partial(engine.predict, job.task)
+        own = evaluate(engine.model, job.task, forward, batches, job.device, over_ranks=False)
+        found = distributed.gather((worker, plan.steps, last, own.numbers[ACCURACY.key]))
         results = [WorkerResult(*one) for one in found]
         self.results += results
         with torch.no_grad():

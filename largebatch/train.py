@@ -33,6 +33,7 @@ from largebatch.mllog import MlperfLog, open_because
 from largebatch.observe import Observer
 from largebatch.ranks import Ranks
 from largebatch.saving import Saves, no_place_for_checkpoints
+from largebatch.score import ACCURACY
 from largebatch.signals import signals_noticed
 from largebatch.swap import Swap
 from largebatch.update import Update
@@ -76,7 +77,7 @@ def _train(run: config.Run, device: torch.device, console: rich.console.Console,
     if finished is not None and finished["status"] == "finished":
         if distributed.is_first() and not quiet:
             tell(console, f"{directory} is finished already: nothing to train")
-        return Result("finished", None, directory, finished)
+        return Result("finished", None, directory, finished, score=job.task.score)
     if problem := no_place_for_checkpoints(run):
         return Result("stopped", problem, directory, {})
     if distributed.is_first() and not quiet:
@@ -251,9 +252,7 @@ class Loop:
         """SWAP's: at the end of each epoch the share of right answers in its training is looked at."""
         if self.swap is None or self.step not in self.epoch_marks:
             return False
-        begin = max((step for step in self.epoch_marks if step < self.step), default=0)
-        seen = self.examples_seen - self.plan.examples_before(begin)
-        accuracy = 100.0 * self.update.take_correct() / seen
+        accuracy = self.update.take_numbers()[ACCURACY.key]
         self.recorder.event(
             "train_accuracy", step=self.step, examples_seen=self.examples_seen, accuracy_percent=accuracy
         )
@@ -272,7 +271,7 @@ class Loop:
                 f"SWAP: phase 1 ends at step {self.step}; {swap.section.workers} workers go on, {swap.steps} steps each"
             )
             swap.begin()
-            self.measure.accuracies.clear()  # of another model than the average to come
+            self.measure.scores.clear()  # of another model than the average to come
             self.save()
         with distributed.Flag() as flag:
 

@@ -21,27 +21,29 @@ from largebatch import config, derive, distributed, watchdog
 from largebatch.assemble import Job
 from largebatch.averaging import Workers
 from largebatch.batch import Stage
-from largebatch.models import auxiliary, batch_norm
+from largebatch.evaluate import Tally
+from largebatch.models import batch_norm
+from largebatch.nested import Batch, examples_of
 from largebatch.optim.adascale import AdaScale
 from largebatch.optim.rmsprop_sgd import sgd_share
 from largebatch.optim.sam import Perturbation
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Batch]
 
 
 class Update:
     """What a step needs beside the engine, and remembers between steps."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.run, self.plan, self.engine = job, job.run, job.plan, job.engine
+        self.job, self.run, self.plan, self.engine, self.task = job, job.run, job.plan, job.engine, job.task
         self.lr = job.lr.schedule(0)  # of the last step
         self.highest_lr = 0.0  # of all steps, under AdaScale, where no rule says it beforehand
         self.norm: Tensor | None = None  # of the last measured gradient, before clipping
         self.squares: Tensor | None = None  # of parts, as engines/ddp.py gives them, where the engine measured any
         self.look: Callable[[int], None] = lambda step: None  # called between the gradient and the optimizer's step
         self.lap: Callable[[str], None] = lambda part: None  # called as a step goes from one part to the next: ranks.py
-        self.correct: Tensor | None = None  # right answers in training since somebody asked, if they are counted
-        self.counts_correct = isinstance(self.run.averaging, config.Swap)
+        self.tally = Tally()  # of training since somebody asked, if somebody will
+        self.tallies = isinstance(self.run.averaging, config.Swap)
         parts = derive.adascale_parts(self.run)
         self.adascale = AdaScale(parts) if parts else None
         self.gain = 1.0
@@ -105,33 +107,47 @@ class Update:
                 buffer.copy_(self.before[name])
         self.skipped.append(self.now)
 
-    def summed_loss(self, outputs: Any, labels: Tensor) -> Tensor:
-        if self.counts_correct:
-            right = (auxiliary.logits_of(outputs).detach().argmax(dim=1) == labels).sum()
-            self.correct = right if self.correct is None else self.correct + right
-        return self._loss(outputs, labels)
+    def _note(self, outputs: Any, batch: Batch) -> None:
+        if self.tallies:
+            with torch.no_grad():
+                self.tally.add(self.task.tally(outputs, batch))
+                self.tally.add({"examples": examples_of(batch), "units": self.task.units(batch)})
 
-    def _loss(self, outputs: Any, labels: Tensor) -> Tensor:
-        return auxiliary.cross_entropy(outputs, labels, self.run.loss.label_smoothing)
+    def units_of(self, micro_batches: Batches, examples: int, alone: bool) -> tuple[Batches, int | Tensor]:
+        """What the sum of the losses over ``examples`` is divided by, and the micro-batches again.
+
+        Units that vary are counted, over all ranks unless this one is ``alone``: a collective before the first forward.
+        """
+        if not self.task.units_vary:
+            return micro_batches, examples
+        micro_batches = list(micro_batches)
+        counts = [torch.as_tensor(self.task.units(batch), dtype=torch.int64) for batch in micro_batches]
+        own = torch.stack([count.to(self.job.device) for count in counts]).sum()
+        return micro_batches, (own if alone else distributed.sum_(own)).clamp(min=1)
 
     def gradient(self, micro_batches: Batches, examples: int, last: int | None) -> Tensor:
-        """Of the mean loss over ``examples``; the loss (this rank's part of it).
+        """Of the mean loss over the units of ``examples``; the loss (this rank's part of it).
 
         The ``last`` micro-batch's backward sums over ranks; None: this rank is alone with its weights.
         """
         m = self.run.sam.m if self.run.sam is not None else None
         together = self.perturbation is not None and m is None
+        micro_batches, units = self.units_of(micro_batches, examples, alone=last is None)
         if together:
             micro_batches = list(micro_batches)
-            self._go_uphill(micro_batches, examples, alone=last is None)
+            self._go_uphill(micro_batches, units, alone=last is None)
         loss: Tensor | None = None
-        for number, (images, labels) in enumerate(micro_batches, start=1):
+        for number, batch in enumerate(micro_batches, start=1):
             if m is not None:
-                self._go_uphill([(images, labels)], m, alone=True)
+                self._go_uphill(*self.units_of([batch], m, alone=True), alone=True)
             self.lap("forward")
             with self._second_look():
-                outputs = self.engine.predict(images) if last is None else self.engine.forward(images, number == last)
-            part = self.summed_loss(outputs, labels) / examples
+                if last is None:
+                    outputs = self.engine.predict(self.task, batch)
+                else:
+                    outputs = self.engine.forward(self.task, batch, number == last)
+            self._note(outputs, batch)
+            part = self.task.loss(outputs, batch) / units
             self.lap("last_backward" if number == last else "backward")
             if last is None:
                 part.backward()
@@ -153,13 +169,13 @@ class Update:
             return contextlib.nullcontext()
         return batch_norm.frozen_statistics(self.engine.model)
 
-    def _go_uphill(self, batches: Batches, examples: int, alone: bool) -> None:
-        """To w + ε, with the gradient of the mean loss over ``examples``: of all ranks, or of this one alone."""
+    def _go_uphill(self, batches: Batches, units: int | Tensor, alone: bool) -> None:
+        """To w + ε, with the gradient of the mean loss over ``units``: of all ranks, or of this one alone."""
         assert self.perturbation is not None
         total: list[Tensor] | None = None
-        for images, labels in batches:
+        for batch in batches:
             self.lap("forward")
-            loss = self._loss(self.engine.predict(images), labels) / examples
+            loss = self.task.loss(self.engine.predict(self.task, batch), batch) / units
             self.lap("backward")
             found = list(torch.autograd.grad(loss, self.weights, materialize_grads=True))
             total = found if total is None else list(torch._foreach_add(total, found))
@@ -231,11 +247,10 @@ class Update:
         first = self.plan.first_step_at(self.local_from)
         return (step + 1 - first) % averaging.period == 0
 
-    def take_correct(self) -> int:
-        """Right answers in training since the last call, of all ranks. Collective."""
-        own = torch.zeros((), device=self.job.device) if self.correct is None else self.correct
-        self.correct = None
-        return int(distributed.sum_(own.double()))
+    def take_numbers(self) -> dict[str, float]:
+        """The task's numbers over what was trained on since the last call, by all ranks. Collective."""
+        sums, self.tally = self.tally.over_ranks(self.job.device), Tally()
+        return self.task.numbers({key: tensor.cpu() for key, tensor in sums.items()})
 
     def save(self) -> dict[str, Any]:
         return {
@@ -245,7 +260,7 @@ class Update:
         }
 
     def save_own(self) -> dict[str, Any]:
-        return {"workers": self.workers.save_own() if self.workers else [], "correct": self.correct}
+        return {"workers": self.workers.save_own() if self.workers else [], "tally": self.tally.sums}
 
     def load(self, state: dict[str, Any], of_ranks: list[dict[str, Any]]) -> None:
         self.highest_lr, self.skipped = state["highest_lr"], state["skipped"]
@@ -255,6 +270,6 @@ class Update:
             assert isinstance(self.run.averaging, config.PostLocalSgd)
             self.workers = Workers(self.engine, self.run.averaging.workers)
             self.workers.load(workers)
-        counted = [own["correct"] for own in of_ranks if own["correct"] is not None]
-        if counted and distributed.is_first():
-            self.correct = torch.stack(counted).sum().to(self.job.device)
+        if distributed.is_first():
+            for own in of_ranks:
+                self.tally.add({key: part.to(self.job.device) for key, part in own.get("tally", {}).items()})

@@ -25,7 +25,8 @@ def of_every_step(directory: Path) -> dict[int, tuple[Any, ...]]:
 
 def of_every_evaluation(directory: Path) -> dict[tuple[str, int], tuple[Any, ...]]:
     lines = events(directory, "evaluate")
-    return {(line["split"], line["step"]): (line["loss"], line["accuracy_percent"]) for line in lines}
+    numbers = [{key: value for key, value in line.items() if key not in ("seconds", "time")} for line in lines]
+    return {(line["split"], line["step"]): tuple(sorted(line.items())) for line in numbers}
 
 
 def result(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One tiny recipe for each method beside the loop: what every test of invariance and of resuming goes through."""
+"""One tiny recipe for each method beside the loop and each task: what tests of invariance and resuming go through."""
 
 from __future__ import annotations
 
@@ -98,6 +98,12 @@ METHODS: dict[str, dict[str, Any]] = {
         },
     },
     "lecture_adam": {"optimizer": {"name": "adam", "variant": "lecture"}, "lr": {"base": 0.002}},
+    "regression": {
+        "model": {"name": "mlp", "width": 16, "depth": 1},
+        "data": {"name": "diabetes"},
+        "batch": {"global_batch_size": 38},
+    },
+    "multilabel": {"data": {"name": "digit_pairs"}, "optimizer": {"name": "lars", "trust_coefficient": 0.01}},
     "muon": {"optimizer": {"name": "muon"}, "lr": {"base": 0.01}, "precision": "fp32"},
 }  # fmt: skip
 

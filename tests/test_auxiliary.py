@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import blanks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from largebatch import config, distributed, models
 from largebatch.assemble import assemble
 from largebatch.bench.throughput import flops
 from largebatch.dry_run import Cluster, dry_run
+from largebatch.tasks.classification import Classification
 from largebatch.train import train
 
 SMALL = (1, 8, 8)
@@ -84,7 +86,9 @@ def test_a_dry_run_of_every_engine_traces_it(recipe, engine):
 
 
 def test_its_arithmetic_is_counted():
-    assert flops.of_one_image(Toy(10, SMALL), SMALL).forward == 2 * (64 * 8 + 3 * 8 * 10)
+    assert flops.of_one_example(Toy(10, SMALL), Classification(), blanks.images(2, SMALL)).forward == 2 * (
+        64 * 8 + 3 * 8 * 10
+    )
 
 
 @pytest.mark.worlds

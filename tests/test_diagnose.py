@@ -19,7 +19,7 @@ from programs import damage, largebatch, saved, weights_at_end
 from worlds.diagnose import MEASURES
 
 from largebatch import batch, config
-from largebatch.assemble import dataset_of, model_of
+from largebatch.assemble import dataset_of, model_of, task_of
 from largebatch.cli import app
 from largebatch.data import Placement
 from largebatch.diagnose import noise, path, plateau, sharpness, spectrum
@@ -77,7 +77,7 @@ def model_at(directory: Path) -> tuple[torch.nn.Module, Any]:
     """The model once more, from the checkpoint and by hand; in float64, in evaluation mode."""
     run = config.load(directory / "run.yaml")
     dataset = dataset_of(run)
-    model = model_of(run, dataset)
+    model = model_of(run, task_of(run, dataset), dataset)
     model.load_state_dict(weights_of(directory))
     return model.double().eval(), dataset
 

@@ -116,7 +116,7 @@ def test_activations_are_what_a_real_step_allocates(recipe, model, accumulation)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = torch.nn.functional.cross_entropy(job.engine.forward(images), labels, reduction="sum")
+        loss = torch.nn.functional.cross_entropy(job.engine.forward(job.task, (images,)), labels, reduction="sum")
     activations = memory(facts, "activations")
     assert activations >= sum(saved.values())
     loss.backward()
@@ -127,7 +127,9 @@ def test_activations_are_what_a_real_step_allocates(recipe, model, accumulation)
     watched = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True, "acc_events": True}
     with torch.profiler.profile(**watched) as profile:
         for _ in range(accumulation):
-            loss = torch.nn.functional.cross_entropy(job.engine.forward(images.clone()), labels, reduction="sum")
+            loss = torch.nn.functional.cross_entropy(
+                job.engine.forward(job.task, (images.clone(),)), labels, reduction="sum"
+            )
             loss.backward()
             del loss
     now = 0
@@ -367,8 +369,8 @@ def wrong_at(run: config.Run, world: int) -> Iterator[str]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with pretended(world):
         job = job_of(run, Cluster(world, "cuda"), mode)
-        if not classes_of(run, Cluster()) == job.dataset.num_classes == 1000:
-            yield f"{classes_of(run, Cluster())} and {job.dataset.num_classes} classes"
+        if not classes_of(run, Cluster()) == job.dataset.outputs == 1000:
+            yield f"{classes_of(run, Cluster())} and {job.dataset.outputs} classes"
         batch = decisions(job, run.directory)["batch"]
         if f"{run.batch.global_batch_size:,} = {world}" not in batch:
             yield f"batch: {batch}"

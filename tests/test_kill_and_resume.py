@@ -131,6 +131,8 @@ CORE = [  # every engine, every method, every moment
     ("fsdp on 2", "ema", ["between a step and its moving average"]),
     ("ddp alone", "regime_adaptation", ["while a save is copied"]),
     ("ddp alone", "lecture_adam", ["in the middle of a file"]),
+    ("fsdp on 2", "regression", ["in an evaluation"]),
+    ("zero 1 on 2", "multilabel", ["between a save and its name"]),
     ("ddp alone", "muon", ["while an old checkpoint goes"]),
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from largebatch.score import ACCURACY
 from largebatch.search import Trial, best, search
 
 
@@ -20,8 +21,8 @@ def hill(top: float, diverges_above: float = math.inf):
 
 @pytest.mark.parametrize("top", [0.1, 0.05, 0.8, 0.012, 0.13])
 def test_seven_trials_come_within_half_a_doubling(top):
-    trials = search(0.1, 7, hill(top))
-    chosen = best(trials)
+    trials = search(0.1, 7, hill(top), ACCURACY)
+    chosen = best(trials, ACCURACY)
     assert len(trials) == len({t.peak_lr for t in trials}) == 7
     assert trials[0].peak_lr == 0.1
     assert chosen is not None
@@ -29,23 +30,23 @@ def test_seven_trials_come_within_half_a_doubling(top):
 
 
 def test_a_cliff_of_divergence_is_counted_and_avoided():
-    trials = search(0.1, 7, hill(top=0.3, diverges_above=0.25))
-    chosen = best(trials)
+    trials = search(0.1, 7, hill(top=0.3, diverges_above=0.25), ACCURACY)
+    chosen = best(trials, ACCURACY)
     assert chosen is not None
     assert chosen.peak_lr == pytest.approx(0.2)
     assert sum(t.status == "failed" for t in trials) >= 1
 
 
 def test_when_everything_diverges_it_goes_down_and_chooses_nothing():
-    trials = search(0.1, 4, lambda lr: Trial(lr, None, "failed"))
+    trials = search(0.1, 4, lambda lr: Trial(lr, None, "failed"), ACCURACY)
     assert [t.peak_lr for t in trials] == pytest.approx([0.1, 0.05, 0.2, 0.0125])
-    assert best(trials) is None
+    assert best(trials, ACCURACY) is None
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 12])
 def test_the_budget_is_the_number_of_trials(budget):
-    assert len(search(1.0, budget, hill(3.0))) == budget
+    assert len(search(1.0, budget, hill(3.0), ACCURACY)) == budget
 
 
 def test_among_equals_the_lower_lr_is_chosen():
-    assert best([Trial(0.4, 90.0, "finished"), Trial(0.1, 90.0, "finished")]) == Trial(0.1, 90.0, "finished")
+    assert best([Trial(0.4, 90.0, "finished"), Trial(0.1, 90.0, "finished")], ACCURACY) == Trial(0.1, 90.0, "finished")

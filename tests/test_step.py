@@ -93,7 +93,7 @@ def test_every_shape_is_compiled_once(recipe):
     compiled = torch.compile(job.engine.model, dynamic=False, backend=count)
     job.engine.parallel = compiled
     for side in (8, 12, 16, 20) * 4:
-        job.engine.backward(job.engine.forward(torch.randn(10, 1, side, side)).sum())
+        job.engine.backward(job.engine.forward(job.task, (torch.randn(10, 1, side, side),)).sum())
         job.engine.step()
     assert count.frame_count == 4
     torch._dynamo.reset()

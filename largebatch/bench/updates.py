@@ -16,9 +16,10 @@ from torch import Tensor
 from largebatch.assemble import Job
 from largebatch.batch import largest_divisor
 from largebatch.bench.optimizer import synchronises
-from largebatch.data.dataset import Batch, normalised
+from largebatch.data.dataset import normalised
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
+from largebatch.nested import Batch
 from largebatch.optim import kernels
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.update import Update

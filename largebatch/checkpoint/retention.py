@@ -12,7 +12,7 @@ class Saved(NamedTuple):
 
     step: int
     epoch: float
-    accuracy_percent: float | None  # None: not evaluated at its step
+    worth: float | None  # its score, turned so that more is better; None: not evaluated at its step
 
 
 class Keep(NamedTuple):
@@ -25,7 +25,7 @@ def staying(saved: Iterable[Saved], keep: Keep) -> set[int]:
     """The steps of those that stay.
 
     The ``last`` of all; of each stretch of ``every_epochs`` the first at or after its begin (not of that from zero on);
-    the ``best`` by accuracy, of equal ones the later.
+    the ``best`` by their scores, of equal ones the later.
     """
     in_order = sorted(saved)
     steps = {one.step for one in in_order[-keep.last :]}
@@ -34,6 +34,6 @@ def staying(saved: Iterable[Saved], keep: Keep) -> set[int]:
         for one in in_order:
             first.setdefault(math.floor(one.epoch / keep.every_epochs + 1e-9), one.step)
         steps |= {step for stretch, step in first.items() if stretch > 0}
-    judged = [one for one in in_order if one.accuracy_percent is not None]
-    judged.sort(key=lambda one: (one.accuracy_percent, one.step), reverse=True)
+    judged = [one for one in in_order if one.worth is not None]
+    judged.sort(key=lambda one: (one.worth, one.step), reverse=True)
     return steps | {one.step for one in judged[: keep.best]}

@@ -29,6 +29,7 @@ from largebatch.checkpoint import manifest, tree
 from largebatch.checkpoint.retention import Keep, Saved, staying
 from largebatch.errors import Lost
 from largebatch.pieces import Pieces
+from largebatch.score import score_of
 
 PATIENCE = 60  # seconds
 ALONG = 1 << 20  # bytes: what a rank keeps to itself travels to rank zero up to here, and has a file of its own beyond
@@ -284,7 +285,9 @@ def remove_old(directory: Path, keep: Keep, just_written: int) -> None:
     for path in manifest.existing(directory):
         with contextlib.suppress(manifest.Damaged, KeyError, TypeError):
             facts = manifest.read(path)
-            known[path] = Saved(facts["step"], facts["epoch"], facts["accuracy_percent"])
+            score = score_of(facts)
+            reached = facts.get(score.key)
+            known[path] = Saved(facts["step"], facts["epoch"], None if reached is None else score.worth(reached))
     older = [saved for saved in known.values() if saved.step <= just_written]
     stay = staying(older, keep)
     for path, saved in known.items():

@@ -12,6 +12,7 @@ import typer
 from largebatch.cli.frame import JsonFile, check_folder, local_path, wide_console, write_numbers
 from largebatch.console import Console, tell
 from largebatch.errors import UserError
+from largebatch.score import score_of
 
 app = typer.Typer(
     help="What a run has saved: look at it, check it, take the weights.", no_args_is_help=True, rich_markup_mode=None
@@ -27,7 +28,8 @@ def show(run: Run, json_file: JsonFile = None) -> None:
     rows = [row_of(path) for path in saved_in(run)]
     console = wide_console()
     table = rich.table.Table(box=None, padding=(0, 2), pad_edge=False)
-    columns = ("step", "epoch", "examples", "accuracy", "size", "ranks", "engine", "saved", "commit")
+    score = score_of(rows[0] if rows else {}).name
+    columns = ("step", "epoch", "examples", score, "size", "ranks", "engine", "saved", "commit")
     for column in columns:
         left = column in ("engine", "saved", "commit")
         table.add_column(column, justify="left" if left else "right", no_wrap=not left, min_width=len(column))
@@ -141,12 +143,13 @@ def row_of(path: Path) -> dict[str, Any]:
 
 
 def words_of(row: dict[str, Any]) -> list[str]:
-    accuracy, machine = row.get("accuracy_percent"), row.get("machine", {})
+    score, machine = score_of(row), row.get("machine", {})
+    reached = row.get(score.key)
     return [
         f"{row['step']:,}",
         f"{row.get('epoch', 0):.4g}",
         f"{row.get('examples_seen', 0):,}",
-        "" if accuracy is None else f"{accuracy:.2f} %",
+        "" if reached is None else score.of(reached),
         f"{row['bytes'] / 1e6:,.1f} MB",
         str(machine.get("world_size", "")),
         str(machine.get("engine", "")),
@@ -159,6 +162,7 @@ def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
     """What the file says of the weights in it: the model, the classes, and how images become its input."""
     from largebatch import config
 
+    score = score_of(facts)
     return {
         "model": facts["model"]["name"],
         "arguments": {key: value for key, value in facts["model"].items() if key not in ("name", "num_classes")},
@@ -166,7 +170,7 @@ def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
         "data": config.load(run / "run.yaml").data.name,
         **facts.get("input", {}),  # which checkpoints of earlier versions do not say
         "weights": "moving average" if ema else "trained",
-        "accuracy_percent": accuracy_of_average(run, facts) if ema else facts["accuracy_percent"],
+        score.key: score_of_average(run, facts, score.key) if ema else facts[score.key],
         "evaluated_on": facts["evaluated_on"],
         "run": facts["name"],
         "step": facts["step"],
@@ -176,12 +180,12 @@ def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
     }
 
 
-def accuracy_of_average(run: Path, facts: dict[str, Any]) -> float | None:
+def score_of_average(run: Path, facts: dict[str, Any], key: str) -> float | None:
     """At the checkpoint's step, if the average was evaluated there; the manifest has that of the trained weights."""
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         events = [json.loads(line) for line in lines if '"ema"' in line]
     except (OSError, ValueError):
         return None
-    found = [one["accuracy_percent"] for one in events if one.get("split") == "ema" and one["step"] == facts["step"]]
+    found = [one[key] for one in events if one.get("split") == "ema" and one["step"] == facts["step"]]
     return found[-1] if found else None

@@ -151,7 +151,7 @@ def end_of_run(result: Any, console: rich.console.Console) -> None:
         numbers = result.numbers
         tell(
             console,
-            f"{numbers['test_accuracy_percent']:.2f} % on {numbers['evaluated_on'].replace('_', '-')} after "
+            f"{result.score.of(result.reached)} on {numbers['evaluated_on'].replace('_', '-')} after "
             f"{numbers['steps']:,} steps, {numbers['seconds_training']:.1f} s of training; {result.directory}",
         )
         return

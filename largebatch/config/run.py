@@ -43,6 +43,7 @@ from largebatch.config.sections import (
     Sam,
     Section,
     Switch,
+    Task,
     WeightDecay,
 )
 from largebatch.errors import UserError
@@ -69,6 +70,7 @@ class Run(Section):
     batch: Batch
     optimizer: Optimizer
     weight_decay: WeightDecay = WeightDecay()
+    task: Task | None = None  # else what the data set says of itself
     loss: Loss = Loss()
     max_grad_norm: PositiveFloat | None = None
     nonfinite_gradients: NonfiniteGradients = NonfiniteGradients()

@@ -208,6 +208,19 @@ class WeightDecay(Section):
     skip: tuple[Skipped, ...] = ("norm", "bias")
 
 
+class Task(BaseModel):
+    """``name``, and whatever keys that task takes."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    __pydantic_extra__: dict[str, pydantic.JsonValue] = {}
+    name: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class Loss(Section):
     label_smoothing: Fraction = 0.0
 
@@ -424,8 +437,9 @@ class Record(Section):
 
 
 class Published(Section):
-    """What a paper reports for one global batch; accuracies in percent."""
+    """What a paper reports for one global batch; accuracies in percent, other ``numbers`` by their key."""
 
+    numbers: dict[str, float] = {}
     top1: Percent | None = None
     top1_std: PositiveFloat | None = None
     steps: PositiveInt | None = None
@@ -433,8 +447,9 @@ class Published(Section):
 
 
 class Expect(Section):
-    """The published result, printed beside what was measured."""
+    """The published result, printed beside what was measured: ``top1``, or ``numbers`` of another task by their key."""
 
+    numbers: dict[str, float] = {}
     top1: Percent | None = None
     steps: PositiveInt | None = None
     source: str

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from largebatch.data import augment as augmentation
 from largebatch.data import places
@@ -21,7 +22,7 @@ from largebatch.data.dataset import Dataset, Placement, Split, Statistics
 from largebatch.data.facts import FACTS, Facts, uniform
 from largebatch.data.formats import Arrays
 from largebatch.data.images import DEFAULT_SIDE, USUAL_DECODER, image_set
-from largebatch.data.resident import ResidentSplit, held_out
+from largebatch.data.resident import ResidentSplit, TensorSplit, held_out
 from largebatch.data.sizes import Sizes, constant
 from largebatch.errors import UserError, suggestion
 
@@ -131,7 +132,7 @@ def _check(wish: _Wish) -> None:
         for key in ("num_classes", "image_shape", "examples"):
             if getattr(wish, key) is not None:
                 raise UserError(f"data.{key} is for synthetic only; data set {wish.name} has its own")
-    if wish.name in ("digits", "synthetic") and wish.root is not None:
+    if wish.name in ("diabetes", "digit_pairs", "digits", "synthetic") and wish.root is not None:
         raise UserError(f"data.root = {wish.root!r} is not used: data set {wish.name} has no files")
 
 
@@ -160,7 +161,7 @@ def _check_contents(path: Path, part: str, facts: Facts, images: np.ndarray, lab
         raise UserError(f"{path}: {part} labels should be below {len(facts.classes)}, found {labels.max()}")
 
 
-def _digits(wish: _Wish) -> Dataset:
+def _digits_by_part() -> Callable[[str], Arrays]:
     """scikit-learn's 1,797 digits of 8×8 (0..16 scaled to 0..255): 1,500 to train, 297 to test."""
     try:
         from sklearn.datasets import load_digits
@@ -170,8 +171,69 @@ def _digits(wish: _Wish) -> Dataset:
     images = np.rint(np.asarray(raw) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     order = np.random.Generator(np.random.PCG64(1797)).permutation(len(images))
     parts = {"train": order[:1500], "test": order[1500:]}
-    load = lambda part: (images[parts[part]], np.asarray(labels)[parts[part]])  # noqa: E731
-    return _resident(wish, FACTS["digits"], load, "digits, scikit-learn's load_digits")
+    return lambda part: (images[parts[part]], np.asarray(labels)[parts[part]])
+
+
+def _digits(wish: _Wish) -> Dataset:
+    return _resident(wish, FACTS["digits"], _digits_by_part(), "digits, scikit-learn's load_digits")
+
+
+def _digit_pairs(wish: _Wish) -> Dataset:
+    """Two of the digits side by side, 8×16; labels say which of the ten are there. Each digit stands once on the left
+    and, beside another one of its part, once on the right."""
+    load_one = _digits_by_part()
+
+    def load(part: str) -> Arrays:
+        images, digits = load_one(part)
+        other = np.roll(np.arange(len(images)), 1)
+        labels = np.zeros((len(images), 10), dtype=np.uint8)
+        for of in (digits, digits[other]):
+            labels[np.arange(len(images)), of] = 1
+        return np.concatenate((images, images[other]), axis=2), labels
+
+    made = _resident(wish, FACTS["digit_pairs"], load, "digit_pairs, scikit-learn's load_digits two by two")
+    return dataclasses.replace(made, task="multilabel")
+
+
+def _diabetes(wish: _Wish) -> Dataset:
+    """scikit-learn's 442 patients: ten measurements, and how far the disease went a year later; 342 to train.
+
+    Inputs and targets are standardised by the mean and the standard deviation of the 342, so that a squared error of 1
+    is that of always answering their mean.
+    """
+    try:
+        from sklearn.datasets import load_diabetes
+    except ImportError:
+        raise UserError("data set diabetes comes with scikit-learn, which is not installed") from None
+    _no_images(wish)
+    inputs, targets = (np.asarray(part, dtype=np.float64) for part in load_diabetes(return_X_y=True, scaled=False))
+    order = np.random.Generator(np.random.PCG64(442)).permutation(len(inputs))
+    train, test = order[:342], order[342:]
+    columns = np.column_stack((inputs, targets))
+    columns = torch.from_numpy((columns - columns[train].mean(0)) / columns[train].std(0)).float()
+    if wish.hold_out:
+        if wish.hold_out >= len(train):
+            raise UserError(f"data.hold_out = {wish.hold_out} leaves nothing to train on; at most {len(train) - 1}")
+        mask = held_out(columns[train, -1:].numpy(), wish.hold_out)
+        train, test = train[~mask], train[mask]
+    parts = {name: (columns[rows, :-1], columns[rows, -1:]) for name, rows in (("train", train), ("test", test))}
+    return Dataset(
+        name=wish.name,
+        example=(torch.zeros(1, 10), torch.zeros(1, 1)),
+        outputs=1,
+        train=TensorSplit(parts["train"]),
+        test=TensorSplit(parts["test"]),
+        source="diabetes, scikit-learn's load_diabetes",
+        task="regression",
+        classes=["progression"],
+        facts={"evaluated on": _evaluated_on(wish.hold_out)},
+    )
+
+
+def _no_images(wish: _Wish) -> None:
+    asked = {"augment": wish.augment not in ("auto", "none"), "image_size": wish.sizes is not None}
+    for key in (key for key, is_asked in asked.items() if is_asked):
+        raise UserError(f"data.{key} is for images; data set {wish.name} has none")
 
 
 def _synthetic(wish: _Wish) -> Dataset:
@@ -209,11 +271,12 @@ def _resident(wish: _Wish, facts: Facts, load: Callable[[str], Arrays], source: 
         train, test = (train[0][~mask], train[1][~mask]), (train[0][mask], train[1][mask])
     else:
         loaded["test"] = test = load("test")
+    split = _split(train, facts.statistics, augment)
     return Dataset(
         name=wish.name,
-        num_classes=len(facts.classes),
-        image_shape=facts.shape,
-        train=_split(train, facts.statistics, augment),
+        example=(torch.zeros(1, *facts.shape), torch.zeros_like(split.tensors[1][:1])),
+        outputs=len(facts.classes),
+        train=split,
         test=_split(test, facts.statistics, augment),
         classes=list(facts.classes),
         source=source,
@@ -253,6 +316,8 @@ _BUILDERS: dict[str, Callable[[_Wish], Dataset]] = {
     "mnist": _from_files,
     "cifar10": _from_files,
     "cifar100": _from_files,
+    "diabetes": _diabetes,
+    "digit_pairs": _digit_pairs,
     "digits": _digits,
     "folder": _images,
     "imagenet": _images,

@@ -1,4 +1,4 @@
-"""What every data set is to the trainer: two splits of images, and where their pixels are to lie.
+"""What every data set is to the trainer: two splits that give batches, and where their tensors are to lie.
 
 Images reach the model as (raw / 255 − mean) / std, per channel, computed on the placement's device in
 the placement's dtype, so that workers and memory hold uint8 only. Randomness belongs to the example: a
@@ -8,6 +8,7 @@ split draws its augmentations from generators keyed by what is trained on, never
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -19,16 +20,28 @@ from largebatch.batch import BatchPlan
 from largebatch.data.contents import Contents
 from largebatch.data.processes import Helpers
 from largebatch.data.sizes import Sizes
-
-Batch = tuple[Tensor, Tensor]  # images (m, C, H, W) normalised, labels (m,) int64
+from largebatch.nested import Batch, mapped, tensors_of
 
 
 class Placement(NamedTuple):
-    """Where and how the model wants its images."""
+    """Where and how the model wants its batches."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+
+    def placed(self, batch: Batch) -> Batch:
+        """On the device; floating tensors in the dtype, images among them in the layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+
+        def there(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor.to(self.device, non_blocking=True)
+            if tensor.dim() != 4:
+                return tensor.to(self.device, self.dtype, non_blocking=True)
+            return tensor.to(self.device, self.dtype, non_blocking=True, memory_format=layout)
+
+        return mapped(there, batch)
 
 
 class Split(Protocol):
@@ -59,24 +72,53 @@ class Split(Protocol):
 @dataclass(frozen=True)
 class Dataset:
     name: str
-    num_classes: int
-    image_shape: tuple[int, int, int]  # C, H, W of a test image as the model sees it; ``sizes`` has training's
+    example: Batch  # one blank example as an evaluation meets it, on the CPU; ``sizes`` has the sides of training's
+    outputs: int  # the numbers that a model is to give for each: classes, targets, labels
     train: Split
     test: Split  # with hold_out > 0: the held-out part of the training set
-    classes: list[str]
     source: str  # what the files are and where they lie, for the log
+    task: str = "classification"  # what it is for, where the recipe does not say
+    classes: list[str] = field(default_factory=list)  # what the outputs are called
     facts: Mapping[str, str] = field(default_factory=dict)  # more to print: augmentation, splits
     pixels: str = "as they are"  # what beside the recipe decides them: who decoded them, at which size they were packed
     contents: Callable[[], Contents] = dict  # which examples it holds, held-out ones among those to train on
     helpers: Helpers = field(default_factory=Helpers)  # the processes that read it
     sizes: Sizes | None = None  # the sides that training images have, where the set gives any side
 
+    def blank(self, count: int, side: int | None = None) -> Batch:
+        """``count`` blank examples on the CPU as an evaluation meets them; images of another ``side`` if given."""
+
+        def zeros(tensor: Tensor) -> Tensor:
+            shape = tensor.shape[1:] if side is None or tensor.dim() != 4 else (tensor.shape[1], side, side)
+            return torch.zeros(count, *shape, dtype=tensor.dtype)
+
+        return mapped(zeros, self.example)
+
+    def largest(self, count: int) -> Batch:
+        """``count`` blank examples as large as a training step may hold them."""
+        return self.blank(count, self.sizes.last if self.sizes else None)
+
     @property
-    def largest_shape(self) -> tuple[int, int, int]:
-        """Of the images that a step may hold."""
-        if self.sizes is None:
-            return self.image_shape
-        return self.image_shape[0], self.sizes.last, self.sizes.last
+    def sides(self) -> list[int | None]:
+        """Those of images by which the passes of a run differ most; None for what an evaluation meets."""
+        of_training = {self.sizes.first, self.sizes.last} - {self.sizes.evaluate} if self.sizes else set()
+        return [None, *sorted(of_training)]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of the first tensor of an example as an evaluation meets it: channels, height, width of an image."""
+        return tuple(tensors_of(self.example)[0].shape[1:])
+
+    @property
+    def pixels_per_example(self) -> int:
+        """Of the largest image that a step may hold; 1 where examples are no images."""
+        shape = tensors_of(self.largest(1))[0].shape[1:]
+        return math.prod(shape[1:]) if len(shape) == 3 else 1
+
+
+def blank_image(shape: tuple[int, ...]) -> Batch:
+    """One black image (C, H, W) with its label."""
+    return torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)
 
 
 class Statistics(NamedTuple):

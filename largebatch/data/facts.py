@@ -66,6 +66,7 @@ FACTS = {
         "crop_flip",
     ),
     "digits": Facts("digits", _DIGITS, (1, 8, 8), Statistics((0.3053,), (0.3759,))),
+    "digit_pairs": Facts("digit pairs", _DIGITS, (1, 8, 16), Statistics((0.3053,), (0.3759,))),
 }
 
 IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

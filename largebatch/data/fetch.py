@@ -95,7 +95,10 @@ _BY_HAND = {
     "train/<class>/*.JPEG and val/<class>/*.JPEG and set data.root",
     "folder": "it is your own: train/<class>/*.jpg and val/<class>/*.jpg under data.root",
 }
-_NO_FILES = {"digits": "it comes with scikit-learn", "synthetic": "it is made when it is used"}
+_NO_FILES = {
+    **dict.fromkeys(("digits", "digit_pairs", "diabetes"), "it comes with scikit-learn"),
+    "synthetic": "it is made when it is used",
+}
 
 
 class _Failed(Exception):

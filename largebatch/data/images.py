@@ -22,7 +22,7 @@ from largebatch.data import augment as augmentation
 from largebatch.data import places
 from largebatch.data.contents import FOLDER, SHARDS
 from largebatch.data.dali import DaliSplit
-from largebatch.data.dataset import Dataset, Split
+from largebatch.data.dataset import Dataset, Split, blank_image
 from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
@@ -130,8 +130,8 @@ def image_set(
             reading_facts = {"tests": f"enlarged from {right - left}"}
     return Dataset(
         name=name,
-        num_classes=len(train.classes),
-        image_shape=(3, sizes.evaluate, sizes.evaluate),
+        example=blank_image((3, sizes.evaluate, sizes.evaluate)),
+        outputs=len(train.classes),
         train=_split(train, reading, training=True),
         test=_split(test, reading, training=False),
         classes=list(train.classes),

@@ -19,13 +19,16 @@ from largebatch.data.resident import ResidentSplit
 
 def prepared(dataset: Dataset) -> dict[str, Any]:
     """The classes in the order of the outputs, and what is done to an image before the model sees it."""
-    _, height, _ = dataset.image_shape
+    shape = dataset.input_shape
+    if len(shape) != 3:
+        return {"classes": list(dataset.classes), "input_size": list(shape)}
+    height = shape[1]
     whole = isinstance(dataset.test, ResidentSplit)  # images come as they are, all of one size
     statistics = dataset.test.statistics if isinstance(dataset.test, ResidentSplit) else IMAGENET
     short = min(evaluation_window(height, height, height).resized)
     return {
         "classes": list(dataset.classes),
-        "input_size": list(dataset.image_shape),
+        "input_size": list(shape),
         "resize": None if whole else short,
         "crop_pct": 1.0 if whole else height / short,
         "interpolation": None if whole else "bilinear",

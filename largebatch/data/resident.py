@@ -1,6 +1,7 @@
-"""Small sets that live on the device: one uint8 tensor (N, H, W, C), moved once, augmented there.
+"""Small sets that live on the device: moved once, gathered and augmented there.
 
-Channels stand last in storage, so that a channels-last batch is a view of what was gathered.
+Images are one uint8 tensor (N, H, W, C); channels stand last in storage, so that a channels-last batch is a view of
+what was gathered.
 """
 
 from __future__ import annotations
@@ -11,28 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from largebatch import nested
 from largebatch.batch import BatchPlan
 from largebatch.data import augment as augmentation
-from largebatch.data.dataset import Batch, Placement, Statistics, normalised, share
+from largebatch.data.dataset import Placement, Statistics, normalised, share
+from largebatch.nested import Batch
 
 HOLD_OUT_SEED = 20170608
 
 
-class ResidentSplit:
-    """``images`` uint8 (N, H, W, C) and ``labels``, read from wherever the placement asks."""
+class TensorSplit:
+    """Examples that are rows of ``tensors``, a batch of all of them; read from wherever the placement asks."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, statistics: Statistics, augment: str = "none") -> None:
-        assert images.dtype == np.uint8
-        assert images.ndim == 4
-        assert len(images) == len(labels)
-        self.statistics = statistics
-        self.augment = augment
-        self._images = torch.from_numpy(np.ascontiguousarray(images))
-        self._labels = torch.from_numpy(labels.astype(np.int64))
+    augment = "none"
+
+    def __init__(self, tensors: Batch) -> None:
+        nested.check(tensors, "the data set")
+        self.tensors = tensors
         self._placed: dict[torch.device, Batch] = {}
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return nested.examples_of(self.tensors)
 
     def steps(
         self, plan: BatchPlan, rank: int, first_step: int, placement: Placement, seed: int
@@ -42,14 +42,14 @@ class ResidentSplit:
             yield self._micro_batches(plan, rank, step, placement, seed)
 
     def batches(self, rank: int, world: int, batch_size: int, placement: Placement) -> Iterator[Batch]:
-        images, labels = self.resident(placement.device)
+        everything = self.resident(placement.device)
         mine = share(len(self), rank, world)
         for start in range(mine.start, mine.stop, batch_size):
             part = slice(start, min(start + batch_size, mine.stop))
-            yield self._as_model_input(images[part], placement), labels[part]
+            yield self.given(nested.rows_of(everything, part), placement)
 
     def _micro_batches(self, plan: BatchPlan, rank: int, step: int, placement: Placement, seed: int) -> Iterator[Batch]:
-        images, labels = self.resident(placement.device)
+        everything = self.resident(placement.device)
         stage = plan.at(step)
         numbers = [plan.examples_of(step, rank).indices]
         if self.augment != "none":
@@ -61,19 +61,45 @@ class ResidentSplit:
         for micro in range(stage.accumulation_steps):
             part = slice(micro * stage.micro_batch_size, (micro + 1) * stage.micro_batch_size)
             indices, *drawn = (row[part] for row in on_device)
-            picked = images.index_select(0, indices)
+            picked = nested.rows_of(everything, indices)
             if drawn:
-                picked = augmentation.windows(picked, *drawn)
-            yield self._as_model_input(picked, placement), labels.index_select(0, indices)
+                picked = self.augmented(picked, *drawn)
+            yield self.given(picked, placement)
 
-    def _as_model_input(self, images: Tensor, placement: Placement) -> Tensor:
-        return normalised(images.permute(0, 3, 1, 2), self.statistics, placement)
+    def augmented(self, batch: Batch, *drawn: Tensor) -> Batch:
+        raise NotImplementedError
+
+    def given(self, batch: Batch, placement: Placement) -> Batch:
+        """Examples as they are kept -> as the model wants them."""
+        return placement.placed(batch)
 
     def resident(self, device: torch.device) -> Batch:
-        """All images, uint8 (N, H, W, C), and labels on the device; moved there once."""
+        """All examples on the device; moved there once."""
         if device not in self._placed:
-            self._placed[device] = (self._images.to(device), self._labels.to(device))
+            self._placed[device] = nested.mapped(lambda tensor: tensor.to(device), self.tensors)
         return self._placed[device]
+
+
+class ResidentSplit(TensorSplit):
+    """``images`` uint8 (N, H, W, C) and what belongs to each: ``labels`` (N,), or several (N, L) of 0 and 1."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, statistics: Statistics, augment: str = "none") -> None:
+        assert images.dtype == np.uint8
+        assert images.ndim == 4
+        kept = labels.astype(np.int64 if labels.ndim == 1 else np.float32)
+        super().__init__((torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(kept)))
+        self.statistics = statistics
+        self.augment = augment
+
+    def augmented(self, batch: Batch, *drawn: Tensor) -> Batch:
+        images, labels = batch
+        return augmentation.windows(images, *drawn), labels
+
+    def given(self, batch: Batch, placement: Placement) -> Batch:
+        images, labels = batch
+        if labels.is_floating_point():
+            labels = labels.to(placement.dtype)
+        return normalised(images.permute(0, 3, 1, 2), self.statistics, placement), labels
 
 
 def _sent(numbers: np.ndarray, device: torch.device) -> Tensor:
@@ -83,13 +109,16 @@ def _sent(numbers: np.ndarray, device: torch.device) -> Tensor:
 
 
 def held_out(labels: np.ndarray, count: int) -> np.ndarray:
-    """Which ``count`` examples to hold out (a boolean mask): as many of each class as counts allow.
+    """Which ``count`` examples to hold out (a boolean mask): as many of each class as counts allow; of ``labels`` that
+    are several (N, L) or numbers, whichever the draw begins with.
 
     The choice depends on the labels alone, never on a run's seed, so that every run of a search is
     judged on the same examples.
     """
     rng = np.random.Generator(np.random.PCG64(HOLD_OUT_SEED))
     shuffled = rng.permutation(len(labels))
+    if labels.ndim > 1:
+        labels = np.zeros(len(labels), dtype=np.int64)
     turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before it
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]

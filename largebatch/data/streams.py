@@ -10,7 +10,7 @@ from contextlib import closing
 import torch
 
 from largebatch.batch import BatchPlan
-from largebatch.data.dataset import Batch
+from largebatch.nested import Batch, tensors_of
 
 
 def in_steps(
@@ -48,9 +48,10 @@ def one_ahead(batches: Generator[Batch, None, None], device: torch.device) -> Ge
 
 def _handed_over(batch: Batch, ready: torch.Event) -> Batch:
     """``batch`` for the stream that is current now."""
-    training = torch.cuda.current_stream(batch[0].device)
+    tensors = tensors_of(batch)
+    training = torch.cuda.current_stream(tensors[0].device)
     training.wait_event(ready)
-    for tensor in batch:
+    for tensor in tensors:
         tensor.record_stream(training)  # the allocator keeps its memory until the training is done with it
     return batch
 

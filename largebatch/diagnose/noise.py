@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from largebatch import batch, distributed
-from largebatch.data.dataset import Batch
 from largebatch.diagnose.opened import Opened, keep, opened
 from largebatch.diagnostics.noise import Squares, check_sizes, examples_needed, of_steps, steps_needed
 from largebatch.errors import UserError
+from largebatch.nested import Batch, examples_of
 
 OTHER_STREAM = 0x0153
 
@@ -97,9 +97,8 @@ def squares_of(run: Opened, plan: batch.BatchPlan) -> Iterator[Squares]:
 
 def gradient_of(run: Opened, micro_batch: Batch) -> Tensor:
     """Of the mean loss over one micro-batch, as one flat vector."""
-    images, labels = micro_batch
     weights = [p for p in run.model.parameters() if p.requires_grad]
-    loss = run.loss(run.model(images), labels) / len(labels)
+    loss = run.loss(micro_batch) / examples_of(micro_batch)
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, weights, materialize_grads=True)])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,14 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from largebatch import batch, checkpoint, config, data, distributed, record
-from largebatch.assemble import dataset_of, model_of
-from largebatch.data.dataset import Batch
-from largebatch.data.resident import ResidentSplit
+from largebatch.assemble import dataset_of, model_of, task_of
+from largebatch.data.resident import TensorSplit
 from largebatch.diagnostics.objective import Objective
 from largebatch.engines.engine import check_names
 from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
-from largebatch.models import auxiliary, batch_norm
+from largebatch.models import batch_norm
+from largebatch.nested import Batch
+from largebatch.tasks.task import Task
 
 SAMPLE_SEED = 20161609  # of the order in which training examples are looked at
 ENOUGH = 10_000  # examples looked at unless asked for another number
@@ -41,6 +43,7 @@ class Opened:
     run: config.Run
     step: int
     checkpoint: Path
+    task: Task
     dataset: data.Dataset
     model: nn.Module
     placement: data.Placement
@@ -57,9 +60,9 @@ class Opened:
         """``none`` for a model without batch norm, else what was asked: ``batch`` or ``running`` statistics."""
         return asked if self.has_batch_norm else "none"
 
-    def loss(self, outputs: Any, labels: Tensor) -> Tensor:
-        """The training loss, summed: cross-entropy with the run's label smoothing, without weight decay."""
-        return auxiliary.cross_entropy(outputs, labels, self.run.loss.label_smoothing)
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss, summed, without weight decay."""
+        return self.task.loss(self.task.forward(self.model, batch), batch)
 
     @contextlib.contextmanager
     def normalised_by(self, mode: str) -> Iterator[None]:
@@ -109,7 +112,9 @@ class Opened:
 
     def objective(self, sample: Sample) -> Objective:
         """The mean training loss over the sample as a function of the weights. Collective."""
-        return Objective(self.model, sample.mine, sample.examples, self.loss, distributed.sum_)
+        forward = functools.partial(self.task.forward, self.model)
+        pairs = lambda: ((batch, batch) for batch in sample.mine())  # noqa: E731
+        return Objective(self.model, pairs, sample.examples, self.task.loss, distributed.sum_, forward)
 
     def facts(self, kind: str, command: str) -> dict[str, Any]:
         """What every measurement says of where it was made."""
@@ -152,7 +157,7 @@ class Sample:
         if self.kept is not None:
             return self.kept
         batches = itertools.islice(self.all(), distributed.rank(), None, distributed.world_size())
-        if isinstance(self.opened.dataset.train, ResidentSplit):
+        if isinstance(self.opened.dataset.train, TensorSplit):
             return batches
         self.kept = list(batches)
         return self.kept
@@ -220,14 +225,17 @@ def opened(
         )
     plain = run.data.model_copy(update={"augment": "none", "color_jitter": 0.0})
     dataset = dataset_of(run if augmented else run.model_copy(update={"data": plain}))
-    model = model_of(run, dataset)
+    task = task_of(run, dataset)
+    if task.units_vary:
+        raise UserError(f"{directory}: diagnose does not take a loss that is a mean over units that vary by example")
+    model = model_of(run, task, dataset)
     weights = whole_model(found.state)
     check_names(weights, {name: tuple(value.shape) for name, value in model.state_dict().items()})
     model.load_state_dict(weights)
     dtype = DTYPES[precision]
     model = model.to(device=device, dtype=dtype).eval()
     done = found.facts["step_of_loop"]
-    return Opened(directory, run, done, found.path, dataset, model, data.Placement(device, dtype))
+    return Opened(directory, run, done, found.path, task, dataset, model, data.Placement(device, dtype))
 
 
 def keep(directory: Path, facts: dict[str, Any]) -> None:

@@ -30,6 +30,8 @@ from largebatch.diagnostics import path
 from largebatch.errors import UserError
 from largebatch.evaluate import Evaluation, evaluate
 from largebatch.models import batch_norm
+from largebatch.nested import Batch
+from largebatch.score import score_of
 
 LINE, CURVE = (-1.0, 2.0), (0.0, 1.0)
 NORMS = ("recomputed", "batch")
@@ -58,7 +60,7 @@ def measure(
     if first.resolve() == second.resolve():
         raise UserError(f"{first} and {second} are one run; a path lies between two")
     sample = a.sample(examples, batch_size)
-    norm = a.mode(norm)
+    norm, score = a.mode(norm), a.task.score
     ends = [{name: p.detach().clone() for name, p in run.model.named_parameters()} for run in (a, b)]
     lines: dict[str, list[dict[str, float]]] = {"line": [], "curve": []}
     kinds = [("line", path.on_line, LINE), *([("curve", path.on_curve, CURVE)] if curve else [])]
@@ -72,15 +74,12 @@ def measure(
             lines[kind].append(
                 {
                     "alpha": alpha,
-                    "train_loss": training.loss,
-                    "train_accuracy_percent": training.accuracy_percent,
-                    "test_loss": test.loss,
-                    "test_accuracy_percent": test.accuracy_percent,
+                    **{f"train_{key}": number for key, number in training.numbers.items()},
+                    **{f"test_{key}": number for key, number in test.numbers.items()},
                 }
             )
-            progress(
-                f"{kind} {alpha:+.3f}  train loss {training.loss:.4f}  test accuracy {test.accuracy_percent:.2f} %"
-            )
+            reached = f"test {score.name} {score.of(test.numbers[score.key])}"
+            progress(f"{kind} {alpha:+.3f}  train loss {training.loss:.4f}  {reached}")
     facts = {
         "kind": "path",
         "directory": str(first),
@@ -89,6 +88,7 @@ def measure(
         "model": a.run.model.name,
         "data": a.run.data.name,
         "precision": precision,
+        "score": score._asdict(),
         "distance": path.distance(*ends),
         "examples": sample.examples,
         "batch_size": sample.batch_size,
@@ -126,26 +126,28 @@ def at_these_weights(run: Opened, sample: Sample, batch_size: int, norm: str) ->
     """(training sample, test set) at whatever weights the model has. Collective."""
     if norm == "recomputed":
         with torch.no_grad(), enough_to_normalise(), batch_norm.recomputed_statistics(run.model, distributed.sum_):
-            for images, _ in sample.mine():
-                run.model(images)
+            for batch in sample.mine():
+                run.task.forward(run.model, batch)
     whole = run.dataset.test.batches(0, 1, batch_size, run.placement)  # cut alike in any world
     test = itertools.islice(whole, distributed.rank(), None, distributed.world_size())
     return tuple(evaluated(run, batches, norm) for batches in (sample.mine(), test))  # type: ignore[return-value]
 
 
 def evaluated(run: Opened, batches: Any, norm: str) -> Evaluation:
-    def forward(images: torch.Tensor) -> torch.Tensor:
+    def forward(batch: Batch) -> Any:
         with run.normalised_by("batch") if norm == "batch" else nullcontext():
-            return run.model(images)
+            return run.task.forward(run.model, batch)
 
-    return evaluate(run.model, forward, batches, run.placement.device)
+    return evaluate(run.model, run.task, forward, batches, run.placement.device)
 
 
 def table(facts: dict[str, Any]) -> rich.table.Table:
     """The ends, and the worst between them."""
     a, b = (f"{end['title']}, batch {end['global_batch_size']:,}" for end in (facts["a"], facts["b"]))
     shown = rich.table.Table(title=f"{a} (α = 0) to {b} (α = 1)")
-    for heading in ("", "α", "train loss", "train, %", "test loss", "test, %"):
+    score = score_of(facts)
+    unit = f", {score.unit}" if score.unit else f" {score.name}"
+    for heading in ("", "α", "train loss", f"train{unit}", "test loss", f"test{unit}"):
         shown.add_column(heading, justify="left" if not heading else "right")
     for kind in ("line", "curve"):
         points = facts[kind]
@@ -154,9 +156,9 @@ def table(facts: dict[str, Any]) -> rich.table.Table:
         worst = [max(between, key=lambda point: point["train_loss"])] if between else []
         for word, chosen in (("", ends), (", highest between", worst)):
             for point in chosen:
-                numbers = [point[key] for key in ("train_loss", "train_accuracy_percent", "test_loss")]
-                shown.add_row(
-                    kind + word, f"{point['alpha']:.3g}", f"{numbers[0]:.4g}", f"{numbers[1]:.2f}", f"{numbers[2]:.4g}",
-                    f"{point['test_accuracy_percent']:.2f}",
-                )  # fmt: skip
+                of_train, of_test = (
+                    (f"{point[f'{split}_loss']:.4g}", score.of(point[f"{split}_{score.key}"]).removesuffix(" %"))
+                    for split in ("train", "test")
+                )
+                shown.add_row(kind + word, f"{point['alpha']:.3g}", *of_train, *of_test)
     return shown

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch.errors import UserError
+from largebatch.nested import examples_of
 
 PROBABILITIES = ("p", "drop_prob", "prob", "dropout")  # what layers that draw at random call it
 RANDOM_LAYERS = ("Drop", "StochasticDepth", "MultiheadAttention", "RReLU")  # parts of their class names, timm's too
@@ -31,7 +33,8 @@ ROUNDING = 1e-4  # relative; a GPU's atomic additions differ by less from pass t
 class Objective:
     """f over ``batches()``, this rank's (inputs, targets); vectors are flat, in float64, on the weights' device.
 
-    ``loss(outputs, targets)`` is summed over the batch. ``sum_over_ranks`` takes a float64 vector and gives its sum
+    ``loss(outputs, targets)`` is summed over the batch, whose outputs are ``forward(inputs)``: unless
+    given, the model's. ``sum_over_ranks`` takes a float64 vector and gives its sum
     over ranks, the same bits on each; every pass calls it once. The model's mode is the caller's. As a context, the
     weights are put back at its end.
     """
@@ -39,10 +42,11 @@ class Objective:
     def __init__(
         self,
         model: nn.Module,
-        batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+        batches: Callable[[], Iterable[tuple[Any, Any]]],
         examples: int,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Any, Any], Tensor],
         sum_over_ranks: Callable[[Tensor], Tensor] = lambda sums: sums,
+        forward: Callable[[Any], Any] | None = None,
     ) -> None:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.trained:
@@ -50,6 +54,7 @@ class Objective:
         if examples < 1:
             raise UserError(f"examples = {examples} must be at least 1")
         self.model, self.batches, self.examples, self.loss = model, batches, examples, loss
+        self.forward = forward or model
         self.sum_over_ranks = sum_over_ranks
         self.sizes = [parameter.numel() for parameter in self.trained]
         self.parameters = sum(self.sizes)
@@ -154,10 +159,10 @@ class Objective:
         with unchanged_buffers(self.model) as put_back:
             for inputs, targets in self.batches():
                 with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-                    loss = self.loss(self.model(inputs), targets)
+                    loss = self.loss(self.forward(inputs), targets)
                     add(loss, sums[2:])
                 sums[0] += loss.detach()
-                sums[1] += len(inputs)
+                sums[1] += examples_of(inputs)
                 put_back()
         sums = self.sum_over_ranks(sums)
         seen = round(float(sums[1]))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from largebatch import config, derive, distributed
-from largebatch.assemble import dataset_of, model_of, plan_of, precision_of
+from largebatch.assemble import dataset_of, model_of, plan_of, precision_of, task_of
 from largebatch.combinations import check_combinations
 from largebatch.doctor.facts import Facts, size
 from largebatch.doctor.look import free
@@ -35,7 +35,7 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Fact
     if dataset is None:
         return facts, complaints
     facts["dataset_source"] = dataset.source
-    plan = attempt(lambda: plan_of(run, len(dataset.train), dataset.largest_shape, device))
+    plan = attempt(lambda: plan_of(run, len(dataset.train), dataset.pixels_per_example, device))
     if plan is not None:
         attempt(lambda: derive.learning_rate_of(run, plan))
         facts["batch"] = {
@@ -46,7 +46,7 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Fact
             "steps": plan.steps,
         }
     if distributed.is_first() and run.checkpoint.every_epochs:
-        model = attempt(lambda: model_of(run, dataset))
+        model = attempt(lambda: model_of(run, task_of(run, dataset), dataset))
         if model is not None:
             weights = sum(parameter.numel() for parameter in model.parameters())
             one, files = checkpoint_bytes(run, weights), checkpoint_files(run)

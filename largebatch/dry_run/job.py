@@ -23,12 +23,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from largebatch import assemble, config, data, derive, distributed
 from largebatch.batch import BatchPlan, MicroBatch, factored
 from largebatch.data import augment, places
-from largebatch.data.dataset import Batch
+from largebatch.data.dataset import blank_image
 from largebatch.data.facts import FACTS
 from largebatch.data.sizes import constant
 from largebatch.dry_run.engines import FAKES
 from largebatch.engines import Engine
 from largebatch.errors import UserError, suggestion
+from largebatch.nested import Batch
 from largebatch.recipes import training_examples
 
 TEST_EXAMPLES = {"imagenet": 50_000, "cifar10": 10_000, "cifar100": 10_000, "mnist": 10_000, "fashion_mnist": 10_000}
@@ -141,11 +142,10 @@ def described(run: config.Run, cluster: Cluster) -> data.Dataset:
     each = 0 if folder else math.prod(shape) + 8  # a label is an int64
     return data.Dataset(
         name=section.name,
-        num_classes=classes_of(run, cluster),
-        image_shape=shape,
+        example=blank_image(shape),
+        outputs=classes_of(run, cluster),
         train=Described(examples, examples * each),
         test=Described(test, test * each),
-        classes=[],
         source="sizes as published" if known or section.name == "imagenet" else "sizes as stated",
         facts={"augment": resolved},
         sizes=sizes,

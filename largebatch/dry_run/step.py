@@ -24,6 +24,7 @@ from largebatch.dry_run.autocast import AsOnCuda
 from largebatch.dry_run.engines import FakeZero
 from largebatch.dry_run.job import Described
 from largebatch.dry_run.trace import ACTIVATIONS, GATHERED, Collective, Trace, fake_addresses_allowed, local
+from largebatch.nested import Batch
 from largebatch.update import Update
 
 PARTS: tuple[str, ...] = (
@@ -129,15 +130,10 @@ def of_workers(run: config.Run, parts: dict[str, int]) -> int:
     return here * each if here > 1 else 0
 
 
-def micro_batches(job: Job, stage: Stage, count: int, trace: Trace) -> Iterator[tuple[Tensor, Tensor]]:
+def micro_batches(job: Job, stage: Stage, count: int, trace: Trace) -> Iterator[Batch]:
     for number in range(1, count + 1):
         trace.moment = number
-        yield images(job, stage.micro_batch_size), torch.zeros(stage.micro_batch_size, dtype=torch.long)
-
-
-def images(job: Job, count: int) -> Tensor:
-    layout = torch.channels_last if job.placement.channels_last else torch.contiguous_format
-    return torch.empty(count, *job.dataset.largest_shape, dtype=job.placement.dtype, memory_format=layout)
+        yield job.placement.placed(job.dataset.largest(stage.micro_batch_size))
 
 
 def evaluation(job: Job) -> None:
@@ -145,4 +141,5 @@ def evaluation(job: Job) -> None:
     share = -(-len(job.dataset.test) // distributed.world_size())
     job.engine.model.eval()
     with job.engine.whole_model(), torch.no_grad():
-        job.engine.predict(images(job, min(job.run.evaluate.batch_size, share)))
+        batch = job.dataset.largest(min(job.run.evaluate.batch_size, share))
+        job.engine.predict(job.task, job.placement.placed(batch))

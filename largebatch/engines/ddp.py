@@ -26,7 +26,9 @@ from largebatch.batch import BatchPlan
 from largebatch.engines import graphs
 from largebatch.engines.engine import Engine
 from largebatch.errors import UserError
+from largebatch.nested import Batch, examples_of
 from largebatch.optim.shards import is_dense, squares
+from largebatch.tasks.task import Task
 
 # The word for "each rank keeps its own buffers" changed after torch 2.11.
 OWN_BUFFERS: dict[str, Any] = {
@@ -103,13 +105,13 @@ class Ddp(Engine):
         assert isinstance(wrapper, DistributedDataParallel)
         return wrapper.no_sync()
 
-    def forward(self, images: Tensor, last: bool = True) -> Any:
+    def forward(self, task: Task, batch: Batch, last: bool = True) -> Any:
         if self.cuda_graphs and not self.compile and not self._captured:
-            graphs.capture(self.model, images, self.half)
+            graphs.capture(self.model, graphs.arguments_of(self.model, task, batch), self.half)
             self._captured = True
         if self.parts is not None and self.parts.active:
-            self.parts.seen += len(images)
-        return super().forward(images, last)
+            self.parts.seen += examples_of(batch)
+        return super().forward(task, batch, last)
 
     def backward(self, loss: Tensor) -> None:
         super().backward(loss)

@@ -33,6 +33,7 @@ from largebatch.batch import BatchPlan
 from largebatch.engines import states
 from largebatch.engines.engine import Engine, check_cut, check_exact
 from largebatch.errors import UserError
+from largebatch.nested import cast
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.shards import Partition, Segment
 from largebatch.pieces import Pieces
@@ -67,6 +68,13 @@ class DeepSpeed(Engine):
         weights = ", bf16 weights with fp32 masters" if self.weights is torch.bfloat16 else ""
         return f"{self.NAME}, ZeRO stage {self.zero}{weights}"
 
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, plan: BatchPlan, max_grad_norm: float | None
+    ) -> None:
+        super().prepare(model, optimizer, plan, max_grad_norm)
+        if self.weights is torch.bfloat16:
+            model.register_forward_pre_hook(_in_bfloat16, with_kwargs=True)
+
     def wrap(self, plan: BatchPlan) -> nn.Module:
         check_cut(self.model, self.NAME)
         if self.zero:
@@ -88,12 +96,6 @@ class DeepSpeed(Engine):
     def compiled(self) -> Any:
         self.engine.compile()
         return self.engine
-
-    def forward(self, images: Tensor, last: bool = True) -> Any:
-        return super().forward(images.to(self.weights), last)
-
-    def predict(self, images: Tensor) -> Any:
-        return super().predict(images.to(self.weights))
 
     def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -146,6 +148,11 @@ def installed(device: torch.device) -> Any:
             "choose engine.name = ddp or fsdp"
         ) from None
     return deepspeed
+
+
+def _in_bfloat16(model: nn.Module, given: Any, named: Any) -> Any:
+    """A model with such weights takes numbers in their type; tokens and masks stay what they are."""
+    return cast((given, named), torch.bfloat16)
 
 
 @contextlib.contextmanager

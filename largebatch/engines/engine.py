@@ -5,7 +5,7 @@
     save, load                                             step       clip, update, clear
 
 The gradient is the mean over the global batch, whatever the engine: the loop hands ``backward`` a loss already divided
-by the global batch size, every engine averages over ranks, so the loss is multiplied by the world size once more.
+by the units of the global batch; every engine averages over ranks, so it is multiplied by the world size once more.
 Only the last micro-batch of a step communicates (ZeRO 2 excepted). Running batch-norm statistics stay each rank's own
 until somebody looks at them: :meth:`Engine.averaged_statistics`.
 
@@ -24,15 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils._pytree import tree_map
 
 from largebatch import distributed
 from largebatch.batch import BatchPlan
 from largebatch.engines import states
 from largebatch.errors import UserError
+from largebatch.nested import Batch, cast
 from largebatch.optim.groups import is_norm
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.pieces import Pieces
+from largebatch.tasks.task import Task
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_SHAPES = 64  # of micro-batches that one run may compile; beyond them torch would silently run eagerly
@@ -94,11 +95,11 @@ class Engine(abc.ABC):
         """Around a forward pass: whether its gradients are summed over ranks."""
         return contextlib.nullcontext()
 
-    def forward(self, images: Tensor, last: bool = True) -> Any:
-        """Outputs of one micro-batch, never in half precision; its gradients are summed over ranks only if it
-        is the step's ``last``. Logits, or a tuple where the model has auxiliary classifiers."""
+    def forward(self, task: Task, batch: Batch, last: bool = True) -> Any:
+        """What ``task`` has the model make of one micro-batch, never in half precision; its gradients are summed over
+        ranks only if it is the step's ``last``."""
         with self.communicate(last), self.autocast:
-            outputs = self.parallel(images)
+            outputs = task.forward(self.parallel, batch)
         return self._in_full(outputs)
 
     @contextlib.contextmanager
@@ -107,17 +108,17 @@ class Engine(abc.ABC):
         with self.averaged_statistics():
             yield
 
-    def predict(self, images: Tensor) -> Any:
+    def predict(self, task: Task, batch: Batch) -> Any:
         """Outputs without communication: for an evaluation, or of a worker that is alone with its weights."""
         with self.autocast:
-            outputs = self.model(images)
+            outputs = task.forward(self.model, batch)
         return self._in_full(outputs)
 
     def _in_full(self, outputs: Any) -> Any:
-        return tree_map(lambda tensor: tensor.to(self.dtype), outputs)
+        return cast(outputs, self.dtype)
 
     def backward(self, loss: Tensor) -> None:
-        """``loss``: this micro-batch's summed loss over the *global* batch size."""
+        """``loss``: this micro-batch's summed loss over the units of the *global* batch."""
         self.scaler.scale(loss * distributed.world_size() if distributed.world_size() > 1 else loss).backward()
 
     def step(self, measure: bool = False) -> Tensor | None:

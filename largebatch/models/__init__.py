@@ -37,21 +37,26 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "keskar_c1": keskar.keskar_c1,
     "keskar_c2": keskar.keskar_c2,
 }
+ANY_SHAPE = ("mlp",)
 
 
 def build(
     name: str,
     num_classes: int,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     seed: int = 0,
     arguments: dict[str, Any] | None = None,
     weights: str | None = None,
 ) -> nn.Module:
     """A model on the CPU in float32: freshly initialised, the same for the same seed, or with a file's ``weights``.
 
-    ``image_shape`` is (channels, height, width). The global random state is left as it was. ``head_init_std`` among
+    ``num_classes`` are the numbers it gives for an example, whose inputs have ``image_shape``: (channels, height,
+    width) of an image, which all but ``mlp`` need. The global random state is left as it was. ``head_init_std`` among
     the ``arguments`` belongs to no builder: see :func:`initialise_head`.
     """
+    if len(image_shape) != 3 and name not in ANY_SHAPE:
+        shape = "×".join(map(str, image_shape)) or "single numbers"
+        raise UserError(f"model.name = {name} takes images, the inputs are {shape}; valid: {', '.join(ANY_SHAPE)}")
     arguments = dict(arguments or {})
     head_init_std = arguments.pop("head_init_std", None)
     with torch.random.fork_rng(devices=[]):
@@ -85,7 +90,7 @@ def initialise_head(model: nn.Module, name: str, std: Any) -> None:
         nn.init.zeros_(linear[-1].bias)
 
 
-def _builder(name: str) -> Callable[[int, tuple[int, int, int], dict[str, Any]], nn.Module]:
+def _builder(name: str) -> Callable[[int, tuple[int, ...], dict[str, Any]], nn.Module]:
     source, _, plain = name.rpartition("/")
     if source not in ("", "timm", "torchvision"):
         raise UserError(f"model.name = {name}: {source} is no source of models; valid: timm/..., torchvision/...")
@@ -117,7 +122,7 @@ def _all_names(source: str) -> list[str]:
     return names
 
 
-def _small(name: str, num_classes: int, image_shape: tuple[int, int, int], arguments: dict[str, Any]) -> nn.Module:
+def _small(name: str, num_classes: int, image_shape: tuple[int, ...], arguments: dict[str, Any]) -> nn.Module:
     builder = SMALL[name]
     parameters = inspect.signature(builder).parameters
     valid = [key for key in parameters if key not in ("num_classes", "image_shape")]
@@ -132,7 +137,7 @@ def _torchvision(
     builder: Callable[..., nn.Module],
     name: str,
     num_classes: int,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     arguments: dict[str, Any],
 ) -> nn.Module:
     if image_shape[0] != 3:
@@ -146,7 +151,7 @@ def _torchvision(
     return builder(weights=None, num_classes=num_classes, **arguments)
 
 
-def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], arguments: dict[str, Any]) -> nn.Module:
+def _timm(name: str, num_classes: int, image_shape: tuple[int, ...], arguments: dict[str, Any]) -> nn.Module:
     import timm
 
     check_arguments(name, arguments)

@@ -11,65 +11,64 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from largebatch.errors import UserError
-from largebatch.models.auxiliary import cross_entropy, logits_of
+from largebatch.nested import Batch, cast, examples_of, mapped, tensors_of
+from largebatch.tasks.task import Task, check_loss, check_numbers
 
-Shape = tuple[int, int, int]  # channels, height, width
 
+def check(model: nn.Module, name: str, task: Task, blank: Batch, outputs: int, examples: int = 2) -> list[str]:
+    """Refuse a model that does not fit its data. ``blank`` is a batch of two examples, for which the data set wants
+    ``outputs`` numbers each; ``examples`` are what batch norm sees at least in training.
 
-def check(model: nn.Module, name: str, num_classes: int, image_shape: Shape, examples: int = 2) -> None:
-    """Refuse a model that does not fit its data. ``examples`` that batch norm sees at least in training.
-
-    Nothing of the model and no random state is changed by it.
+    Nothing of the model and no random state is changed by it. The keys of the numbers that an evaluation will give.
     """
     kept = {key: buffer.clone() for key, buffer in model.named_buffers()}
     training = model.training
+    parameter = next(model.parameters())
+    blank = cast(mapped(lambda tensor: tensor.to(parameter.device), blank), parameter.dtype)
+    keys: list[str] = []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for in_mode, count in ((model.eval, 1), (model.train, min(examples, 2))):
-                check_output(passed(in_mode(), name, image_shape, count), name, num_classes, count)
+                batch = mapped(lambda tensor, count=count: tensor[:count], blank)
+                found = passed(in_mode(), name, task, batch)
+                task.check_outputs(found, batch, name, outputs)
+                check_loss(task, found, batch)
+                keys = keys or check_numbers(task, found, batch)
     finally:
         model.train(training)
         with torch.no_grad():
             for key, buffer in model.named_buffers():
                 buffer.copy_(kept[key])
+    return keys
 
 
-def passed(model: nn.Module, name: str, image_shape: Shape, count: int) -> Any:
-    """What the model makes of ``count`` black images."""
-    parameter = next(model.parameters())
+def passed(model: nn.Module, name: str, task: Task, batch: Batch) -> Any:
+    """What the model makes of a blank batch."""
     try:
-        return model(torch.zeros(count, *image_shape, dtype=parameter.dtype, device=parameter.device))
+        return task.forward(model, batch)
     except UserError:
         raise
     except Exception as error:
-        size = "×".join(map(str, image_shape))
-        if model.training and count == 1 and "more than 1 value per channel" in str(error):
+        inputs = in_words(batch)
+        if model.training and examples_of(batch) == 1 and "more than 1 value per channel" in str(error):
             raise UserError(
-                f"a batch norm of model {name} would see one example of {size} (channels×height×width) in training, "
+                f"a batch norm of model {name} would see one example of {inputs.partition(' of ')[2]} in training, "
                 "which is one value per channel and cannot be normalised; set batch.micro_batch_size, or "
                 "batch.bn_batch_size where it is stated, to 2 or more"
             ) from error
         raise UserError(
-            f"model {name} does not take images of {size} (channels×height×width)"
-            f"{' in training' if model.training else ''}: {reason_of(error)}"
+            f"model {name} does not take {inputs}{' in training' if model.training else ''}: {reason_of(error)}"
         ) from error
 
 
-def check_output(output: Any, name: str, num_classes: int, count: int) -> None:
-    logits = logits_of(output)
-    if not isinstance(logits, Tensor):
-        raise UserError(
-            f"model {name} gives a {type(output).__name__} per image; trained are models that give the logits of the "
-            f"{num_classes} classes, and with auxiliary ones torchvision's googlenet and inception_v3"
-        )
-    if logits.shape != (count, num_classes):
-        raise UserError(
-            f"model {name} gives {tuple(logits.shape[1:])} per image; the data set has {num_classes} classes"
-        )
-    cross_entropy(output, torch.zeros(count, dtype=torch.long, device=logits.device))
+def in_words(batch: Batch) -> str:
+    """What one example is made of: ``images of 3×32×32 (channels×height×width)``."""
+    shape = tuple(tensors_of(batch)[0].shape[1:])
+    size = "×".join(map(str, shape))
+    return f"images of {size} (channels×height×width)" if len(shape) == 3 else f"inputs of {size or 'one number'}"
 
 
 def reason_of(error: Exception) -> str:

@@ -13,6 +13,7 @@ last batch norm's γ of every residual block to 0 (Goyal et al. 2017, §5.1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -45,15 +46,15 @@ def tiny_cnn(
 
 def mlp(
     num_classes: int,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     width: int = 512,
     depth: int = 2,
     norm: bool = False,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """``depth`` hidden layers of ``width``."""
+    """``depth`` hidden layers of ``width``, over inputs of any shape."""
     at_least_1(width=width)
-    inputs = image_shape[0] * image_shape[1] * image_shape[2]
+    inputs = math.prod(image_shape)
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(depth):
         layers.append(nn.Linear(inputs, width, bias=not norm))

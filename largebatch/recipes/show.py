@@ -25,7 +25,7 @@ from largebatch.terminal_plot import plot
 # Beside the package largebatch.data, which loads torch. Training images as published.
 TRAINING_EXAMPLES = {
     "imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion_mnist": 60_000,
-    "digits": 1_500, "synthetic": 10_000,
+    "digits": 1_500, "digit_pairs": 1_500, "diabetes": 342, "synthetic": 10_000,
 }  # fmt: skip
 LARGEST = 10**12
 
@@ -100,8 +100,8 @@ def training_examples(data: config.Data, examples: int | None = None) -> tuple[i
 def largest_micro_batch(run: config.Run) -> int:
     sizes = run.data.image_size
     side = sizes.last if sizes else 224 if run.data.name in ("imagenet", "folder") else 32
-    shape = run.data.image_shape or (3, side, side)
-    return derive.largest_micro_batch("cpu" if run.device == "cpu" else "cuda", shape)
+    _, height, width = run.data.image_shape or (3, side, side)
+    return derive.largest_micro_batch("cpu" if run.device == "cpu" else "cuda", height * width)
 
 
 Origin = Callable[..., str]

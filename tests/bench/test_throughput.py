@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import blanks
 import pytest
 import rich.console
 import torch
@@ -31,6 +32,7 @@ from largebatch.bench.throughput.bare_loop import bare_loop, gathered
 from largebatch.bench.throughput.ready import Ready, ready
 from largebatch.bench.throughput.verdict import Facts, verdict
 from largebatch.errors import UserError
+from largebatch.tasks.classification import Classification
 
 CPU = torch.device("cpu")
 OFF = torch.autocast("cpu", enabled=False)
@@ -80,7 +82,7 @@ def test_the_bare_loop_trains_on_every_image_with_the_global_mean():
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
         stream = gathered(images, labels, mean, std, 12, micro, 3, torch.float32, torch.contiguous_format)
-        bare_loop(model, optimizer, stream, 12, OFF)
+        bare_loop(model, Classification(), optimizer, stream, 12, OFF)
         ends.append(model[1].weight.detach().clone())
     torch.testing.assert_close(ends[0], ends[1])
 
@@ -129,9 +131,9 @@ def test_timms_loop_takes_the_steps_of_plain_sgd():
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
         optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
         if timm:
-            timm_loop.timm_loop(timm_loop.Peer(model, optimizer, OFF, ""), steps, 3)
+            timm_loop.timm_loop(timm_loop.Peer(model, optimizer, OFF, ""), steps, 3, Classification())
         else:
-            bare_loop(model, optimizer, steps, 12, OFF)
+            bare_loop(model, Classification(), optimizer, steps, 12, OFF)
         ends.append(model[1].weight.detach().clone())
     torch.testing.assert_close(ends[0], ends[1])
 
@@ -164,7 +166,7 @@ def test_timms_model_and_optimizer_are_of_the_same_kind(recipe, optimizer, kind)
     if kind == "Lamb":
         assert {group["max_grad_norm"] for group in peer.optimizer.param_groups} == {None}
     before = [parameter.clone() for parameter in peer.model.parameters()]
-    timm_loop.timm_loop(peer, throughput.ready_steps(job, ready(job)), job.plan.accumulation_steps)
+    timm_loop.timm_loop(peer, throughput.ready_steps(job, ready(job)), job.plan.accumulation_steps, job.task)
     moved = [not torch.equal(one, other) for one, other in zip(before, peer.model.parameters(), strict=True)]
     assert any(moved)
 
@@ -239,7 +241,7 @@ def test_ready_batches_are_made_like_the_real_ones(recipe, pictures, kind):
 def test_ready_batches_do_not_fill_the_device(recipe, monkeypatch):
     job = job_of(recipe(batch__micro_batch_size=10))
     assert len(ready(job).kept) == 8
-    monkeypatch.setattr("largebatch.bench.throughput.ready.MOST_BYTES", 3 * 10 * 64 * 4)
+    monkeypatch.setattr("largebatch.bench.throughput.ready.MOST_BYTES", 3 * 10 * (64 * 4 + 8))
     assert len(ready(job).kept) == 3
     monkeypatch.setattr("largebatch.bench.throughput.ready.MOST_BYTES", 1)
     assert len(ready(job).kept) == 1
@@ -315,14 +317,18 @@ def test_flops_are_those_counted_by_hand():
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 5)
     )
     convolution, linear = 2 * 3 * 8 * 9 * 16, 2 * 8 * 16 * 5
-    assert flops.of_one_image(model, (3, 4, 4)) == (convolution + linear, convolution + 2 * linear)
+    assert flops.of_one_example(model, Classification(), blanks.images(2, (3, 4, 4))) == (
+        convolution + linear,
+        convolution + 2 * linear,
+    )
 
 
 @pytest.mark.worlds
 @pytest.mark.parametrize(("name", "multiply_adds"), [("resnet50", 4.09e9), ("timm/vit_small_patch16_224", 4.60e9)])
 def test_flops_of_known_networks(name, multiply_adds):
     """He et al. 2015 with the stride in the 3×3 convolution; DeiT's small ViT (Touvron et al. 2021)."""
-    found = flops.of_one_image(models.build(name, 1000, (3, 224, 224)), (3, 224, 224))
+    model = models.build(name, 1000, (3, 224, 224))
+    found = flops.of_one_example(model, Classification(), blanks.images(2, (3, 224, 224)))
     assert found.forward == pytest.approx(2 * multiply_adds, rel=0.01)
     assert found.total == pytest.approx(3 * found.forward, rel=0.02)
 

@@ -36,11 +36,11 @@ def stays(one: Saved, saved: list[Saved], keep: Keep) -> bool:
         earlier = [other for other in saved if other.step < one.step and other.epoch >= begin]
         if begin > 0 and not earlier:
             return True
-    if one.accuracy_percent is None:
+    if one.worth is None:
         return False
-    judged = [other for other in saved if other.accuracy_percent is not None]
-    better = [other for other in judged if other.accuracy_percent > one.accuracy_percent]
-    equal_and_later = [other for other in later if other.accuracy_percent == one.accuracy_percent]
+    judged = [other for other in saved if other.worth is not None]
+    better = [other for other in judged if other.worth > one.worth]
+    equal_and_later = [other for other in later if other.worth == one.worth]
     return len(better) + len(equal_and_later) < keep.best
 
 

@@ -17,19 +17,20 @@ from tests.data.conftest import CPU
 
 def arrays(split: object) -> tuple[np.ndarray, np.ndarray]:
     assert isinstance(split, ResidentSplit)
-    return split._images.numpy(), split._labels.numpy()
+    return tuple(tensor.numpy() for tensor in split.tensors)
 
 
 def test_names():
     assert sorted(NAMES) == [
-        "cifar10", "cifar100", "digits", "fashion_mnist", "folder", "imagenet", "mnist", "synthetic"
+        "cifar10", "cifar100", "diabetes", "digit_pairs", "digits", "fashion_mnist", "folder", "imagenet", "mnist",
+        "synthetic",
     ]  # fmt: skip
 
 
 def test_digits():
     dataset = build("digits")
     assert (len(dataset.train), len(dataset.test)) == (1500, 297)
-    assert dataset.image_shape == (1, 8, 8)
+    assert dataset.input_shape == (1, 8, 8)
     images, labels = arrays(dataset.train)
     assert images.min() == 0
     assert images.max() == 255
@@ -80,7 +81,7 @@ def test_hold_out_does_not_read_the_test_set(mnist_like: Path):
 @pytest.mark.worlds
 def test_synthetic():
     dataset = build("synthetic", examples=500, num_classes=7, image_shape=(4, 6, 5), seed=1)
-    assert (len(dataset.train), len(dataset.test), dataset.num_classes) == (500, 50, 7)
+    assert (len(dataset.train), len(dataset.test), dataset.outputs) == (500, 50, 7)
     images, labels = next(iter(dataset.train.batches(0, 1, 500, CPU)))
     assert images.shape == (500, 4, 6, 5)
     assert set(labels.tolist()) == set(range(7))
@@ -91,7 +92,7 @@ def test_synthetic():
     assert np.array_equal(arrays(dataset.train)[0], arrays(same.train)[0])
     assert not np.array_equal(arrays(dataset.train)[0], arrays(other.train)[0])
     assert not np.array_equal(arrays(dataset.train)[0][:50], arrays(dataset.test)[0])
-    assert build("synthetic", examples=5, image_size=48).image_shape == (3, 48, 48)
+    assert build("synthetic", examples=5, image_size=48).input_shape == (3, 48, 48)
     assert len(build("synthetic").train) == 10_000
 
 
@@ -151,7 +152,7 @@ def test_mistakes(arguments: dict, message: str):
 def test_real_sets_are_normalised_by_their_statistics(name: str, shape: tuple[int, int, int], classes: int):
     dataset = build(name)
     assert (len(dataset.train), len(dataset.test)) == ({"mnist": 60_000, "cifar10": 50_000}[name], 10_000)
-    assert (dataset.image_shape, dataset.num_classes) == (shape, classes)
+    assert (dataset.input_shape, dataset.outputs) == (shape, classes)
     count, total, squares = (
         0,
         torch.zeros(shape[0], dtype=torch.float64),

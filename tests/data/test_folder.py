@@ -20,11 +20,11 @@ def test_what_a_folder_holds(image_root: Path):
     dataset = build_folder(image_root)
     assert dataset.classes == ["cat", "dog"]
     assert (len(dataset.train), len(dataset.test)) == (25, 7)
-    assert dataset.image_shape == (3, 16, 16)
+    assert dataset.input_shape == (3, 16, 16)
     assert files_of(dataset) == sorted(
         str(path) for path in image_root.glob("train/*/*") if path.suffix in (".png", ".JPEG")
     )
-    assert build("folder", root=str(image_root)).image_shape == (3, 224, 224)
+    assert build("folder", root=str(image_root)).input_shape == (3, 224, 224)
 
 
 def test_hold_out_replaces_the_test_set(image_root: Path):
@@ -67,7 +67,7 @@ def test_imagenet_needs_and_takes_a_thousand_classes(tmp_path: Path):
             (tmp_path / split / f"n{number:08d}").mkdir(parents=True)
             os.link(image, tmp_path / split / f"n{number:08d}" / "a.JPEG")
     dataset = build("imagenet", root=str(tmp_path))
-    assert (dataset.num_classes, dataset.image_shape, len(dataset.train)) == (1000, (3, 224, 224), 1000)
+    assert (dataset.outputs, dataset.input_shape, len(dataset.train)) == (1000, (3, 224, 224), 1000)
     assert dataset.facts["augment"] == "resized_crop_flip"
 
 

@@ -19,17 +19,17 @@ from tests.data.conftest import CPU, idx_bytes, pixels, write_idx
 
 def raw_images(split: object) -> np.ndarray:
     assert isinstance(split, ResidentSplit)
-    return split._images.numpy()
+    return split.tensors[0].numpy()
 
 
 def labels_of(split: object) -> list[int]:
     assert isinstance(split, ResidentSplit)
-    return split._labels.tolist()
+    return split.tensors[1].tolist()
 
 
 def test_idx_round_trip(mnist_like: Path):
     dataset = build("mnist", root=str(mnist_like))
-    assert dataset.image_shape == (1, 28, 28)
+    assert dataset.input_shape == (1, 28, 28)
     assert np.array_equal(raw_images(dataset.train), pixels(40, 28, 1))
     assert np.array_equal(raw_images(dataset.test), pixels(10, 28, 1, seed=1))
     assert labels_of(dataset.train) == [number % 10 for number in range(40)]
@@ -153,7 +153,7 @@ def test_cifar10_is_the_same_in_every_form(tmp_path: Path, form: str, packed: bo
     assert np.array_equal(raw_images(dataset.train), np.concatenate([images for images, _, _ in expected]))
     assert labels_of(dataset.train) == [label for _, labels, _ in expected for label in labels]
     assert np.array_equal(raw_images(dataset.test), cifar_batch(6)[0])
-    assert dataset.image_shape == (3, 32, 32)
+    assert dataset.input_shape == (3, 32, 32)
     assert dataset.facts["augment"] == "crop_flip"
     if packed:
         assert [path.name for path in tmp_path.iterdir()] == [f"cifar-10-{form}.tar.gz"]
@@ -184,7 +184,7 @@ def test_cifar100_takes_the_fine_labels(tmp_path: Path):
         dataset = build("cifar100", root=str(root))
         assert np.array_equal(raw_images(dataset.train), images)
         assert labels_of(dataset.train) == fine
-        assert len(set(dataset.classes)) == dataset.num_classes == 100
+        assert len(set(dataset.classes)) == dataset.outputs == 100
 
 
 class Malicious:

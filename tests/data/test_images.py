@@ -74,7 +74,7 @@ def test_every_form_gives_the_same_examples_in_the_same_steps(forms):
 def test_images_belong_to_their_labels(forms, form):
     dataset = built(forms[form], color_jitter=0.1)
     assert dataset.classes == ["cat", "dog"]
-    assert dataset.image_shape == (3, SIDE, SIDE)
+    assert dataset.input_shape == (3, SIDE, SIDE)
     plan = resolve(dataset_size=30, global_batch_size=10, epochs=1)
     seen = [batch for micro in dataset.train.steps(plan, 0, 0, CPU, 1) for batch in micro]
     seen += list(dataset.test.batches(0, 1, 3, CPU))
@@ -92,7 +92,7 @@ def test_the_side_grows_and_tests_have_their_own(forms, form):
     sides = [next(iter(micro))[0].shape[-1] for micro in dataset.train.steps(plan, 0, 0, CPU, 1)]
     assert sides == [16, 16, 20, 20, 24, 24]
     assert next(iter(dataset.test.batches(0, 1, 8, CPU)))[0].shape == (8, 3, 32, 32)
-    assert dataset.largest_shape == (3, 24, 24)
+    assert dataset.largest(1)[0].shape[1:] == (3, 24, 24)
 
 
 @pytest.mark.worlds

@@ -101,7 +101,7 @@ def test_shards_are_asked_in_training_and_packing(tmp_path):
     (gap / "train-001.tar").unlink()
     assert refusals(gap) == {f"{gap}/train-001.tar is missing; there are 2 of 3 numbered files"}
     (gap / "train-002.tar").rename(gap / "train-001.tar")
-    assert build("folder", root=str(gap), workers=0).num_classes == 2
+    assert build("folder", root=str(gap), workers=0).outputs == 2
 
 
 def test_folders_and_parquet_are_asked_the_same(image_root, tmp_path):

@@ -49,7 +49,7 @@ def test_the_capture_leaves_no_trace(monkeypatch, half):
     pool, model = StaticPool(monkeypatch), network()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     generator = torch.get_rng_state()
-    graphs.capture(model, torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), half)
+    graphs.capture(model, ((torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)),), {}), half)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name]), name
     assert torch.equal(torch.get_rng_state(), generator), "what dropout draws next is what it would have drawn"
@@ -61,7 +61,7 @@ def test_the_capture_leaves_no_trace(monkeypatch, half):
 def test_only_a_training_step_of_the_captured_shape_is_replayed(monkeypatch):
     pool, model = StaticPool(monkeypatch), network()
     images = torch.randn(4, 3, 8, 8)
-    graphs.capture(model, images, None)
+    graphs.capture(model, ((images,), {}), None)
     model(images)
     assert pool.replays == 1
     model(images[:3])
@@ -85,7 +85,7 @@ def test_a_model_that_cannot_be_captured_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuses)
     wanted = r"engine.cuda_graphs = true: the model cannot be captured \(operation not permitted .* capturing\); leave"
     with pytest.raises(UserError, match=wanted):
-        graphs.capture(network(), torch.randn(4, 3, 8, 8), None)
+        graphs.capture(network(), ((torch.randn(4, 3, 8, 8),), {}), None)
     assert pool.replays == 0
 
 

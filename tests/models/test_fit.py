@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import blanks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,19 +20,19 @@ RGB = (3, 32, 32)
 @pytest.mark.worlds
 def test_a_batch_norm_over_one_value_is_refused():
     model = models.build("torchvision/resnet18", 10, RGB)
-    models.check(model, "resnet18", 10, RGB, 2)
+    blanks.check(model, "resnet18", 10, RGB, 2)
     with pytest.raises(UserError, match=r"would see one example of 3×32×32 .* set batch.micro_batch_size"):
-        models.check(model, "resnet18", 10, RGB, 1)
-    models.check(model, "resnet18", 10, (3, 64, 64), 1)  # 2 × 2 values in the last maps
+        blanks.check(model, "resnet18", 10, RGB, 1)
+    blanks.check(model, "resnet18", 10, (3, 64, 64), 1)  # 2 × 2 values in the last maps
     plain = models.build("tiny_cnn", 10, RGB, 0, {"norm": False})
-    models.check(plain, "tiny_cnn", 10, RGB, 1)
+    blanks.check(plain, "tiny_cnn", 10, RGB, 1)
 
 
 def test_the_rehearsal_leaves_no_trace():
     model = models.build("tiny_cnn", 10, RGB, 0, {"dropout": 0.5}).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.get_rng_state()
-    models.check(model, "tiny_cnn", 10, RGB)
+    blanks.check(model, "tiny_cnn", 10, RGB)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert model.training
@@ -65,7 +66,7 @@ def refuse(logits: Tensor) -> Tensor:
 )
 def test_other_outputs_are_refused(outputs, sentence):
     with pytest.raises(UserError, match=sentence):
-        models.check(Odd(outputs), "odd", 10, RGB)
+        blanks.check(Odd(outputs), "odd", 10, RGB)
 
 
 @pytest.mark.parametrize("kind", ["GoogLeNetOutputs", "InceptionOutputs"])

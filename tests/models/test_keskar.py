@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import blanks
 import pytest
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ def weights_c2(channels: int, last_maps: int, classes: int) -> int:
 )
 def test_a_network_has_the_parameters_counted_by_hand(name, classes, shape, parameters):
     model = models.build(name, classes, shape)
-    models.check(model, name, classes, shape)
+    blanks.check(model, name, classes, shape)
     assert model(torch.randn(3, *shape)).shape == (3, classes)
     assert sum(p.numel() for p in model.parameters()) == parameters
 

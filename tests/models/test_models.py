@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import blanks
 import pytest
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ RGB = (3, 32, 32)
 )
 def test_a_model_has_the_size_and_output_it_should(name, shape, arguments, parameters):
     model = models.build(name, 10, shape, 0, arguments)
-    models.check(model, name, 10, shape)
+    blanks.check(model, name, 10, shape)
     assert model(torch.randn(3, *shape)).shape == (3, 10)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
@@ -119,6 +120,6 @@ def test_what_cannot_be_built_is_one_sentence(name, shape, arguments, sentence):
 @pytest.mark.worlds
 def test_a_model_that_does_not_fit_its_data_is_refused():
     with pytest.raises(UserError, match=r"gives \(7,\) per image; the data set has 10 classes"):
-        models.check(models.build("mlp", 7, RGB), "mlp", 10, RGB)
+        blanks.check(models.build("mlp", 7, RGB), "mlp", 10, RGB)
     with pytest.raises(UserError, match="does not take images of 3×8×8"):
-        models.check(models.build("torchvision/alexnet", 10, RGB), "alexnet", 10, (3, 8, 8))
+        blanks.check(models.build("torchvision/alexnet", 10, RGB), "alexnet", 10, (3, 8, 8))

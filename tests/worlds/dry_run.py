@@ -14,6 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from largebatch import config, distributed
 from largebatch.assemble import Job, assemble
+from largebatch.tasks.classification import Classification
 from largebatch.update import Update
 
 Calls = list[tuple[str, int]]  # (collective, bytes)
@@ -59,7 +60,7 @@ def of_ddp(job: Job) -> tuple[Calls, bool]:
     update.step(1, next(stream), measure=False)
     buckets = list(calls)
     images, labels = next(iter(next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)))))
-    engine.backward(F.cross_entropy(engine.forward(images, False), labels))
+    engine.backward(F.cross_entropy(engine.forward(Classification(), (images,), False), labels))
     own = {p.grad.untyped_storage().data_ptr() for p in engine.model.parameters()}
     return buckets, not own & places
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from largebatch import config, data, distributed, evaluate
 from largebatch.assemble import assemble, dataset_of, plan_of
+from largebatch.tasks.classification import Classification
 from largebatch.train import train
 
 
@@ -24,10 +26,11 @@ def work(folder: str) -> None:
             run = config.load(file, [f"record.dir={directory}/world{world}/{file.stem}"])
             result = train(run, quiet=True)
             end[file.stem] = result.numbers
-            plan = plan_of(run, len(dataset_of(run).train), (1, 8, 8), device)
+            plan = plan_of(run, len(dataset_of(run).train), 64, device)
             mine = [plan.examples_of(step, rank).indices for step in range(plan.steps)]
             joined = [np.concatenate(parts).tolist() for parts in zip(*distributed.gather(mine), strict=True)]
             end[file.stem]["examples"] = joined
+        task = Classification()
         # exact evaluation of ragged shares, a batch larger than the split included
         split = data.build("digits").test
         for batch_size in (1, 7, 1000):
@@ -37,8 +40,9 @@ def work(folder: str) -> None:
             torch.nn.init.normal_(linear.weight)
             torch.nn.init.zeros_(linear.bias)
             placement = data.Placement(device, torch.float32, False)
-            found = evaluate.evaluate(model, model, split.batches(rank, world, batch_size, placement), device)
-            end[f"evaluate {batch_size}"] = found._asdict()
+            forward = functools.partial(task.forward, model)
+            found = evaluate.evaluate(model, task, forward, split.batches(rank, world, batch_size, placement), device)
+            end[f"evaluate {batch_size}"] = {**found.numbers, "examples": found.examples}
         # how often the engine communicates: once per step, whatever the accumulation
         if world > 1:
             run = config.load(directory / "recipes" / "sgd.yaml", ["batch.micro_batch_size=10", "record.dir=/nowhere"])
@@ -47,10 +51,9 @@ def work(folder: str) -> None:
             hook: Any = allreduce_hook
             job.engine.parallel.register_comm_hook(None, lambda _, bucket: buckets.append(1) or hook(None, bucket))
             micros = next(iter(job.dataset.train.steps(job.plan, rank, 0, job.placement, 0)))
-            for number, (images, labels) in enumerate(micros, start=1):
+            for number, batch in enumerate(micros, start=1):
                 last = number == job.plan.accumulation_steps
-                loss = torch.nn.functional.cross_entropy(job.engine.forward(images, last), labels, reduction="sum")
-                job.engine.backward(loss / 120)
+                job.engine.backward(task.loss(job.engine.forward(task, batch, last), batch) / 120)
             end["all-reduced buckets"] = [len(buckets), job.plan.accumulation_steps]
         if distributed.is_first():
             (directory / f"world{world}.json").write_text(json.dumps(end))

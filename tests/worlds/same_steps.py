@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from largebatch import batch, checkpoint, distributed, engines, optim
 from largebatch.checkpoint import manifest
 from largebatch.optim import shards
+from largebatch.tasks.classification import Classification
 
 STEPS, GLOBAL = 24, 24
+TASK = Classification()
 OPTIMIZERS = {
     "lars": lambda g: optim.Lars(g, 0.5, trust_coefficient=0.02, momentum_correction=True),
     "vissl": lambda g: optim.Lars(g, 0.5, trust_coefficient=0.02, variant="vissl", nesterov=True),
@@ -107,8 +108,9 @@ def work(folder: str, asked: str) -> None:
                     group["lr"] = base * lr_of(step)
                 for part in range(accumulation):
                     mine = slice((rank * accumulation + part) * micro, (rank * accumulation + part + 1) * micro)
-                    outputs = engine.forward(images[mine], last=part == accumulation - 1)
-                    engine.backward(F.cross_entropy(outputs, labels[mine], reduction="sum") / GLOBAL)
+                    given = images[mine], labels[mine]
+                    outputs = engine.forward(TASK, given, last=part == accumulation - 1)
+                    engine.backward(TASK.loss(outputs, given) / GLOBAL)
                 inside = note_reductions(optimizer)
                 norm = engine.step(measure=True)
                 assert norm is not None
@@ -125,7 +127,7 @@ def work(folder: str, asked: str) -> None:
             writer.close()
             state = checkpoint.state_of(saved.path, manifest.read(saved.path))
             with engine.whole_model(), torch.no_grad():
-                outputs = engine.predict(images[: rank + 1])  # unequal shares: nobody waits for anybody
+                outputs = engine.predict(TASK, (images[: rank + 1],))  # unequal shares: nobody waits for anybody
             end[key] = {
                 "model": state["model"],
                 "layers": state["optimizer"]["layers"],

@@ -76,7 +76,7 @@ def measure(
             "take fewer ranks, or device=cpu"
         )
     dataset = dataset_of(run)
-    one_world.check(run, worlds, steps, len(dataset.train), dataset.largest_shape, device)
+    one_world.check(run, worlds, steps, len(dataset.train), dataset.pixels_per_example, device)
     threads = threads_per_rank(worlds)
     found: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in worlds}
     for number in range(rounds):

@@ -31,15 +31,13 @@ def at(run: config.Run, kind: str, ranks: int, base: int, steps: int) -> config.
     return timed.model_copy(update={"batch": timed.batch.model_copy(update={"global_batch_size": size})})
 
 
-def check(
-    run: config.Run, worlds: list[int], steps: int, dataset_size: int, shape: tuple[int, int, int], device: str
-) -> None:
+def check(run: config.Run, worlds: list[int], steps: int, dataset_size: int, pixels: int, device: str) -> None:
     """Every world has a batch plan, or a sentence says which has none."""
     for ranks in worlds:
         for kind in KINDS:
             try:
                 timed = at(run, kind, ranks, worlds[0], steps)
-                derive.plan_of(timed, dataset_size, ranks, derive.largest_micro_batch(device, shape))
+                derive.plan_of(timed, dataset_size, ranks, derive.largest_micro_batch(device, pixels))
             except UserError as error:
                 raise UserError(f"--ranks {ranks}, {kind} scaling: {error}") from None
 

@@ -10,23 +10,24 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from largebatch.models.auxiliary import cross_entropy
+from largebatch.nested import Batch
+from largebatch.tasks.task import Task
 
-Batches = Iterable[tuple[Tensor, Tensor]]  # the micro-batches of a step, on the model's device
+Batches = Iterable[Batch]  # the micro-batches of a step, on the model's device
 
 
 def bare_loop(
     model: nn.Module,
+    task: Task,
     optimizer: torch.optim.Optimizer,
     steps: Iterable[Batches],
     global_batch_size: int,
     autocast: torch.autocast,
-    label_smoothing: float = 0.0,
 ) -> None:
     for micro_batches in steps:
-        for images, labels in micro_batches:
+        for batch in micro_batches:
             with autocast:
-                loss = cross_entropy(model(images), labels, label_smoothing)
+                loss = task.loss(task.forward(model, batch), batch)
             (loss / global_batch_size).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from largebatch.models.auxiliary import cross_entropy
+from largebatch.nested import Batch, cast, examples_of, mapped
+from largebatch.tasks.task import Task
 
 MLPERF_IMAGES_PER_SECOND = 7760  # per GPU: MLPerf Training v4.0, ResNet-50 on 8 H200: 35 epochs in 12.03 minutes
 MLPERF_SIDE = 224
@@ -58,18 +59,17 @@ class Flops(NamedTuple):
         return self.forward + self.backward
 
 
-def of_one_image(model: nn.Module, image_shape: tuple[int, int, int]) -> Flops:
-    """Of a plain ``model``, which moves to the meta device; images of a batch cost alike."""
-    model = model.to("meta").train()
-    images = torch.empty(2, *image_shape, device="meta", dtype=next(model.parameters()).dtype)  # two, for batch norm
+def of_one_example(model: nn.Module, task: Task, batch: Batch) -> Flops:
+    """Of a plain ``model``, which moves to the meta device; the examples of a ``batch`` cost alike."""
+    model, count = model.to("meta").train(), examples_of(batch)
+    batch = cast(mapped(lambda tensor: tensor.to("meta"), batch), next(model.parameters()).dtype)
     counter = FlopCounterMode(display=False)
     with counter:
-        outputs = model(images)
-        loss = cross_entropy(outputs, torch.zeros(2, dtype=torch.long, device="meta"))
+        loss = task.loss(task.forward(model, batch), batch)
     forward = counter.get_total_flops()
     with counter:  # counts anew
         loss.backward()
-    return Flops(forward // 2, counter.get_total_flops() // 2)
+    return Flops(forward // count, counter.get_total_flops() // count)
 
 
 def datasheet_peak(device_name: str, precision: str) -> tuple[float, str] | None:

@@ -32,6 +32,7 @@ from largebatch.bench.throughput.ready import Ready, ready
 from largebatch.bench.throughput.verdict import Facts, verdict
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
+from largebatch.nested import tensors_of
 
 DATALOADER_EXAMPLES = 20_000  # of one turn, at most: it is the slow one, and its rate is steady
 WORKERS = (0, 2)  # of the DataLoader; the faster is taken
@@ -75,7 +76,7 @@ def measure(
         "recipe": run.name,
         "model": run.model.name,
         "data": run.data.name,
-        "image_shape": list(job.dataset.largest_shape),
+        "input_shape": list(tensors_of(job.dataset.largest(1))[0].shape[1:]),
         "device": device.type,
         "precision": job.precision,
         "global_batch_size": job.plan.global_batch_size,
@@ -192,10 +193,8 @@ def bare_contestant(job: Job, batches: Ready, examples: int) -> Contestant:
 
 
 def timm_contestant(job: Job, batches: Ready, examples: int, peer: timm_loop.Peer) -> Contestant:
-    accumulation, smoothing = job.plan.accumulation_steps, job.run.loss.label_smoothing
-
     def seconds() -> float:
-        loop = lambda steps: timm_loop.timm_loop(peer, steps, accumulation, smoothing)  # noqa: E731
+        loop = lambda steps: timm_loop.timm_loop(peer, steps, job.plan.accumulation_steps, job.task)  # noqa: E731
         return turns.loop_seconds(job, ready_steps(job, batches), loop)
 
     return Contestant("timm", examples, seconds, f"{peer.what}, ready batches", "synthetic")
@@ -221,8 +220,7 @@ def dataloader_contestant(job: Job, steps: int) -> Contestant:
 
 def train_barely(job: Job, steps: Iterator[Any]) -> None:
     engine = job.engine
-    smoothing = job.run.loss.label_smoothing
-    bare_loop(engine.parallel, engine.optimizer, steps, job.plan.global_batch_size, engine.autocast, smoothing)
+    bare_loop(engine.parallel, job.task, engine.optimizer, steps, job.plan.global_batch_size, engine.autocast)
 
 
 def ready_steps(job: Job, batches: Ready) -> Iterator[Any]:
@@ -242,16 +240,17 @@ def gathered_steps(job: Job, split: ResidentSplit) -> Iterator[Any]:
 
 def arithmetic(job: Job, images_per_second: float) -> dict[str, Any]:
     """FLOPs of the model, peaks of the device, and how much of them the trainer reaches."""
-    shape, device = job.dataset.largest_shape, job.device
+    batch, device = job.dataset.largest(2), job.device  # two, for batch norm
     try:
-        of_image = flops.of_one_image(model_of(job.run, job.dataset), shape)
+        of_image = flops.of_one_example(model_of(job.run, job.task, job.dataset), job.task, batch)
     except (NotImplementedError, RuntimeError) as error:
         return {"not_counted_because": str(error).splitlines()[0]}
     passes = 2 if job.run.sam is not None else 1  # SAM's gradient is taken at another place than its weights
     rate = passes * of_image.total * images_per_second
     peak = flops.measured_peak(device, job.precision)
     known = flops.datasheet_peak(torch.cuda.get_device_name(device), job.precision) if device.type == "cuda" else None
-    of_mlperf = device.type == "cuda" and job.run.model.name.endswith("resnet50") and shape[1] == flops.MLPERF_SIDE
+    of_mlperf = device.type == "cuda" and job.run.model.name.endswith("resnet50")
+    of_mlperf = of_mlperf and tensors_of(batch)[0].shape[-1] == flops.MLPERF_SIDE
     return {
         "forward_flop_per_image": of_image.forward,
         "backward_flop_per_image": of_image.backward,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
+import torch
+
 from largebatch import distributed
 from largebatch.assemble import Job
 from largebatch.batch import BatchPlan
 from largebatch.data import Placement
-from largebatch.data.dataset import Batch
+from largebatch.nested import Batch, mapped, tensors_of
 
 MOST = 8  # different micro-batches
-MOST_BYTES = 2**31  # of their images together; one is always there
+MOST_BYTES = 2**31  # of all together; one is always there
 
 
 class Ready:
@@ -44,8 +46,8 @@ def ready(job: Job) -> Ready:
     split, plan = job.dataset.train, job.plan
     stream = split.steps(plan, distributed.rank(), 0, job.placement, job.run.seed)
     kept: list[Batch] = []
-    for images, labels in itertools.islice(itertools.chain.from_iterable(stream), MOST):
-        kept.append((images.clone(), labels.clone()))
-        if (len(kept) + 1) * images.numel() * images.element_size() > MOST_BYTES:
+    for batch in itertools.islice(itertools.chain.from_iterable(stream), MOST):
+        kept.append(mapped(torch.clone, batch))
+        if (len(kept) + 1) * sum(tensor.nbytes for tensor in tensors_of(batch)) > MOST_BYTES:
             break
     return Ready(kept, len(split))

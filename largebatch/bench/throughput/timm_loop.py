@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from largebatch import config, models
 from largebatch.assemble import Job
 from largebatch.bench.throughput.bare_loop import Batches
 from largebatch.errors import UserError
+from largebatch.nested import examples_of
+from largebatch.tasks.task import Task
 
 # Ours -> timm's name and what else it is told. timm's sgd is Nesterov's, its LAMB would clip the gradient.
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,7 +47,7 @@ def peer(job: Job, compile: bool) -> Peer:
         raise UserError("timm's loop trains no auxiliary classifiers")
     plain = name_at_timm(run.model.name)
     arguments = {key: value for key, value in run.model.arguments.items() if key != "num_classes"}
-    model = models.build(f"timm/{plain}", job.dataset.num_classes, job.dataset.largest_shape, run.seed, arguments)
+    model = models.build(f"timm/{plain}", job.dataset.outputs, job.dataset.input_shape, run.seed, arguments)
     ours, theirs = (sum(p.numel() for p in each.parameters()) for each in (engine.model, model))
     if ours != theirs:
         raise UserError(
@@ -92,11 +93,11 @@ def optimizer_of(run: config.Run, model: nn.Module) -> tuple[torch.optim.Optimiz
     return optimizer, f"timm's optimizer {name}"
 
 
-def timm_loop(peer: Peer, steps: Iterable[Batches], accumulation_steps: int, label_smoothing: float = 0.0) -> None:
+def timm_loop(peer: Peer, steps: Iterable[Batches], accumulation_steps: int, task: Task) -> None:
     for micro_batches in steps:
-        for images, labels in micro_batches:
+        for batch in micro_batches:
             with peer.autocast:
-                loss = F.cross_entropy(peer.model(images), labels, label_smoothing=label_smoothing)
+                loss = task.loss(task.forward(peer.model, batch), batch) / examples_of(batch)
             (loss / accumulation_steps).backward()
         peer.optimizer.step()
         peer.optimizer.zero_grad()

@@ -24,8 +24,8 @@ from largebatch.assemble import Job
 from largebatch.batch import BatchPlan
 from largebatch.console import Console
 from largebatch.data import Dataset, Placement, Split
-from largebatch.data.dataset import Batch
 from largebatch.determinism import deterministic
+from largebatch.nested import Batch
 from largebatch.train import Loop
 
 LEAD_IN = 2  # steps before the clock starts

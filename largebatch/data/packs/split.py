@@ -24,11 +24,12 @@ from largebatch.data import augment as augmentation
 from largebatch.data import views as viewing
 from largebatch.data.ahead import begun
 from largebatch.data.augment import Views
-from largebatch.data.dataset import Batch, Placement, normalised, share
+from largebatch.data.dataset import Placement, normalised, share
 from largebatch.data.facts import IMAGENET
 from largebatch.data.sizes import Sizes
 from largebatch.data.streams import in_steps, one_ahead
 from largebatch.errors import LocalError
+from largebatch.nested import Batch
 
 AHEAD = 3  # micro-batches that the thread may be before the trainer
 _AT_ONCE = 16  # images that the CPU gathers before it cuts them: what is 3 MB at 256 pixels is in the cache then

@@ -1,0 +1,76 @@
+"""One class of several: cross-entropy, judged by the share of right answers.
+
+    loss = − Σᵢ Σ_c q_ic · log softmax(z_i)_c        q = (1 − s)·onehot(y) + s/C        s ``label_smoothing``
+
+s: Szegedy et al. 2016 (arXiv:1512.00567), §7. An evaluation's loss has none. Where there are more than 20 classes an
+answer among the five likeliest is counted, too. Models with auxiliary classifiers: largebatch/models/auxiliary.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from largebatch.errors import UserError
+from largebatch.models import auxiliary
+from largebatch.nested import Batch
+from largebatch.score import ACCURACY
+from largebatch.tasks.task import Task, check_targets
+
+TOP_FIVE_FROM = 21  # classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Task):
+    """Batches are (inputs, labels (m,) int64); outputs are logits (m, C)."""
+
+    label_smoothing: float = 0.0
+
+    score = ACCURACY
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        return auxiliary.cross_entropy(outputs, batch[1], self.label_smoothing)
+
+    def tally(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        logits, labels = auxiliary.logits_of(outputs), batch[1]
+        sums = {
+            "loss": F.cross_entropy(logits, labels, reduction="sum"),
+            "correct": (logits.argmax(dim=1) == labels).sum(),
+        }
+        if logits.shape[1] >= TOP_FIVE_FROM:
+            likeliest = logits.topk(5, dim=1).indices
+            sums["correct_of_five"] = (likeliest == labels[:, None]).sum()
+        return sums
+
+    def numbers(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        examples = float(sums["examples"])
+        found = {
+            "loss": float(sums["loss"]) / examples,
+            "accuracy_percent": 100.0 * float(sums["correct"]) / examples,
+        }
+        if "correct_of_five" in sums:
+            found["top5_accuracy_percent"] = 100.0 * float(sums["correct_of_five"]) / examples
+        return found
+
+    def check_data(self, batch: Batch, data: str) -> None:
+        whole = len(batch) == 2 and batch[1].dtype == torch.int64 and batch[1].dim() == 1
+        check_targets(batch, "classification", data, "labels that are classes, a whole number per example", whole)
+
+    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int) -> None:
+        logits = auxiliary.logits_of(outputs)
+        if not isinstance(logits, Tensor):
+            raise UserError(
+                f"model {model} gives a {type(outputs).__name__} per image; trained are models that give the logits of "
+                f"the {wanted} classes, and with auxiliary ones torchvision's googlenet and inception_v3"
+            )
+        if logits.shape != (len(batch[1]), wanted):
+            raise UserError(
+                f"model {model} gives {tuple(logits.shape[1:])} per image; the data set has {wanted} classes"
+            )
+
+
+TASK = Classification

@@ -1,0 +1,104 @@
+"""What every task is.
+
+    gradient of a step = ∇ Σ loss(outputs, batch) / Σ units(batch)        both sums over the global batch
+
+The loss is summed over *units*, and the step divides by the units of the global batch, so the result does not depend on
+how the batch is cut. For most tasks a unit is an example, whose number the plan knows. Where units vary by example (the
+masked tokens of a sequence) a task says so: then they are counted and summed over ranks before the first backward.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from largebatch.errors import UserError
+from largebatch.nested import Batch, examples_of
+from largebatch.score import Score
+
+
+class Task(abc.ABC):
+    """``batch`` is whatever the data set gives; those of this package give (inputs, targets)."""
+
+    score: ClassVar[Score]
+    units_vary: ClassVar[bool] = False  # whether units() is more than the examples, and asked of every batch
+
+    def forward(self, model: Any, batch: Batch) -> Any:
+        """The model's outputs. ``model`` may be wrapped by an engine: call it, once."""
+        return model(batch[0])
+
+    @abc.abstractmethod
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """What is trained, summed over the batch's units: a single number, in float32 or wider."""
+
+    def units(self, batch: Batch) -> int | Tensor:
+        """What the loss is summed over. A whole number, or a tensor of one on the batch's device."""
+        return examples_of(batch)
+
+    @abc.abstractmethod
+    def tally(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """What an evaluation adds up over all examples and ranks: tensors of any shape, summed in float64."""
+
+    @abc.abstractmethod
+    def numbers(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """An evaluation's numbers by key, ``loss`` and the score's among them.
+
+        ``sums`` holds those of :meth:`tally`, and ``examples`` and ``units``.
+        """
+
+    def check_data(self, batch: Batch, data: str) -> None:  # noqa: B027
+        """Refuse a data set that the task cannot be learned on. ``batch``: a blank one, as ``data`` gives them."""
+
+    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int) -> None:  # noqa: B027
+        """Refuse a model whose outputs the task cannot use: what ``model`` made of a blank batch. ``wanted``: how many
+        numbers the data set asks for per example."""
+
+
+def check_targets(batch: Batch, task: str, data: str, wanted: str, fits: bool) -> None:
+    """Refuse (inputs, targets) whose targets are not what is ``wanted``, unless it ``fits``."""
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+    if not pair:
+        raise UserError(f"task.name = {task} needs batches of (inputs, targets), and data.name = {data} gives others")
+    if not fits:
+        kind, shape = str(batch[1].dtype).removeprefix("torch."), "×".join(map(str, batch[1].shape[1:])) or "one"
+        raise UserError(
+            f"task.name = {task} needs {wanted}, and data.name = {data} has targets of {kind}, {shape} per example; "
+            "leave task out to take the data set's own"
+        )
+
+
+def check_shape(outputs: Any, batch: Batch, model: str, wanted: int, of: str) -> None:
+    """Refuse outputs that are not (examples, ``wanted``), a column for each ``of`` the data set."""
+    if not isinstance(outputs, Tensor):
+        raise UserError(f"model {model} gives a {type(outputs).__name__}; wanted is a tensor (examples, {wanted})")
+    if tuple(outputs.shape) != (examples_of(batch), wanted):
+        raise UserError(f"model {model} gives {tuple(outputs.shape[1:])} per example; the data set has {wanted} {of}")
+
+
+def check_loss(task: Task, outputs: Any, batch: Batch) -> None:
+    """Refuse a loss that is not summed, which its shape tells, and one in half precision."""
+    loss = task.loss(outputs, batch)
+    name = type(task).__name__
+    if not isinstance(loss, Tensor) or loss.dim():
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise UserError(f"the loss of {name} is {what}; it should be summed over the batch's units, a single number")
+    if loss.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"the loss of {name} is {loss.dtype}; it should be summed in float32 or wider")
+
+
+def check_numbers(task: Task, outputs: Any, batch: Batch) -> list[str]:
+    """The keys of an evaluation's numbers; refused where the loss or the score is not among them."""
+    counts = {"examples": examples_of(batch), "units": task.units(batch)}
+    with torch.no_grad():
+        found = {**task.tally(outputs, batch), **{key: max(int(count), 1) for key, count in counts.items()}}
+    keys = list(task.numbers({key: torch.as_tensor(part).double().cpu() for key, part in found.items()}))
+    for key in ("loss", task.score.key):
+        if key not in keys:
+            raise UserError(
+                f"an evaluation of {type(task).__name__} has no {key}; it should be one of its numbers, which are "
+                f"{', '.join(keys) or 'none'}"
+            )
+    return keys
