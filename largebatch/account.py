@@ -20,6 +20,7 @@ from largebatch.assemble import Job
 from largebatch.evaluate import Evaluation
 from largebatch.measure import Measure
 from largebatch.mllog import MlperfLog
+from largebatch.records.facts import write_json
 from largebatch.saving import Progress, Saves
 from largebatch.score import ACCURACY, Score
 from largebatch.swap import Swap
@@ -234,7 +235,7 @@ class Account:
         problem = None
         if distributed.is_first():
             try:
-                record.write_json(self.directory / "result.json", numbers)
+                write_json(self.directory / "result.json", numbers)
             except OSError as error:
                 problem = f"{self.directory / 'result.json'} cannot be written: {error.strerror or error}"
                 self.recorder.say(problem)

@@ -13,7 +13,7 @@ import rich.table
 import torch
 from torch import nn
 
-from largebatch import config, data, derive, distributed, engines, mllog, models, nested, optim, record, tasks, watchdog
+from largebatch import config, data, derive, distributed, engines, mllog, models, nested, optim, tasks, watchdog
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
 from largebatch.console import Console, tell
@@ -23,6 +23,7 @@ from largebatch.engines.engine import MOST_SHAPES
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.optim import Treatment
+from largebatch.records.circumstances import circumstances_of
 from largebatch.score import ACCURACY
 from largebatch.tasks.task import Task
 
@@ -310,10 +311,7 @@ def plan_facts(job: Job, command: str) -> dict[str, Any]:
         "engine": run.engine.name,
         "engine_settings": job.engine.description,
         "seed": run.seed,
-        "command": command,
-        "machine": record.machine(job.device),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        **circumstances_of(command, job.device),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

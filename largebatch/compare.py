@@ -27,6 +27,7 @@ from largebatch.combinations import check_combinations
 from largebatch.console import Console, tell
 from largebatch.derive import learning_rate_of, noise_part, peak_of
 from largebatch.errors import UserError
+from largebatch.records.facts import write_json
 from largebatch.train import Result, science_of_file, train
 
 
@@ -308,7 +309,7 @@ def keep(out: Path, facts: dict[str, Any]) -> None:
     if distributed.is_first():
         try:
             out.mkdir(parents=True, exist_ok=True)
-            record.write_json(out / "comparison.json", facts)
+            write_json(out / "comparison.json", facts)
         except OSError as error:
             problem = f"--out {out} cannot be written: {error.strerror or error}"
     problem = distributed.gather(problem)[0]

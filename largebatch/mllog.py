@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError
+from largebatch.records.files import write_text
 
 PREFIX = ":::MLLOG "
 RESNET_TARGET = 0.759  # ImageNet, ResNet-50 v1.5
@@ -231,7 +232,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     if text and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return [json.loads(line.removeprefix(PREFIX)) for line in text.splitlines() if line.startswith(PREFIX)]
 
 

@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import json
-import math
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +20,11 @@ import rich.progress
 from largebatch import distributed, strict_yaml
 from largebatch.console import tell
 from largebatch.errors import UserError
-from largebatch.escapes import as_utf8, escaped
-from largebatch.lines import Lines
+from largebatch.escapes import escaped
+from largebatch.records.facts import writable, write_json
+from largebatch.records.files import write_text
+from largebatch.records.lines import Lines
 from largebatch.score import Score, score_of
-
-PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy", "deepspeed")
 
 Recipe = dict[str, Any]
 
@@ -99,91 +94,6 @@ def differences(there: Any, here: Any, key: str = "") -> list[str]:
             found += differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
         return found[:3]
     return [] if there == here else [f"{key}: {there} there, {here} here"]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(writable(content), indent=2, ensure_ascii=False) + "\n")
-
-
-def writable(value: Any) -> Any:
-    """JSON knows no NaN, and its files are UTF-8: what is not finite becomes null, what is no text is escaped."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str):
-        return as_utf8(value)
-    if isinstance(value, dict):
-        return {writable(key) if isinstance(key, str) else key: writable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [writable(item) for item in value]
-    return value
-
-
-def machine(device: Any = None) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    import torch
-
-    cuda = device is not None and device.type == "cuda"
-    return {
-        "host_cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if cuda else None,
-        "os": _os_name(),
-    }
-
-
-def _os_name() -> str:
-    try:
-        return platform.freedesktop_os_release()["PRETTY_NAME"]
-    except (OSError, KeyError):
-        return f"{platform.system()} {platform.release()}"
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    import importlib.metadata
-
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-@functools.cache
-def commit() -> str | None:
-    """The project's own commit, with ``+`` if files were changed; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        inside = subprocess.run(
-            ["git", "-C", str(here), "ls-files", "--error-unmatch", "record.py"],
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
-        if inside.returncode:
-            return None
-        describe = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 @contextlib.contextmanager

@@ -19,12 +19,14 @@ import torch
 from largebatch import checkpoint, config, distributed, record
 from largebatch.assemble import Job
 from largebatch.averaging import Ema
-from largebatch.checkpoint import manifest, randomness
+from largebatch.checkpoint import randomness
 from largebatch.data import contents
 from largebatch.data.preparation import prepared
 from largebatch.errors import UserError
 from largebatch.measure import Measure
 from largebatch.observe import Observer
+from largebatch.records import circumstances
+from largebatch.records.files import sha256_of
 from largebatch.swap import Swap
 from largebatch.update import Update
 
@@ -66,7 +68,7 @@ class Saves:
         self.last: Path | None = None  # the newest that is on the disk
         self.beyond = 0  # steps of SWAP's workers that another world could not take over
         self.seconds_standing = 0.0  # that the loop stood still for the last save
-        self.versions = record.versions()
+        self.versions = circumstances.versions()
         self.began_with = began_with(self.run.model.weights)
         keep = checkpoint.Keep(**self.run.checkpoint.keep.model_dump())
         self.writer = checkpoint.Writer(self.directory, keep, self.run.checkpoint.asynchronous)
@@ -135,7 +137,7 @@ class Saves:
             "data": self.data,
             "machine": self.machine(),
             "versions": self.versions,
-            "commit": record.commit(),
+            "commit": circumstances.commit(),
             "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
@@ -223,7 +225,7 @@ def began_with(weights: str | None) -> dict[str, Any] | None:
     """The file whose weights a run begins with, as it is now; None where it has gone, or there never was one."""
     if weights is None or not Path(weights).is_file():
         return None
-    return {"file": weights, "sha256": manifest.sha256_of(Path(weights))}
+    return {"file": weights, "sha256": sha256_of(Path(weights))}
 
 
 def no_place_for_checkpoints(run: config.Run) -> str | None:

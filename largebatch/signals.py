@@ -18,6 +18,7 @@ from types import FrameType
 
 from largebatch import distributed
 from largebatch.errors import Lost
+from largebatch.records.files import write_text
 
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -56,10 +57,8 @@ def stopped_with(number: int) -> int:
 def leave_exit_code(code: int) -> None:
     """Every rank does, for the first of a machine that ends makes torchrun act; each writes the same."""
     if file := os.environ.get("LARGEBATCH_STOP_FILE"):
-        own = Path(f"{file}.{os.getpid()}")
         with suppress(OSError):
-            own.write_text(f"{code} {os.environ.get(RESTARTS, '')}\n")
-            os.replace(own, file)
+            write_text(Path(file), f"{code} {os.environ.get(RESTARTS, '')}\n")
 
 
 def stopped_before() -> int | None:
@@ -68,7 +67,7 @@ def stopped_before() -> int | None:
         file = Path(os.environ["LARGEBATCH_STOP_FILE"])
         code, *restarts = file.read_text().split()
         if restarts and restarts[0] == os.environ.get(RESTARTS) and int(code) > 128:
-            file.write_text("")
+            write_text(file, "")
             return None
         return int(code)
     except (KeyError, OSError, ValueError):

@@ -17,7 +17,6 @@ import numpy as np
 import rich.box
 import rich.table
 
-from largebatch import record
 from largebatch.diagnostics.surfaces import (
     FAR,
     METHODS,
@@ -34,6 +33,7 @@ from largebatch.diagnostics.surfaces import (
     walk,
 )
 from largebatch.errors import UserError, suggestion
+from largebatch.records.circumstances import circumstances_of
 from largebatch.report.numerals import count, listing, plain
 
 MOST_UPDATES = 1_000_000
@@ -141,10 +141,7 @@ def measure(
         "paths": [_path(surface, run, points, updates) for run, points in zip(runs, walked, strict=True)],
         "momentum": _momentum(surface, runs, walked),
         **_drawn_surface(surface),
-        "command": command,
-        "machine": record.machine(),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        **circumstances_of(command),
     }
     return facts | {"notes": _notes(facts)}
 

@@ -15,6 +15,7 @@ from largebatch.assemble import assemble
 from largebatch.checkpoint import manifest
 from largebatch.dry_run import Cluster, dry_run
 from largebatch.errors import UserError
+from largebatch.records.files import sha256_of
 from largebatch.train import train
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_with_its_own(recipe
     assert all(torch.equal(begun[name], weights[name]) for name in weights)
     killed_after(20, second)
     facts = manifest.read(second.directory / "checkpoints" / "step-00000015")
-    assert facts["began_with"] == {"file": str(file), "sha256": manifest.sha256_of(file)}
+    assert facts["began_with"] == {"file": str(file), "sha256": sha256_of(file)}
     assert facts["model"] == {"name": "mlp", "width": 16, "depth": 1, "num_classes": 10}
     save_file({name: torch.zeros_like(tensor) for name, tensor in weights.items()}, file)
     killed_after(22, second)

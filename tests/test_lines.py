@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from largebatch.lines import Lines
+from largebatch.records.lines import Lines
 
 
 class Disk:

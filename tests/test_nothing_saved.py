@@ -12,9 +12,9 @@ from click.testing import Result
 from programs import saved
 from typer.testing import CliRunner
 
-from largebatch import cli, config, record
+from largebatch import account, cli, config, record
 from largebatch.checkpoint import writer
-from largebatch.lines import Lines
+from largebatch.records.lines import Lines
 from largebatch.train import train
 
 
@@ -31,12 +31,12 @@ def checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    write = record.write_json
+    write = account.write_json
 
     def but_for_it(path: Path, facts: dict[str, Any]) -> None:
         (no_room if path.name == "result.json" else write)(path, facts)
 
-    monkeypatch.setattr(record, "write_json", but_for_it)
+    monkeypatch.setattr(account, "write_json", but_for_it)
 
 
 def the_last_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def the_last_lines(monkeypatch: pytest.MonkeyPatch) -> None:
             self._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
 
     monkeypatch.setattr(Lines, "append", full)
-    monkeypatch.setattr("largebatch.lines.os.truncate", lambda *_: None)
+    monkeypatch.setattr("largebatch.records.lines.os.truncate", lambda *_: None)
 
 
 @pytest.mark.worlds

@@ -21,6 +21,7 @@ from largebatch.console import Console, tell
 from largebatch.data import places
 from largebatch.errors import UserError
 from largebatch.escapes import as_utf8, escaped
+from largebatch.records.facts import write_json
 
 MANY = settings(
     max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -190,7 +191,7 @@ def test_names_are_escaped_wherever_they_go(tmp_path):
     assert "[/] [bold]x" in shown.getvalue()
     assert SHOWN.replace(r"\n", "") in "".join(rows)
     assert str(UserError(STRANGE)).isprintable()
-    record.write_json(tmp_path / "facts.json", {STRANGE: [STRANGE]})
+    write_json(tmp_path / "facts.json", {STRANGE: [STRANGE]})
     assert json.loads((tmp_path / "facts.json").read_text(encoding="utf-8")) == {as_utf8(STRANGE): [as_utf8(STRANGE)]}
 
 

@@ -20,12 +20,13 @@ import rich.box
 import rich.table
 import torch
 
-from largebatch import config, distributed, record
+from largebatch import config, distributed
 from largebatch.assemble import assemble, dataset_of
 from largebatch.bench.updates import WARM_UP, Updates, capture
 from largebatch.data import Dataset
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
+from largebatch.records.circumstances import circumstances_of
 from largebatch.report.numerals import count, decimals, listing, plain
 
 
@@ -114,10 +115,7 @@ def measure(
         "precision": contestants[0].updates.job.precision,
         "sizes": [_row(contestant, len(dataset.train)) for contestant in contestants],
         "eager_because": {str(c.size): c.eager_because for c in contestants if c.eager_because},
-        "command": command,
-        "machine": record.machine(device),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        **circumstances_of(command, device),
     }
 
 

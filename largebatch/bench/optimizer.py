@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from largebatch import launched, models, record
+from largebatch import launched, models
 from largebatch.bench.contestants import (
     Arena,
     Contestant,
@@ -33,6 +33,7 @@ from largebatch.bench.contestants import (
     that_fit,
 )
 from largebatch.errors import UserError
+from largebatch.records.circumstances import circumstances_of
 
 DEFAULT_MODELS = ("resnet50", "vit_large")
 SHORT_NAMES = {"vit_large": "timm/vit_large_patch16_224"}
@@ -70,10 +71,7 @@ def circumstances(device: torch.device, repeats: int, command: str) -> dict[str,
         "rounds_dropped": DROPPED,
         "steps_per_repeat": STEPS if device.type == "cuda" else 1,
         "models": [],
-        "command": command,
-        "machine": record.machine(device),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        **circumstances_of(command, device),
     }
 
 

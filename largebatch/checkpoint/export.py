@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from largebatch.checkpoint.writer import save_tensors
+from largebatch.records.files import whole
 
 SUFFIXES = (".safetensors", ".pt")
 
@@ -22,14 +22,10 @@ SUFFIXES = (".safetensors", ".pt")
 def write_weights(file: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Whole or not at all."""
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
-    unfinished = file.with_name(file.name + ".unfinished")
-    try:
+    with whole(file) as unfinished:
         if file.suffix == ".pt":
             torch.save({"state_dict": weights, "metadata": about}, unfinished)
         else:
             own = {name: tensor.clone() for name, tensor in weights.items()}  # tied weights share memory, files do not
             words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
             save_tensors(unfinished, own, {"format": "pt", **words})
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)

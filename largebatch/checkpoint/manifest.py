@@ -6,23 +6,23 @@
         ranks.safetensors       what each rank keeps to itself: random states, running statistics
 
 The folder is written under another name and renamed when everything in it is on the disk: a folder of this name is
-whole. The manifest ends with the SHA-256 of the text before it, so that no byte of it can change unseen. A checksum
-says nothing of who wrote: what is read is checked for its form, too, and names no file outside its folder.
+whole. The manifest ends with its own checksum (:mod:`largebatch.records.facts`), which says nothing of who wrote: what
+is read is checked for its form, too, and names no file outside its folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
+
+from largebatch.records.facts import Unsound, checked_facts, checked_text
+from largebatch.records.files import UNFINISHED, flush, sha256_of
 
 FORMAT = 4
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-[0-9]{8,}")
 FILE = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
-UNFINISHED = ".unfinished"
 REMOVED = ".removed"
 
 
@@ -51,32 +51,25 @@ def left_over(directory: Path) -> list[Path]:
     ]
 
 
-def text_of(facts: dict[str, Any]) -> str:
-    """The manifest's text: ``facts``, and the checksum of all that stands before it."""
-    before = json.dumps(facts, indent=1).removesuffix("\n}")
-    return f'{before}{CHECKSUM}{hashlib.sha256(before.encode()).hexdigest()}"\n}}\n'
-
-
-CHECKSUM = ',\n "sha256": "'
+def write(path: Path, facts: dict[str, Any]) -> None:
+    """On the disk; whole when the folder ``path`` gets its name."""
+    file = path / MANIFEST
+    file.write_text(checked_text({"format": FORMAT, **facts}), encoding="utf-8")
+    flush(file)
 
 
 def read(path: Path) -> dict[str, Any]:
     """The facts of the checkpoint in ``path``; Damaged if they are not those that were written."""
     try:
-        text = (path / MANIFEST).read_bytes().decode()
+        content = (path / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise Damaged(f"it has no {MANIFEST}") from None
     except OSError as error:
         raise Damaged(f"{MANIFEST}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Damaged(f"{MANIFEST} is no text") from None
-    before, found, checksum = text.rpartition(CHECKSUM)
-    if not found or checksum != hashlib.sha256(before.encode()).hexdigest() + '"\n}\n':
-        raise Damaged(f"the checksum of {MANIFEST} does not fit")
     try:
-        facts = json.loads(before + "\n}")
-    except (ValueError, RecursionError):
-        raise Damaged(f"{MANIFEST} is no JSON") from None
+        facts = checked_facts(content, MANIFEST)
+    except Unsound as problem:
+        raise Damaged(str(problem)) from None
     _check_form(facts)
     return facts
 
@@ -118,8 +111,3 @@ def check_file(path: Path, name: str, promised: dict[str, Any]) -> None:
         raise Damaged(f"{name}: {error.strerror}") from None
     if found != promised["sha256"]:
         raise Damaged(f"the checksum of {name} does not fit")
-
-
-def sha256_of(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -29,6 +29,7 @@ from largebatch.checkpoint import manifest, tree
 from largebatch.checkpoint.retention import Keep, Saved, staying
 from largebatch.errors import Lost
 from largebatch.pieces import Pieces
+from largebatch.records.files import flush, sha256_of
 from largebatch.score import score_of
 
 PATIENCE = 60  # seconds
@@ -196,10 +197,7 @@ class Writer:
                     files |= write_tensors(folder / "ranks.safetensors", along)
                 size = sum(about["bytes"] for about in files.values())
                 whole = {"state": shared_tree, "ranks": [own_tree for _, _, _, own_tree, _ in found]}
-                text = manifest.text_of(
-                    {"format": manifest.FORMAT, "step": step, **facts, "files": files, "tree": whole}
-                )
-                write_text(folder / manifest.MANIFEST, text)
+                manifest.write(folder, {"step": step, **facts, "files": files, "tree": whole})
                 take_name(folder, path)
             except Exception as error:
                 problems.append(f"{path}: {reason_of(error)}")
@@ -238,21 +236,7 @@ def write_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """On the disk; ``{file's name: size and checksum}``."""
     save_tensors(file, tensors)
     flush(file)
-    return {file.name: {"bytes": file.stat().st_size, "sha256": manifest.sha256_of(file)}}
-
-
-def write_text(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
-    flush(file)
-
-
-def flush(path: Path) -> None:
-    """A file's content, or a folder's names, to the disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+    return {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}}
 
 
 def take_name(folder: Path, path: Path) -> None:

@@ -65,7 +65,8 @@ def check_folder(json_file: Path | None) -> None:
 def write_numbers(json_file: Path | None, facts: dict[str, Any], console: rich.console.Console) -> None:
     """On rank zero. Collective."""
     if json_file:
-        from largebatch.record import on_first_rank, write_json
+        from largebatch.record import on_first_rank
+        from largebatch.records.facts import write_json
 
         on_first_rank(lambda: write_json(json_file, facts), f"--json {json_file}")
         tell(console, f"numbers: {json_file}")

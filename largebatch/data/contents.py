@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from largebatch.records.files import whole
+
 FILE = "data.npz"  # of the run directory
 FOLDER, SHARDS, PARQUET = "image folder", "WebDataset shards", "parquet folder"  # namings
 NAMED = 2  # of each kind of change, in a message
@@ -136,10 +138,8 @@ def keep(folder: Path, contents: Contents) -> None:
         arrays[f"{split}.naming"] = np.array(listing.naming)
         fields = {"labels": listing.labels, "names": listing.names, "sizes": listing.sizes}
         arrays |= {f"{split}.{field}": array for field, array in fields.items() if array is not None}
-    unfinished = folder / f"{FILE}.unfinished"
-    with open(unfinished, "wb") as file:
+    with whole(folder / FILE) as unfinished, open(unfinished, "wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(unfinished, folder / FILE)
 
 
 def kept(folder: Path) -> Contents:

@@ -26,6 +26,7 @@ from pathlib import Path
 from largebatch.data import formats
 from largebatch.data.places import ARCHIVES, SYSTEM, bases, data_folder, find, locate, usual_folders
 from largebatch.errors import UserError, suggestion
+from largebatch.records.files import whole
 
 __all__ = ["fetch", "find", "locate"]
 
@@ -206,26 +207,25 @@ def _from_mirror(mirror: str, remote: Remote, name: str, work: Path, report: Rep
 
 
 def _download(url: str, destination: Path, md5: str, report: Report) -> None:
-    part = destination.with_name(destination.name + ".part")
     digest = hashlib.md5(usedforsecurity=False)
-    try:
-        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer, part.open("wb") as file:  # noqa: S310
-            length = int(answer.headers.get("Content-Length") or 0)
-            done = told = 0
-            while block := answer.read(1 << 18):
-                digest.update(block)
-                file.write(block)
-                done += len(block)
-                if done > formats.LARGEST_FILE:
-                    raise ValueError(f"more than {formats.LARGEST_FILE:,} bytes")
-                if length > 20e6 and done - told >= length / 5:
-                    told = done
-                    report(f"  {destination.name}: {done / 1e6:.0f} of {length / 1e6:.0f} MB")
-    except (OSError, http.client.HTTPException, ValueError) as reason:
-        raise _Failed(f"{destination.name}: {_told(reason)}") from None
-    if digest.hexdigest() != md5:
-        raise _Failed(f"{destination.name}: its MD5 is {digest.hexdigest()}, published is {md5}")
-    os.replace(part, destination)
+    with whole(destination) as part:
+        try:
+            with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer, part.open("wb") as file:  # noqa: S310
+                length = int(answer.headers.get("Content-Length") or 0)
+                done = told = 0
+                while block := answer.read(1 << 18):
+                    digest.update(block)
+                    file.write(block)
+                    done += len(block)
+                    if done > formats.LARGEST_FILE:
+                        raise ValueError(f"more than {formats.LARGEST_FILE:,} bytes")
+                    if length > 20e6 and done - told >= length / 5:
+                        told = done
+                        report(f"  {destination.name}: {done / 1e6:.0f} of {length / 1e6:.0f} MB")
+        except (OSError, http.client.HTTPException, ValueError) as reason:
+            raise _Failed(f"{destination.name}: {_told(reason)}") from None
+        if digest.hexdigest() != md5:
+            raise _Failed(f"{destination.name}: its MD5 is {digest.hexdigest()}, published is {md5}")
 
 
 def _told(reason: Exception) -> str:

@@ -28,6 +28,8 @@ from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.nested import Batch
+from largebatch.records.circumstances import circumstances_of
+from largebatch.records.facts import write_json
 from largebatch.tasks.task import Task
 
 SAMPLE_SEED = 20161609  # of the order in which training examples are looked at
@@ -184,11 +186,8 @@ def check_norm(asked: str, valid: tuple[str, ...] = ("batch", "running")) -> Non
 
 def circumstances(device: torch.device, command: str) -> dict[str, Any]:
     return {
-        "command": command,
         "ranks": distributed.world_size(),
-        "machine": record.machine(device),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        **circumstances_of(command, device),
     }
 
 
@@ -244,6 +243,6 @@ def keep(directory: Path, facts: dict[str, Any]) -> None:
 
     def write() -> None:
         file.parent.mkdir(exist_ok=True)
-        record.write_json(file, facts)
+        write_json(file, facts)
 
     record.on_first_rank(write, str(file))

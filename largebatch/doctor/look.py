@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from largebatch import distributed, launched, record
+from largebatch import distributed, launched
 from largebatch.data import places
 from largebatch.doctor.facts import Facts
 from largebatch.errors import UserError
+from largebatch.records import circumstances
 
 TENSORBOARD_PORT = 6006
 
@@ -38,7 +39,7 @@ def look(folder: Path, asked: str) -> tuple[Facts, torch.device]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "versions": record.versions(),
+        "versions": circumstances.versions(),
         "data_folder": str(places.data_folder()),
         "data_sets": [name for name in names if places.find(name)],
         "free_bytes": {"run_folder": free(folder), "temporary_folder": free(temporary)},

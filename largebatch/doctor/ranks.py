@@ -17,12 +17,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from largebatch import config, distributed, launched, record
+from largebatch import config, distributed, launched
 from largebatch.doctor.facts import Facts
 from largebatch.doctor.judge import judge
 from largebatch.doctor.look import existing, look
 from largebatch.doctor.recipe import of_recipe
 from largebatch.errors import Lost
+from largebatch.records import circumstances
+from largebatch.records.files import write_text
 
 SIZES = (4, 2**20, 16 * 2**20)  # bytes of an all-reduce: latency, a small model, a bucket of a large one
 REPEATS = 5
@@ -69,7 +71,7 @@ def examine(run: config.Run | None, command: str) -> Facts:
         "run_folder": {"path": str(wanted), **shared(folder)},
         "group": None,
         "command": command,
-        "commit": record.commit(),
+        "commit": circumstances.commit(),
     }
     if len(ranks) > 1:
         facts["clock_difference_seconds"] = clock_difference()
@@ -124,7 +126,7 @@ def shared(folder: Path) -> Facts:
     problem = None
     if distributed.is_first():
         try:
-            file.write_text(word)
+            write_text(file, word)
         except OSError as error:
             problem = error.strerror or str(error)
     problem = distributed.from_first(problem)

@@ -20,11 +20,12 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from largebatch import config, derive, distributed, record
+from largebatch import config, derive, distributed
 from largebatch.assemble import Job, decisions
 from largebatch.dry_run.job import Cluster, job_of, pretended, smaller_micro_batches, usual_device
 from largebatch.dry_run.step import Traced, traced
 from largebatch.errors import UserError
+from largebatch.records.circumstances import circumstances_of
 from largebatch.train import marks
 
 MIB, GIB = 2**20, 2**30
@@ -108,10 +109,7 @@ def facts(job: Job, found: Traced, cluster: Cluster, command: str) -> dict[str, 
         "memory_total_per_rank_mib": found.total_bytes / MIB,
         "collectives_per_step": collectives(found, run, plan.world_size),
         "flops_per_step_and_rank": found.flops,
-        "command": command,
-        "machine": record.machine(),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        **circumstances_of(command),
     }  # fmt: skip
 
 

@@ -2,15 +2,15 @@
 
 files, run, read (what lies there) -> summary (means, differences) -> verdict, table, diagnostics (words,
 cells) -> curves, figures, svg (pictures) -> page. alone: what one command measured, as a picture in a file of
-its own. This room imports no torch and nothing of ours but the errors: a report is made where there is no GPU.
+its own. This room imports no torch and of ours only floors without it: a report is made where there is no GPU.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from largebatch.errors import UserError
+from largebatch.records.files import write_text
 from largebatch.report.read import is_comparison
 from largebatch.report.summary import Comparison, summarize
 from largebatch.report.table import Table, results
@@ -45,9 +45,7 @@ def write(paths: Path | Sequence[Path], out: Path | None = None) -> Written:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in (("report.html", page), ("report.md", text)):
-            unfinished = out / f".{name}.{os.getpid()}"
-            unfinished.write_text(content, encoding="utf-8")
-            unfinished.replace(out / name)
+            write_text(out / name, content)
     except OSError as error:
         raise UserError(f"the report cannot be written to {out}: {error.strerror}; name another folder") from None
     return Written(out / "report.html", out / "report.md", results(comparison), verdict(comparison))

@@ -3,7 +3,6 @@
 What is drawn is what the page shows; here its title stands above it and its caption below, since no page does.
 """
 
-import os
 import textwrap
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from largebatch.errors import UserError
+from largebatch.records.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,10 +50,8 @@ def write_picture(facts: Facts, file: Path) -> None:
             content = svg.standalone(drawn.figure, edges, drawn.title, spoken).encode()
         else:
             content = svg.raster(drawn.figure, edges, DOTS_PER_INCH)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(file)
+        write_bytes(file, content)
     except OSError as error:
         raise UserError(f"picture {file} cannot be written: {error.strerror}; name another file") from None
 

@@ -30,8 +30,7 @@ def forge(tmp_path: Path) -> Forge:
         about = {}
         for number, content in enumerate([tensors] if contents is None else contents):
             about |= writer.write_tensors(path / f"rank-{number:05d}.safetensors", content)  # type: ignore[arg-type]
-        facts = {"format": manifest.FORMAT, "step": named, "files": about, "tree": whole}
-        (path / manifest.MANIFEST).write_text(manifest.text_of({**facts, **other}))
+        manifest.write(path, {"step": named, "files": about, "tree": whole, **other})
         return path
 
     return forged

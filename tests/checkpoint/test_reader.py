@@ -17,6 +17,7 @@ from largebatch.checkpoint import manifest, reader, tree, writer
 from largebatch.checkpoint.manifest import Damaged
 from largebatch.errors import UserError
 from largebatch.pieces import Piece, Pieces
+from largebatch.records.files import sha256_of
 
 
 @st.composite
@@ -135,8 +136,8 @@ def test_reading_runs_nothing(forge, tmp_path, form, where, checksums_fit):
     facts = manifest.read(path)
     (path / where).write_bytes(poison.read_bytes())
     if checksums_fit and where != "manifest.json":
-        facts["files"][where] = {"bytes": poison.stat().st_size, "sha256": manifest.sha256_of(poison)}
-        (path / "manifest.json").write_text(manifest.text_of(facts))
+        facts["files"][where] = {"bytes": poison.stat().st_size, "sha256": sha256_of(poison)}
+        manifest.write(path, facts)
     with pytest.raises(UserError, match="cannot be read"):
         reader.load_newest(tmp_path)
     assert not ran.exists()

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import typer
 
-from largebatch import record
 from largebatch.cli.doctor import doctor
 from largebatch.doctor import look, ranks
+from largebatch.records import circumstances
 
 
 def alike(*words: str) -> None:
@@ -31,8 +31,8 @@ def different(*words: str) -> None:
 def elsewhere() -> None:
     Path("elsewhere/runs").mkdir(parents=True)
     os.chdir("elsewhere")
-    found = record.versions()
-    record.versions = lambda: found | {"timm": "0.0.1"}
+    found = circumstances.versions()
+    circumstances.versions = lambda: found | {"timm": "0.0.1"}
     look.socket.gethostname = lambda: "other"
     ranks.FOLDER_SECONDS = 0.2
     ranks.time = SimpleNamespace(**{**vars(time), "time": lambda: time.time() + 90.0})  # type: ignore[assignment]

@@ -22,12 +22,13 @@ import rich.box
 import rich.table
 import torch
 
-from largebatch import launched, record
+from largebatch import launched
 from largebatch.bench.loading.ours import ours, with_workers
 from largebatch.bench.loading.peers import TIMM, peers, timm_way
 from largebatch.bench.loading.ways import Candidate, Sample, Way, decoders
 from largebatch.data.places import data_folder
 from largebatch.errors import UserError
+from largebatch.records.circumstances import circumstances_of
 
 KINDS = {"decoding": "decoding alone", "ours": "largebatch", "peer": "peers"}
 
@@ -93,10 +94,7 @@ def measure(
     finally:
         torch.set_num_threads(threads)
     return facts | {
-        "command": command,
-        "machine": record.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        **circumstances_of(command, torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import rich.table
 import torch
 
-from largebatch import config, launched, record
+from largebatch import config, launched
 from largebatch.assemble import dataset_of
 from largebatch.bench.scaling import world as one_world
 from largebatch.bench.scaling.world import KINDS
@@ -32,6 +32,7 @@ from largebatch.bench.throughput import turns
 from largebatch.bench.throughput.show import plain_table, scaled
 from largebatch.data.processes import processors
 from largebatch.errors import UserError
+from largebatch.records.circumstances import circumstances_of
 
 LAUNCHERS = ("torchrun",)
 
@@ -181,10 +182,7 @@ def circumstances(run: config.Run, steps: int, rounds: int, command: str) -> dic
         "steps_timed": steps,
         "rounds": rounds,
         "changed": turns.timed(run, steps)[1],
-        "command": command,
-        "machine": record.machine(),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        **circumstances_of(command),
     }
 
 

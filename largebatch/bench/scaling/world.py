@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from largebatch import config, derive, distributed, record
+from largebatch import config, derive, distributed
 from largebatch.assemble import Job, assemble
 from largebatch.bench.throughput import turns
 from largebatch.errors import UserError
+from largebatch.records import circumstances
 
 KINDS = ("weak", "strong")
 ALL_REDUCES = 5  # timed, each by itself
@@ -64,7 +65,7 @@ def measure(run: config.Run, base: int, steps: int) -> dict[str, Any]:
         }
         found |= {"precision": job.precision, "all_reduce": found.get("all_reduce") or all_reduce_alone(job)}
         del job  # the memory of one at a time
-    return {**found, "machine": record.machine(device), "hosts": len(set(distributed.gather(platform.node())))}
+    return {**found, "machine": circumstances.machine(device), "hosts": len(set(distributed.gather(platform.node())))}
 
 
 def all_reduce_alone(job: Job) -> dict[str, Any] | None:

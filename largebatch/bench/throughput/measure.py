@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from largebatch import config, distributed, record
+from largebatch import config, distributed
 from largebatch.assemble import Job, assemble, model_of
 from largebatch.bench.throughput import dataloader_loop, flops, timm_loop, turns
 from largebatch.bench.throughput.bare_loop import bare_loop, gathered
@@ -33,6 +33,7 @@ from largebatch.bench.throughput.verdict import Facts, verdict
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
 from largebatch.nested import tensors_of
+from largebatch.records.circumstances import circumstances_of
 
 DATALOADER_EXAMPLES = 20_000  # of one turn, at most: it is the slow one, and its rate is steady
 WORKERS = (0, 2)  # of the DataLoader; the faster is taken
@@ -104,10 +105,7 @@ def measure(
         facts["verdict"] = verdict(known(facts))._asdict()
     return {
         **facts,
-        "command": command,
-        "machine": record.machine(device),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        **circumstances_of(command, device),
     }
 
 

@@ -5,19 +5,18 @@ A checksum says nothing of who wrote: what is read is checked for its form, too,
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from largebatch.errors import UserError
+from largebatch.records.facts import Altered, Unsound, checked_facts, checked_text
+from largebatch.records.files import write_text
 
 FORMAT, VERSION = "largebatch pack", 1
 MANIFEST = "pack.json"
 PROGRESS = "packing.jsonl"  # beside an unfinished pack
-_CHECKSUM = ',\n "sha256": "'
 
 
 class _Strict(BaseModel):
@@ -77,32 +76,27 @@ class Facts(_Strict):
     largebatch: str
 
 
-def text_of(facts: Facts) -> str:
-    """What stands in ``pack.json``: ``facts``, and the checksum of all that stands before it."""
-    before = json.dumps(facts.model_dump(), indent=1).removesuffix("\n}")
-    return f'{before}{_CHECKSUM}{hashlib.sha256(before.encode()).hexdigest()}"\n}}\n'
+def write_facts(root: Path, facts: Facts) -> None:
+    write_text(root / MANIFEST, checked_text(facts.model_dump()), on_disk=True)
 
 
 def read_facts(root: Path) -> Facts:
     """``pack.json`` alone, with its checksum and its form looked at."""
     path = root / MANIFEST
     try:
-        text = path.read_bytes().decode()
+        content = path.read_bytes()
     except FileNotFoundError:
         if (root / PROGRESS).is_file():
             raise UserError(f"{root} is a pack that is not finished; run its `largebatch data pack` again") from None
         raise UserError(f"{root} is not a pack: it has no {MANIFEST}") from None
     except OSError as reason:
         raise UserError(f"{path} cannot be read: {reason.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text") from None
-    before, found, checksum = text.rpartition(_CHECKSUM)
-    if not found or checksum != hashlib.sha256(before.encode()).hexdigest() + '"\n}\n':
-        raise UserError(f"the checksum of {path} does not fit: it was changed after it was written")
     try:
-        facts = json.loads(before + "\n}")
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is no JSON") from None
+        facts = checked_facts(content, str(path))
+    except Altered as problem:
+        raise UserError(f"{problem}: it was changed after it was written") from None
+    except Unsound as problem:
+        raise UserError(str(problem)) from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise UserError(f"{path} is of another program")
     if facts.get("version") != VERSION:
@@ -116,8 +110,3 @@ def read_facts(root: Path) -> Facts:
     if (read.size is None) != (read.form == "jpeg"):
         raise UserError(f"{path} does not say what a pack holds: size is {read.size} and form is {read.form}")
     return read
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -26,8 +26,9 @@ from typing import Any, Self
 import numpy as np
 
 from largebatch.data.contents import FOLDER, SHARDS, Listing
-from largebatch.data.packs.manifest import MANIFEST, PROGRESS, Facts, Promised, SplitFacts, read_facts, sha256_of
+from largebatch.data.packs.manifest import MANIFEST, PROGRESS, Facts, Promised, SplitFacts, read_facts
 from largebatch.errors import UserError
+from largebatch.records.files import sha256_of
 
 _NAME_OF: dict[str, Callable[[bytes], bytes]] = {  # what a pack keeps of a name -> what the source itself lists
     FOLDER: lambda name: name.split(b"/", 2)[-1],

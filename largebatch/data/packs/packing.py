@@ -34,14 +34,14 @@ from largebatch.data.packs.manifest import (
     Smallest,
     SplitFacts,
     read_facts,
-    sha256_of,
-    text_of,
+    write_facts,
 )  # fmt: skip
 from largebatch.data.packs.origins import Origins, mean_bytes
-from largebatch.data.packs.writing import UNFINISHED, Job, Work, Written, refusal, whole
+from largebatch.data.packs.writing import Job, Work, Written, refusal
 from largebatch.data.passed_over import is_hidden, told_of
 from largebatch.data.processes import fork_server, processors
 from largebatch.errors import Lost, UserError
+from largebatch.records.files import UNFINISHED, sha256_of, whole
 
 FILE_BYTES = 2**30
 LEAST_FILE_BYTES = 2**26  # of a small set, so that there are files for all processors to make
@@ -296,8 +296,7 @@ def _finished(source: Origins, dest: Path, asked: dict[str, Any], jobs: list[Job
         source=Origin(given=source.given, kind=source.kind, sha256=asked["source"]),
         largebatch=largebatch.__version__,
     )
-    with whole(dest / MANIFEST) as file:
-        file.write(text_of(facts).encode())
+    write_facts(dest, facts)
     progress.path.unlink()
     return facts
 
@@ -335,6 +334,6 @@ def _split(source: Origins, dest: Path, split: str, made: list[Written]) -> Spli
 
 
 def _array(path: Path, array: np.ndarray) -> Promised:
-    with whole(path) as file:
+    with whole(path, on_disk=True) as unfinished, open(unfinished, "wb") as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
     return Promised(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))

@@ -7,27 +7,23 @@ look whether they decode.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from largebatch.data.decode import reason_of, rgb
-from largebatch.data.packs.manifest import sha256_of
 from largebatch.data.processes import begin_worker
 from largebatch.data.sources import Source
 from largebatch.data.unreadable import is_machine_s
 from largebatch.errors import UserError
-
-UNFINISHED = ".unfinished"
+from largebatch.records.files import sha256_of, whole
 
 
 class Job(NamedTuple):
@@ -88,7 +84,7 @@ def write(job: Job) -> Written:
     left_out: dict[int, str] = {}
     lengths: list[int] = []
     shorts: list[tuple[int, int, int, int]] = []  # short side, image, width, height
-    with whole(path) as file:
+    with whole(path, on_disk=True) as unfinished, open(unfinished, "wb") as file:
         if _work.size is not None:
             file.write(npy_header(0, _work.size))
         for index in range(job.first, job.last):
@@ -123,27 +119,6 @@ def write(job: Job) -> Written:
         left_out=left_out,
         lengths=lengths if size is None else [],
     )
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name only when all of it is on the disk. The other name is this process's own."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def npy_header(images: int, size: int) -> bytes:

@@ -19,7 +19,6 @@ import json
 import os
 import re
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 from largebatch.data.passed_over import HIDDEN, LINK, SPECIAL, PassedOver, is_hidden
 from largebatch.data.shards.cache import Handle, Shard, lock
 from largebatch.errors import UserError
+from largebatch.records.files import whole
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 _FORMAT = 2  # of the kept index
@@ -238,13 +238,8 @@ def _save(path: Path, found: Found) -> None:
     for split, index in found.splits.items():
         arrays |= {f"{split}.{field}": array for field, array in index._asdict().items()}
         arrays[f"{split}.passed_over"] = np.array(found.passed_over[split])
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
-        try:
-            np.savez(file, **arrays)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with whole(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def _load(path: Path, shards: Shards) -> Found | None:

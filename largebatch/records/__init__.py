@@ -1,0 +1,8 @@
+"""What is left on the disk, and how: for every room that writes, and for whoever reads it afterwards. No torch.
+
+files.py           a file that is there whole or not at all
+lines.py           a file that grows by whole lines
+facts.py           facts as JSON; with a checksum of their own where a change must be seen
+circumstances.py   what was measured on what, by which commit, versions and command
+names.py           what a run directory holds
+"""

@@ -1,0 +1,153 @@
+"""What is left on the disk: whole files, facts that know when they were changed, circumstances."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from largebatch.records import circumstances, facts, files
+from largebatch.records.circumstances import circumstances_of
+
+WRITES: dict[str, Callable[[Path], None]] = {
+    "text": lambda path: files.write_text(path, "new ä"),
+    "text on the disk": lambda path: files.write_text(path, "new ä", on_disk=True),
+    "bytes": lambda path: files.write_bytes(path, "new ä".encode()),
+    "json": lambda path: facts.write_json(path, {"new": "ä"}),
+}
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def half(path: Path, content: Any, **_: Any) -> Any:
+    with open(path, "wb") as file:
+        file.write(
+            content[: len(content) // 2] if isinstance(content, bytes) else content[: len(content) // 2].encode()
+        )
+    refuse()
+
+
+def interrupted(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_file_takes_the_place_of_the_one_before(tmp_path, kind, before):
+    path = tmp_path / "file"
+    if before is not None:
+        path.write_bytes(before)
+    WRITES[kind](path)
+    assert path.read_bytes() == (b'{\n  "new": "\xc3\xa4"\n}\n' if kind == "json" else "new ä".encode())
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+@pytest.mark.parametrize("kind", WRITES)
+@pytest.mark.parametrize(
+    ("place", "name", "trouble"),
+    [
+        (Path, "write_text", half), (Path, "write_bytes", half), (os, "replace", refuse), (os, "replace", interrupted),
+        (os, "fsync", refuse),
+    ],
+    ids=["half a text", "half the bytes", "no name", "interrupted", "no flush"],
+)  # fmt: skip
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
+    tmp_path, monkeypatch, kind, before, place, name, trouble
+):
+    path = tmp_path / "file"
+    if before is not None:
+        path.write_bytes(before)
+    met = []
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, lambda *given, **named: met.append(name) or trouble(*given, **named))
+        try:
+            WRITES[kind](path)
+        except (OSError, KeyboardInterrupt):
+            assert met
+            assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
+        else:
+            assert not met
+
+
+def test_on_the_disk_means_content_then_name_then_folder(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: done.append(Path(os.readlink(f"/proc/self/fd/{fd}"))) or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda one, two: done.append((one, two)) or replace(one, two))
+    with files.whole(tmp_path / "file", on_disk=True) as unfinished:
+        unfinished.write_bytes(b"new")
+    assert done == [unfinished, (unfinished, tmp_path / "file"), tmp_path]
+    assert unfinished.parent == tmp_path
+    assert unfinished.suffix == files.UNFINISHED
+
+
+def test_two_who_write_the_same_file_do_not_meet(tmp_path):
+    path = tmp_path / "file"
+    with files.whole(path) as one, files.whole(path) as two:
+        one.write_text("one"), two.write_text("two")
+    assert path.read_text() == "one", "whoever ends last"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+CHECKED = {"step": 3, "words": ["ä", None, {"sha256": "no checksum"}], "number": 0.1}
+
+
+def test_checked_facts_come_back(tmp_path):
+    text = facts.checked_text(CHECKED)
+    assert facts.checked_facts(text.encode(), "x.json") == CHECKED
+    whole = json.loads(text)
+    assert list(whole) == [*CHECKED, "sha256"], "any reader of JSON reads them"
+    assert whole["sha256"] == hashlib.sha256(text.rpartition(',\n "sha256"')[0].encode()).hexdigest()
+
+
+@pytest.mark.parametrize("facts_of", [facts.checked_text({"a": [1, "two"]})])
+def test_no_byte_of_checked_facts_changes_unseen(facts_of):
+    content = facts_of.encode()
+    for index in range(len(content)):
+        for changed in (content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :], content[:index]):
+            with pytest.raises(facts.Altered, match=r"the checksum of x\.json does not fit"):
+                facts.checked_facts(changed, "x.json")
+
+
+@pytest.mark.parametrize(("body", "sentence"), [("[" * 100_000, "x is no JSON"), ("{1", "x is no JSON")])
+def test_a_checksum_that_fits_does_not_make_facts(body, sentence):
+    text = f'{body},\n "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
+    with pytest.raises(facts.Unsound, match=sentence):
+        facts.checked_facts(text.encode(), "x")
+    with pytest.raises(facts.Unsound, match="x is no text"):
+        facts.checked_facts(b"\xff\xfe", "x")
+
+
+def test_circumstances_say_what_was_measured_on_what(monkeypatch):
+    monkeypatch.setattr(circumstances, "commit", lambda: "0123456789ab+")
+    found = circumstances_of("largebatch bench optimizer")
+    assert list(found) == ["command", "machine", "versions", "commit"]
+    assert (found["command"], found["commit"]) == ("largebatch bench optimizer", "0123456789ab+")
+    assert {"python", "torch", "numpy"} <= found["versions"].keys()
+    assert found["machine"]["gpu"] is None
+    assert found["machine"].keys() == {"host_cpu", "cores", "torch_threads", "gpu", "os"}
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(("tracked", "commit"), [(True, "0123456789ab+"), (False, None)])
+def test_the_commit_is_that_of_a_checkout_that_has_the_package(monkeypatch, tracked, commit):
+    asked = []
+
+    def git(words: list[str], **_: Any) -> subprocess.CompletedProcess:
+        asked.append(words)
+        there = tracked and (Path(words[2]) / words[-1]).is_file() if "ls-files" in words else True
+        return subprocess.CompletedProcess(words, 0 if there else 1, stdout="0123456789ab+\n")
+
+    monkeypatch.setattr(subprocess, "run", git)
+    assert circumstances.commit.__wrapped__() == commit
+    assert len(asked) == (2 if tracked else 1)
