@@ -13,6 +13,7 @@ import pool
 import pytest
 import torch
 import yaml
+from method_recipes import PLAIN, recipe_of
 from programs import REPOSITORY, largebatch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -192,6 +193,28 @@ def test_collectives_are_those_of_two_real_ranks(recipe, tmp_path):
     assert real["gradients beside the buckets"]
     weights = memory(dry["ddp"], "weights")
     assert memory(dry["ddp"], "gradients") == 2 * weights, "while micro-batches accumulate, beside the buckets"
+
+
+LOCAL = {"name": "post_local_sgd", "workers": 2, "period": 1, "from_epoch": 0}
+PURPOSES = {  # beside the loss record and the stop flag
+    "synchronised": (recipe_of("synchronised"), {"gradients", "batch norm"}),
+    "adascale": (recipe_of("adascale"), {"gradients", "SAM or AdaScale"}),
+    "sam": (recipe_of("sam"), {"gradients", "SAM or AdaScale"}),
+    "local": ({**PLAIN, "averaging": LOCAL}, {"averaging of workers"}),
+    "fsdp": (
+        {**PLAIN, "engine": {"name": "fsdp"}, "optimizer": {"name": "lars"}}, {"gradients", "weights", "layer norms"},
+    ),
+    "zero": ({**PLAIN, "precision": "fp32", "engine": {"name": "deepspeed", "zero": 1}}, {"gradients", "weights"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PURPOSES)
+def test_every_collective_has_its_purpose(tmp_path, name):
+    """Known by the modules on the call stack: whatever moves to another one must take its words along."""
+    written, purposes = PURPOSES[name]
+    (path := tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**written, "name": name}))
+    found = {row["what_for"] for row in of(path, world=2)["collectives_per_step"]}
+    assert found == purposes | {"loss record", "stop flag (gloo)"}
 
 
 def test_buckets_begin_small():

@@ -100,7 +100,9 @@ class Reducer:
                 parameter.register_post_accumulate_grad_hook(self._arrives)
 
     def build(self) -> None:
-        """Between the first step and the second."""
+        """Between the first step and the second. Workers that step alone from the first one on have sent nothing."""
+        if not self.arrived:
+            return
         with self.engine.mode:
             for members in buckets_of(self.arrived):
                 bucket = Bucket(members)

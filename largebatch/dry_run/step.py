@@ -9,28 +9,44 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import _fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
-from largebatch import config, distributed
+import largebatch.update
+from largebatch import averaging, config, distributed, engines
 from largebatch.assemble import Job
 from largebatch.averaging import Ema
 from largebatch.batch import Stage
+from largebatch.dry_run import engines as fakes
 from largebatch.dry_run.autocast import AsOnCuda
 from largebatch.dry_run.engines import FakeZero
 from largebatch.dry_run.job import Described
 from largebatch.dry_run.trace import ACTIVATIONS, GATHERED, Collective, Trace, fake_addresses_allowed, local
+from largebatch.models import batch_norm
 from largebatch.nested import Batch
+from largebatch.optim import shards
 from largebatch.update import Update
 
 PARTS: tuple[str, ...] = (
     "weights", "master weights", "gradients", "reduction bucket", "optimizer states", "moving average", "workers",
     "buffers", "activations", "gathered blocks", "images on the device",
 )  # fmt: skip
+WHAT_FOR = {  # what is sent by these
+    batch_norm: "batch norm",
+    shards: "layer norms",
+    averaging: "averaging of workers",
+    fakes: "gradients",
+    sys.modules[__name__]: "loss record",
+    _fully_shard: "gradients",
+    engines: "gradient norm",
+    largebatch.update: "SAM or AdaScale",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +76,7 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     engine, update = job.engine, Update(job)
     if job.plan.examples_before(stage.first_step) >= update.local_from:
         shown = stage.accumulation_steps  # every worker of the rank takes its own
-    trace, flops = Trace(), FlopCounterMode(display=False)
+    trace, flops = Trace(WHAT_FOR), FlopCounterMode(display=False)
     with fake_addresses_allowed(), mode, AsOnCuda() if cuda else contextlib.nullcontext():
         parts, ema = what_stays(job, trace)
         held: list[int] = []

@@ -1,7 +1,7 @@
 """What one step does, watched operation by operation while fake tensors go through it.
 
 memory        every storage from its birth to its death, by kind; the largest sum of those that do not stay
-collectives   each call with its bytes and, from the files on the call stack, what it is for
+collectives   each call with its bytes and, from the modules on the call stack, what it is for
 
 Where the host asks for a number, the answer is 1.
 """
@@ -13,11 +13,13 @@ import contextlib
 import sys
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import _fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,17 +32,6 @@ NAMES = {  # of torch's operations -> the collective
     "reduce_scatter_tensor": "reduce_scatter", "broadcast_": "broadcast", "broadcast": "broadcast",
 }  # fmt: skip
 ACTIVATIONS, GATHERED = "activations", "gathered blocks"  # the kinds that pass
-FSDP = "distributed/fsdp/_fully_shard/"
-WHAT_FOR = (  # the innermost file of these on the call stack
-    ("largebatch/models/batch_norm.py", "batch norm"),
-    ("largebatch/optim/shards.py", "layer norms"),
-    ("largebatch/averaging.py", "averaging of workers"),
-    ("largebatch/dry_run/engines.py", "gradients"),
-    ("largebatch/dry_run/step.py", "loss record"),
-    (FSDP, "gradients"),
-    ("largebatch/engines/", "gradient norm"),
-    ("largebatch/update.py", "SAM or AdaScale"),
-)
 
 
 class Watched(NamedTuple):
@@ -60,10 +51,14 @@ class Collective(NamedTuple):
 
 
 class Trace(TorchDispatchMode):
-    """Enter it inside the FakeTensorMode. ``moment`` is what the caller says it is."""
+    """Enter it inside the FakeTensorMode. ``moment`` is what the caller says it is.
 
-    def __init__(self) -> None:
+    ``what_for``: words for what a module, or those of a package, send; the innermost on the call stack counts.
+    """
+
+    def __init__(self, what_for: Mapping[ModuleType, str]) -> None:
         super().__init__()
+        self.what_for = what_for
         self.collectives: list[Collective] = []
         self.moment = 0
         self.alive: dict[int, Watched] = {}  # storages by their address
@@ -111,7 +106,7 @@ class Trace(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage._cdata in self.alive:
             return False
-        self._is_of(storage, GATHERED if any(FSDP in file for file in files_on_the_stack()) else ACTIVATIONS)
+        self._is_of(storage, GATHERED if any(of(_fully_shard, name) for name in on_the_stack()) else ACTIVATIONS)
         return True
 
     def _is_of(self, storage: Any, kind: str) -> None:
@@ -149,20 +144,26 @@ class Trace(TorchDispatchMode):
         self.collectives.append(Collective(name, self._what_for(name), max(sizes), ranks, self.moment))
 
     def _what_for(self, name: str) -> str:
-        for file in files_on_the_stack():
-            for part, words in WHAT_FOR:
-                if part in file:
+        for caller in on_the_stack():
+            for module, words in self.what_for.items():
+                if of(module, caller):
                     return "weights" if name == "all_gather" and words == "gradients" else words
         return "other"
 
 
-def files_on_the_stack() -> Iterator[str]:
-    """From the innermost outwards, without this one."""
+def on_the_stack() -> Iterator[str]:
+    """The modules' names, from the innermost outwards, without this one."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_filename != __file__:
-            yield frame.f_code.co_filename
+        name = frame.f_globals.get("__name__", "")
+        if name != __name__:
+            yield name
         frame = frame.f_back
+
+
+def of(module: ModuleType, name: str) -> bool:
+    """Whether it is the name of ``module``, or of one in that package."""
+    return name == module.__name__ or name.startswith(f"{module.__name__}.")
 
 
 def local(tensor: Tensor) -> Tensor:
