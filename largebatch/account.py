@@ -20,6 +20,7 @@ from largebatch.assemble import Job
 from largebatch.evaluate import Evaluation
 from largebatch.measure import Measure
 from largebatch.mllog import MlperfLog
+from largebatch.records import names
 from largebatch.records.facts import write_json
 from largebatch.saving import Progress, Saves
 from largebatch.score import ACCURACY, Score
@@ -235,9 +236,9 @@ class Account:
         problem = None
         if distributed.is_first():
             try:
-                write_json(self.directory / "result.json", numbers)
+                write_json(self.directory / names.RESULT, numbers)
             except OSError as error:
-                problem = f"{self.directory / 'result.json'} cannot be written: {error.strerror or error}"
+                problem = f"{self.directory / names.RESULT} cannot be written: {error.strerror or error}"
                 self.recorder.say(problem)
         problem = distributed.from_first(problem)
         if status == "finished" and problem:

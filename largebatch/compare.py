@@ -27,6 +27,7 @@ from largebatch.combinations import check_combinations
 from largebatch.console import Console, tell
 from largebatch.derive import learning_rate_of, noise_part, peak_of
 from largebatch.errors import UserError
+from largebatch.records import names
 from largebatch.records.facts import write_json
 from largebatch.train import Result, science_of_file, train
 
@@ -138,11 +139,11 @@ def check(row: Row, tuning: Tuning | None) -> None:
 
 def existing(out: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+        return json.loads((out / names.COMPARISON).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{out / 'comparison.json'} cannot be read ({error}); choose another --out") from None
+        raise UserError(f"{out / names.COMPARISON} cannot be read ({error}); choose another --out") from None
 
 
 def go_on(out: Path, begun: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -245,7 +246,7 @@ def search_lr(row: Row, out: Path, tuning: Tuning, command: str, console: rich.c
                 "record.tensorboard=false",
                 "checkpoint.keep=1",
             ),
-            out / row.id / "search" / f"lr-{peak:.6g}",
+            out / row.id / names.SEARCH / f"lr-{peak:.6g}",
             command,
             console,
         )
@@ -285,7 +286,7 @@ def finished_before(run: config.Run, directory: Path) -> dict[str, Any] | None:
     if result is None or result["status"] == "stopped":
         return None
     try:
-        there = science_of_file(directory / "run.yaml")
+        there = science_of_file(directory / names.RECIPE)
     except UserError:
         return None  # train looks again, and says what is wrong
     return None if record.differences(there, run.science()) else result
@@ -293,7 +294,7 @@ def finished_before(run: config.Run, directory: Path) -> dict[str, Any] | None:
 
 def one_line(directory: Path, result: Result) -> str:
     numbers = result.numbers
-    name = "/".join(directory.parts[-3 if directory.parts[-2] == "search" else -2 :])
+    name = "/".join(directory.parts[-3 if directory.parts[-2] == names.SEARCH else -2 :])
     if result.status == "failed":
         return f"{name:<32} failed: {result.reason}"
     on = numbers["evaluated_on"].replace("_", "-")
@@ -309,7 +310,7 @@ def keep(out: Path, facts: dict[str, Any]) -> None:
     if distributed.is_first():
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_json(out / "comparison.json", facts)
+            write_json(out / names.COMPARISON, facts)
         except OSError as error:
             problem = f"--out {out} cannot be written: {error.strerror or error}"
     problem = distributed.gather(problem)[0]

@@ -21,6 +21,7 @@ from largebatch import distributed, strict_yaml
 from largebatch.console import tell
 from largebatch.errors import UserError
 from largebatch.escapes import escaped
+from largebatch.records import names
 from largebatch.records.facts import writable, write_json
 from largebatch.records.files import write_text
 from largebatch.records.lines import Lines
@@ -59,7 +60,7 @@ def on_first_rank(act: Callable[[], None], what: str) -> None:
 def _open_directory(
     directory: Path, written: Recipe, science: Recipe, science_of_file: Callable[[Path], Recipe], resume: str
 ) -> None:
-    file = directory / "run.yaml"
+    file = directory / names.RECIPE
     if file.exists():
         if resume == "never":
             raise UserError(
@@ -77,9 +78,9 @@ def _open_directory(
         return
     if directory.exists() and not directory.is_dir():
         raise UserError(f"record.dir = {directory} is a file; choose a folder")
-    if directory.exists() and any(directory.glob("checkpoints/step-*")):
-        raise UserError(f"record.dir = {directory} holds checkpoints but no run.yaml; choose another record.dir")
-    text = strict_yaml.written(written, f"record.dir = {directory}: run.yaml")
+    if directory.exists() and any((directory / names.CHECKPOINTS).glob("step-*")):
+        raise UserError(f"record.dir = {directory} holds checkpoints but no {names.RECIPE}; choose another record.dir")
+    text = strict_yaml.written(written, f"record.dir = {directory}: {names.RECIPE}")
     directory.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
 
@@ -102,7 +103,7 @@ def locked(directory: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
 
         def lock() -> None:
-            file = held.enter_context(open(directory / "metrics.jsonl", "ab"))
+            file = held.enter_context(open(directory / names.METRICS, "ab"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -144,13 +145,13 @@ class Recorder:
             self._task = self._progress.add_task(plan["name"], total=plan["steps"], completed=first_step, now="")
 
     def _open(self, directory: Path, plan: dict[str, Any], first_step: int, tensorboard: bool) -> None:
-        self._lines = Lines(directory / "metrics.jsonl")
+        self._lines = Lines(directory / names.METRICS)
         self._lines.drop_torn_line()
-        self._log = Lines(directory / "train.log")
-        write_json(directory / "plan.json", plan)
-        (directory / "result.json").unlink(missing_ok=True)
+        self._log = Lines(directory / names.LOG)
+        write_json(directory / names.PLAN, plan)
+        (directory / names.RESULT).unlink(missing_ok=True)
         if tensorboard:
-            self._board = _tensorboard(directory / "tensorboard", first_step)
+            self._board = _tensorboard(directory / names.TENSORBOARD, first_step)
 
     def event(self, event: str, **numbers: Any) -> None:
         """One line of metrics.jsonl; in TensorBoard ``loss/training``, ``loss/test``, ``lr/training``, ..."""
@@ -246,7 +247,7 @@ def _tensorboard(directory: Path, first_step: int) -> Any:
 def score_of_run(directory: Path) -> Score:
     """What the run is judged by."""
     try:
-        plan = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+        plan = json.loads((directory / names.PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         plan = {}
     return score_of(plan if isinstance(plan, dict) else {})
@@ -255,7 +256,7 @@ def score_of_run(directory: Path) -> Score:
 def read_result(directory: Path) -> dict[str, Any] | None:
     """``result.json``, None where there is none or it is not whole."""
     try:
-        result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((directory / names.RESULT).read_text(encoding="utf-8"))
         return result if isinstance(result, dict) and "status" in result else None
     except (OSError, ValueError, RecursionError):
         return None

@@ -25,7 +25,7 @@ from largebatch.data.preparation import prepared
 from largebatch.errors import UserError
 from largebatch.measure import Measure
 from largebatch.observe import Observer
-from largebatch.records import circumstances
+from largebatch.records import circumstances, names
 from largebatch.records.files import sha256_of
 from largebatch.swap import Swap
 from largebatch.update import Update
@@ -63,7 +63,7 @@ class Saves:
     ) -> None:
         self.job, self.run, self.plan, self.engine = job, job.run, job.plan, job.engine
         self.update, self.observer, self.measure, self.ema, self.swap = update, observer, measure, ema, swap
-        self.run_directory, self.directory = directory, directory / "checkpoints"
+        self.run_directory, self.directory = directory, directory / names.CHECKPOINTS
         self.data: contents.Digests = {}  # on rank zero, which writes the manifest
         self.last: Path | None = None  # the newest that is on the disk
         self.beyond = 0  # steps of SWAP's workers that another world could not take over
@@ -230,7 +230,7 @@ def began_with(weights: str | None) -> dict[str, Any] | None:
 
 def no_place_for_checkpoints(run: config.Run) -> str | None:
     """Why nothing of the run could ever be saved, however much room there is; the same on every rank. Collective."""
-    folder = run.directory / "checkpoints"
+    folder = run.directory / names.CHECKPOINTS
     occupied = bool(run.checkpoint.every_epochs) and folder.exists() and not folder.is_dir()
     if not distributed.from_first(occupied):
         return None

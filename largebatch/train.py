@@ -32,6 +32,7 @@ from largebatch.measure import Measure
 from largebatch.mllog import MlperfLog, open_because
 from largebatch.observe import Observer
 from largebatch.ranks import Ranks
+from largebatch.records import names
 from largebatch.saving import Saves, no_place_for_checkpoints
 from largebatch.score import ACCURACY
 from largebatch.signals import signals_noticed
@@ -69,8 +70,8 @@ def _train(run: config.Run, device: torch.device, console: rich.console.Console,
     watchdog.now("the model and the data set")
     checkpoint.seed_rank(run.seed)
     directory = run.directory
-    mllog = MlperfLog(directory / "mllog.txt") if run.record.mllog and distributed.is_first() else None
-    begun = distributed.from_first(bool(checkpoint.existing(directory / "checkpoints")))
+    mllog = MlperfLog(directory / names.MLPERF_LOG) if run.record.mllog and distributed.is_first() else None
+    begun = distributed.from_first(bool(checkpoint.existing(directory / names.CHECKPOINTS)))
     job = assemble(run, device, begun=begun)
     record.open_directory(directory, run.as_written(), run.science(), science_of_file, run.resume)
     finished = distributed.gather(record.read_result(directory))[0]

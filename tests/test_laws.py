@@ -21,6 +21,7 @@ from programs import REPOSITORY, environment
 from largebatch import config, derive, strict_yaml
 from largebatch.combinations import check_combinations
 from largebatch.derive import peak_of
+from largebatch.records import names
 
 PACKAGE = REPOSITORY / "largebatch"
 SCIENCE = {"errors"}
@@ -201,6 +202,40 @@ def test_the_law_of_whole_files_finds_what_it_forbids(tmp_path):
     assert in_place(file) == forbidden
     file.write_text("with whole(path) as part, open(part, 'wb') as file:\n    part.write_text('')")
     assert not in_place(file)
+
+
+HELD = {value for name, value in vars(names).items() if name.isupper()}  # by a run directory or a comparison
+
+
+def named_by_hand(file: Path) -> list[str]:
+    """Texts that name what a run directory holds; docstrings may."""
+    tree = ast.parse(file.read_text())
+    texts = {
+        node: node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    told = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    folders = {node.right for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)}
+    return [
+        text
+        for node, text in texts.items()
+        if node not in told
+        and (any("." in name and name in text for name in HELD) or (node in folders and text.split("/")[0] in HELD))
+    ]
+
+
+@pytest.mark.worlds
+def test_what_a_run_directory_holds_is_named_once():
+    files = set(PACKAGE.rglob("*.py")) - {PACKAGE / "records/names.py"}
+    assert not {file: texts for file in files if (texts := named_by_hand(file))}
+
+
+def test_the_law_of_names_finds_what_it_forbids(tmp_path):
+    file = tmp_path / "room.py"
+    forbidden = ["run.yaml", "checkpoints", "checkpoints/x", "it has no plan.json"]
+    *paths, sentence = forbidden
+    lines = [f"folder / {path!r}" for path in paths]
+    file.write_text("\n".join(['"""Reads plan.json."""', *lines, f"f'{{folder}}: {sentence}'", "{'checkpoints': 1}"]))
+    assert sorted(text.removeprefix(": ") for text in named_by_hand(file)) == sorted(forbidden)
 
 
 TORCHLESS = [

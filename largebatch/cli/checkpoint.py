@@ -12,6 +12,7 @@ import typer
 from largebatch.cli.frame import JsonFile, check_folder, local_path, wide_console, write_numbers
 from largebatch.console import Console, tell
 from largebatch.errors import UserError
+from largebatch.records import names
 from largebatch.score import score_of
 
 app = typer.Typer(
@@ -106,9 +107,9 @@ def saved_in(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     from largebatch.checkpoint import existing
 
-    if not (run / "run.yaml").is_file():
-        raise UserError(f"{run} is no run: it has no run.yaml; name a run directory, such as runs/baseline")
-    folder = run / "checkpoints"
+    if not (run / names.RECIPE).is_file():
+        raise UserError(f"{run} is no run: it has no {names.RECIPE}; name a run directory, such as runs/baseline")
+    folder = run / names.CHECKPOINTS
     if not (paths := existing(folder)):
         earlier = ", only such of an earlier version, which this one does not read" if any(folder.glob("*.pt")) else ""
         raise UserError(f"{run} has no checkpoint{earlier}; checkpoint.every_epochs above 0 saves some")
@@ -167,7 +168,7 @@ def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
         "model": facts["model"]["name"],
         "arguments": {key: value for key, value in facts["model"].items() if key not in ("name", "num_classes")},
         "num_classes": facts["model"]["num_classes"],
-        "data": config.load(run / "run.yaml").data.name,
+        "data": config.load(run / names.RECIPE).data.name,
         **facts.get("input", {}),  # which checkpoints of earlier versions do not say
         "weights": "moving average" if ema else "trained",
         score.key: score_of_average(run, facts, score.key) if ema else facts[score.key],
@@ -183,7 +184,7 @@ def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
 def score_of_average(run: Path, facts: dict[str, Any], key: str) -> float | None:
     """At the checkpoint's step, if the average was evaluated there; the manifest has that of the trained weights."""
     try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (run / names.METRICS).read_text(encoding="utf-8").splitlines()
         events = [json.loads(line) for line in lines if '"ema"' in line]
     except (OSError, ValueError):
         return None

@@ -13,6 +13,7 @@ import typer
 from largebatch.cli.frame import JsonFile, check_folder, command, group, local_path, write_numbers
 from largebatch.console import tell
 from largebatch.errors import UserError
+from largebatch.records import names
 
 app = typer.Typer(help="Why a batch size does or does not work.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -206,7 +207,7 @@ def _written(facts: dict[str, Any], json_file: Path | None, console: rich.consol
 
     ends = [facts[end]["directory"] for end in "ab"] if facts["kind"] == "path" else [facts["directory"]]
     for directory in dict.fromkeys(ends):
-        place = Path(directory) / "diagnostics" / facts["kind"]
+        place = Path(directory) / names.DIAGNOSTICS / facts["kind"]
         on_first_rank(partial(write_picture, facts, place.with_suffix(".svg")), f"{place}.svg")
         tell(console, f"numbers and picture: {place}.json, .svg")
     write_numbers(json_file, facts, console)

@@ -21,6 +21,7 @@ from largebatch.cli.frame import (
 )
 from largebatch.console import Console, tell
 from largebatch.errors import UserError
+from largebatch.records import names
 
 
 def train(
@@ -137,7 +138,9 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="run folders, or comparisons", parser=local_path)
     ],
-    out: Annotated[Path | None, typer.Option(help="folder for report.html and report.md", parser=local_path)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"folder for {names.REPORT_PAGE} and {names.REPORT_TEXT}", parser=local_path)
+    ] = None,
 ) -> None:
     """The table and the page again, from finished runs."""
     show_report(runs, out, Console())

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from largebatch.records import names
 from largebatch.records.files import whole
 
-FILE = "data.npz"  # of the run directory
 FOLDER, SHARDS, PARQUET = "image folder", "WebDataset shards", "parquet folder"  # namings
 NAMED = 2  # of each kind of change, in a message
 Digests = dict[str, dict[str, Any]]  # by split
@@ -138,14 +138,14 @@ def keep(folder: Path, contents: Contents) -> None:
         arrays[f"{split}.naming"] = np.array(listing.naming)
         fields = {"labels": listing.labels, "names": listing.names, "sizes": listing.sizes}
         arrays |= {f"{split}.{field}": array for field, array in fields.items() if array is not None}
-    with whole(folder / FILE) as unfinished, open(unfinished, "wb") as file:
+    with whole(folder / names.DATA) as unfinished, open(unfinished, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def kept(folder: Path) -> Contents:
     """Nothing where there is none that can be read: then changes are told by numbers."""
     try:
-        with open(folder / FILE, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open(folder / names.DATA, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {
                 split: Listing(
                     tuple(arrays[f"{split}.classes"].tolist()),

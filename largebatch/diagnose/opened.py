@@ -28,6 +28,7 @@ from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.nested import Batch
+from largebatch.records import names
 from largebatch.records.circumstances import circumstances_of
 from largebatch.records.facts import write_json
 from largebatch.tasks.task import Task
@@ -193,9 +194,9 @@ def circumstances(device: torch.device, command: str) -> dict[str, Any]:
 
 def recipe_of(directory: Path) -> config.Run:
     """The recipe of a run directory."""
-    file = directory / "run.yaml"
+    file = directory / names.RECIPE
     if not file.is_file():
-        raise UserError(f"{directory} is no run: it has no run.yaml; name a run directory, such as runs/baseline")
+        raise UserError(f"{directory} is no run: it has no {names.RECIPE}; name a run directory, such as runs/baseline")
     return config.from_dict(config.read(file), str(file))
 
 
@@ -210,13 +211,13 @@ def opened(
     if precision not in DTYPES:
         raise UserError(f"--precision {precision} is not known; valid: {', '.join(DTYPES)}")
     run = recipe_of(directory)
-    saved = [checkpoint.step_of(path) for path in checkpoint.existing(directory / "checkpoints")]
+    saved = [checkpoint.step_of(path) for path in checkpoint.existing(directory / names.CHECKPOINTS)]
     if step is not None and saved and step not in saved:
         raise UserError(
             f"{directory} has no checkpoint of step {step}; there are {', '.join(map(str, sorted(saved)))} "
             "(checkpoint.keep says how many stay)"
         )
-    found = checkpoint.load_newest(directory / "checkpoints", step, "train it again, or name another step or run")
+    found = checkpoint.load_newest(directory / names.CHECKPOINTS, step, "train it again, or name another step or run")
     if found is None:
         raise UserError(
             f"{directory} has no checkpoint to look at; train it with checkpoint.every_epochs above 0, which saves "
@@ -239,7 +240,7 @@ def opened(
 
 def keep(directory: Path, facts: dict[str, Any]) -> None:
     """Write the facts to ``RUN/diagnostics/<kind>.json``, on rank zero. Collective."""
-    file = directory / "diagnostics" / f"{facts['kind']}.json"
+    file = directory / names.DIAGNOSTICS / f"{facts['kind']}.json"
 
     def write() -> None:
         file.parent.mkdir(exist_ok=True)

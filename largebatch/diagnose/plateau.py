@@ -20,6 +20,7 @@ from largebatch.checkpoint import existing
 from largebatch.diagnose.opened import Opened, circumstances, keep, opened, recipe_of
 from largebatch.diagnostics import plateau, spectrum
 from largebatch.errors import UserError
+from largebatch.records import names
 from largebatch.report.files import finite
 from largebatch.report.run import read_run
 
@@ -58,7 +59,7 @@ def measure(
         stable_below=limit,
     )
     looked_at: dict[str, Any] = {}
-    if checkpoint and existing(directory / "checkpoints"):
+    if checkpoint and existing(directory / names.CHECKPOINTS):
         now = opened(directory, device, precision)
         seen, looked_at = with_checkpoint(seen, now, examples, batch_size)
     answer = plateau.judge(seen)

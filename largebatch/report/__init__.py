@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from largebatch.errors import UserError
+from largebatch.records import names
 from largebatch.records.files import write_text
 from largebatch.report.read import is_comparison
 from largebatch.report.summary import Comparison, summarize
@@ -44,11 +45,11 @@ def write(paths: Path | Sequence[Path], out: Path | None = None) -> Written:
     page, text = html(comparison), markdown(comparison)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in (("report.html", page), ("report.md", text)):
+        for name, content in ((names.REPORT_PAGE, page), (names.REPORT_TEXT, text)):
             write_text(out / name, content)
     except OSError as error:
         raise UserError(f"the report cannot be written to {out}: {error.strerror}; name another folder") from None
-    return Written(out / "report.html", out / "report.md", results(comparison), verdict(comparison))
+    return Written(out / names.REPORT_PAGE, out / names.REPORT_TEXT, results(comparison), verdict(comparison))
 
 
 def _beside(paths: Sequence[Path], comparison: Comparison) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError
+from largebatch.records import names
 
 LARGEST = 1e100  # whose square is a number still
 LONGEST = 1 << 28  # bytes; a line of metrics has some 200
@@ -26,7 +27,9 @@ def text_of(file: Path) -> str:
             raise UserError(f"{file} holds more than {LONGEST:,} bytes, which no run writes")
         return raw.decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"{file} is missing; a run folder holds run.yaml, plan.json and metrics.jsonl") from None
+        raise UserError(
+            f"{file} is missing; a run folder holds {names.RECIPE}, {names.PLAN} and {names.METRICS}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {str(error)[:200]}") from None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError
+from largebatch.records.names import COMPARISON, PLAN
 from largebatch.report.files import finite, json_of, mapping, need
 from largebatch.report.run import Run, read_run
 from largebatch.report.shapes import Comparison, shaped
@@ -58,7 +59,7 @@ def read(paths: Sequence[Path]) -> Source:
 
 
 def is_comparison(path: Path) -> bool:
-    return (path / "comparison.json").is_file()
+    return (path / COMPARISON).is_file()
 
 
 def read_comparisons(paths: Sequence[Path]) -> Source:
@@ -97,7 +98,7 @@ def read_comparisons(paths: Sequence[Path]) -> Source:
 
 def read_comparison(folder: Path) -> Source:
     """The folder's ``comparison.json`` and every run it lists."""
-    file = folder / "comparison.json"
+    file = folder / COMPARISON
     data = mapping(json_of(file), file)
     need(data, "rows", list, file)
     shaped(data, Comparison, file)
@@ -109,7 +110,7 @@ def read_comparison(folder: Path) -> Source:
         for name in names:
             if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
                 raise UserError(f"{file}: run {name[:60]!r} does not lie in the folder of the comparison")
-            if not (folder / name / "plan.json").is_file():
+            if not (folder / name / PLAN).is_file():
                 raise UserError(f"{file}: run {name} has not started; run the comparison again to finish it")
         if not names:
             raise UserError(f"{file}: row {label!r} lists no runs; run the comparison again to finish it")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError
+from largebatch.records import names
 from largebatch.report.files import finite, json_of, loaded, mapping, need, text_of
 from largebatch.report.shapes import FACTS, Line, Plan, Recipe, shaped
 from largebatch.strict_yaml import parse
@@ -99,25 +100,25 @@ class Run:
 def read_run(path: Path, name: str) -> Run:
     """One run directory; ``name`` is what the report will call it."""
     if not path.is_dir():
-        raise UserError(f"{path} is no folder; give a run folder, which holds plan.json, or a comparison folder")
-    if not (path / "plan.json").is_file():
-        raise UserError(f"{path} is no run: it has no plan.json (nor a comparison.json)")
-    plan = mapping(json_of(path / "plan.json"), path / "plan.json")
+        raise UserError(f"{path} is no folder; give a run folder, which holds {names.PLAN}, or a comparison folder")
+    if not (path / names.PLAN).is_file():
+        raise UserError(f"{path} is no run: it has no {names.PLAN} (nor a {names.COMPARISON})")
+    plan = mapping(json_of(path / names.PLAN), path / names.PLAN)
     for key in ("global_batch_size", "steps", "seed"):
-        need(plan, key, int, path / "plan.json")
-    shaped(plan, Plan, path / "plan.json")
-    config_text = text_of(path / "run.yaml")
-    config = mapping(parse(config_text, f"{path / 'run.yaml'} is not valid YAML"), path / "run.yaml")
-    shaped(config, Recipe, path / "run.yaml")
-    result = _result(path / "result.json")
-    events = _metrics(path / "metrics.jsonl", required=result["status"] == "finished")
-    diagnostics = _diagnostics(path / "diagnostics")
+        need(plan, key, int, path / names.PLAN)
+    shaped(plan, Plan, path / names.PLAN)
+    config_text = text_of(path / names.RECIPE)
+    config = mapping(parse(config_text, f"{path / names.RECIPE} is not valid YAML"), path / names.RECIPE)
+    shaped(config, Recipe, path / names.RECIPE)
+    result = _result(path / names.RESULT)
+    events = _metrics(path / names.METRICS, required=result["status"] == "finished")
+    diagnostics = _diagnostics(path / names.DIAGNOSTICS)
     return Run(path, name, config, config_text, plan, result, events, diagnostics)
 
 
 def _result(file: Path) -> Mapping[str, Any]:
     if not file.exists():
-        return {"status": "unfinished", "reason": "no result.json: the run was killed or is still going"}
+        return {"status": "unfinished", "reason": f"no {names.RESULT}: the run was killed or is still going"}
     result = mapping(json_of(file), file)
     status = need(result, "status", str, file)
     if status not in ("finished", "failed", "stopped"):

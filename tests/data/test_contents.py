@@ -17,6 +17,7 @@ from largebatch.checkpoint import manifest
 from largebatch.data import build, contents
 from largebatch.data.contents import Contents, Listing, changed, digests_of, words_of_changes
 from largebatch.errors import UserError
+from largebatch.records import names
 from largebatch.train import train
 
 
@@ -132,16 +133,16 @@ def test_sets_in_one_piece_are_known_by_their_labels():
 def test_a_listing_that_is_damaged_leaves_the_numbers(root, tmp_path):
     before = held(root)
     contents.keep(tmp_path, before)
-    whole = (tmp_path / contents.FILE).read_bytes()
+    whole = (tmp_path / names.DATA).read_bytes()
     (root / "train" / "dog" / "1.jpg").unlink()
     now = held(root)
     for damaged in (b"", whole[: len(whole) // 2], b"no archive", None):
-        (tmp_path / contents.FILE).unlink()
+        (tmp_path / names.DATA).unlink()
         if damaged is not None:
-            (tmp_path / contents.FILE).write_bytes(damaged)
+            (tmp_path / names.DATA).write_bytes(damaged)
         words = words_of_changes(digests_of(before), contents.kept(tmp_path), now)
         assert words == "train: 5 examples of 2 classes, it was 6 of 2"
-        (tmp_path / contents.FILE).touch()
+        (tmp_path / names.DATA).touch()
 
 
 def test_names_that_are_no_text_are_kept():
@@ -206,7 +207,7 @@ def test_a_checkpoint_of_before_says_nothing_of_its_data(recipe, root):
     facts = manifest.read(newest)
     del facts["data"]
     manifest.write(newest, facts)
-    (directory / contents.FILE).unlink()
+    (directory / names.DATA).unlink()
     (root / "train" / "dog" / "1.jpg").unlink()
     assert train(run_of(recipe, root, 4), quiet=True).status == "finished"
     assert contents.kept(directory)["train"].digests == held(root)["train"].digests

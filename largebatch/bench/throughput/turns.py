@@ -26,6 +26,7 @@ from largebatch.console import Console
 from largebatch.data import Dataset, Placement, Split
 from largebatch.determinism import deterministic
 from largebatch.nested import Batch
+from largebatch.records import names
 from largebatch.train import Loop
 
 LEAD_IN = 2  # steps before the clock starts
@@ -80,7 +81,7 @@ def split_of_step(job: Job, steps: int) -> dict[str, float | None]:
     run = job.run.model_copy(update={"record": record})
     with run_of(dataclasses.replace(job, run=run, plan=dataclasses.replace(job.plan, steps=count))) as loop:
         loop.train_steps(noticed=[])
-        lines = (loop.directory / "metrics.jsonl").read_text().splitlines() if distributed.is_first() else []
+        lines = (loop.directory / names.METRICS).read_text().splitlines() if distributed.is_first() else []
     of_steps = [line for line in map(json.loads, lines) if line["event"] == "ranks"]
     return distributed.from_first(mean_parts(of_steps))
 
