@@ -23,6 +23,7 @@ from largebatch.engines.engine import MOST_SHAPES
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.optim import Treatment
+from largebatch.optimizers import Optimizer, Surroundings
 from largebatch.records.circumstances import circumstances_of
 from largebatch.score import ACCURACY
 from largebatch.tasks.task import Task
@@ -75,13 +76,14 @@ def assemble(
     settings = run.engine.model_dump(exclude={"name"})
     engine = engines[run.engine.name](device, precision, channels_last, run.compile, **settings)
     engine.skips_nonfinite = run.nonfinite_gradients.action == "skip"
+    engine.shard_safe = run.optimizer.SHARD_SAFE
     parts = derive.adascale_parts(run)
     small, *_ = (derive.noise_part(run, stage, plan.world_size) for stage in plan.stages)
     if parts or small:
         assert isinstance(engine, Ddp)
         engine.measure_parts(run.batch.global_batch_size // parts if parts else small)
     model = engine.place(model)
-    table = optim.treatments(model, run.weight_decay.skip, getattr(run.optimizer, "skip_adaptation", None))
+    table = optim.treatments(model, run.weight_decay.skip, run.optimizer.not_adapted)
     groups = optim.parameter_groups(model, run.weight_decay.value, table)
     optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision, run.engine.name, model)
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
@@ -223,58 +225,12 @@ def precision_of(asked: str, device: torch.device) -> str:
 
 
 def optimizer_of(
-    section: config.Optimizer,
-    groups: Iterable[dict[str, Any]],
-    lr: float,
-    precision: str,
-    engine: str = "ddp",
-    model: nn.Module | None = None,
+    section: Optimizer, groups: Iterable[dict[str, Any]], lr: float, precision: str, engine: str, model: nn.Module
 ) -> torch.optim.Optimizer:
-    """Groups carry their own weight decay and, for LARS and LAMB, whether they are adapted.
-
-    torch's fused SGD leaves an uninitialised momentum buffer behind when the loss scaler skips the first step
-    (seen with torch 2.15 on the CPU), so fp16 takes the foreach form.
-    """
-    fused = True if precision != "fp16" else None
-    fused_sgd = None if engine == "fsdp" else fused  # torch's has no rule for DTensors
     groups = list(groups)
     if not groups:
         raise UserError("the model has no trainable parameters")
-    arguments = section.model_dump(exclude={"name", "skip_adaptation"})
-    match section:
-        case config.Sgd():
-            if section.nesterov and section.momentum == 0:
-                raise UserError("optimizer.nesterov = true needs optimizer.momentum above 0")
-            return torch.optim.SGD(groups, lr=lr, **arguments, fused=fused_sgd)
-        case config.AdamW():
-            betas = (section.beta1, section.beta2)
-            return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=section.eps, fused=fused)
-        case config.HeavyBall():
-            return optim.HeavyBall(groups, lr=lr, **arguments)
-        case config.Lars():
-            return optim.Lars(groups, lr=lr, **arguments)
-        case config.Lamb():
-            return optim.Lamb(groups, lr=lr, **arguments)
-        case config.Adam(variant="lecture"):
-            return optim.LectureAdam(groups, lr=lr, momentum=section.beta1, alpha=section.beta2)
-        case config.Adagrad(variant="lecture"):
-            return optim.LectureAdagrad(groups, lr=lr)
-        case config.Rmsprop(variant="lecture"):
-            return optim.LectureRmsprop(groups, lr=lr, alpha=section.alpha)
-        case config.Adam():
-            betas = (section.beta1, section.beta2)
-            return torch.optim.Adam(groups, lr=lr, betas=betas, eps=section.eps or 1e-8, fused=fused)
-        case config.Adagrad():
-            return torch.optim.Adagrad(groups, lr=lr, eps=section.eps or 1e-10)
-        case config.Rmsprop():
-            return torch.optim.RMSprop(groups, lr=lr, alpha=section.alpha, eps=section.eps or 1e-8)
-        case config.RmspropSgd():
-            own = section.model_dump(include={"momentum", "decay", "eps", "rmsprop_lr"})
-            return optim.RmspropSgd(groups, lr=lr, **own)
-        case config.Muon():
-            assert model is not None
-            return optim.Muon(optim.muon_groups(groups, model), lr=lr, **arguments)
-    raise AssertionError(section)
+    return section.build(groups, lr, Surroundings(precision, engine, model))
 
 
 def plan_facts(job: Job, command: str) -> dict[str, Any]:
@@ -318,7 +274,8 @@ def plan_facts(job: Job, command: str) -> dict[str, Any]:
 
 def mlperf_facts(job: Job) -> mllog.Facts:
     """What MLPerf's log says of a run before it starts."""
-    run, plan, decay = job.run, job.plan, job.run.lr.decay
+    run, plan = job.run, job.plan
+    keys = run.optimizer.model_dump()
     imagenet = run.data.name == "imagenet" and not run.data.hold_out and run.model.name.endswith("resnet50")
     warmup = job.lr.schedule.warmup / plan.dataset_size
     return mllog.Facts(
@@ -330,13 +287,13 @@ def mlperf_facts(job: Job) -> mllog.Facts:
         bn_span=run.batch.bn_batch_size or plan.micro_batch_size,
         optimizer=run.optimizer.name,
         peak_lr=job.lr.schedule.peak,
-        end_lr=getattr(decay, "end_lr", 0.0),
-        decay_power=decay.power if isinstance(decay, config.PolynomialDecay) else None,
+        end_lr=run.lr.decay.end,
+        decay_power=run.lr.decay.polynomial,
         decay_steps=plan.steps - plan.first_step_at(warmup * plan.dataset_size),
         warmup_epochs=warmup,
-        momentum=getattr(run.optimizer, "momentum", 0.0),
+        momentum=keys.get("momentum", 0.0),
         weight_decay=run.weight_decay.value,
-        epsilon=getattr(run.optimizer, "eps", None) or 0.0,
+        epsilon=keys.get("eps") or 0.0,
         evaluate_every_epochs=run.evaluate.every_epochs,
         target=mllog.RESNET_TARGET if imagenet else None,
         benchmark="resnet" if imagenet else run.data.name,
@@ -346,7 +303,6 @@ def mlperf_facts(job: Job) -> mllog.Facts:
 
 def beside_the_reference(run: config.Run) -> tuple[str, ...]:
     """The keys by which a run trains otherwise than MLPerf's reference implementation of ResNet-50."""
-    optimizer = run.optimizer
     asked = {
         "lr.scaling = adascale": run.lr.scaling == "adascale",
         "sam": run.sam is not None,
@@ -355,13 +311,8 @@ def beside_the_reference(run: config.Run) -> tuple[str, ...]:
         "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
         f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",
         "max_grad_norm": run.max_grad_norm is not None,
-        f"optimizer.variant = {getattr(optimizer, 'variant', None)}": getattr(optimizer, "variant", None)
-        not in (None, "you2017"),
-        "optimizer.nesterov": getattr(optimizer, "nesterov", False),
-        "optimizer.momentum_correction": getattr(optimizer, "momentum_correction", False),
-        "optimizer.max_trust_ratio": getattr(optimizer, "max_trust_ratio", None) is not None,
     }
-    return tuple(key for key, is_so in asked.items() if is_so)
+    return (*(key for key, is_so in asked.items() if is_so), *run.optimizer.beside_the_reference())
 
 
 def decisions(job: Job, directory: Path) -> dict[str, str]:
@@ -382,7 +333,7 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
         "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation){unsized_norms(job)}",
         "budget": f"{steps}, {plan.budget_examples / plan.dataset_size:.4g} epochs{derive.words_of_stretch(run)}",
         "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
-        "optimizer": f"{run.optimizer.name}; weight decay {run.weight_decay.value:g} on {decayed} of "
+        "optimizer": f"{run.optimizer.words}; weight decay {run.weight_decay.value:g} on {decayed} of "
         f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
         "beside": derive.words_beside(run, plan),
         "machine": f"{job.device}, {job.precision}, engine {job.engine.description}",

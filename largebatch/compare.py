@@ -232,7 +232,7 @@ def search_lr(row: Row, out: Path, tuning: Tuning, command: str, console: rich.c
     own_peak, _ = peak_of(own.lr, own.batch.global_batch_size)
 
     def measure(peak: float) -> search.Trial:
-        if peak < getattr(own.lr.decay, "end_lr", 0.0):
+        if peak < own.lr.decay.end:
             return search.Trial(peak, None, "failed")  # a decay cannot end above its peak
         base = own.lr.base * (peak / own_peak)  # type: ignore[operator]
         result = run_once(

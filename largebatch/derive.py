@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
-from largebatch import batch, config, schedules
+from largebatch import batch, config, decays, schedules
 from largebatch.batch import BatchPlan, MicroBatch
+from largebatch.decays import listed
+from largebatch.decays.steps import StepsDecay
 from largebatch.errors import UserError
 from largebatch.schedules import Schedule
 
@@ -253,7 +254,7 @@ def warmup_epochs(lr: config.LearningRate, global_batch_size: int) -> float:
 
 def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
     _, drops = growth_of(run)
-    if drops and run.lr.decay.name != "constant":
+    if drops and run.lr.decay.CHANGES:
         raise UserError(
             f"batch.ramp.largest = {run.batch.ramp and run.batch.ramp.largest} turns the batch's growth into a decay "
             f"of the lr, and lr.decay.name = {run.lr.decay.name} is another; leave lr.decay out"
@@ -266,7 +267,8 @@ def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
     if drops and run.batch.ramp is not None and run.batch.ramp.factor is not None:
         milestones = tuple(examples_at(epoch, plan) for epoch in drops)
         factor = run.batch.ramp.factor
-        schedule = dataclasses.replace(found.schedule, decay="steps", milestones=milestones, factor=1 / factor)
+        steps = StepsDecay.model_construct(name="steps", at_epochs=drops, factor=1 / factor)
+        schedule = dataclasses.replace(found.schedule, decay=steps, milestones=milestones)
         words = f"÷{factor} at epochs {listed(drops)}, where the batch would exceed {run.batch.ramp.largest}"
         return dataclasses.replace(found, schedule=schedule, decay=words)
     return found
@@ -274,38 +276,25 @@ def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
 
 def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> LearningRate:
     """The schedule of one ``lr`` section over a plan; also that of SWAP's workers."""
-    decay = lr.decay
     peak, rule = peak_of(lr, plan.global_batch_size)
     epochs = plan.budget_examples / plan.dataset_size
     warmup = warmup_epochs(lr, plan.global_batch_size) * stretch
     if warmup >= epochs:
         raise UserError(f"lr.warmup.epochs = {warmup:g} must be below the run's {epochs:.4g} epochs")
     start = min(lr.base or 0.0, peak) if lr.warmup.start == "base" else 0.0
-    shape: dict[str, Any] = {"decay": decay.name}
-    match decay:
-        case config.StepsDecay():
-            at = [epoch * stretch for epoch in decay.at_epochs]
-            shape |= {"milestones": tuple(examples_at(epoch, plan) for epoch in at), "factor": decay.factor}
-            words = f"×{decay.factor:g} at epochs {listed(at)}"
-        case config.PiecewiseDecay():
-            at = [epoch * stretch for epoch in decay.at_epochs]
-            shape |= {"milestones": tuple(examples_at(epoch, plan) for epoch in at), "factors": decay.factors}
-            words = f"{listed(decay.factors)} of the peak, changing at epochs {listed(at)}"
-        case config.PolynomialDecay():
-            shape |= {"power": decay.power, "end": decay.end_lr}
-            words = f"polynomial of power {decay.power:g} to {decay.end_lr:g}"
-        case config.LinearDecay() | config.CosineDecay():
-            shape |= {"end": decay.end_lr}
-            words = f"{decay.name} to {decay.end_lr:g}"
-        case _:
-            words = "constant"
+    jumps = [epoch * stretch for epoch in lr.decay.epochs]
     schedule = Schedule(
-        peak=peak, total=plan.budget_examples, warmup=examples_at(warmup, plan), start=start, **shape
-    )  # fmt: skip
+        peak=peak,
+        total=plan.budget_examples,
+        decay=lr.decay,
+        warmup=examples_at(warmup, plan),
+        start=start,
+        milestones=tuple(examples_at(epoch, plan) for epoch in jumps),
+    )
     linear = f" ({lr.warmup.epochs:g} × {plan.global_batch_size}/{lr.reference_batch_size})"
     rule_of_warmup = linear if lr.warmup.scaling == "linear" else ""
     in_words = f"{warmup:g} epochs{rule_of_warmup} from {start:g}" if warmup else "none"
-    return LearningRate(schedule, rule, in_words, words)
+    return LearningRate(schedule, rule, in_words, lr.decay.words(jumps))
 
 
 def examples_at(epoch: float, plan: BatchPlan) -> float:
@@ -319,16 +308,13 @@ def local_from_epoch(run: config.Run) -> float:
     if run.averaging.from_epoch is not None:
         return run.averaging.from_epoch * stretch_of(run)
     decay = run.lr.decay
-    if not isinstance(decay, (config.StepsDecay, config.PiecewiseDecay)):
+    if not decay.epochs:
+        jumping = " or ".join(name for name, kind in decays.table().items() if kind.JUMPS)
         raise UserError(
             f"averaging.from_epoch is missing, and lr.decay.name = {decay.name} has no first epoch to stand for it; "
-            "valid: a number of epochs, or lr.decay.name = steps or piecewise"
+            f"valid: a number of epochs, or lr.decay.name = {jumping}"
         )
-    return decay.at_epochs[0] * stretch_of(run)
-
-
-def listed(numbers: Any) -> str:
-    return ", ".join(f"{number:g}" for number in numbers)
+    return decay.epochs[0] * stretch_of(run)
 
 
 def words_of_stretch(run: config.Run) -> str:

@@ -11,19 +11,20 @@ Peak, from the recipe's rule for a global batch B (κ = B / reference):
 Then, with s the examples seen *before* the step, W those of the warm-up, T those of the budget:
 
     warm-up     η(s) = start + (peak − start)·s/W            while s < W, anew at every step
-    decay       η(s) = shape((s − W)/(T − W))                afterwards
+    decay       η(s) = lr(peak, (s − W)/(T − W), n)          afterwards; n: how many of its milestones lie behind
 
-``steps`` and ``piecewise`` count their epochs from the start of the run, as in Goyal et al., and a warm-up before
-``piecewise`` ends at its first factor of the peak; every other decay runs from the end of the warm-up to the end of
-the budget. A warm-up from zero thus begins with one step at lr 0; from ``base`` it begins at ``base`` (Goyal et al.,
-§2.2), or at the peak where that is lower. Under AdaScale the clock is not the examples seen but the scale-invariant
-ones, τ · reference.
+A decay that jumps counts its epochs from the start of the run, as in Goyal et al., and may say where the warm-up ends
+(``piecewise``: at its first factor of the peak); every other runs from the end of the warm-up to the end of the budget.
+A warm-up from zero thus begins with one step at lr 0; from ``base`` it begins at ``base`` (Goyal et al., §2.2), or at
+the peak where that is lower. Under AdaScale the clock is not the examples seen but the scale-invariant ones,
+τ · reference.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Protocol
 
 from largebatch.errors import UserError
 
@@ -50,49 +51,38 @@ def table_lr(table: dict[int, float], global_batch_size: int, interpolate: bool 
     raise UserError(f"lr.table has no row for global batch {global_batch_size}; rows: {rows}{hint}")
 
 
+class AfterWarmup(Protocol):
+    """What becomes of the peak after the warm-up; one file for each kind in ``largebatch/decays``."""
+
+    def lr(self, peak: float, progress: float, passed: int) -> float: ...
+
+    def summit(self, peak: float) -> float: ...
+
+    def check(self, peak: float) -> None: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """Examples seen -> learning rate. All lengths in examples; lr in the optimizer's units."""
 
     peak: float
     total: float
+    decay: AfterWarmup
     warmup: float = 0.0
     start: float = 0.0  # lr at the first step of the warm-up
-    decay: str = "constant"  # constant, linear, polynomial, cosine, steps, piecewise
-    power: float = 1.0
-    end: float = 0.0
-    milestones: tuple[float, ...] = ()  # examples, for steps and piecewise
-    factor: float = 0.1
-    factors: tuple[float, ...] = ()  # of the peak, for piecewise: one more than milestones
+    milestones: tuple[float, ...] = ()  # examples at which the decay jumps
 
     def __post_init__(self) -> None:
         if self.warmup > self.total:
             raise UserError(
                 f"lr.warmup is longer than the run: {self.warmup:.0f} examples of warm-up, {self.total:.0f} of training"
             )
-        if self.end > self.peak and self.decay in ("linear", "polynomial", "cosine"):
-            raise UserError(f"lr.decay.end_lr = {self.end:g} is above the peak {self.peak:g}; a decay ends lower")
+        self.decay.check(self.peak)
 
     def __call__(self, examples_seen: float) -> float:
         if examples_seen < self.warmup:
-            summit = self.peak * self.factors[0] if self.decay == "piecewise" else self.peak
-            return self.start + (summit - self.start) * (examples_seen / self.warmup)
-        if self.decay == "steps":
-            return self.peak * self.factor ** sum(examples_seen >= at for at in self.milestones)
-        if self.decay == "piecewise":
-            return self.peak * self.factors[sum(examples_seen >= at for at in self.milestones)]
+            return self.start + (self.decay.summit(self.peak) - self.start) * (examples_seen / self.warmup)
         span = self.total - self.warmup
         progress = min(1.0, (examples_seen - self.warmup) / span) if span > 0 else 0.0
-        return self.end + (self.peak - self.end) * self._shape(progress)
-
-    def _shape(self, progress: float) -> float:
-        match self.decay:
-            case "constant":
-                return 1.0
-            case "linear":
-                return 1.0 - progress
-            case "polynomial":
-                return (1.0 - progress) ** self.power
-            case "cosine":
-                return (1.0 + math.cos(math.pi * progress)) / 2.0
-        raise AssertionError(self.decay)
+        passed = sum(examples_seen >= at for at in self.milestones)
+        return self.decay.lr(self.peak, progress, passed)

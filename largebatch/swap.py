@@ -161,5 +161,5 @@ class Swap:
 
 def fresh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Parameter groups as they are given to an optimizer: settings that it fills in itself are left out."""
-    keep = ("params", "names", "weight_decay", "adapt", "muon")
+    keep = ("params", "names", "weight_decay", "adapt")
     return [{key: group[key] for key in keep if key in group} for group in groups]

@@ -25,7 +25,6 @@ from largebatch.evaluate import Tally
 from largebatch.models import batch_norm
 from largebatch.nested import Batch, examples_of
 from largebatch.optim.adascale import AdaScale
-from largebatch.optim.rmsprop_sgd import sgd_share
 from largebatch.optim.sam import Perturbation
 
 Batches = Iterable[Batch]
@@ -203,13 +202,9 @@ class Update:
         if self.adascale is not None:
             seen = math.floor(self.adascale.progress) * (self.plan.global_batch_size // self.adascale.parts)
         self.lr = gain * self.job.lr.schedule(seen)
-        section = self.run.optimizer
+        settings = self.run.optimizer.settings_at(seen / self.plan.dataset_size / derive.stretch_of(self.run))
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = self.lr
-            if isinstance(section, config.RmspropSgd):
-                epoch = seen / self.plan.dataset_size / derive.stretch_of(self.run)
-                printed = section.ramp == "printed"
-                group["sgd_share"] = sgd_share(epoch, section.center_epoch, section.period_epochs, printed)
+            group.update(settings, lr=self.lr)
 
     def _local_step(self, step: int, micro_batches: Batches, stage: Stage) -> Tensor:
         """Each of this rank's workers steps on its own consecutive part of the rank's examples."""

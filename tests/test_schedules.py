@@ -6,10 +6,15 @@ import math
 
 import pytest
 
+from largebatch import decays
 from largebatch.errors import UserError
 from largebatch.schedules import Schedule, scaled_lr, table_lr
 
 IMAGENET = 1_281_167
+
+
+def kind(name: str, **keys: object) -> decays.Decay:
+    return decays.table()[name](name=name, **keys)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +40,15 @@ def test_no_scaling_ignores_the_batch():
 )
 def test_goyals_schedule_at_8192(epoch, lr):
     schedule = Schedule(
-        peak=3.2, total=90 * IMAGENET, warmup=5 * IMAGENET, start=0.1, decay="steps",
-        milestones=tuple(at * IMAGENET for at in (30, 60, 80)), factor=0.1,
+        peak=3.2, total=90 * IMAGENET, warmup=5 * IMAGENET, start=0.1,
+        decay=kind("steps", at_epochs=(30, 60, 80), factor=0.1),
+        milestones=tuple(at * IMAGENET for at in (30, 60, 80)),
     )  # fmt: skip
     assert schedule(epoch * IMAGENET) == pytest.approx(lr, rel=1e-9)
 
 
 def test_warm_up_grows_at_every_step_by_the_same_amount():
-    schedule = Schedule(peak=1.0, total=1000, warmup=100, start=0.2)
+    schedule = Schedule(peak=1.0, total=1000, decay=kind("constant"), warmup=100, start=0.2)
     values = [schedule(seen) for seen in range(0, 101, 10)]
     assert values[0] == 0.2
     assert values[-1] == 1.0
@@ -62,12 +68,14 @@ SHAPES = {  # the decay from 1 at the end of the warm-up to `end` at the end, in
 @pytest.mark.parametrize("end", [0.0, 0.01])
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
 def test_decays_against_a_second_statement(decay, end, t):
-    schedule = Schedule(peak=1.0, total=1100, warmup=100, decay=decay, power=2.0, end=end)
+    keys = {"end_lr": end, "power": 2.0}
+    own = {key: value for key, value in keys.items() if key in decays.table()[decay].model_fields}
+    schedule = Schedule(peak=1.0, total=1100, warmup=100, decay=kind(decay, **own))
     assert schedule(100 + t * 1000) == pytest.approx(SHAPES[decay](t, end), abs=1e-12)
 
 
 def test_nothing_happens_after_the_end():
-    schedule = Schedule(peak=1.0, total=100, decay="linear", end=0.1)
+    schedule = Schedule(peak=1.0, total=100, decay=kind("linear", end_lr=0.1))
     assert schedule(100) == schedule(130) == pytest.approx(0.1)
 
 
@@ -83,19 +91,18 @@ def test_a_table_says_its_rows_and_refuses_what_lies_between():
 
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match="longer than the run"):
-        Schedule(peak=1.0, total=100, warmup=101)
+        Schedule(peak=1.0, total=100, decay=kind("constant"), warmup=101)
 
 
 def test_a_decay_that_would_rise_is_refused():
     with pytest.raises(UserError, match="above the peak"):
-        Schedule(peak=0.1, total=100, decay="cosine", end=0.2)
+        Schedule(peak=0.1, total=100, decay=kind("cosine", end_lr=0.2))
 
 
 def test_a_piecewise_decay_takes_its_factors_and_its_warm_up_ends_at_the_first():
     """Akiba et al. 2017's slow start."""
-    schedule = Schedule(
-        peak=12.8, total=90, warmup=2, decay="piecewise", milestones=(40, 70, 85), factors=(0.5, 0.075, 0.01, 0.001)
-    )
+    decay = kind("piecewise", at_epochs=(40, 70, 85), factors=(0.5, 0.075, 0.01, 0.001))
+    schedule = Schedule(peak=12.8, total=90, decay=decay, warmup=2, milestones=(40, 70, 85))
     assert [schedule(s) for s in (0, 1, 2, 39.9, 40, 70, 85, 89)] == pytest.approx(
         [0, 3.2, 6.4, 6.4, 0.96, 0.128, 0.0128, 0.0128]
     )

@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
-from largebatch import strict_yaml
+from largebatch import kinds, optimizers, strict_yaml
 from largebatch.config.mistakes import sentence, shown
-from largebatch.config.optimizers import Optimizer
 from largebatch.config.sections import (
     Averaging,
     Batch,
@@ -31,23 +30,23 @@ from largebatch.config.sections import (
     Expect,
     LearningRate,
     Loss,
-    Minutes,
     Model,
     NoAveraging,
     NonfiniteGradients,
-    Number,
-    PositiveFloat,
-    PositiveInt,
     Record,
     RegimeAdaptation,
     Sam,
-    Section,
-    Switch,
     Task,
     WeightDecay,
 )
 from largebatch.errors import UserError
+from largebatch.keys import Minutes, Number, PositiveFloat, PositiveInt, Section, Switch
 from largebatch.strict_yaml import LONGEST_TEXT, parse, unfit
+
+if TYPE_CHECKING:
+    from largebatch.optimizers import Optimizer
+else:
+    Optimizer = kinds.one_of(optimizers.table())
 
 
 class Run(Section):

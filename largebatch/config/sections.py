@@ -2,65 +2,37 @@
 
 from __future__ import annotations
 
-import functools
-import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
-from largebatch import paths
+from largebatch import decays, kinds
 from largebatch.config.mistakes import shown
+from largebatch.decays.constant import ConstantDecay
+from largebatch.keys import (
+    Folder,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Number,
+    Percent,
+    Place,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Several,
+    Size,
+    Skipped,
+    Switch,
+    Weights,
+    ascending,
+)
 
-MOST = 10**12  # and LARGEST: what follows from numbers of this size is a number still
-LARGEST = 1e30
-
-
-def a_number(written: Any) -> Any:
-    """Neither true, which Python takes for 1, nor text, be it of digits."""
-    if isinstance(written, bool):
-        raise PydanticCustomError("number", "should be a number; true, yes and on are none, nor are their opposites")
-    if isinstance(written, str):
-        raise PydanticCustomError("number", "should be a valid number")
-    return written
-
-
-def a_size(written: Any) -> Any:
-    """JSON and ``run.yaml`` keep keys as text."""
-    of_digits = isinstance(written, str) and re.fullmatch("[1-9][0-9]*", written) and len(written) < 20
-    return int(written) if of_digits else a_number(written)
-
-
-def path_of(key: str, *, or_address: bool = False) -> AfterValidator:
-    """A path of this machine, or with ``or_address`` one of a store; ``~`` expanded, empty refused."""
-    return AfterValidator(functools.partial(paths.expanded if or_address else paths.local, key))
-
-
-Number = BeforeValidator(a_number)
-PositiveInt = Annotated[int, Field(gt=0, le=MOST), Number]
-NonNegativeInt = Annotated[int, Field(ge=0, le=MOST), Number]
-PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST), Number]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST), Number]
-Several = Annotated[int, Field(ge=2, le=MOST), Number]
-Fraction = Annotated[float, Field(ge=0, lt=1), Number]
-Minutes = Annotated[float, Field(gt=0, le=10_080), Number]
-Percent = Annotated[float, Field(ge=0, le=100), Number]
-Folder = Annotated[str, path_of("record.dir")]
-Place = Annotated[str, path_of("data.root", or_address=True)]
-Weights = Annotated[str, path_of("model.weights")]
-Size = Annotated[int, Field(gt=0, le=MOST), BeforeValidator(a_size)]  # as a key
-Switch = Annotated[bool, Field(strict=True)]
-Skipped = Annotated[str, Field(min_length=1)]  # norm, bias, or a pattern of tensors' names
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def ascending(key: str, epochs: tuple[float, ...]) -> None:
-    if list(epochs) != sorted(set(epochs)):
-        raise ValueError(f"{key} = {list(epochs)} must ascend")
+if TYPE_CHECKING:
+    from largebatch.decays import Decay
+else:
+    Decay = kinds.one_of(decays.table())
 
 
 class Model(BaseModel):
@@ -235,61 +207,6 @@ class Warmup(Section):
     scaling: Literal["none", "linear"] = "none"
 
 
-class ConstantDecay(Section):
-    name: Literal["constant"] = "constant"
-
-
-class StepsDecay(Section):
-    name: Literal["steps"]
-    at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-    factor: Annotated[float, Field(gt=0, lt=1), Number] = 0.1
-
-    @pydantic.model_validator(mode="after")
-    def in_order(self) -> StepsDecay:
-        ascending("lr.decay.at_epochs", self.at_epochs)
-        return self
-
-
-class PiecewiseDecay(Section):
-    """``factors[0]`` of the peak from the start, ``factors[i]`` from the i-th epoch on."""
-
-    name: Literal["piecewise"]
-    at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-    factors: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
-
-    @pydantic.model_validator(mode="after")
-    def one_more(self) -> PiecewiseDecay:
-        if len(self.factors) != len(self.at_epochs) + 1:
-            raise ValueError(
-                f"lr.decay.factors has {len(self.factors)} numbers for {len(self.at_epochs)} epochs in "
-                "lr.decay.at_epochs; give one more than epochs, the first from the start on"
-            )
-        ascending("lr.decay.at_epochs", self.at_epochs)
-        return self
-
-
-class PolynomialDecay(Section):
-    name: Literal["polynomial"]
-    power: PositiveFloat = 2.0
-    end_lr: NonNegativeFloat = 0.0
-
-
-class LinearDecay(Section):
-    name: Literal["linear"]
-    end_lr: NonNegativeFloat = 0.0
-
-
-class CosineDecay(Section):
-    name: Literal["cosine"]
-    end_lr: NonNegativeFloat = 0.0
-
-
-Decay = Annotated[
-    ConstantDecay | StepsDecay | PiecewiseDecay | PolynomialDecay | LinearDecay | CosineDecay,
-    Field(discriminator="name"),
-]
-
-
 class LearningRate(Section):
     """A rule of the batch size (``base`` at ``reference_batch_size``), or a ``table`` of it."""
 
@@ -439,7 +356,7 @@ class Record(Section):
 class Published(Section):
     """What a paper reports for one global batch; accuracies in percent, other ``numbers`` by their key."""
 
-    numbers: dict[str, float] = {}
+    numbers: dict[str, float] = Field({})
     top1: Percent | None = None
     top1_std: PositiveFloat | None = None
     steps: PositiveInt | None = None
@@ -449,9 +366,9 @@ class Published(Section):
 class Expect(Section):
     """The published result, printed beside what was measured: ``top1``, or ``numbers`` of another task by their key."""
 
-    numbers: dict[str, float] = {}
+    numbers: dict[str, float] = Field({})
     top1: Percent | None = None
     steps: PositiveInt | None = None
     source: str
-    by_batch_size: dict[Size, Published] = {}
+    by_batch_size: dict[Size, Published] = Field({})
     note: str | None = None  # what the numbers are not: another data set, a secondary source

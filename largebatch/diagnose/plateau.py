@@ -15,7 +15,6 @@ from typing import Any
 import rich.table
 import torch
 
-from largebatch import config
 from largebatch.checkpoint import existing
 from largebatch.diagnose.opened import Opened, circumstances, keep, opened, recipe_of
 from largebatch.diagnostics import plateau, spectrum
@@ -45,10 +44,8 @@ def measure(
         raise UserError(f"{directory} has recorded no loss yet; train it first, or lower record.every_steps")
     rates = numbers_of(run.train, "lr")
     lr = statistics.median(rates[-max(1, len(rates) // 2) :]) if rates else None
-    section = recipe.optimizer
-    limit = None
-    if isinstance(section, (config.Sgd, config.HeavyBall)) and lr:  # others scale their steps layer by layer or so
-        limit = plateau.stability_limit(lr, section.momentum, section.nesterov)
+    averaged = recipe.optimizer.averaged
+    limit = plateau.stability_limit(lr, *averaged) if averaged and lr else None
     seen = plateau.Seen(
         steps=[step for step, _ in losses],
         losses=[loss for _, loss in losses],

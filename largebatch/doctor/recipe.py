@@ -15,8 +15,6 @@ from largebatch.doctor.facts import Facts, size
 from largebatch.doctor.look import free
 from largebatch.errors import UserError
 
-FEW_STATES = {"sgd": 1, "heavy_ball": 1, "lars": 1, "adagrad": 1, "rmsprop": 1}  # tensors per weight; the others: 2
-
 
 def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Facts, list[str]]:
     """What the recipe needs and what stands against it, by the very functions that ``train`` calls."""
@@ -61,7 +59,7 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Fact
 
 def checkpoint_bytes(run: config.Run, weights: int) -> int:
     """Weights and what the optimizer keeps of each, in float32."""
-    copies = 1 + FEW_STATES.get(run.optimizer.name, 2)
+    copies = 1 + run.optimizer.STATES
     copies *= getattr(run.averaging, "workers", 1)
     return 4 * weights * (copies + (run.ema is not None))
 

@@ -169,7 +169,7 @@ class FakeZero(DeepSpeed):
     def wrap(self, plan: BatchPlan) -> nn.Module:
         check_cut(self.model, self.NAME)
         if self.zero:
-            check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}")
+            check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}", self.shard_safe)
             if isinstance(self.optimizer, LayerwiseOptimizer):
                 check_one_after_another(self.optimizer, None)
             with self.mode:

@@ -90,7 +90,7 @@ def job_of(run: config.Run, cluster: Cluster, mode: FakeTensorMode) -> assemble.
     dataset = dataset_of(run, cluster)
     if run.batch.global_batch_size < cluster.world_size:
         factored("batch.global_batch_size", run.batch.global_batch_size, cluster.world_size, 1 << 62, MicroBatch())
-    plain = run.model_copy(update={"optimizer": in_plain_form(run.optimizer), "compile": False})
+    plain = run.model_copy(update={"compile": False})
     made = {name: functools.partial(fake_engine, kind, mode) for name, kind in FAKES.items()}
     job = assemble.assemble(plain, torch.device(cluster.device), dataset, made)
     return dataclasses.replace(job, run=run)
@@ -101,11 +101,6 @@ def fake_engine(kind: Any, mode: FakeTensorMode, device: torch.device, *argument
     engine = kind(mode, torch.device("cpu"), *arguments, **settings)
     engine.scaler = torch.amp.GradScaler("cpu", enabled=False)  # costs no memory, and asks for real numbers
     return engine
-
-
-def in_plain_form(section: Any) -> Any:
-    """Fused forms read addresses; the plain one is their specification and takes as little memory beside."""
-    return section.model_copy(update={"form": "plain"}) if hasattr(section, "form") else section
 
 
 def dataset_of(run: config.Run, cluster: Cluster) -> data.Dataset:

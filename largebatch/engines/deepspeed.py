@@ -78,7 +78,7 @@ class DeepSpeed(Engine):
     def wrap(self, plan: BatchPlan) -> nn.Module:
         check_cut(self.model, self.NAME)
         if self.zero:
-            check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}")
+            check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}", self.shard_safe)
         os.environ.setdefault("LOCAL_RANK", "0")  # alone there is no launcher to say so, and DeepSpeed insists
         deepspeed = installed(self.device)
         if self.device.type == "cpu" and distributed.is_first():

@@ -37,8 +37,6 @@ from largebatch.tasks.task import Task
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_SHAPES = 64  # of micro-batches that one run may compile; beyond them torch would silently run eagerly
-# Element by element, so that a shard is as good as the whole.
-ELEMENTWISE = (torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad)
 
 
 class Engine(abc.ABC):
@@ -58,6 +56,7 @@ class Engine(abc.ABC):
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.skips_nonfinite = False
         self.skipped = False  # whether the last step was
+        self.shard_safe = False  # whether the optimizer is known to step a shard as it would the whole
 
     @property
     def description(self) -> str:
@@ -248,9 +247,9 @@ def check_cut(model: nn.Module, engine: str) -> None:
             )
 
 
-def check_exact(optimizer: torch.optim.Optimizer, engine: str) -> None:
-    """Refuse an optimizer whose result would depend on how its tensors are cut."""
-    if not isinstance(optimizer, (LayerwiseOptimizer, *ELEMENTWISE)):
+def check_exact(optimizer: torch.optim.Optimizer, engine: str, shard_safe: bool = False) -> None:
+    """Refuse an optimizer whose result would depend on how its tensors are cut; ours are told where they lie."""
+    if not (shard_safe or isinstance(optimizer, LayerwiseOptimizer)):
         kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
         raise UserError(
             f"engine.name = {engine} cuts layers into shards, and {kind} is not known to give the same result on them; "

@@ -35,7 +35,7 @@ class Fsdp(Engine):
         return model
 
     def wrap(self, plan: BatchPlan) -> nn.Module:
-        check_exact(self.optimizer, self.NAME)
+        check_exact(self.optimizer, self.NAME, self.shard_safe)
         return self.model
 
     def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:

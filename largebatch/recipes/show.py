@@ -194,7 +194,7 @@ def _lr_rows(run: config.Run, plan: BatchPlan, lr: derive.LearningRate, origin: 
     if schedule.milestones:
         after = ", ".join(_steps(run, plan, at).removesuffix(" steps") for at in schedule.milestones)
         rule = f"after {after} steps"
-    elif schedule.decay == "constant":
+    elif not run.lr.decay.CHANGES:
         rule = ""
     elif derive.adascale_parts(run):
         rule = "over the rest of the clock"
@@ -212,19 +212,11 @@ def _steps(run: config.Run, plan: BatchPlan, examples: float) -> str:
 
 
 def _optimizer_rows(run: config.Run, origin: Origin) -> list[Row]:
-    section = run.optimizer.model_dump(exclude_none=True)
-    name, variant = section.pop("name"), section.pop("variant", None)
-    skipped = section.pop("skip_adaptation", None)
+    section = run.optimizer.model_dump(exclude_none=True, exclude={"name", "variant", "skip_adaptation"})
+    skipped = run.optimizer.not_adapted
     momentum = {key: section.pop(key) for key in ("momentum", "nesterov", "beta1", "beta2") if key in section}
     others = ", ".join(f"{key} {_value(value)}" for key, value in section.items() if value is not False)
-    rows = [
-        (
-            "optimizer",
-            f"{name}, variant {variant}" if variant else name,
-            others,
-            origin("optimizer.name", "optimizer.variant"),
-        )
-    ]
+    rows = [("optimizer", run.optimizer.words, others, origin("optimizer.name", "optimizer.variant"))]
     if momentum:
         value = ", ".join(f"{key} {value:g}" for key, value in momentum.items() if key not in ("momentum", "nesterov"))
         if "momentum" in momentum:

@@ -97,6 +97,7 @@ def work(folder: str, asked: str) -> None:
                 steps=STEPS,
                 seed=0,
             )
+            engine.shard_safe = True  # the recipe says so of SGD and AdamW
             engine.prepare(model, optimizer, plan, 0.9)
             reduced = []
             norms = []

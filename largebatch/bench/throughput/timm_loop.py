@@ -20,16 +20,6 @@ from largebatch.errors import UserError
 from largebatch.nested import examples_of
 from largebatch.tasks.task import Task
 
-# Ours -> timm's name and what else it is told. timm's sgd is Nesterov's, its LAMB would clip the gradient.
-OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sgd": ("momentum", {}),
-    "heavy_ball": ("momentum", {}),
-    "lars": ("lars", {}),
-    "lamb": ("lamb", {"max_grad_norm": None}),
-    "adamw": ("adamw", {}),
-    "adam": ("adam", {}),
-}
-
 
 class Peer(NamedTuple):
     model: Any
@@ -80,17 +70,13 @@ def name_at_timm(name: str) -> str:
 def optimizer_of(run: config.Run, model: nn.Module) -> tuple[torch.optim.Optimizer, str]:
     import timm.optim
 
-    section = run.optimizer
-    if section.name not in OPTIMIZERS:
-        raise UserError(f"timm's optimizers hold none like optimizer.name = {section.name}")
-    name, told = OPTIMIZERS[section.name]
-    if getattr(section, "nesterov", False):
-        name = {"momentum": "sgd", "lars": "nlars"}[name]
-    momentum = getattr(section, "momentum", 0.9)
+    theirs = run.optimizer.at_timm
+    if theirs is None:
+        raise UserError(f"timm's optimizers hold none like optimizer.name = {run.optimizer.name}")
     optimizer = timm.optim.create_optimizer_v2(
-        model, opt=name, lr=1e-4, weight_decay=run.weight_decay.value, momentum=momentum, **told
+        model, opt=theirs.name, lr=1e-4, weight_decay=run.weight_decay.value, **theirs.arguments
     )
-    return optimizer, f"timm's optimizer {name}"
+    return optimizer, f"timm's optimizer {theirs.name}"
 
 
 def timm_loop(peer: Peer, steps: Iterable[Batches], accumulation_steps: int, task: Task) -> None:

@@ -1,0 +1,30 @@
+"""torch's AdamW."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from largebatch.keys import Fraction, PositiveFloat
+from largebatch.optimizers import AtTimm, Optimizer, Surroundings
+
+if TYPE_CHECKING:
+    import torch
+
+
+class AdamW(Optimizer):
+    SHARD_SAFE: ClassVar[bool] = True
+
+    name: Literal["adamw"]
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    eps: PositiveFloat = 1e-8
+
+    def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:
+        import torch
+
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=self.eps, fused=around.fused)
+
+    @property
+    def at_timm(self) -> AtTimm:
+        return AtTimm("adamw", {})

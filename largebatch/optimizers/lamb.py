@@ -1,0 +1,38 @@
+"""LAMB in the forms that its paper and libraries gave it: :mod:`largebatch.optim.lamb`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from largebatch.keys import Fraction, PositiveFloat, Skipped, Switch
+from largebatch.optimizers import AtTimm, Optimizer, Surroundings
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Lamb(Optimizer):
+    SHARD_SAFE: ClassVar[bool] = True
+    REFERENCE: ClassVar[dict[str, Any]] = {"variant": None}
+
+    name: Literal["lamb"]
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    variant: Literal["you2019", "apex", "nus"] = "you2019"
+    eps: PositiveFloat = 1e-6
+    bias_correction: Switch | None = None  # unset: the variant's own
+    max_weight_norm: PositiveFloat | None = None  # the upper bound of phi; the paper gives no value
+    skip_adaptation: tuple[Skipped, ...] = ("norm", "bias")
+
+    def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:
+        from largebatch import optim
+
+        return optim.Lamb(groups, lr=lr, **self.model_dump(exclude={"name", "skip_adaptation"}))
+
+    @property
+    def not_adapted(self) -> tuple[str, ...]:
+        return self.skip_adaptation
+
+    @property
+    def at_timm(self) -> AtTimm:
+        return AtTimm("lamb", {"max_grad_norm": None})  # by itself timm's would clip the gradient

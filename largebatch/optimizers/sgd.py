@@ -1,0 +1,43 @@
+"""torch's SGD: the learning rate outside the momentum buffer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import pydantic
+
+from largebatch.keys import Fraction, Switch
+from largebatch.optimizers import AtTimm, Averaged, Optimizer, Surroundings
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Sgd(Optimizer):
+    STATES: ClassVar[int] = 1
+    SHARD_SAFE: ClassVar[bool] = True
+    REFERENCE: ClassVar[dict[str, Any]] = {"nesterov": False}
+
+    name: Literal["sgd"]
+    momentum: Fraction = 0.9
+    nesterov: Switch = False
+
+    @pydantic.model_validator(mode="after")
+    def something_to_look_ahead_with(self) -> Sgd:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov = true needs optimizer.momentum above 0")
+        return self
+
+    def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:
+        import torch
+
+        fused = None if around.engine == "fsdp" else around.fused  # torch's has no rule for DTensors
+        return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)
+
+    @property
+    def averaged(self) -> Averaged:
+        return Averaged(self.momentum, self.nesterov)
+
+    @property
+    def at_timm(self) -> AtTimm:
+        return AtTimm("sgd" if self.nesterov else "momentum", {"momentum": self.momentum})  # timm's sgd is Nesterov's
