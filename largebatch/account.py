@@ -117,7 +117,7 @@ class Account:
         self.read_step, self.read_seconds = step, seconds
 
     def _divergence(self, step: int, loss: float) -> str:
-        lr = self.update.lr if self.update.adascale else self.job.lr.schedule(self.plan.examples_before(step))
+        lr = self.update.lr if self.update.adascale else self.job.decided.lr.schedule(self.plan.examples_before(step))
         return f"the loss is {loss} in step {step + 1} at lr {lr:g}; {self.last_good}"
 
     def skipped(self, first: int) -> None:
@@ -127,7 +127,7 @@ class Account:
             if step >= first:
                 self.recorder.event("skipped", step=step + 1, skipped_so_far=number)
                 self.recorder.say(f"step {step + 1} is skipped on all ranks: its gradient is not finite")
-        at_most = self.job.run.nonfinite_gradients.at_most
+        at_most = self.job.decided.skipped_at_most
         if len(skipped) > at_most:
             raise Diverged(
                 f"the gradient was not finite in {len(skipped)} steps, the last of them step {skipped[-1] + 1}; "
@@ -225,7 +225,7 @@ class Account:
             "workers": [dataclasses.asdict(result) for result in self.swap.results] if self.swap else None,
             "reached_train_accuracy": self.swap.target_reached if self.swap else None,
             **prefixed("train", training, score),
-            "peak_lr": self.update.highest_lr or self.job.lr.schedule.peak,
+            "peak_lr": self.update.highest_lr or self.job.decided.lr.schedule.peak,
             "seconds_training": seconds,
             "seconds_total": self.progress.total_seconds,
             "seconds_per_step": seconds / executed if executed else None,

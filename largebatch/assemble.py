@@ -17,7 +17,8 @@ from largebatch import config, data, derive, distributed, engines, mllog, models
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
 from largebatch.console import Console, tell
-from largebatch.derive import LearningRate
+from largebatch.decide import decide, precision_of
+from largebatch.decided import DataFacts, Decided
 from largebatch.engines import Ddp
 from largebatch.engines.engine import MOST_SHAPES
 from largebatch.errors import UserError
@@ -33,16 +34,18 @@ from largebatch.tasks.task import Task
 class Job:
     """One run, built and ready: everything the loop touches."""
 
-    run: config.Run
+    run: config.Run  # for assembly alone: what is running reads ``decided``
+    decided: Decided
     device: torch.device
-    precision: str
     task: Task
     dataset: data.Dataset
     placement: data.Placement
-    plan: BatchPlan
-    lr: LearningRate
     treatments: list[Treatment]
     engine: engines.Engine
+
+    @property
+    def plan(self) -> BatchPlan:
+        return self.decided.plan
 
 
 def assemble(
@@ -56,8 +59,7 @@ def assemble(
 
     A run that has ``begun`` goes on with the weights of its checkpoint, whatever became of ``model.weights``.
     """
-    precision = precision_of(run.precision, device)
-    check_combinations(run, precision)
+    check_combinations(run, precision_of(run.precision, device.type))
     dataset = dataset or dataset_of(run)
     if run.compile and dataset.sizes is not None and len(dataset.sizes.all) > MOST_SHAPES:
         raise UserError(
@@ -65,11 +67,11 @@ def assemble(
             "data.image_size.multiple_of higher"
         )
     task = task_of(run, dataset)
-    plan = plan_of(run, len(dataset.train), dataset.pixels_per_example, device)
-    lr = derive.learning_rate_of(run, plan)
+    decided = decide(run, data_facts(dataset), distributed.world_size(), device.type, dataset.task)
+    plan, precision = decided.plan, decided.precision
     weights = None if begun else run.model.weights
-    fewest = normalised_together(run, plan, device, dataset)
-    model = with_batch_norm(run, model_of(run, task, dataset, weights, fewest), plan)
+    model = model_of(run, task, dataset, weights, normalised_together(run, decided))
+    model = with_batch_norm(run, model, plan)
     channels_last = run.channels_last
     if channels_last is None:
         channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -77,18 +79,28 @@ def assemble(
     engine = engines[run.engine.name](device, precision, channels_last, run.compile, **settings)
     engine.skips_nonfinite = run.nonfinite_gradients.action == "skip"
     engine.shard_safe = run.optimizer.SHARD_SAFE
-    parts = derive.adascale_parts(run)
-    small, *_ = (derive.noise_part(run, stage, plan.world_size) for stage in plan.stages)
-    if parts or small:
+    if decided.adascale_parts or decided.noise is not None:
         assert isinstance(engine, Ddp)
-        engine.measure_parts(run.batch.global_batch_size // parts if parts else small)
+        engine.measure_parts(first_part(decided))
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, run.optimizer.not_adapted)
     groups = optim.parameter_groups(model, run.weight_decay.value, table)
-    optimizer = optimizer_of(run.optimizer, groups, lr.schedule(0), precision, run.engine.name, model)
+    optimizer = optimizer_of(run.optimizer, groups, decided.lr.schedule(0), precision, run.engine.name, model)
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
     placement = data.Placement(engine.device, engine.dtype, channels_last)
-    return Job(run, device, precision, task, dataset, placement, plan, lr, table, engine)
+    return Job(run, decided, device, task, dataset, placement, table, engine)
+
+
+def data_facts(dataset: data.Dataset) -> DataFacts:
+    return DataFacts(len(dataset.train), dataset.pixels_per_example)
+
+
+def first_part(decided: Decided) -> int:
+    """Examples of the parts of the first step whose gradients are measured: AdaScale's, or the noise scale's."""
+    if decided.adascale_parts:
+        return decided.plan.global_batch_size // decided.adascale_parts
+    assert decided.noise is not None
+    return decided.noise.small_batches[0]
 
 
 def task_of(run: config.Run, dataset: data.Dataset) -> Task:
@@ -154,15 +166,13 @@ def check_numbers(run: config.Run, task: str, numbers: list[str]) -> None:
                 raise UserError(f"{which} is no number of {name}; its numbers: {', '.join(numbers)}")
 
 
-def normalised_together(run: config.Run, plan: BatchPlan, device: torch.device, dataset: data.Dataset) -> int:
+def normalised_together(run: config.Run, decided: Decided) -> int:
     """The examples that a batch norm sees in training, where they are fewest."""
     if run.batch.bn_batch_size is not None:
         return run.batch.bn_batch_size
-    micro_batches = [stage.micro_batch_size for stage in plan.stages]
-    if isinstance(run.averaging, config.Swap):
-        largest = derive.largest_micro_batch(device.type, dataset.pixels_per_example)
-        worker = derive.worker_plan(run, plan.dataset_size, plan.world_size, largest)
-        micro_batches.append(worker.micro_batch_size)
+    micro_batches = [stage.micro_batch_size for stage in decided.plan.stages]
+    if decided.swap is not None:
+        micro_batches.append(decided.swap.plan.micro_batch_size)
     return min(micro_batches)
 
 
@@ -193,11 +203,6 @@ def sizes_of(run: config.Run) -> data.Sizes | None:
     )
 
 
-def plan_of(run: config.Run, dataset_size: int, pixels: int, device: torch.device) -> BatchPlan:
-    largest = derive.largest_micro_batch(device.type, pixels)
-    return derive.plan_of(run, dataset_size, distributed.world_size(), largest)
-
-
 def with_batch_norm(run: config.Run, model: nn.Module, plan: BatchPlan) -> nn.Module:
     """The model with batch norms of the stated batch and statistics."""
     size, section = run.batch.bn_batch_size, run.batch_norm
@@ -218,12 +223,6 @@ def with_batch_norm(run: config.Run, model: nn.Module, plan: BatchPlan) -> nn.Mo
     return model
 
 
-def precision_of(asked: str, device: torch.device) -> str:
-    if asked != "auto":
-        return asked
-    return "bf16" if device.type == "cuda" else "fp32"
-
-
 def optimizer_of(
     section: Optimizer, groups: Iterable[dict[str, Any]], lr: float, precision: str, engine: str, model: nn.Module
 ) -> torch.optim.Optimizer:
@@ -235,11 +234,11 @@ def optimizer_of(
 
 def plan_facts(job: Job, command: str) -> dict[str, Any]:
     """What was decided before time was spent; the content of ``plan.json``."""
-    plan, run = job.plan, job.run
+    plan, run, decided = job.plan, job.run, job.decided
     return {
         "name": run.name,
         "title": run.title,
-        "task": run.task.name if run.task is not None else job.dataset.task,
+        "task": decided.task,
         "score": job.task.score._asdict(),
         "dataset": run.data.name,
         "dataset_source": job.dataset.source,
@@ -249,21 +248,21 @@ def plan_facts(job: Job, command: str) -> dict[str, Any]:
         "micro_batch_size": plan.micro_batch_size,
         "accumulation_steps": plan.accumulation_steps,
         "bn_batch_size": run.batch.bn_batch_size,
-        "methods": derive.words_beside(run, plan),
+        "methods": decided.beside_words,
         "ramp": [[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
         "world_size": plan.world_size,
         "steps": plan.steps,
         "budget_examples": plan.budget_examples,
         "epochs": plan.budget_examples / plan.dataset_size,
         "lr": {
-            "peak": job.lr.schedule.peak,
-            "rule": job.lr.rule,
-            "warmup": job.lr.warmup,
-            "decay": job.lr.decay,
+            "peak": decided.lr.schedule.peak,
+            "rule": decided.lr.rule,
+            "warmup": decided.lr.warmup,
+            "decay": decided.lr.decay,
         },
         "parameters": sum(p.numel() for p in job.engine.model.parameters()),
         "device": str(job.device),
-        "precision": job.precision,
+        "precision": decided.precision,
         "engine": run.engine.name,
         "engine_settings": job.engine.description,
         "seed": run.seed,
@@ -277,7 +276,7 @@ def mlperf_facts(job: Job) -> mllog.Facts:
     run, plan = job.run, job.plan
     keys = run.optimizer.model_dump()
     imagenet = run.data.name == "imagenet" and not run.data.hold_out and run.model.name.endswith("resnet50")
-    warmup = job.lr.schedule.warmup / plan.dataset_size
+    warmup = job.decided.lr.schedule.warmup / plan.dataset_size
     return mllog.Facts(
         seed=run.seed,
         global_batch_size=plan.global_batch_size,
@@ -286,7 +285,7 @@ def mlperf_facts(job: Job) -> mllog.Facts:
         eval_samples=len(job.dataset.test),
         bn_span=run.batch.bn_batch_size or plan.micro_batch_size,
         optimizer=run.optimizer.name,
-        peak_lr=job.lr.schedule.peak,
+        peak_lr=job.decided.lr.schedule.peak,
         end_lr=run.lr.decay.end,
         decay_power=run.lr.decay.polynomial,
         decay_steps=plan.steps - plan.first_step_at(warmup * plan.dataset_size),
@@ -317,26 +316,22 @@ def beside_the_reference(run: config.Run) -> tuple[str, ...]:
 
 def decisions(job: Job, directory: Path) -> dict[str, str]:
     """What is printed before time is spent, a line each."""
-    plan, run = job.plan, job.run
+    decided, run = job.decided, job.run
     parameters = sum(p.numel() for p in job.engine.model.parameters())
     decayed = sum(row.decayed for row in job.treatments)
     adapted = sum(row.adapted for row in job.treatments)
-    made_of = f"{plan.world_size} × {plan.micro_batch_size} × {plan.accumulation_steps}"
-    steps = f"{plan.steps:,} steps"
-    if parts := derive.adascale_parts(run):
-        steps = f"{math.ceil(plan.steps / parts):,} to {plan.steps:,} steps, as their gains turn out"
     lines = {
         "run": f"{run.name}, seed {run.seed}, in {directory}",
         "model": f"{run.model.name}, {parameters:,} parameters",
-        "data": f"{run.data.name}: {plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
+        "data": f"{decided.data}: {decided.plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
         f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
-        "batch": f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation){unsized_norms(job)}",
-        "budget": f"{steps}, {plan.budget_examples / plan.dataset_size:.4g} epochs{derive.words_of_stretch(run)}",
-        "lr": f"{job.lr.rule}; warm-up {job.lr.warmup}; decay {job.lr.decay}",
+        "batch": f"{decided.batch_words}{unsized_norms(job)}",
+        "budget": decided.budget_words,
+        "lr": decided.lr.words,
         "optimizer": f"{run.optimizer.words}; weight decay {run.weight_decay.value:g} on {decayed} of "
         f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
-        "beside": derive.words_beside(run, plan),
-        "machine": f"{job.device}, {job.precision}, engine {job.engine.description}",
+        "beside": decided.beside_words,
+        "machine": f"{job.device}, {decided.precision}, engine {job.engine.description}",
     }
     return {key: text for key, text in lines.items() if text}
 

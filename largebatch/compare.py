@@ -22,10 +22,11 @@ from typing import Any
 import rich.console
 
 from largebatch import config, distributed, record, search
-from largebatch.assemble import dataset_of, plan_of, task_of
+from largebatch.assemble import data_facts, dataset_of, task_of
 from largebatch.combinations import check_combinations
 from largebatch.console import Console, tell
-from largebatch.derive import learning_rate_of, noise_part, peak_of
+from largebatch.decide import decide, precision_of
+from largebatch.derive import peak_of
 from largebatch.errors import UserError
 from largebatch.records import names
 from largebatch.records.facts import write_json
@@ -121,14 +122,11 @@ def check(row: Row, tuning: Tuning | None) -> None:
     run = row.run(*(["data.hold_out=" + str(tuning.hold_out)] if tuning else []))
     if tuning is not None and run.lr.base is None:
         raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
-    check_combinations(run, run.precision)
-    dataset = dataset_of(run)
     device = distributed.choose_device(run.device)
+    check_combinations(run, precision_of(run.precision, device.type))
+    dataset = dataset_of(run)
     try:
-        plan = plan_of(run, len(dataset.train), dataset.pixels_per_example, device)
-        learning_rate_of(run, plan)
-        for stage in plan.stages:
-            noise_part(run, stage, plan.world_size)
+        decide(run, data_facts(dataset), distributed.world_size(), device.type, dataset.task)
     except UserError as error:
         if tuning is None:
             raise

@@ -13,22 +13,13 @@ from largebatch import batch, config, decays, schedules
 from largebatch.batch import BatchPlan, MicroBatch
 from largebatch.decays import listed
 from largebatch.decays.steps import StepsDecay
+from largebatch.decided import LearningRate
 from largebatch.errors import UserError
 from largebatch.schedules import Schedule
 
 LARGEST_MICRO_BATCH = {"cpu": 512, "cuda": 2048}
 LARGEST_MICRO_BATCH_PIXELS = 256 * 224 * 224
 SMALL_IMAGE_PIXELS = 64 * 64
-
-
-@dataclasses.dataclass(frozen=True)
-class LearningRate:
-    """A schedule with the words that explain it."""
-
-    schedule: Schedule
-    rule: str
-    warmup: str
-    decay: str
 
 
 def stretch_of(run: config.Run) -> int:
@@ -106,8 +97,8 @@ def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_b
     return plan if budget is None else dataclasses.replace(plan, budget_examples=budget)
 
 
-def worker_plan(run: config.Run, dataset_size: int, world_size: int, largest: int, worker: int = 0) -> BatchPlan:
-    """The plan of one of SWAP's workers, alone: its own order of the whole training set."""
+def worker_plan(run: config.Run, dataset_size: int, world_size: int, largest: int) -> BatchPlan:
+    """The plan of SWAP's first worker, alone with the whole training set; the others have orders of their own."""
     swap, bn, m = run.averaging, run.batch.bn_batch_size, run.sam.m if run.sam is not None else None
     assert isinstance(swap, config.Swap)
     if swap.workers % world_size:
@@ -125,7 +116,7 @@ def worker_plan(run: config.Run, dataset_size: int, world_size: int, largest: in
         dataset_size=dataset_size,
         global_batch_size=swap.worker_batch_size,
         epochs=swap.epochs,
-        seed=((run.seed + 1) * 1_000_003 + worker * 7919) % 2**32,
+        seed=(run.seed + 1) * 1_000_003 % 2**32,
         micro=MicroBatch(m, min(largest, run.batch.micro_batch_size or largest), bn or 1),
     )
 
@@ -317,11 +308,6 @@ def local_from_epoch(run: config.Run) -> float:
     return decay.epochs[0] * stretch_of(run)
 
 
-def words_of_stretch(run: config.Run) -> str:
-    stretch = stretch_of(run)
-    return f" ({stretch} times as many by regime adaptation)" if stretch > 1 else ""
-
-
 def words_of_sizes(run: config.Run) -> tuple[str, str] | None:
     """What the sides of the images are, and when; None where they are the data set's own."""
     sizes, stretch = run.data.image_size, stretch_of(run)
@@ -333,45 +319,3 @@ def words_of_sizes(run: config.Run) -> tuple[str, str] | None:
     until = "the end" if sizes.until_epoch is None else f"{sizes.until_epoch * stretch:g}"
     when = f"pixels a side, epochs {sizes.from_epoch * stretch:g} to {until}, in multiples of {sizes.multiple_of}"
     return f"{sizes.first} → {sizes.last}, tests {tests}", when
-
-
-def words_beside(run: config.Run, plan: BatchPlan) -> str:
-    """What happens beside the loop, and inside batch norm."""
-    found = [
-        f"batch {stage.global_batch_size:,} from epoch {stage.first_example / plan.dataset_size:.4g}"
-        for stage in plan.stages[1:]
-    ]
-    if run.data.image_size is not None and not run.data.image_size.is_constant:
-        until = (run.data.image_size.until_epoch or 0) * stretch_of(run)
-        early = ", which the run does not reach" if until > plan.budget_examples / plan.dataset_size else ""
-        found.append(f"images of {' '.join(words_of_sizes(run) or ())}{early}")
-    epochs = plan.budget_examples / plan.dataset_size
-    if late := [epoch for epoch, _ in growth_of(run)[0] if epoch >= epochs]:
-        found.append(f"no growth at epoch {listed(late)}, after the end of the run")
-    if run.batch.bn_batch_size is not None:
-        found.append(f"batch norm over {run.batch.bn_batch_size} examples")
-    if run.batch_norm.statistics != "running":
-        found.append(f"evaluated with {run.batch_norm.statistics} statistics")
-    if run.sam is not None:
-        whose = "the global batch" if run.sam.m is None else f"each {run.sam.m} examples"
-        found.append(f"SAM, rho {run.sam.rho:g}, one perturbation for {whose}")
-    if run.ema is not None:
-        found.append(f"EMA of the weights, decay {run.ema.decay:g} every {steps_of(run.ema.every_steps)}")
-    match run.averaging:
-        case config.PostLocalSgd() as local:
-            begin = local_from_epoch(run)
-            never = ", which is after the end of the run" if begin >= epochs else ""
-            found.append(
-                f"post-local SGD from epoch {begin:g}{never}: {local.workers} workers, averaged every "
-                f"{steps_of(local.period)}"
-            )
-        case config.Swap() as swap:
-            found.append(
-                f"SWAP: at {swap.stop_at_train_accuracy:g} % train accuracy {swap.workers} workers go on alone, batch "
-                f"{swap.worker_batch_size}, {swap.epochs:g} epochs each"
-            )
-    return "; ".join(found)
-
-
-def steps_of(count: int) -> str:
-    return "step" if count == 1 else f"{count} steps"

@@ -42,12 +42,12 @@ class Measure:
 
     @property
     def evaluated_on(self) -> str:
-        return "held_out" if self.job.run.data.hold_out else "test"
+        return self.job.decided.evaluating.on
 
     @property
     def score(self) -> float:
         """The result: the median of the last ``evaluate.median_of`` evaluations."""
-        return statistics.median(list(self.scores.values())[-self.job.run.evaluate.median_of :])
+        return statistics.median(list(self.scores.values())[-self.job.decided.evaluating.median_of :])
 
     def during(self, step: int) -> None:
         """At a mark of the training, after ``step`` steps."""
@@ -59,7 +59,7 @@ class Measure:
     def at_the_end(self, step: int) -> None:
         """On the training set as well; what was recomputed for it stays, to be saved with the weights it belongs to."""
         self.step = step
-        asked, split = self.job.run.evaluate.train, self.job.dataset.train
+        asked, split = self.job.decided.evaluating.training_set, self.job.dataset.train
         kept: dict[str, torch.Tensor] = {}
         with self._shown():
             self._evaluate(self.evaluated_on, self.job.dataset.test)
@@ -78,7 +78,7 @@ class Measure:
 
     def _evaluate(self, name: str, split: Any) -> None:
         rank, world = distributed.rank(), distributed.world_size()
-        batches = split.batches(rank, world, self.job.run.evaluate.batch_size, self.job.placement)
+        batches = split.batches(rank, world, self.job.decided.evaluating.batch_size, self.job.placement)
         forward = functools.partial(self.engine.predict, self.job.task)
         evaluation = evaluate(self.engine.model, self.job.task, forward, batches, self.job.device)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
@@ -105,19 +105,19 @@ class Measure:
     @property
     def _recomputes(self) -> bool:
         averaged = self.swap is not None and self.swap.averaged
-        return (averaged or self.job.run.batch_norm.statistics == "precise") and bool(self.engine.statistics())
+        return (averaged or self.job.decided.evaluating.recomputes) and bool(self.engine.statistics())
 
     def _recompute(self) -> None:
         """Over the training set, or ``batch_norm.examples`` of it, in whole global batches."""
-        plan, run = self.job.plan, self.job.run
-        examples = min(run.batch_norm.examples or plan.dataset_size, plan.dataset_size)
+        plan, seed = self.job.plan, self.job.decided.seed
+        examples = self.job.decided.evaluating.recomputed_examples
         passes = dataclasses.replace(
             plan,
             steps=math.ceil(examples / plan.global_batch_size),
             stages=plan.stages[:1],
             seed=plan.seed ^ OTHER_ORDER,
         )
-        stream = self.job.dataset.train.steps(passes, distributed.rank(), 0, self.job.placement, run.seed)
+        stream = self.job.dataset.train.steps(passes, distributed.rank(), 0, self.job.placement, seed)
         with torch.no_grad(), batch_norm.recomputed_statistics(self.engine.model, distributed.sum_):
             for micro_batches in stream:
                 for batch in micro_batches:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largebatch import derive, distributed
+from largebatch import distributed
 from largebatch.assemble import Job
+from largebatch.decided import Noise
 from largebatch.diagnostics.noise import Averages, Squares
 from largebatch.optim import Directions, LayerNumbers, StepNumbers, Watch
 from largebatch.record import Recorder
@@ -28,9 +29,9 @@ class Observer:
 
     def __init__(self, job: Job, update: Update) -> None:
         self.job, self.plan, self.engine, self.update = job, job.plan, job.engine, update
-        record = job.run.record
-        self.layers_every, self.directions_every = record.layers_every_steps, record.directions_every_steps
-        self.noise = NoiseScale(job) if record.noise_scale is not None else None
+        recording = job.decided.recording
+        self.layers_every, self.directions_every = recording.layers_every_steps, recording.directions_every_steps
+        self.noise = NoiseScale(job, job.decided.noise) if job.decided.noise is not None else None
         self.watch = Watch(job.engine.model.named_parameters(), job.engine.optimizer) if self.layers_every else None
         self.directions = Directions(job.engine.model.parameters()) if self.directions_every else None
         self.layers: list[tuple[int, LayerNumbers]] = []  # steps done, what they showed
@@ -98,21 +99,19 @@ class Observer:
 class NoiseScale:
     """The averages of :mod:`largebatch.diagnostics.noise` over the steps of a run."""
 
-    def __init__(self, job: Job) -> None:
-        self.run, self.plan, self.engine = job.run, job.plan, job.engine
-        section = job.run.record.noise_scale
-        assert section is not None
-        self.every = section.every_steps
-        self.averages = Averages(section.smoothing)
+    def __init__(self, job: Job, rule: Noise) -> None:
+        self.plan, self.engine, self.every = job.plan, job.engine, rule.every_steps
+        self.small = dict(zip(job.plan.stages, rule.small_batches, strict=True))
+        self.averages = Averages(rule.smoothing)
         self.waiting: list[tuple[int, Tensor]] = []  # steps done, and their squares as the engine gives them
         self.last: tuple[int, Squares] | None = None
-        self.always = derive.adascale_parts(job.run) > 0  # AdaScale measures every step itself
+        self.always = job.decided.adascale_parts > 0  # AdaScale measures every step itself
 
     def before(self, step: int) -> None:
         parts = self.engine.parts  # type: ignore[attr-defined]  # only ddp has them
         parts.active = self.always or due(step, self.every)
         if parts.active:
-            parts.examples = derive.noise_part(self.run, self.plan.at(step), self.plan.world_size)
+            parts.examples = self.small[self.plan.at(step)]
 
     def with_gradient(self, step: int, squares: Tensor) -> None:
         if due(step, self.every):
@@ -126,7 +125,7 @@ class NoiseScale:
         wholes = torch.stack([squares[1] for _, squares in self.waiting]).tolist()
         for (step, _), parts_sum, whole in zip(self.waiting, sums, wholes, strict=True):
             stage = self.plan.at(step - 1)
-            small = derive.noise_part(self.run, stage, self.plan.world_size)
+            small = self.small[stage]
             parts = stage.global_batch_size // small
             squares = Squares(small, stage.global_batch_size, parts_sum * parts, whole)
             self.averages.add(squares)

@@ -50,7 +50,7 @@ class Ranks:
     """Stands beside the steps of the loop. Collective, where anything is to be measured."""
 
     def __init__(self, job: Job, update: Update) -> None:
-        self.every, self.plan, self.device = job.run.record.ranks_every_steps, job.plan, job.device
+        self.every, self.plan, self.device = job.decided.recording.ranks_every_steps, job.plan, job.device
         self.engine = job.engine
         self.separable = isinstance(job.engine, Ddp)
         self.hosts: list[str] = distributed.gather(platform.node()) if self.every else []

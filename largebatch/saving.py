@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from largebatch import checkpoint, config, distributed, record
+from largebatch import checkpoint, distributed, record
 from largebatch.assemble import Job
 from largebatch.averaging import Ema
 from largebatch.checkpoint import randomness
 from largebatch.data import contents
 from largebatch.data.preparation import prepared
+from largebatch.decided import Decided
 from largebatch.errors import UserError
 from largebatch.measure import Measure
 from largebatch.observe import Observer
@@ -61,7 +62,7 @@ class Saves:
         ema: Ema | None,
         swap: Swap | None,
     ) -> None:
-        self.job, self.run, self.plan, self.engine = job, job.run, job.plan, job.engine
+        self.job, self.decided, self.plan, self.engine = job, job.decided, job.plan, job.engine
         self.update, self.observer, self.measure, self.ema, self.swap = update, observer, measure, ema, swap
         self.run_directory, self.directory = directory, directory / names.CHECKPOINTS
         self.data: contents.Digests = {}  # on rank zero, which writes the manifest
@@ -69,13 +70,14 @@ class Saves:
         self.beyond = 0  # steps of SWAP's workers that another world could not take over
         self.seconds_standing = 0.0  # that the loop stood still for the last save
         self.versions = circumstances.versions()
-        self.began_with = began_with(self.run.model.weights)
-        keep = checkpoint.Keep(**self.run.checkpoint.keep.model_dump())
-        self.writer = checkpoint.Writer(self.directory, keep, self.run.checkpoint.asynchronous)
+        self.began_with = began_with(self.decided.weights)
+        saving = self.decided.saving
+        keep = checkpoint.Keep(saving.keep_last, saving.keep_every_epochs, saving.keep_best)
+        self.writer = checkpoint.Writer(self.directory, keep, saving.asynchronous)
 
     def begin(self, progress: Progress) -> None:
         """Copy everything and go on; :meth:`settle` first. Nothing where the run is not to be saved."""
-        if not self.run.checkpoint.every_epochs:
+        if not self.decided.saving.at.every_epochs:
             return
         clock = time.perf_counter()
         # parts that undo what they show come first, and copy
@@ -119,16 +121,16 @@ class Saves:
         if self.swap is not None and self.swap.averaged:
             examples, steps = examples + self.swap.examples, steps + self.swap.steps
         return {
-            "name": self.run.name,
+            "name": self.decided.name,
             "step_of_loop": step,
             "examples_seen": examples,
             "epoch": examples / self.plan.dataset_size,
             "score": self.job.task.score._asdict(),
             self.job.task.score.key: self.measure.scores.get(steps),
             "evaluated_on": self.measure.evaluated_on,
-            "seed": self.run.seed,
+            "seed": self.decided.seed,
             "model": {
-                **self.run.model.model_dump(exclude={"weights"}),
+                **self.decided.model,
                 "num_classes": self.job.dataset.outputs,
             },
             "began_with": self.began_with,
@@ -153,7 +155,7 @@ class Saves:
         if progress.step > self.plan.steps:
             raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
         self.engine.load(state)
-        randomness.restore([own["random"] for own in of_ranks], self.run.seed, progress.step)
+        randomness.restore([own["random"] for own in of_ranks], self.decided.seed, progress.step)
         self.measure.scores = state["scores"] if "scores" in state else state["accuracies"]  # as it was called before
         self.update.load(state["update"], [own["update"] for own in of_ranks])
         self.observer.load(state["observer"])
@@ -197,7 +199,7 @@ class Saves:
                 f"record.dir = {self.run_directory} was trained on {were.get('train')} classes, and there are "
                 f"{classes.get('train')} now ({changes}); another record.dir leaves it"
             )
-        if self.run.data.if_changed == "refuse":
+        if not self.decided.accepts_changed_data:
             raise UserError(
                 f"record.dir = {self.run_directory} was trained on other data ({changes}); data.if_changed=accept goes "
                 "on with what there is now, another record.dir leaves it"
@@ -211,7 +213,7 @@ class Saves:
             "world_size": self.plan.world_size,
             "threads_per_rank": torch.get_num_threads(),
             "micro_batch_size": self.plan.micro_batch_size,
-            "precision": self.job.precision,
+            "precision": self.decided.precision,
             "device": self.job.device.type,
             "engine": self.engine.description,
             "pixels": self.job.dataset.pixels,
@@ -228,10 +230,10 @@ def began_with(weights: str | None) -> dict[str, Any] | None:
     return {"file": weights, "sha256": sha256_of(Path(weights))}
 
 
-def no_place_for_checkpoints(run: config.Run) -> str | None:
+def no_place_for_checkpoints(decided: Decided) -> str | None:
     """Why nothing of the run could ever be saved, however much room there is; the same on every rank. Collective."""
-    folder = run.directory / names.CHECKPOINTS
-    occupied = bool(run.checkpoint.every_epochs) and folder.exists() and not folder.is_dir()
+    folder = decided.directory / names.CHECKPOINTS
+    occupied = bool(decided.saving.at.every_epochs) and folder.exists() and not folder.is_dir()
     if not distributed.from_first(occupied):
         return None
     return (

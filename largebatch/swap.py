@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largebatch import config, derive, distributed
+from largebatch import distributed
 from largebatch.assemble import Job, optimizer_of
 from largebatch.batch import BatchPlan
+from largebatch.decided import SwapRule
 from largebatch.evaluate import Tally, evaluate
 from largebatch.score import ACCURACY
 from largebatch.update import Update
@@ -41,9 +42,8 @@ class WorkerResult:
 class Swap:
     """Phases 2 and 3 of a run whose phase 1 has ended, or will."""
 
-    def __init__(self, job: Job, update: Update) -> None:
-        assert isinstance(job.run.averaging, config.Swap)
-        self.job, self.update, self.section = job, update, job.run.averaging
+    def __init__(self, job: Job, update: Update, rule: SwapRule) -> None:
+        self.job, self.update, self.rule = job, update, rule
         self.engine = job.engine
         self.begun = False
         self.averaged = False
@@ -53,13 +53,7 @@ class Swap:
         self.start: list[Tensor] = []
         self.buffers: list[Tensor] = []
         self.sums: list[Tensor] = []
-        plan = self.worker_plan(0)
-        self.steps = plan.steps
-        self.schedule = derive.schedule_of(self.section.lr, plan)
-
-    def worker_plan(self, worker: int) -> BatchPlan:
-        largest = derive.largest_micro_batch(self.job.device.type, self.job.dataset.pixels_per_example)
-        return derive.worker_plan(self.job.run, self.job.plan.dataset_size, distributed.world_size(), largest, worker)
+        self.steps = rule.plan.steps
 
     def tensors(self) -> list[Tensor]:
         return [p.detach() for p in self.engine.model.parameters()]
@@ -67,7 +61,7 @@ class Swap:
     @property
     def examples(self) -> int:
         """That all workers together see."""
-        return self.steps * self.section.worker_batch_size * self.section.workers
+        return self.rule.examples
 
     @property
     def steps_of_this_rank(self) -> int:
@@ -76,7 +70,7 @@ class Swap:
 
     def rounds_left(self) -> range:
         world = distributed.world_size()
-        return range(len(self.results) // world, self.section.workers // world)
+        return range(len(self.results) // world, self.rule.workers // world)
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -92,9 +86,9 @@ class Swap:
         """Every rank trains one worker. ``stop``, called after each step, raises if the run is to stop."""
         worker = number * distributed.world_size() + distributed.rank()
         self._back_to_start()
-        plan, engine, job = self.worker_plan(worker), self.engine, self.job
+        plan, engine, job = self.rule.plan_of(worker), self.engine, self.job
         groups = fresh(engine.optimizer.param_groups)
-        engine.optimizer = optimizer_of(job.run.optimizer, groups, 0.0, job.precision, "ddp", engine.model)
+        engine.optimizer = optimizer_of(job.decided.optimizer, groups, 0.0, job.decided.precision, "ddp", engine.model)
         engine.model.train()
         losses: list[Tensor] = []
         clock = time.perf_counter()
@@ -104,7 +98,7 @@ class Swap:
             stop()
         self.seconds_of_round = time.perf_counter() - clock
         last = torch.stack(losses[-math.ceil(len(losses) / 10) :]).mean().item()
-        batches = job.dataset.test.batches(0, 1, job.run.evaluate.batch_size, job.placement)
+        batches = job.dataset.test.batches(0, 1, job.decided.evaluating.batch_size, job.placement)
         forward = functools.partial(engine.predict, job.task)
         own = evaluate(engine.model, job.task, forward, batches, job.device, over_ranks=False)
         found = distributed.gather((worker, plan.steps, last, own.numbers[ACCURACY.key]))
@@ -117,12 +111,10 @@ class Swap:
         return results
 
     def _step(self, plan: BatchPlan, step: int, micro_batches: Any) -> Tensor:
-        lr = self.schedule.schedule(plan.examples_before(step))
+        lr = self.rule.lr.schedule(plan.examples_before(step))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.update.gradient(micro_batches, plan.global_batch_size, last=None)
-        self.update.finish()
-        return loss
+        return self.update.take(micro_batches, plan.global_batch_size, last=None)
 
     @torch.no_grad()
     def _back_to_start(self) -> None:
@@ -134,7 +126,7 @@ class Swap:
     def average(self) -> None:
         """The mean of all workers is in the model; its batch-norm statistics are still to be recomputed."""
         for tensor, total in zip(self.tensors(), self.sums, strict=True):
-            tensor.copy_(total / self.section.workers)
+            tensor.copy_(total / self.rule.workers)
         self.averaged = True
 
     def save(self) -> dict[str, Any]:

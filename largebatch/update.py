@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largebatch import config, derive, distributed, watchdog
+from largebatch import distributed, watchdog
 from largebatch.assemble import Job
 from largebatch.averaging import Workers
 from largebatch.batch import Stage
+from largebatch.decided import LocalSteps
 from largebatch.evaluate import Tally
 from largebatch.models import batch_norm
 from largebatch.nested import Batch, examples_of
@@ -34,30 +35,28 @@ class Update:
     """What a step needs beside the engine, and remembers between steps."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.run, self.plan, self.engine, self.task = job, job.run, job.plan, job.engine, job.task
-        self.lr = job.lr.schedule(0)  # of the last step
+        self.job, self.decided, self.plan, self.engine, self.task = job, job.decided, job.plan, job.engine, job.task
+        self.lr = self.decided.lr.schedule(0)  # of the last step
         self.highest_lr = 0.0  # of all steps, under AdaScale, where no rule says it beforehand
         self.norm: Tensor | None = None  # of the last measured gradient, before clipping
         self.squares: Tensor | None = None  # of parts, as engines/ddp.py gives them, where the engine measured any
         self.look: Callable[[int], None] = lambda step: None  # called between the gradient and the optimizer's step
         self.lap: Callable[[str], None] = lambda part: None  # called as a step goes from one part to the next: ranks.py
         self.tally = Tally()  # of training since somebody asked, if somebody will
-        self.tallies = isinstance(self.run.averaging, config.Swap)
-        parts = derive.adascale_parts(self.run)
+        self.tallies = self.decided.swap is not None
+        parts = self.decided.adascale_parts
         self.adascale = AdaScale(parts) if parts else None
         self.gain = 1.0
         self.now = 0  # the step in progress
         self.skipped: list[int] = []  # steps whose gradient was not finite
         self.before: dict[str, Tensor] = {}  # buffers, where a step may be skipped
         self.sized_norms = any(isinstance(m, batch_norm.SizedNorm) for m in self.engine.model.modules())
-        sam = self.run.sam
         self.weights: list[Tensor] = [p for p in self.engine.model.parameters() if p.requires_grad]
-        self.perturbation = Perturbation(self.weights, sam.rho) if sam is not None else None
+        self.sam = self.decided.sam
+        self.perturbation = Perturbation(self.weights, self.sam.rho) if self.sam is not None else None
+        self.local = self.decided.local
         self.workers: Workers | None = None
         self.together = True  # whether all workers have the same weights
-        self.local_from = math.inf  # examples seen
-        if isinstance(self.run.averaging, config.PostLocalSgd):
-            self.local_from = derive.examples_at(derive.local_from_epoch(self.run), self.plan)
 
     @property
     def complete(self) -> bool:
@@ -66,40 +65,75 @@ class Update:
             return False
         return self.adascale.progress >= self.plan.steps - 1e-9
 
+    def is_local(self, step: int) -> bool:
+        """Whether every worker steps alone."""
+        return self.local is not None and self.plan.examples_before(step) >= self.local.from_examples
+
     def step(self, step: int, micro_batches: Batches, measure: bool) -> Tensor:
         """Train on the global batch of ``step``; this rank's part of its mean loss."""
         stage = self.plan.at(step)
         self.now = step
-        if self.plan.examples_before(step) >= self.local_from:
-            return self._local_step(step, micro_batches, stage)
+        if self.local is not None and self.is_local(step):
+            return self._local_step(step, micro_batches, stage, self.local)
         self._set_rates(step)
+        return self.take(micro_batches, stage.global_batch_size, last=stage.accumulation_steps, measure=measure)
+
+    def take(self, micro_batches: Batches, examples: int, last: int | None, measure: bool = False) -> Tensor:
+        """One step: the gradient of the mean loss over the units of ``examples``, and the optimizer's step with it.
+
+        The ``last`` micro-batch's backward sums over ranks; None: this rank is alone with its weights. Gives the loss,
+        this rank's part of it.
+        """
+        engine, task, alone = self.engine, self.task, last is None
         self._remember_statistics()
-        loss = self.gradient(micro_batches, stage.global_batch_size, stage.accumulation_steps)
+        micro_batches, units = self.units_of(micro_batches, examples, alone)
+        if self.perturbation is not None:
+            micro_batches = self._uphill(micro_batches, units, alone)
+        loss: Tensor | None = None
+        for number, batch in enumerate(micro_batches, start=1):
+            self.lap("forward")
+            with self._second_look():
+                outputs = engine.predict(task, batch) if alone else engine.forward(task, batch, number == last)
+            part = task.loss(outputs, batch) / units
+            self._note(outputs, batch)
+            self.lap("last_backward" if number == last else "backward")
+            if alone:
+                part.backward()
+            else:
+                engine.backward(part)
+            loss = part.detach() if loss is None else loss + part.detach()
+            watchdog.alive()
+        self.lap("other")
+        if not alone:
+            self._with_gradient()
+        self.lap("optimizer")
+        self.norm = engine.step(measure=measure)
+        self._after_step()
+        self.lap("other")
+        assert loss is not None
+        return loss
+
+    def _with_gradient(self) -> None:
+        """The gradient of all ranks is there, and the weights are those that it was taken at."""
         parts = getattr(self.engine, "parts", None)
         self.squares = self.engine.squares_of_parts() if parts is not None and parts.active else None  # type: ignore[attr-defined]  # only ddp has them
         if self.adascale is not None:
-            self._follow_gain(step)
-        self.look(step)
-        self.norm = self.finish(measure)
-        return loss
+            self._follow_gain(self.now)
+        self.look(self.now)
 
-    def finish(self, measure: bool = False) -> Tensor | None:
-        """The optimizer's step, and batch norm's statistics with it; the gradient's norm if it was measured."""
-        self.lap("optimizer")
-        norm = self.engine.step(measure=measure)
+    def _after_step(self) -> None:
+        """Batch norm's statistics move with the optimizer's step; of one that was skipped nothing stays."""
         if self.engine.skipped:
             self._forget_forward_pass()
         elif self.sized_norms:
             batch_norm.commit(self.engine.model)
-        self.lap("other")
-        return norm
 
     def _remember_statistics(self) -> None:
         if self.engine.skips_nonfinite:
             self.before = {name: buffer.clone() for name, buffer in self.engine.model.named_buffers()}
 
     def _forget_forward_pass(self) -> None:
-        """Of a step that was skipped nothing stays: what made the gradient infinite went through batch norm, too."""
+        """What made the gradient infinite went through batch norm, too."""
         batch_norm.discard(self.engine.model)
         with torch.no_grad():
             for name, buffer in self.engine.model.named_buffers():
@@ -124,43 +158,20 @@ class Update:
         own = torch.stack([count.to(self.job.device) for count in counts]).sum()
         return micro_batches, (own if alone else distributed.sum_(own)).clamp(min=1)
 
-    def gradient(self, micro_batches: Batches, examples: int, last: int | None) -> Tensor:
-        """Of the mean loss over the units of ``examples``; the loss (this rank's part of it).
-
-        The ``last`` micro-batch's backward sums over ranks; None: this rank is alone with its weights.
-        """
-        m = self.run.sam.m if self.run.sam is not None else None
-        together = self.perturbation is not None and m is None
-        micro_batches, units = self.units_of(micro_batches, examples, alone=last is None)
-        if together:
+    def _uphill(self, micro_batches: Batches, units: int | Tensor, alone: bool) -> Iterator[Batch]:
+        """The micro-batches, each while the weights are at w + ε: that of the global batch, or of each m examples."""
+        assert self.perturbation is not None
+        assert self.sam is not None
+        if self.sam.m is None:
             micro_batches = list(micro_batches)
-            self._go_uphill(micro_batches, units, alone=last is None)
-        loss: Tensor | None = None
-        for number, batch in enumerate(micro_batches, start=1):
-            if m is not None:
-                self._go_uphill(*self.units_of([batch], m, alone=True), alone=True)
-            self.lap("forward")
-            with self._second_look():
-                if last is None:
-                    outputs = self.engine.predict(self.task, batch)
-                else:
-                    outputs = self.engine.forward(self.task, batch, number == last)
-            self._note(outputs, batch)
-            part = self.task.loss(outputs, batch) / units
-            self.lap("last_backward" if number == last else "backward")
-            if last is None:
-                part.backward()
-            else:
-                self.engine.backward(part)
-            if m is not None and self.perturbation is not None:
-                self.perturbation.undo()
-            loss = part.detach() if loss is None else loss + part.detach()
-            watchdog.alive()
-        if together and self.perturbation is not None:
+            self._go_uphill(micro_batches, units, alone)
+            yield from micro_batches
             self.perturbation.undo()
-        self.lap("other")
-        assert loss is not None
-        return loss
+            return
+        for batch in micro_batches:
+            self._go_uphill(*self.units_of([batch], self.sam.m, alone=True), alone=True)
+            yield batch
+            self.perturbation.undo()
 
     def _second_look(self) -> contextlib.AbstractContextManager[Any]:
         """SAM's second pass over the same images leaves batch norm's statistics as the first left them."""
@@ -201,28 +212,26 @@ class Update:
         seen = self.plan.examples_before(step)
         if self.adascale is not None:
             seen = math.floor(self.adascale.progress) * (self.plan.global_batch_size // self.adascale.parts)
-        self.lr = gain * self.job.lr.schedule(seen)
-        settings = self.run.optimizer.settings_at(seen / self.plan.dataset_size / derive.stretch_of(self.run))
+        self.lr = gain * self.decided.lr.schedule(seen)
+        settings = self.decided.optimizer.settings_at(self.decided.epoch_of_schedule(seen))
         for group in self.engine.optimizer.param_groups:
             group.update(settings, lr=self.lr)
 
-    def _local_step(self, step: int, micro_batches: Batches, stage: Stage) -> Tensor:
+    def _local_step(self, step: int, micro_batches: Batches, stage: Stage, rule: LocalSteps) -> Tensor:
         """Each of this rank's workers steps on its own consecutive part of the rank's examples."""
-        averaging = self.run.averaging
-        assert isinstance(averaging, config.PostLocalSgd)
         if self.workers is None:
-            self.workers = Workers(self.engine, averaging.workers)
-        each = stage.global_batch_size // averaging.workers
+            self.workers = Workers(self.engine, rule.workers)
+        each = stage.global_batch_size // rule.workers
         stream = iter(micro_batches)
         loss: Tensor | None = None
         for worker in range(self.workers.here):
             self.workers.enter(worker)
             self._set_rates(step)
-            own = self.gradient(itertools.islice(stream, each // stage.micro_batch_size), each, last=None)
-            loss = own / averaging.workers if loss is None else loss + own / averaging.workers
-            self.finish()
+            own = self.take(itertools.islice(stream, each // stage.micro_batch_size), each, last=None)
+            loss = own / rule.workers if loss is None else loss + own / rule.workers
         self.norm = None  # each worker has a gradient of its own
-        self.together = self._averages_after(step) or step + 1 == self.plan.steps
+        first = self.plan.first_step_at(rule.from_examples)
+        self.together = (step + 1 - first) % rule.period == 0 or step + 1 == self.plan.steps
         if self.together:
             self.lap("communication")
             self.workers.average()
@@ -235,12 +244,6 @@ class Update:
         """Inside, the model has the mean of all workers, where there are several. Collective."""
         with self.workers.shown() if self.workers else contextlib.nullcontext():
             yield
-
-    def _averages_after(self, step: int) -> bool:
-        averaging = self.run.averaging
-        assert isinstance(averaging, config.PostLocalSgd)
-        first = self.plan.first_step_at(self.local_from)
-        return (step + 1 - first) % averaging.period == 0
 
     def take_numbers(self) -> dict[str, float]:
         """The task's numbers over what was trained on since the last call, by all ranks. Collective."""
@@ -262,8 +265,8 @@ class Update:
         if self.adascale is not None:
             self.adascale.load_state_dict(state["adascale"])
         if workers := [worker for own in of_ranks for worker in own["workers"]]:
-            assert isinstance(self.run.averaging, config.PostLocalSgd)
-            self.workers = Workers(self.engine, self.run.averaging.workers)
+            assert self.local is not None
+            self.workers = Workers(self.engine, self.local.workers)
             self.workers.load(workers)
         if distributed.is_first():
             for own in of_ranks:

@@ -60,20 +60,20 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def killed_at(step: int) -> Iterator[None]:
     """Inside, a run in this process dies when it has done so many steps: Killed comes out."""
-    from largebatch.train import Loop
+    from largebatch.loop import Loop
 
-    one_step = Loop.one_step
+    before = Loop.before_step
 
-    def dies(self: Any, micro_batches: Any, measure: bool) -> None:
+    def dies(self: Any) -> None:
         if self.step == step:
             raise Killed
-        one_step(self, micro_batches, measure)
+        before(self)
 
-    Loop.one_step = dies  # type: ignore[method-assign]
+    Loop.before_step = dies  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Loop.one_step = one_step  # type: ignore[method-assign]
+        Loop.before_step = before  # type: ignore[method-assign]
 
 
 def wait_for_first_line(process: pool.Program, file: Path) -> None:

@@ -397,6 +397,6 @@ def wrong_at(run: config.Run, world: int) -> Iterator[str]:
         batch = decisions(job, run.directory)["batch"]
         if f"{run.batch.global_batch_size:,} = {world}" not in batch:
             yield f"batch: {batch}"
-        if job.precision not in ("bf16", run.precision):
-            yield f"precision {job.precision}"
+        if job.decided.precision not in ("bf16", run.precision):
+            yield f"precision {job.decided.precision}"
         del job

@@ -17,7 +17,8 @@ import torch
 from programs import saved, weights_at_end
 
 from largebatch import checkpoint, config
-from largebatch.train import Loop, train
+from largebatch.loop import Loop
+from largebatch.train import train
 
 pytestmark = pytest.mark.worlds  # mount and umount are processes
 CHANGES = {
@@ -57,17 +58,17 @@ def fill(place: Path) -> None:
 
 @contextlib.contextmanager
 def before_step(act: Callable[[int, Loop], None]) -> Iterator[None]:
-    one_step = Loop.one_step
+    before = Loop.before_step
 
-    def acts(self: Loop, micro_batches: Any, measure: bool) -> None:
+    def acts(self: Loop) -> None:
         act(self.step, self)
-        one_step(self, micro_batches, measure)
+        before(self)
 
-    Loop.one_step = acts  # type: ignore[method-assign]
+    Loop.before_step = acts  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Loop.one_step = one_step  # type: ignore[method-assign]
+        Loop.before_step = before  # type: ignore[method-assign]
 
 
 def recorded(directory: Path, event: str) -> list[dict[str, Any]]:

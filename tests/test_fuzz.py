@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 from programs import REPOSITORY, largebatch
 from pydantic import BaseModel
 
-from largebatch import cli, config, derive, recipes, strict_yaml
+from largebatch import cli, config, recipes, strict_yaml
 from largebatch.combinations import check_combinations
+from largebatch.decide import decide
+from largebatch.decided import DataFacts
 from largebatch.errors import UserError
 
 RECIPES = sorted((REPOSITORY / "configs").rglob("*.yaml"))
@@ -118,16 +120,15 @@ def taken_further(run: config.Run, size: int, world: int) -> None:
         with told():
             check_combinations(run, precision)
     with told():
-        plan = derive.plan_of(run, size, world, 512)
-        follows(derive.learning_rate_of(run, plan).schedule, plan.budget_examples, plan.global_batch_size)
+        decided = decide(run, DataFacts(size), world, "cpu")
+        plan = decided.plan
+        follows(decided.lr.schedule, plan.budget_examples, plan.global_batch_size)
         assert plan.examples_before(plan.steps) == plan.examples
-        derive.words_beside(run, plan)
+        assert all((decided.batch_words, decided.budget_words, decided.lr.words))
         for stage in plan.stages:
             assert stage.global_batch_size == stage.micro_batch_size * stage.accumulation_steps * world
-            derive.noise_part(run, stage, world)
-        if isinstance(run.averaging, config.Swap):
-            worker = derive.worker_plan(run, size, world, 512)
-            follows(derive.schedule_of(run.averaging.lr, worker).schedule, worker.budget_examples, 1)
+        if decided.swap is not None:
+            follows(decided.swap.lr.schedule, decided.swap.plan.budget_examples, 1)
     assert config.from_dict(strict_yaml.parse(strict_yaml.written(run.as_written(), "run.yaml"), "run.yaml")) == run
     run.science()
 

@@ -42,7 +42,9 @@ ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is 
     "batch": SCIENCE,
     "schedules": SCIENCE,
     "search": SCIENCE | {"score"},
-    "derive": SCIENCE | {"config", "batch", "schedules", "decays"},
+    "decided": SCIENCE | {"batch", "schedules"},
+    "decide": SCIENCE | {"config", "derive", "combinations", "batch", "decided"},
+    "derive": SCIENCE | {"decided"} | {"config", "batch", "schedules", "decays"},
     "combinations": SCIENCE | {"config"},
     "records": {"escapes"},
     "mllog": SCIENCE | {"records"},
@@ -64,18 +66,12 @@ ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is 
     "diagnostics": SCIENCE | {"nested"},
 }
 DEEPSPEED = {"engines/deepspeed.py", "bench/contestants.py"}  # who may import it
+RUNNING = {"update", "averaging", "swap", "measure", "observe", "ranks", "saving", "account", "loop"}
+RECIPE = {"config", "derive", "decide", "combinations", "recipes"}  # what no room of RUNNING asks: it reads `decided`
 ASSEMBLY = {
     "__init__",
     "__main__",
     "assemble",
-    "update",
-    "averaging",
-    "swap",
-    "measure",
-    "observe",
-    "ranks",
-    "saving",
-    "account",
     "dry_run",
     "doctor",
     "train",
@@ -112,11 +108,15 @@ def imports(file: Path) -> set[str]:
 def breaches(file: Path) -> Iterator[str]:
     """What of the import law a file of the package breaks."""
     room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room not in ALLOWED and room not in ASSEMBLY:
+    if room not in ALLOWED.keys() | ASSEMBLY | RUNNING:
         yield f"{room} is a room without a law: add it to docs/design.md and here"
     found = imports(file) - {""}
     if "deepspeed" in found and str(file.relative_to(PACKAGE)) not in DEEPSPEED:
         yield "imports deepspeed"
+    if room in RUNNING and (asked := found & RECIPE):
+        yield f"imports {', '.join(sorted(asked))}: what is running reads what was decided"
+    if room in RUNNING and re.search(r"\bjob\.run\b", file.read_text()):
+        yield "reads job.run: what is running reads job.decided"
     if room in ALLOWED and (more := found - {room, "deepspeed"} - ALLOWED[room]):
         yield f"imports {', '.join(sorted(more))}"
 

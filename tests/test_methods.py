@@ -23,7 +23,8 @@ from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
 from largebatch.score import score_of
-from largebatch.train import Loop, train
+from largebatch.train import train
+from largebatch.update import Update
 
 
 def finished(method: str, directory: Path, **more: Any) -> Path:
@@ -231,8 +232,6 @@ def test_sam_takes_the_gradient_at_rho_times_the_unit_gradient(worlds):
         lr=0.05, momentum=0.9, nesterov=True,
     )  # fmt: skip
     trained = job_of("sam", steps=2, epochs=None, checkpoint={"every_epochs": 0}, lr={"base": 0.05})
-    from largebatch.update import Update
-
     update = Update(trained)
     distances = []
     assert update.perturbation is not None
@@ -275,8 +274,6 @@ def test_m_sharpness_perturbs_each_m_examples_alone(monkeypatch):
     for m, expected in ((20, 6), (60, 2), (None, 1)):
         applied.clear()
         job = job_of("sam", sam={"rho": 0.1, "m": m}, steps=1, epochs=None, lr={"base": 0.05})
-        from largebatch.update import Update
-
         Update(job).step(0, next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0))), measure=False)
         assert len(applied) == expected
 
@@ -350,7 +347,7 @@ def test_swap_averages_its_workers_and_recomputes_batch_norm(tmp_path, monkeypat
         )
         found = run_round(self, number, stop)
         self._back_to_start = back
-        orders[number] = self.worker_plan(number).examples_of(0).indices.tolist()
+        orders[number] = self.rule.plan_of(number).examples_of(0).indices.tolist()
         return found
 
     def snapshot(self):
@@ -412,8 +409,6 @@ def test_swap_says_that_its_target_was_not_reached(tmp_path, capsys):
 
 @pytest.mark.worlds
 def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, monkeypatch):
-    from largebatch.update import Update
-
     whole = finished("swap", tmp_path / "whole")
     gradient, steps = Update.gradient, []
 
@@ -476,10 +471,8 @@ def test_milestones_fall_where_the_ramp_and_the_averages_do():
     decay = {"name": "steps", "at_epochs": [0.56]}
     job = job_of("post_local_sgd", lr={"base": 0.05, "decay": decay}, model={**NORM, "norm": False},
                  batch={"global_batch_size": 120})  # fmt: skip
-    assert (job.lr.schedule(839), job.lr.schedule(840)) == (0.05, pytest.approx(0.005))
-    from largebatch.update import Update
-
-    assert Update(job).local_from == 840 == job.plan.examples_before(7)
+    assert (job.decided.lr.schedule(839), job.decided.lr.schedule(840)) == (0.05, pytest.approx(0.005))
+    assert job.decided.local.from_examples == 840 == job.plan.examples_before(7)
     tiny = job_of("ramp", batch={"global_batch_size": 60, "ramp": {"at_epochs": [1e-13, 0.56], "sizes": [120, 240]}})
     assert [(s.first_step, s.first_example) for s in tiny.plan.stages] == [(0, 0), (1, 60), (8, 900)]
 
@@ -516,15 +509,16 @@ def test_seconds_belong_to_what_this_process_did(worlds):
 @pytest.mark.worlds
 def test_the_moving_average_by_hand(tmp_path, monkeypatch):
     taken: list[dict[str, torch.Tensor]] = []
-    one_step = Loop.one_step
+    whole = Update.step
 
-    def watched(self, micros, measure):
+    def watched(self, step, micros, measure):
         if not taken:
             taken.append({n: p.detach().clone() for n, p in self.engine.model.named_parameters()})
-        one_step(self, micros, measure)
+        loss = whole(self, step, micros, measure)
         taken.append({n: p.detach().clone() for n, p in self.engine.model.named_parameters()})
+        return loss
 
-    monkeypatch.setattr(Loop, "one_step", watched)
+    monkeypatch.setattr(Update, "step", watched)
     directory = finished("ema", tmp_path)
     average = taken[0]
     for step in range(2, 26, 2):
@@ -649,8 +643,6 @@ def test_what_does_not_go_together_is_one_sentence(tmp_path, override):
 def test_frozen_statistics_in_sams_second_pass(worlds):
     """Batch norm sees each image once a step: the running statistics are those of the passes at w."""
     job = job_of("sam_with_norm", steps=1, epochs=None, lr={"base": 0.05})
-    from largebatch.update import Update
-
     start = {n: p.detach().clone() for n, p in job.engine.model.named_parameters()}
     [batch] = next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)))
     Update(job).step(0, [batch], measure=False)

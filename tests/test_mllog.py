@@ -135,14 +135,16 @@ def test_what_the_closed_rules_forbid_is_logged_as_it_is_under_the_open_division
 
 def test_the_closed_division_is_that_of_recipes_within_its_rules():
     """Those of MLPerf's reference points at every batch, and no other of our recipes for ImageNet."""
-    from largebatch import assemble, config, derive
+    from largebatch import assemble, config
+    from largebatch.decide import decide
+    from largebatch.decided import DataFacts
 
     def division(path: Path, *overrides: str) -> str:
         run = config.load(path, overrides)
-        plan = derive.plan_of(run, 1_281_167, 1, 256)
+        decided = decide(run, DataFacts(1_281_167, 224 * 224), 1, "cuda")
         engine = SimpleNamespace(model=None)
         dataset = SimpleNamespace(test=range(50_000))
-        job = SimpleNamespace(run=run, plan=plan, lr=derive.learning_rate_of(run, plan), engine=engine, dataset=dataset)
+        job = SimpleNamespace(run=run, decided=decided, plan=decided.plan, engine=engine, dataset=dataset)
         return division_of(assemble.mlperf_facts(job))
 
     folder = Path(__file__).parent.parent / "configs" / "imagenet"
@@ -232,12 +234,13 @@ def test_without_the_package_one_sentence(tmp_path, monkeypatch):
 @pytest.mark.worlds
 def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe, tmp_path, monkeypatch, caplog):
     """The trainer's own log, of a run on digits that calls itself the benchmark and reaches its target."""
-    from largebatch import config, train
+    from largebatch import config, loop
+    from largebatch.train import train
 
     monkeypatch.setattr(
-        train,
+        loop,
         "mlperf_facts",
-        lambda job, facts=train.mlperf_facts: dataclasses.replace(facts(job), benchmark="resnet", target=RESNET_TARGET),
+        lambda job, facts=loop.mlperf_facts: dataclasses.replace(facts(job), benchmark="resnet", target=RESNET_TARGET),
     )
     changes = {
         "optimizer": {"name": "lars", "trust_coefficient": 0.02},
@@ -248,8 +251,8 @@ def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe,
         "evaluate": {"every_epochs": 4},
     }
     with pytest.raises(Killed), killed_at(50):
-        train.train(config.load(recipe(**changes)), quiet=True)
-    result = train.train(config.load(recipe(**changes)), quiet=True)
+        train(config.load(recipe(**changes)), quiet=True)
+    result = train(config.load(recipe(**changes)), quiet=True)
     assert result.numbers["test_accuracy_percent"] > 75.9
     path = tmp_path / "run" / "mllog.txt"
     assert verdict(path, caplog) == (True, "")

@@ -61,7 +61,7 @@ def by_hand(run: config.Run) -> tuple[list[Squares], list[list[Tensor]], list[Te
         squares.append(Squares(*sizes, small, mean.square().sum().item()))
         taken.append(mean)
         with torch.no_grad():
-            lr = job.lr.schedule(job.plan.examples_before(step))
+            lr = job.decided.lr.schedule(job.plan.examples_before(step))
             for weight, buffer, gradient in zip(weights, buffers, split(mean, weights), strict=True):
                 buffer.mul_(run.optimizer.momentum).add_(gradient)
                 weight.sub_(lr * buffer)

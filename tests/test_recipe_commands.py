@@ -157,8 +157,8 @@ def test_ramps_regime_adaptation_and_adascale_are_told(tmp_path):
 def test_methods_beside_the_loop_are_told(tmp_path):
     path = write(tmp_path, name="sam", sam={"rho": 0.1, "m": 64}, ema={"decay": 0.99}, max_grad_norm=1)
     found = rows(recipes.derived(path, []))
-    assert found["SAM"]["rule"] == "one perturbation for each 64 examples"
-    assert found["EMA"]["value"] == "decay 0.99"
+    assert found["SAM"]["value"] == "SAM, rho 0.1, one perturbation for each 64 examples"
+    assert found["EMA"]["value"] == "EMA of the weights, decay 0.99 every step"
     assert found["clipping"]["value"] == "to norm 1"
     local = write(tmp_path, name="local", averaging={"name": "post_local_sgd", "workers": 16})
     assert rows(recipes.derived(local, []))["averaging"]["value"] == "post-local SGD, 16 workers from epoch 30"

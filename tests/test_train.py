@@ -6,7 +6,6 @@ import json
 import math
 import signal
 from pathlib import Path
-from typing import Any
 
 import pool
 import pytest
@@ -18,8 +17,10 @@ from programs import damage, largebatch, saved, weights_at_end
 from largebatch import config, strict_yaml
 from largebatch.checkpoint import step_of
 from largebatch.cli.runs import end_of_run
+from largebatch.decided import Marks
 from largebatch.errors import UserError
-from largebatch.train import Loop, marks, train
+from largebatch.loop import Loop
+from largebatch.train import train
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -154,14 +155,14 @@ def test_a_last_update_that_ruins_the_weights_is_a_failure_too(recipe):
 @pytest.mark.worlds
 def test_one_process_at_a_time_trains_in_a_run_folder(recipe, monkeypatch):
     path, seconds = recipe("twice"), []
-    one_step = Loop.one_step
+    before = Loop.before_step
 
-    def tries_twice(self, micro_batches, measure):
+    def tries_twice(self):
         if self.step == 3:
             seconds.append(largebatch("train", path))
-        one_step(self, micro_batches, measure)
+        before(self)
 
-    monkeypatch.setattr(Loop, "one_step", tries_twice)
+    monkeypatch.setattr(Loop, "before_step", tries_twice)
     finished(path)
     [second] = seconds
     assert second.returncode == 2
@@ -259,10 +260,10 @@ def test_evaluation_falls_on_the_first_step_of_every_mark():
     from largebatch.batch import resolve
 
     plan = resolve(dataset_size=100, global_batch_size=30, epochs=3)
-    assert marks(plan, 1.0) == {4, 7, 10}
-    assert marks(plan, 0.5) == {2, 4, 5, 7, 9, 10}
-    assert marks(plan, 100.0) == {10}
-    assert marks(plan, 0) == set()
+    assert Marks(plan, 1.0).steps() == {4, 7, 10}
+    assert Marks(plan, 0.5).steps() == {2, 4, 5, 7, 9, 10}
+    assert Marks(plan, 100.0).steps() == {10}
+    assert Marks(plan, 0).steps() == set()
 
 
 @pytest.mark.gpu
@@ -313,16 +314,16 @@ def test_a_run_prints_which_tensors_are_decayed_and_adapted(recipe, capsys):
 @pytest.mark.worlds
 def test_a_helper_that_died_stops_the_run_after_the_step_and_the_same_command_goes_on(recipe, tmp_path, monkeypatch):
     undisturbed = finished(recipe(), f"record.dir={tmp_path}/undisturbed")
-    step = Loop.one_step
+    before = Loop.before_step
 
-    def with_a_death(loop: Loop, *given: Any, **named: Any) -> None:
+    def with_a_death(loop: Loop) -> None:
         if loop.step == 7:
             loop.job.dataset.helpers.died("one of 8 processes that read images was killed")
-        step(loop, *given, **named)
+        before(loop)
 
     run = config.load(recipe(), [f"record.dir={tmp_path}/stopped"])
     with monkeypatch.context() as patched:
-        patched.setattr(Loop, "one_step", with_a_death)
+        patched.setattr(Loop, "before_step", with_a_death)
         stopped = train(run, quiet=True)
     assert (stopped.status, stopped.signal) == ("stopped", None)
     assert stopped.reason == (

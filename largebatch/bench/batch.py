@@ -112,7 +112,7 @@ def measure(
         "data": run.data.name,
         "dataset_size": len(dataset.train),
         "device": device.type,
-        "precision": contestants[0].updates.job.precision,
+        "precision": contestants[0].updates.job.decided.precision,
         "sizes": [_row(contestant, len(dataset.train)) for contestant in contestants],
         "eager_because": {str(c.size): c.eager_because for c in contestants if c.eager_because},
         **circumstances_of(command, device),

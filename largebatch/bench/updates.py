@@ -52,10 +52,7 @@ class Updates:
     def one(self) -> None:
         """One update; nothing in it waits for the device or depends on the host, so that a graph can hold it."""
         chosen = self.order.index_select(0, self.places)
-        self.update.gradient(
-            self._micro_batches(chosen), self.stage.global_batch_size, last=self.stage.accumulation_steps
-        )
-        self.update.finish()
+        self.update.take(self._micro_batches(chosen), self.stage.global_batch_size, last=self.stage.accumulation_steps)
         self.places.add_(self.stage.global_batch_size).remainder_(len(self.order))
 
     def call(self) -> None:
@@ -121,7 +118,7 @@ def not_captured(job: Job) -> str | None:
     optimizer = job.engine.optimizer
     if job.plan.accumulation_steps > 1:
         return "its micro-batches are so large that the host keeps ahead of the device"
-    if job.precision == "fp16":
+    if job.decided.precision == "fp16":
         return "the loss scaler of fp16 asks on the host whether the gradients are finite"
     if job.run.engine.name != "ddp":
         return f"engine.name = {job.run.engine.name} is not captured"

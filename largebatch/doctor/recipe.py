@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from largebatch import config, derive, distributed
-from largebatch.assemble import dataset_of, model_of, plan_of, precision_of, task_of
+from largebatch import config, distributed
+from largebatch.assemble import data_facts, dataset_of, model_of, task_of
 from largebatch.combinations import check_combinations
+from largebatch.decide import decide, precision_of
 from largebatch.doctor.facts import Facts, size
 from largebatch.doctor.look import free
 from largebatch.errors import UserError
@@ -28,14 +29,14 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Fact
             return None
 
     facts: Facts = {"name": run.name, "data": run.data.name, "dataset_source": None, "batch": None}
-    attempt(lambda: check_combinations(run, precision_of(run.precision, device)))
+    attempt(lambda: check_combinations(run, precision_of(run.precision, device.type)))
     dataset = attempt(lambda: dataset_of(run))
     if dataset is None:
         return facts, complaints
     facts["dataset_source"] = dataset.source
-    plan = attempt(lambda: plan_of(run, len(dataset.train), dataset.pixels_per_example, device))
-    if plan is not None:
-        attempt(lambda: derive.learning_rate_of(run, plan))
+    decided = attempt(lambda: decide(run, data_facts(dataset), distributed.world_size(), device.type, dataset.task))
+    if decided is not None:
+        plan = decided.plan
         facts["batch"] = {
             "global_batch_size": plan.global_batch_size,
             "world_size": plan.world_size,

@@ -20,13 +20,12 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from largebatch import config, derive, distributed
+from largebatch import config, distributed
 from largebatch.assemble import Job, decisions
 from largebatch.dry_run.job import Cluster, job_of, pretended, smaller_micro_batches, usual_device
 from largebatch.dry_run.step import Traced, traced
 from largebatch.errors import UserError
 from largebatch.records.circumstances import circumstances_of
-from largebatch.train import marks
 
 MIB, GIB = 2**20, 2**30
 
@@ -71,7 +70,7 @@ def too_much(run: config.Run, cluster: Cluster, job: Job, found: Traced, memory_
 
 
 def facts(job: Job, found: Traced, cluster: Cluster, command: str) -> dict[str, Any]:
-    run, plan, stretch = job.run, job.plan, derive.stretch_of(job.run)
+    run, plan, decided = job.run, job.plan, job.decided
     size = plan.dataset_size
     return {
         "kind": "dry_run",
@@ -80,7 +79,7 @@ def facts(job: Job, found: Traced, cluster: Cluster, command: str) -> dict[str, 
         "model": run.model.name,
         "data": run.data.name,
         "device": cluster.device,
-        "precision": job.precision,
+        "precision": decided.precision,
         "engine": run.engine.name,
         "engine_settings": job.engine.description,
         "decisions": decisions(job, run.directory),
@@ -91,23 +90,23 @@ def facts(job: Job, found: Traced, cluster: Cluster, command: str) -> dict[str, 
         "steps": plan.steps,
         "dataset_size": size,
         "epochs": plan.budget_examples / size,
-        "peak_lr": job.lr.schedule.peak,
-        "warmup_epochs": job.lr.schedule.warmup / size,
-        "clock": "scale-invariant" if run.lr.scaling == "adascale" else "examples seen",
+        "peak_lr": decided.lr.schedule.peak,
+        "warmup_epochs": decided.lr.schedule.warmup / size,
+        "clock": "scale-invariant" if decided.adascale_parts else "examples seen",
         "schedule": schedule(job),
         "stages": [
             {"epoch": s.first_example / size, "step": s.first_step, "global_batch_size": s.global_batch_size,
              "micro_batch_size": s.micro_batch_size, "accumulation_steps": s.accumulation_steps}
             for s in plan.stages
         ],
-        "evaluated_after_steps": sorted(marks(plan, run.evaluate.every_epochs * stretch)),
-        "saved_after_steps": sorted(marks(plan, run.checkpoint.every_epochs * stretch)),
+        "evaluated_after_steps": sorted(decided.evaluating.at.steps()),
+        "saved_after_steps": sorted(decided.saving.at.steps()),
         "traced_micro_batch_size": found.micro_batch_size,
         "traced_accumulation_steps": found.accumulation_steps,
         "memory_per_rank_mib": {part: value / MIB for part, value in found.bytes_by_part.items()},
         "memory_of_evaluation_mib": found.evaluation_bytes / MIB,
         "memory_total_per_rank_mib": found.total_bytes / MIB,
-        "collectives_per_step": collectives(found, run, plan.world_size),
+        "collectives_per_step": collectives(found, decided.recording.every_steps, plan.world_size),
         "flops_per_step_and_rank": found.flops,
         **circumstances_of(command),
     }  # fmt: skip
@@ -115,7 +114,7 @@ def facts(job: Job, found: Traced, cluster: Cluster, command: str) -> dict[str, 
 
 def schedule(job: Job, count: int = 480) -> list[list[float]]:
     """[epoch, lr] of real steps: evenly, and on both sides of every jump."""
-    plan, lr = job.plan, job.lr.schedule
+    plan, lr = job.plan, job.decided.lr.schedule
     steps = {round(n * (plan.steps - 1) / count) for n in range(count + 1)}
     for at in (lr.warmup, *lr.milestones):
         steps |= {step for step in (plan.first_step_at(at) - 1, plan.first_step_at(at)) if 0 <= step < plan.steps}
@@ -123,7 +122,7 @@ def schedule(job: Job, count: int = 480) -> list[list[float]]:
     return [[examples / plan.dataset_size, lr(examples)] for examples in seen]
 
 
-def collectives(found: Traced, run: config.Run, world_size: int) -> list[dict[str, Any]]:
+def collectives(found: Traced, recorded_every: int, world_size: int) -> list[dict[str, Any]]:
     """By collective and purpose. A ring sends (w − 1)/w of the bytes twice in an all-reduce, else once."""
     calls: collections.Counter[tuple[str, str, int]] = collections.Counter()
     sizes: collections.Counter[tuple[str, str, int]] = collections.Counter()
@@ -134,7 +133,7 @@ def collectives(found: Traced, run: config.Run, world_size: int) -> list[dict[st
     rows = []
     for key in calls:
         name, what_for, ranks = key
-        every = run.record.every_steps if what_for == "loss record" else 1
+        every = recorded_every if what_for == "loss record" else 1
         sent = (2 if name == "all_reduce" else 1) * (ranks - 1) / ranks
         rows.append(
             {"collective": name, "what_for": what_for, "ranks": ranks, "calls": calls[key] / every,

@@ -19,10 +19,11 @@ from torch.distributed.fsdp import _fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
 import largebatch.update
-from largebatch import averaging, config, distributed, engines
+from largebatch import averaging, distributed, engines
 from largebatch.assemble import Job
 from largebatch.averaging import Ema
 from largebatch.batch import Stage
+from largebatch.decided import Decided
 from largebatch.dry_run import engines as fakes
 from largebatch.dry_run.autocast import AsOnCuda
 from largebatch.dry_run.engines import FakeZero
@@ -72,9 +73,10 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     stage = max(job.plan.stages, key=lambda stage: stage.micro_batch_size)
     shown = min(2, stage.accumulation_steps)
     shortened = tuple(s._replace(accumulation_steps=min(2, s.accumulation_steps)) for s in job.plan.stages)
-    job = dataclasses.replace(job, plan=dataclasses.replace(job.plan, stages=shortened))
+    plan = dataclasses.replace(job.plan, stages=shortened)
+    job = dataclasses.replace(job, decided=dataclasses.replace(job.decided, plan=plan))
     engine, update = job.engine, Update(job)
-    if job.plan.examples_before(stage.first_step) >= update.local_from:
+    if update.is_local(stage.first_step):
         shown = stage.accumulation_steps  # every worker of the rank takes its own
     trace, flops = Trace(WHAT_FOR), FlopCounterMode(display=False)
     with fake_addresses_allowed(), mode, AsOnCuda() if cuda else contextlib.nullcontext():
@@ -102,7 +104,7 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
             of_evaluation = trace.peak.total()
     if isinstance(engine, FakeZero):
         parts |= engine.bytes_by_part(parts["gradients"])
-    parts["workers"] = of_workers(job.run, parts)
+    parts["workers"] = of_workers(job.decided, parts)
     alike = 1 + stage.accumulation_steps - shown  # how many micro-batches the first of two stands for
     times = [(call, alike if call.moment == 1 and shown > 1 else 1) for call in found]
     return Traced(
@@ -123,7 +125,7 @@ def what_stays(job: Job, trace: Trace) -> tuple[dict[str, int], Ema | None]:
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: trace.note_gradient(p.grad))
-    ema = Ema(engine, job.run.ema.decay, job.run.ema.every_steps) if job.run.ema else None
+    ema = Ema(engine, *job.decided.ema) if job.decided.ema is not None else None
     if ema is not None:
         parts["moving average"] = trace.stays("moving average", ema.average)
     splits = [split for split in (job.dataset.train, job.dataset.test) if isinstance(split, Described)]
@@ -137,11 +139,11 @@ def states_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [tensor for tensor in found if tensor.dim()]
 
 
-def of_workers(run: config.Run, parts: dict[str, int]) -> int:
+def of_workers(decided: Decided, parts: dict[str, int]) -> int:
     """Post-local SGD keeps a set of everything for each worker of a rank, where there are several."""
-    if not isinstance(run.averaging, config.PostLocalSgd):
+    if decided.local is None:
         return 0
-    here = run.averaging.workers // distributed.world_size()
+    here = decided.local.workers // distributed.world_size()
     each = parts["weights"] + parts["buffers"] + parts["optimizer states"]
     return here * each if here > 1 else 0
 
@@ -157,5 +159,5 @@ def evaluation(job: Job) -> None:
     share = -(-len(job.dataset.test) // distributed.world_size())
     job.engine.model.eval()
     with job.engine.whole_model(), torch.no_grad():
-        batch = job.dataset.largest(min(job.run.evaluate.batch_size, share))
+        batch = job.dataset.largest(min(job.decided.evaluating.batch_size, share))
         job.engine.predict(job.task, job.placement.placed(batch))

@@ -127,7 +127,7 @@ def published_of(run: config.Run, best: bool = False) -> Facts | None:
     if size not in expect.by_batch_size and best and expect.by_batch_size and expect.top1 is None:
         size = max(expect.by_batch_size)
     if size in expect.by_batch_size:
-        facts = expect.by_batch_size[size].model_dump(exclude_none=True)
+        facts = expect.by_batch_size[size].model_dump(exclude_none=True, exclude_defaults=True)
         if best and "top1" not in facts and expect.top1 is not None:
             facts = {"top1": expect.top1, **facts}
     elif not expect.by_batch_size or best:

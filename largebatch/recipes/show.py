@@ -18,6 +18,8 @@ import rich.table
 from largebatch import config, derive
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
+from largebatch.decide import decide, precision_of
+from largebatch.decided import DataFacts, Decided, LearningRate
 from largebatch.errors import UserError, suggestion
 from largebatch.recipes.files import Facts, in_words, paper_of, plain, published_of
 from largebatch.terminal_plot import plot
@@ -40,10 +42,11 @@ def derived(
     if batch is not None:
         overrides = [*overrides, f"batch.global_batch_size={batch}"]
     run = config.load(path, overrides)
-    check_combinations(run, run.precision)
+    device = "cpu" if run.device == "cpu" else "cuda"
+    check_combinations(run, precision_of(run.precision, device))
     size, from_what = training_examples(run.data, examples)
-    plan = derive.plan_of(run, size, devices, largest_micro_batch(run))
-    lr = derive.learning_rate_of(run, plan)
+    decided = decide(run, DataFacts(size, pixels_of(run)), devices, device)
+    plan, lr = decided.plan, decided.lr
     origin = origins(path, overrides, run.batch.global_batch_size)
     rows = [
         *_batch_rows(run, plan, origin),
@@ -51,7 +54,7 @@ def derived(
         *_budget_rows(run, plan, origin),
         *_lr_rows(run, plan, lr, origin),
         *_optimizer_rows(run, origin),
-        *_method_rows(run, plan, origin),
+        *_method_rows(decided, origin),
         _published_row(run),
     ]
     return {
@@ -97,12 +100,15 @@ def training_examples(data: config.Data, examples: int | None = None) -> tuple[i
     return whole - data.hold_out, f"{why}, {data.hold_out:,} of {whole:,} held out" if data.hold_out else why
 
 
-def largest_micro_batch(run: config.Run) -> int:
+def pixels_of(run: config.Run) -> int:
+    """Of the largest image of a training step."""
     sizes = run.data.image_size
     side = sizes.last if sizes else 224 if run.data.name in ("imagenet", "folder") else 32
     _, height, width = run.data.image_shape or (3, side, side)
-    return derive.largest_micro_batch("cpu" if run.device == "cpu" else "cuda", height * width)
+    return height * width
 
+
+METHODS = {"sam": "SAM", "ema": "EMA", "averaging": "averaging"}  # keys, and what their rows are called
 
 Origin = Callable[..., str]
 Row = tuple[str, str, str, str]
@@ -183,7 +189,7 @@ def _budget_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
     return [*rows, ("steps", f"{plan.steps:,}", rule, origin("epochs", "steps"))]
 
 
-def _lr_rows(run: config.Run, plan: BatchPlan, lr: derive.LearningRate, origin: Origin) -> list[Row]:
+def _lr_rows(run: config.Run, plan: BatchPlan, lr: LearningRate, origin: Origin) -> list[Row]:
     schedule = lr.schedule
     keys = ("lr.base", "lr.table", "lr.scaling", "lr.reference_batch_size")
     epochs = f"{schedule.warmup / plan.dataset_size:g} epochs"
@@ -239,25 +245,10 @@ def _value(value: Any) -> str:
     return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _method_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
-    rows = []
-    if run.sam is not None:
-        whose = "the global batch" if run.sam.m is None else f"each {run.sam.m:,} examples"
-        rows.append(("SAM", f"rho {run.sam.rho:g}", f"one perturbation for {whose}", origin("sam")))
-    if run.ema is not None:
-        rows.append(("EMA", f"decay {run.ema.decay:g}", f"every {run.ema.every_steps} steps", origin("ema")))
-    match run.averaging:
-        case config.PostLocalSgd() as local:
-            begin = derive.local_from_epoch(run)
-            value = f"post-local SGD, {local.workers} workers from epoch {begin:g}"
-            when = f"after {_steps(run, plan, derive.examples_at(begin, plan))}; averaged every {local.period}"
-            rows.append(("averaging", value, when, origin("averaging")))
-        case config.Swap() as swap:
-            peak, rule = derive.peak_of(swap.lr, swap.worker_batch_size)
-            value = f"SWAP, {swap.workers} workers from {swap.stop_at_train_accuracy:g} % train accuracy"
-            own = f"batch {swap.worker_batch_size:,}, {swap.epochs:g} epochs each, peak lr {peak:g} ({rule})"
-            rows.append(("averaging", value, own, origin("averaging")))
-    return rows
+def _method_rows(decided: Decided, origin: Origin) -> list[Row]:
+    """In the words of the lines before a run; what is about the batch has rows of its own."""
+    shown = [method for method in decided.beside if method.key in METHODS]
+    return [(METHODS[method.key], method.words, "", origin(method.key)) for method in shown]
 
 
 def _published_row(run: config.Run) -> Row:

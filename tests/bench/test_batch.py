@@ -18,10 +18,10 @@ from largebatch.bench import batch
 from largebatch.bench import updates as updates_
 from largebatch.bench.updates import Updates
 from largebatch.errors import UserError
+from largebatch.loop import Loop
 from largebatch.report import svg
 from largebatch.report.alone import write_picture
 from largebatch.report.batch_time_figure import draw
-from largebatch.train import Loop
 
 CPU = torch.device("cpu")
 CNN = {"name": "tiny_cnn", "channels": [4, 8]}
@@ -85,8 +85,7 @@ def test_updates_are_those_of_the_trainer(recipe, tmp_path, changes, micro):
 def test_every_example_is_met_once_an_epoch_in_an_order_of_its_own(recipe, size, per_epoch):
     updates = Updates(job_of(recipe(batch={"global_batch_size": size, "micro_batch_size": size // 10})))
     met: list[torch.Tensor] = []
-    updates.update.gradient = lambda micro_batches, examples, last: met.append(torch.cat([x for x, _ in micro_batches]))
-    updates.update.finish = lambda: None
+    updates.update.take = lambda micro_batches, examples, last: met.append(torch.cat([x for x, _ in micro_batches]))
     for _ in range(2 * per_epoch):
         updates.call()
     assert updates.per_epoch == per_epoch

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.cli import main
-from largebatch.train import Loop
+from largebatch.loop import Loop
 
-one_step, fsync = Loop.one_step, os.fsync
+before, fsync = Loop.before_step, os.fsync
 
 
 def pace() -> tuple[float, float]:
@@ -22,9 +22,9 @@ def pace() -> tuple[float, float]:
     return float(step), float(flush)
 
 
-def slow_step(self: Loop, micro_batches: Any, measure: bool) -> None:
+def slow_step(self: Loop) -> None:
     time.sleep(pace()[0])
-    one_step(self, micro_batches, measure)
+    before(self)
 
 
 def slow_fsync(file: Any) -> None:
@@ -32,5 +32,5 @@ def slow_fsync(file: Any) -> None:
     fsync(file)
 
 
-Loop.one_step, os.fsync = slow_step, slow_fsync  # type: ignore[method-assign]
+Loop.before_step, os.fsync = slow_step, slow_fsync  # type: ignore[method-assign]
 main()

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from largebatch import config, data, distributed, evaluate
-from largebatch.assemble import assemble, dataset_of, plan_of
+from largebatch.assemble import assemble
 from largebatch.tasks.classification import Classification
 from largebatch.train import train
 
@@ -26,7 +26,7 @@ def work(folder: str) -> None:
             run = config.load(file, [f"record.dir={directory}/world{world}/{file.stem}"])
             result = train(run, quiet=True)
             end[file.stem] = result.numbers
-            plan = plan_of(run, len(dataset_of(run).train), 64, device)
+            plan = assemble(run, device).plan
             mine = [plan.examples_of(step, rank).indices for step in range(plan.steps)]
             joined = [np.concatenate(parts).tolist() for parts in zip(*distributed.gather(mine), strict=True)]
             end[file.stem]["examples"] = joined

@@ -20,7 +20,7 @@ import safetensors.torch
 
 from largebatch import cli, distributed
 from largebatch.data.resident import ResidentSplit
-from largebatch.train import Loop
+from largebatch.loop import Loop
 
 
 class Moment(NamedTuple):
@@ -104,7 +104,7 @@ def at_step(step: int, rank: int, act: Callable[[], None]) -> None:
         if loop.step == step and distributed.rank() == rank:
             act()
 
-    before("largebatch.train:Loop.one_step", look)
+    before("largebatch.loop:Loop.before_step", look)
 
 
 def killed_at_step(step: str, *arguments: str) -> None:
@@ -114,7 +114,7 @@ def killed_at_step(step: str, *arguments: str) -> None:
         if loop.step == int(step):
             die()
 
-    before("largebatch.train:Loop.one_step", look)
+    before("largebatch.loop:Loop.before_step", look)
     train(*arguments)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from largebatch import config, distributed
-from largebatch.train import Loop, train
+from largebatch.train import train
+from largebatch.update import Update
 
 POISONED = (5, 12)  # steps before these two that are ruined
 
@@ -20,19 +21,19 @@ POISONED = (5, 12)  # steps before these two that are ruined
 @contextlib.contextmanager
 def poisoned(steps: tuple[int, ...], of_rank: int = 0) -> Iterator[None]:
     """Inside, the last micro-batch of one rank in these steps has an image that is no number."""
-    one_step = Loop.one_step
+    whole = Update.step
 
-    def ruined(self: Loop, micro_batches: Any, measure: bool) -> None:
-        if self.step in steps and distributed.rank() == of_rank:
+    def ruined(self: Update, step: int, micro_batches: Any, measure: bool) -> torch.Tensor:
+        if step in steps and distributed.rank() == of_rank:
             micro_batches = [(images.clone(), labels) for images, labels in micro_batches]
             micro_batches[-1][0][0].fill_(math.nan)
-        one_step(self, micro_batches, measure)
+        return whole(self, step, micro_batches, measure)
 
-    Loop.one_step = ruined  # type: ignore[method-assign]
+    Update.step = ruined  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Loop.one_step = one_step  # type: ignore[method-assign]
+        Update.step = whole  # type: ignore[method-assign]
 
 
 def train_poisoned(folder: str, *names: str) -> None:

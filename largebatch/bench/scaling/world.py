@@ -63,7 +63,7 @@ def measure(run: config.Run, base: int, steps: int) -> dict[str, Any]:
             "seconds_per_step": seconds / steps,
             "split": turns.split_of_step(job, steps),
         }
-        found |= {"precision": job.precision, "all_reduce": found.get("all_reduce") or all_reduce_alone(job)}
+        found |= {"precision": job.decided.precision, "all_reduce": found.get("all_reduce") or all_reduce_alone(job)}
         del job  # the memory of one at a time
     return {**found, "machine": circumstances.machine(device), "hosts": len(set(distributed.gather(platform.node())))}
 

@@ -79,7 +79,7 @@ def measure(
         "data": run.data.name,
         "input_shape": list(tensors_of(job.dataset.largest(1))[0].shape[1:]),
         "device": device.type,
-        "precision": job.precision,
+        "precision": job.decided.precision,
         "global_batch_size": job.plan.global_batch_size,
         "micro_batch_size": job.plan.micro_batch_size,
         "accumulation_steps": job.plan.accumulation_steps,
@@ -135,7 +135,7 @@ def others(
     on_ready = turns.with_training_set(job, batches)
     entered = [Contestant("synthetic", examples, lambda: turns.trainer_seconds(on_ready), "the trainer, ready batches")]
     left_out: dict[str, str] = {}
-    if reason := what_a_bare_loop_lacks(job.run, job.precision):
+    if reason := what_a_bare_loop_lacks(job.run, job.decided.precision):
         left_out["bare_loop"] = reason
     else:
         entered.append(bare_contestant(job, batches, examples))
@@ -245,8 +245,12 @@ def arithmetic(job: Job, images_per_second: float) -> dict[str, Any]:
         return {"not_counted_because": str(error).splitlines()[0]}
     passes = 2 if job.run.sam is not None else 1  # SAM's gradient is taken at another place than its weights
     rate = passes * of_image.total * images_per_second
-    peak = flops.measured_peak(device, job.precision)
-    known = flops.datasheet_peak(torch.cuda.get_device_name(device), job.precision) if device.type == "cuda" else None
+    peak = flops.measured_peak(device, job.decided.precision)
+    known = (
+        flops.datasheet_peak(torch.cuda.get_device_name(device), job.decided.precision)
+        if device.type == "cuda"
+        else None
+    )
     of_mlperf = device.type == "cuda" and job.run.model.name.endswith("resnet50")
     of_mlperf = of_mlperf and tensors_of(batch)[0].shape[-1] == flops.MLPERF_SIDE
     return {

@@ -31,7 +31,7 @@ class Peer(NamedTuple):
 def peer(job: Job, compile: bool) -> Peer:
     """Ready to train where the job trains. A UserError says why there is none."""
     run, engine = job.run, job.engine
-    if job.precision == "fp16":
+    if job.decided.precision == "fp16":
         raise UserError("timm's loop is run without a loss scaler, which fp16 needs")
     if run.model.arguments.get("aux_logits"):
         raise UserError("timm's loop trains no auxiliary classifiers")
@@ -50,7 +50,7 @@ def peer(job: Job, compile: bool) -> Peer:
         model = torch.compile(model)
     model.train()
     what = ", ".join([
-        f"timm's {plain}", job.precision if job.precision not in ("bf16",) else "autocast to bf16",
+        f"timm's {plain}", job.decided.precision if job.decided.precision not in ("bf16",) else "autocast to bf16",
         "channels-last" if engine.channels_last else "contiguous images",
         "torch.compile" if compile else "not compiled", words,
     ])  # fmt: skip

@@ -25,9 +25,9 @@ from largebatch.batch import BatchPlan
 from largebatch.console import Console
 from largebatch.data import Dataset, Placement, Split
 from largebatch.determinism import deterministic
+from largebatch.loop import Loop
 from largebatch.nested import Batch
 from largebatch.records import names
-from largebatch.train import Loop
 
 LEAD_IN = 2  # steps before the clock starts
 SPLIT_STEPS = 20  # at most; whose parts are measured
@@ -77,9 +77,9 @@ def split_of_step(job: Job, steps: int) -> dict[str, float | None]:
     ``communication`` is the exposed part: what was summed while gradients were still being computed is not in it.
     """
     count = min(steps, SPLIT_STEPS) + ranks.WARM_UP
-    record = job.run.record.model_copy(update={"ranks_every_steps": 1})
-    run = job.run.model_copy(update={"record": record})
-    with run_of(dataclasses.replace(job, run=run, plan=dataclasses.replace(job.plan, steps=count))) as loop:
+    every_step = job.decided.recording._replace(ranks_every_steps=1)
+    decided = dataclasses.replace(job.decided, recording=every_step, plan=dataclasses.replace(job.plan, steps=count))
+    with run_of(dataclasses.replace(job, decided=decided)) as loop:
         loop.train_steps(noticed=[])
         lines = (loop.directory / names.METRICS).read_text().splitlines() if distributed.is_first() else []
     of_steps = [line for line in map(json.loads, lines) if line["event"] == "ranks"]
