@@ -11,8 +11,10 @@ launcher says (RANK, WORLD_SIZE, ...); one that fails ends the others, as torchr
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,6 +29,7 @@ REPOSITORY = Path(__file__).parent.parent
 LAUNCHER = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
+PORTS = range(20000, 32768)  # below those that the system gives to whoever asks for any
 TIMEOUT = 300.0  # seconds
 PAUSE = 0.003  # seconds between two looks
 GRACE = 5.0  # seconds that ranks have after another one failed, and again after SIGTERM
@@ -167,10 +170,28 @@ def all_ended(programs: Sequence[Program], timeout: float = TIMEOUT) -> Ended:
     return Ended(failed, "".join(p.stdout for p in programs), "".join(p.stderr for p in programs))
 
 
-def free_port() -> int:
+def free_port(counter: Path | None = None) -> int:
+    """One that nobody listens at now and that no other test is given: all tests of this user count in one file."""
+    with open(counter or Path(tempfile.gettempdir()) / f"largebatch-tests-port-{os.getuid()}", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        last = int(file.read() or random.SystemRandom().choice(PORTS))
+        for tried in range(1, len(PORTS) + 1):
+            port = PORTS[(last + tried - PORTS.start) % len(PORTS)]
+            if bindable(port):
+                file.truncate(0)
+                file.write(str(port))
+                return port
+    raise RuntimeError(f"no port is free from {PORTS.start} to {PORTS.stop - 1}")
+
+
+def bindable(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 class Zygote:

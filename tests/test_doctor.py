@@ -150,9 +150,7 @@ def test_two_ranks_that_differ(tmp_path, recipe):
 
 @pytest.mark.worlds
 def test_ranks_that_never_meet(monkeypatch, capsys):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = pool.free_port()
     for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

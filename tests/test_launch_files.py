@@ -7,7 +7,6 @@ import importlib.util
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pool import free_port
 from programs import REPOSITORY, environment, wait_for_first_line
 
 from largebatch.config import Run
@@ -29,12 +29,6 @@ printf '%s\\n' "$@" >arguments
 env >environment
 exit "${CODE:-0}"
 """
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 @pytest.fixture
@@ -251,7 +245,7 @@ def test_mistakes_of_deepspeed_sh(show, words, variables, sentence):
 @needs_deepspeed
 def test_two_machines_of_a_hostfile_without_ssh(stand_in):
     (stand_in / "hosts").write_text("# both are this one\nhost0 slots=1\nhost1 slots=1\n")
-    variables = {"HOSTFILE": "hosts", "NO_SSH": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    variables = {"HOSTFILE": "hosts", "NO_SSH": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = (stand_in, LAUNCH / "deepspeed.sh", "train", "a=b")
     with started(*command, **variables, NODE_RANK="0") as first, started(*command, **variables, NODE_RANK="1") as other:
         wait_for(first, stand_in / "ready0", stand_in / "ready1")
@@ -264,7 +258,7 @@ def test_two_machines_of_a_hostfile_without_ssh(stand_in):
 @needs_deepspeed
 def test_deepspeed_trains_on_this_machine(recipe, tmp_path):
     command = [LAUNCH / "deepspeed.sh", "train", recipe(engine__name="deepspeed")]
-    variables = {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port(), "PYTHONPATH": str(REPOSITORY)}
+    variables = {"NPROC_PER_NODE": "2", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(REPOSITORY)}
     with started(tmp_path, *command, **variables) as process:
         said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said

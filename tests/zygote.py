@@ -27,6 +27,7 @@ PRELOADED = (
     "torch",
     "torch.distributed.fsdp",
     "torch.utils.tensorboard",
+    "torch._inductor.compile_fx",  # what DeepSpeed imports as well, and half of its price
     "torchvision",
     "timm",
     "scipy.stats",
