@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
         if "real_data" in item.keywords and not os.environ.get("LARGEBATCH_DATA"):
             item.add_marker(pytest.mark.skip(reason="LARGEBATCH_DATA is not set"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a collection of garbage does not look through all of it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture

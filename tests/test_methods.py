@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pool
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,13 +56,14 @@ def job_of(method: str, **more: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory) -> Path:
-    """Every method on one rank and on two, one start each."""
+    """Every method on one rank and on two, one start each, side by side."""
     directory = tmp_path_factory.mktemp("methods")
     for method in METHODS:
         (directory / f"{method}.yaml").write_text(yaml.safe_dump(recipe_of(method)))
-    for world in (1, 2):
-        ended = torchrun(world, "worlds.methods:train_all", directory)
-        assert ended.returncode == 0, ended.stderr[-3000:]
+    ended = pool.all_ended([
+        rank for world in (1, 2) for rank in pool.start_ranks(world, "worlds.methods:train_all", directory)
+    ])  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-3000:]
     return directory
 
 

@@ -119,7 +119,7 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(recipe):
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["goyal2017", "lamb2019"])
+@pytest.mark.parametrize("name", [pytest.param("goyal2017", marks=pytest.mark.slow), "lamb2019"])
 def test_a_quickstart_recipe_on_two_ranks_is_the_one_on_one(tmp_path, name):
     """As the README starts it, made short; without batch norm, in float64."""
     path = REPOSITORY / "configs" / "quickstart" / f"{name}.yaml"

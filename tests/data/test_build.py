@@ -148,7 +148,10 @@ def test_mistakes(arguments: dict, message: str):
 @pytest.mark.worlds
 @pytest.mark.real_data
 @pytest.mark.skipif(not os.environ.get("LARGEBATCH_DATA"), reason="LARGEBATCH_DATA is not set")
-@pytest.mark.parametrize(("name", "shape", "classes"), [("mnist", (1, 28, 28), 10), ("cifar10", (3, 32, 32), 10)])
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [("mnist", (1, 28, 28), 10), pytest.param("cifar10", (3, 32, 32), 10, marks=pytest.mark.slow)],
+)
 def test_real_sets_are_normalised_by_their_statistics(name: str, shape: tuple[int, int, int], classes: int):
     dataset = build(name)
     assert (len(dataset.train), len(dataset.test)) == ({"mnist": 60_000, "cifar10": 50_000}[name], 10_000)
