@@ -162,8 +162,8 @@ def any_override(path: Path, overrides: list[str], size: int, world: int, asked:
 
 
 OVERRIDDEN = given(st.sampled_from(RECIPES), st.lists(OVERRIDES, min_size=1, max_size=3), SIZES, WORLDS, ASKED)
-test_any_override = pytest.mark.worlds(same(1200)(OVERRIDDEN(any_override)))
-test_any_override_by_chance = pytest.mark.worlds(examples(200)(OVERRIDDEN(any_override)))
+test_any_override = pytest.mark.worlds(same(1500)(OVERRIDDEN(any_override)))
+test_any_override_by_chance = pytest.mark.worlds(examples(400)(OVERRIDDEN(any_override)))
 
 
 @pytest.mark.worlds
@@ -244,12 +244,12 @@ FILES = given(
 )
 
 
-test_any_file = pytest.mark.worlds(same(800)(FILES(any_file)))
-test_any_file_by_chance = pytest.mark.worlds(examples(150)(FILES(any_file)))
+test_any_file = pytest.mark.worlds(same(1000)(FILES(any_file)))
+test_any_file_by_chance = pytest.mark.worlds(examples(300)(FILES(any_file)))
 
 
 @pytest.mark.worlds
-@same(200)
+@same(500)
 @given(st.binary(max_size=200))
 def test_any_bytes(raw):
     with tempfile.TemporaryDirectory() as folder, told():
