@@ -1,4 +1,4 @@
-"""A folder as ImageNet's for `make gpu-check`: a thousand classes of links to a few photographs.
+"""A folder as ImageNet's for `make gpu-check`: a thousand classes of a few photographs.
 
 The photographs are $LARGEBATCH_DATA/imagenet_samples where they are, else made of noise that looks like one to a
 decoder: large shapes, edges and grain, about 100 KB at 500 × 375.
@@ -7,6 +7,7 @@ decoder: large shapes, edges and grain, about 100 KB at 500 × 375.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +46,18 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 
 def imagenet_like(root: Path, files: list[Path], per_class: int) -> None:
-    """``root``/train with so many links in each class folder, and val with one."""
+    """``root``/train with so many photographs in each class folder, and val with one.
+
+    One that is taken again is a hard link to its first copy: those are files of their own to who reads a folder.
+    """
+    copies: dict[Path, Path] = {}
     for label in range(CLASSES):
         for split, count in (("train", per_class), ("val", 1)):
             folder = root / split / f"n{label:08d}"
             folder.mkdir(parents=True)
             for number in range(count):
-                (folder / f"{number}.JPEG").symlink_to(files[(label + number) % len(files)].resolve())
+                file, name = files[(label + number) % len(files)], folder / f"{number}.JPEG"
+                if file in copies:
+                    name.hardlink_to(copies[file])
+                else:
+                    copies[file] = Path(shutil.copyfile(file, name))

@@ -203,7 +203,7 @@ def test_directions_by_hand(recipe, tmp_path, every):
 
 
 @pytest.mark.worlds
-def test_gradient_descent_at_a_rate_too_high_turns_back(recipe, tmp_path):
+def test_gradient_descent_at_a_rate_too_high_turns_back(recipe, tmp_path, one_thread):
     """The whole training set in each step: at a low rate one gradient is the next, at a high one they point apart."""
     least = {}
     for lr in (0.3, 1.5):

@@ -177,7 +177,7 @@ def test_images_per_second_are_of_the_processor_s_time():
 
 
 @pytest.mark.worlds
-def test_ratios_are_to_timm_within_each_round(sample):
+def test_ratios_are_to_timm_within_each_round(sample, one_thread):
     ways = [made_up("ours", 0.002, wanted=1.5), made_up("timm", 0.01, "peer"), broken(ImportError("no such package"))]
     threads = torch.get_num_threads()
     facts = loading.measure(sample, 0.09, 3, "the command", only=ways)
