@@ -28,4 +28,7 @@ if rank == "0":
 Path(f"saved{rank}").write_text(" ".join(sys.argv[1:]))
 if os.environ["LOCAL_RANK"] == "0":
     stop_file.write_text(str(128 + noticed[0]))
+late = time.monotonic() + 10
+while time.monotonic() < late and len(list(Path().glob("saved*"))) < int(os.environ["WORLD_SIZE"]):
+    time.sleep(0.02)  # a launcher that is left by one ends the others, whether they have saved or not
 sys.exit(128 + noticed[0])
