@@ -161,7 +161,9 @@ def test_methods_beside_the_loop_are_told(tmp_path):
     assert found["EMA"]["value"] == "EMA of the weights, decay 0.99 every step"
     assert found["clipping"]["value"] == "to norm 1"
     local = write(tmp_path, name="local", averaging={"name": "post_local_sgd", "workers": 16})
-    assert rows(recipes.derived(local, []))["averaging"]["value"] == "post-local SGD, 16 workers from epoch 30"
+    assert rows(recipes.derived(local, []))["averaging"]["value"] == (
+        "post-local SGD from epoch 30: 16 workers, averaged every 16 steps"
+    )
 
 
 @pytest.mark.parametrize(
