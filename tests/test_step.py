@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
 import rich.console
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from largebatch import config, distributed
+import largebatch
+from largebatch import cli, config, distributed
 from largebatch.assemble import assemble
 from largebatch.loop import Loop
+from largebatch.update import Update
 
 WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "item", "masked_select", "unique_dim", "_unique2"}
 
@@ -103,3 +110,30 @@ def test_every_shape_is_compiled_once(recipe):
     assert count.frame_count == 4
     torch._dynamo.reset()
     assert torch._dynamo.config.recompile_limit >= 64, "the engine makes room: beyond the limit torch runs eagerly"
+
+
+def test_few_functions_lie_between_the_command_and_the_optimizer(recipe, monkeypatch):
+    """At most eight of ours are on the stack in a step of the optimizer."""
+    package, stacks = str(Path(largebatch.__file__).parent), []
+
+    def look(*_: Any) -> None:
+        stacks.append([frame for frame in traceback.extract_stack() if frame.filename.startswith(package)])
+
+    monkeypatch.setattr(sys, "argv", ["largebatch", "train", str(recipe(steps=2, epochs=None))])
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code
+    finally:
+        hook.remove()
+    assert len(stacks) == 2
+    assert all(len(stack) <= 8 for stack in stacks), [frame.name for frame in stacks[0]]
+    assert stacks[0][-2].name == "take", "the function that is the step"
+
+
+def test_the_step_is_one_function():
+    """Forward, loss, backward and the optimizer's step are called in it, in this order."""
+    source = inspect.getsource(Update.take)
+    places = [source.index(call) for call in ("engine.forward(", "task.loss(", "engine.backward(", "engine.step(")]
+    assert places == sorted(places)
