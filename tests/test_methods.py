@@ -412,16 +412,16 @@ def test_swap_says_that_its_target_was_not_reached(tmp_path, capsys):
 @pytest.mark.worlds
 def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, monkeypatch):
     whole = finished("swap", tmp_path / "whole")
-    gradient, steps = Update.gradient, []
+    take, steps = Update.take, []
 
-    def signalled(self, micro_batches, examples, last):
+    def signalled(self, micro_batches, examples, last, **more):
         if last is None:
             steps.append(1)
             if len(steps) == 30:  # in the second worker
                 os.kill(os.getpid(), signal.SIGTERM)
-        return gradient(self, micro_batches, examples, last)
+        return take(self, micro_batches, examples, last, **more)
 
-    monkeypatch.setattr(Update, "gradient", signalled)
+    monkeypatch.setattr(Update, "take", signalled)
     written = recipe_of("swap", record={"tensorboard": False, "dir": str(tmp_path / "parts")})
     stopped = train(config.from_dict(written), quiet=True)
     assert (stopped.status, stopped.signal, len(steps)) == ("stopped", signal.SIGTERM, 30)

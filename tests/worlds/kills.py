@@ -31,7 +31,7 @@ class Moment(NamedTuple):
 
 
 MOMENTS = {
-    "between a gradient and its step": Moment("largebatch.update:Update.finish"),
+    "between a gradient and its step": Moment("largebatch.update:Update._with_gradient"),
     "while a save is copied": Moment("largebatch.checkpoint.writer:Writer._copied"),
     "in the middle of a file": Moment("largebatch.checkpoint.writer:save_tensors", on_first=True),
     "between a save and its name": Moment("largebatch.checkpoint.writer:take_name", on_first=True),
