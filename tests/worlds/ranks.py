@@ -37,9 +37,9 @@ def late_items(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def late_once_a_step(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def sleeps_first(self: Any, images: Any, last: bool = True) -> Any:
+    def sleeps_first(self: Any, task: Any, batch: Any, last: bool = True) -> Any:
         time.sleep(NAP if last else 0)
-        return forward(self, images, last)
+        return forward(self, task, batch, last)
 
     return sleeps_first
 
