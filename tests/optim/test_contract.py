@@ -476,12 +476,16 @@ SETTINGS = ("lr", "weight_decay", "momentum", "nesterov", "eps", "alpha", "ns_st
 
 
 def torchs_table() -> dict[str, Any]:
+    flags = torch.backends.disable_global_flags.__globals__  # called as torch's tests are imported; for good
+    before = dict(flags)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch.testing._internal.common_optimizers import optim_db
     except ImportError:
         return {}
+    finally:
+        flags.update(before)
     return {info.optim_cls.__name__: info for info in optim_db}
 
 
