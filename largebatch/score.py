@@ -23,10 +23,20 @@ class Score(NamedTuple):
         """``91.23 %``: hundredths of percents, four digits of anything else."""
         return f"{value:.2f} %" if self.unit == "%" else f"{value:.4g} {self.unit}".rstrip()
 
+    def same_measure(self, other: Score) -> bool:
+        """Whether numbers of both may stand beside each other: what counts as nothing lost may differ."""
+        return self._replace(name="", tolerance=0.0) == other._replace(name="", tolerance=0.0)
+
     @property
     def differences_in(self) -> str:
         """The unit of a difference: percentage points are no percents."""
         return "points" if self.unit == "%" else self.unit
+
+
+def words_of(key: str) -> tuple[str, str]:
+    """Name and unit of an evaluation's number of which only the key is known: ``("top5 accuracy", "%")``."""
+    name = key.removesuffix("_percent")
+    return name.replace("_", " "), "%" if name != key else ""
 
 
 ACCURACY = Score("accuracy_percent", "accuracy", "%", more_is_better=True, tolerance=0.5)

@@ -1,4 +1,4 @@
-"""Final accuracy against batch size: the rows of one recipe, joined.
+"""The final score against batch size: the rows of one recipe, joined.
 
 A row belongs to the curve of its comparison, its recipe file and its overrides other than ``batch``; what was
 tuned does not part rows. This is slide 24 of H. Lee, NTU Machine Learning 2021, where the fall is the message:
@@ -16,9 +16,10 @@ from largebatch.report import svg
 from largebatch.report.curves import Line
 from largebatch.report.frame import WIDTH, Picture, empty_axes
 from largebatch.report.looks import MARKERS, Look, look, looks
-from largebatch.report.numerals import count, listing
-from largebatch.report.scales import focus
+from largebatch.report.numerals import axis, capital, count, listing, of_score, slug
+from largebatch.report.scales import focus, limits, name_of_worst_end, worst_end
 from largebatch.report.summary import Comparison, Estimate, Row
+from largebatch.score import Score
 
 PUBLISHED = Look(-1, svg.MUTED, svg.VARIABLES[svg.MUTED], (1, 3), "o")
 
@@ -32,19 +33,16 @@ class Curve:
     rows: tuple[Row, ...]
 
 
-def accuracy_by_batch(comparison: Comparison) -> list[Picture]:
+def score_by_batch(comparison: Comparison) -> list[Picture]:
     """On the test set and, where it was measured, on the training set; nothing for fewer than three sizes."""
     sizes = sorted({row.global_batch_size for row in comparison.rows})
-    if len(sizes) < 3 or not any(row.test_accuracy for row in comparison.rows):
+    if len(sizes) < 3 or not comparison.one_score or not any(row.reached for row in comparison.rows):
         return []
-    drawn = curves(comparison)
-    pictures = [
-        _picture(drawn, sizes, "accuracy-batch", comparison.accuracy_name, lambda row: row.test_accuracy, cited=True)
-    ]
-    if any(row.train_accuracy for row in comparison.rows):
-        pictures.append(
-            _picture(drawn, sizes, "train-accuracy-batch", "train accuracy", lambda row: row.train_accuracy)
-        )
+    drawn, name = curves(comparison), f"{slug(comparison.score)}-batch"
+    pictures = [_picture(drawn, sizes, name, comparison.reached, lambda row: row.reached, cited=True)]
+    if any(row.reached_in_training for row in comparison.rows):
+        on_training = comparison.named("train")
+        pictures.append(_picture(drawn, sizes, f"train-{name}", on_training, lambda row: row.reached_in_training))
     return pictures
 
 
@@ -93,12 +91,12 @@ def _picture(
     drawn: Sequence[Curve],
     sizes: Sequence[int],
     name: str,
-    quantity: str,
+    score: Score,
     value: Callable[[Row], Estimate | None],
     *,
     cited: bool = False,
 ) -> Picture:
-    figure, axes = empty_axes(f"{quantity}, %", "global batch size, examples (log scale)")
+    figure, axes = empty_axes(axis(score), "global batch size, examples (log scale)")
     shown: dict[str, list[Line]] = {}
     key: list[tuple[Look, str]] = []
     lost: list[str] = []
@@ -125,16 +123,16 @@ def _picture(
         key.append((own, label))
     if published:
         sentences.append(f"Published: {'; '.join(published)}.")
-    sentences += _heights(axes, shown, 0.14 if crosses else 0.06)
+    sentences += _heights(axes, shown, score, 0.14 if crosses else 0.06)
     _sizes_axis(axes, sizes)
     for size, own in crosses:
         others = [other for other_size, other in crosses if other_size == size]
-        _cross(axes, size, others.index(own), own)
+        _cross(axes, size, worst_end(score, 0.03 + 0.05 * others.index(own)), own)
     if lost:
-        sentences.append(f"A cross at the foot: no run finished ({'; '.join(lost)}).")
-    title = f"{quantity.capitalize()} against batch size"
+        sentences.append(f"A cross at the {name_of_worst_end(score)}: no run finished ({'; '.join(lost)}).")
+    title = f"{capital(score.name)} against batch size"
     described = "; ".join(
-        f"{label}: " + ", ".join(f"{y:.2f} % at {count(x)}" for x, y in zip(own[0].x, own[0].y, strict=True))
+        f"{label}: " + ", ".join(f"{of_score(y, score)} at {count(x)}" for x, y in zip(own[0].x, own[0].y, strict=True))
         for label, own in shown.items()
     )
     return Picture(
@@ -162,7 +160,7 @@ def _draw(axes: Axes, own: Look, x: Sequence[float], y: Sequence[float], errors:
 
 
 def _published(drawn: Sequence[Curve], sizes: Sequence[int]) -> dict[str, dict[int, float]]:
-    """Source -> the accuracies cited there by our recipes, between our smallest and our largest size."""
+    """Source -> the scores cited there by our recipes, between our smallest and our largest size."""
     found: dict[str, dict[int, float]] = {}
     for row in (row for curve in drawn for row in curve.rows):
         cited = {size: top for size, top in row.published.items() if sizes[0] <= size <= sizes[-1]}
@@ -171,21 +169,20 @@ def _published(drawn: Sequence[Curve], sizes: Sequence[int]) -> dict[str, dict[i
     return found
 
 
-def _heights(axes: Axes, shown: dict[str, list[Line]], foot: float) -> list[str]:
-    """Scale the accuracy axis: curves over several sizes are held whole, lone points may be below it."""
+def _heights(axes: Axes, shown: dict[str, list[Line]], score: Score, foot: float) -> list[str]:
+    """Scale the score's axis: curves over several sizes are held whole, lone points may be beyond it."""
+    said = focus(axes, shown, score, room=0.6)
     long = [value for own in shown.values() for line in own if len(line.x) > 1 for value in line.y]
-    if not long:
-        return focus(axes, shown, room=0.6)
-    sentences = focus(axes, shown, room=0.6)
-    if min(long) > axes.get_ylim()[0]:
-        return sentences
-    top = max(value for own in shown.values() for line in own for value in line.y)
-    low = max(0.0, min(long) - foot * (top - min(long)))
-    low = 0.0 if low < 12 else low
-    axes.set_ylim(low, min(100.0, top + 0.06 * (top - low)))
-    below = [f"{label} ({own[0].y[-1]:.2f} %)" for label, own in shown.items() if max(own[0].y) < low]
-    sentences = [f"The axis starts at {low:.0f} %."] if low > 0.5 else []
-    return sentences + ([f"Below it: {listing(below)}."] if below else [])
+    end = axes.get_ylim()[0 if score.more_is_better else 1]
+    if not long or min(map(score.worth, long)) > score.worth(end):
+        return said
+    values = [value for own in shown.values() for line in own for value in line.y]
+    best, worst = max(values, key=score.worth), min(long, key=score.worth)
+    end = worst - foot * (best - worst)
+    if score.unit == "%" and score.more_is_better and end < 12:
+        end = 0.0
+    beyond = {label: own[0].y[-1] for label, own in shown.items() if max(map(score.worth, own[0].y)) < score.worth(end)}
+    return limits(axes, score, end, best, values, beyond)
 
 
 def _sizes_axis(axes: Axes, sizes: Sequence[int]) -> None:
@@ -206,10 +203,10 @@ def _sizes_axis(axes: Axes, sizes: Sequence[int]) -> None:
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
-def _cross(axes: Axes, size: int, place: int, own: Look) -> None:
+def _cross(axes: Axes, size: int, height: float, own: Look) -> None:
     axes.plot(
         [size],
-        [0.03 + 0.05 * place],
+        [height],
         color=own.colour,
         marker="x",
         markersize=7,

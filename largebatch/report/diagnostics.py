@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from largebatch.report.files import finite
-from largebatch.report.numerals import ABSENT, count, measured, percent, plain
+from largebatch.report.numerals import ABSENT, count, measured, percent, plain, scored
 from largebatch.report.run import Record
 from largebatch.report.summary import Comparison, Estimate, Row, estimate
 from largebatch.report.table import Column, Line, Table
@@ -85,11 +85,11 @@ def sharpness_table(comparison: Comparison) -> Table | None:
     boxes = settings(one for _, facts in rows for one in facts)
     radii = sorted({entry["rho"] for _, facts in rows for one in facts for entry in one.get("sam") or ()})
     columns = [Column("recipe", number=False), Column("global batch")]
-    columns += [Column("train accuracy", "%"), Column(comparison.accuracy_name, "%")]
+    columns += [Column(score.name, score.unit) for score in (comparison.named("train"), comparison.reached)]
     cells: list[Callable[[Row, list[Record]], str]] = [
         lambda row, _: count(row.global_batch_size),
-        lambda row, _: percent(row.train_accuracy),
-        lambda row, _: percent(row.test_accuracy),
+        lambda row, _: scored(row.reached_in_training, row.score),
+        lambda row, _: scored(row.reached, row.score),
     ]
     sources: dict[str, None] = {}
     for box in boxes:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from largebatch.report import noise_figure, path_figure, sharpness_figure, spectrum_figure, svg
-from largebatch.report.batch_figures import accuracy_by_batch
+from largebatch.report.batch_figures import score_by_batch
 from largebatch.report.frame import Picture
 from largebatch.report.geometry_figures import alignment, distance, noise_scale, relative_update
-from largebatch.report.line_figures import accuracy, accuracy_in_time, learning_rate, training
+from largebatch.report.line_figures import learning_rate, score, score_in_time, training
 from largebatch.report.row_figures import bars, learning_rate_search
 from largebatch.report.summary import Comparison
 
@@ -17,7 +17,7 @@ def pictures(comparison: Comparison) -> list[Picture]:
     with svg.drawing():
         made = [
             *_by_comparison(comparison, curves),
-            *accuracy_by_batch(comparison),
+            *score_by_batch(comparison),
             *_by_comparison(comparison, geometry),
             bars(comparison, "seconds_per_step", "time-step", "Time per step"),
             bars(comparison, "seconds_per_epoch", "time-epoch", "Time per epoch"),
@@ -32,9 +32,9 @@ def pictures(comparison: Comparison) -> list[Picture]:
 
 def curves(comparison: Comparison) -> list[Picture | None]:
     return [
-        accuracy(comparison, "epoch", "accuracy-epochs", "epochs"),
-        accuracy(comparison, "step", "accuracy-steps", "steps (log scale)", log_x=True),
-        accuracy_in_time(comparison),
+        score(comparison, "epoch", "epochs", "epochs"),
+        score(comparison, "step", "steps", "steps (log scale)", log_x=True),
+        score_in_time(comparison),
         learning_rate(comparison),
         training(comparison, "loss", "training-loss", "Training loss", "loss"),
         training(comparison, "grad_norm", "gradient-norm", "Gradient norm", "norm of the gradient before clipping"),

@@ -1,44 +1,47 @@
-"""Curves: accuracy against epochs, steps and time; learning rate, loss and gradient norm against epochs.
+"""Curves: the score against epochs, steps and time; learning rate, loss and gradient norm against epochs.
 
-Accuracy scales are chosen for where the rows end; logarithmic ones for what finished runs recorded.
+Scales of a score are chosen for where the rows end; logarithmic ones for what finished runs recorded.
 """
 
 from matplotlib.ticker import MaxNLocator
 
 from largebatch.report.files import finite
 from largebatch.report.frame import Picture, empty_axes
-from largebatch.report.numerals import count
+from largebatch.report.numerals import axis, capital, count, slug
 from largebatch.report.row_lines import draw_lines, drawn_lines, line_picture, positive
 from largebatch.report.scales import focus, log
 from largebatch.report.summary import Comparison
 
 
-def accuracy(
+def score(
     comparison: Comparison, x: str, name: str, x_label: str, *, log_x: bool = False, scale: float = 1.0
 ) -> Picture | None:
-    drawn = drawn_lines(comparison, x, "accuracy_percent", "evaluate", 1 / scale)
+    reached = comparison.reached
+    drawn = drawn_lines(comparison, x, reached.key, "evaluate", 1 / scale) if comparison.one_score else ()
     if not drawn:
         return None
-    figure, axes = empty_axes(f"{comparison.accuracy_name}, %", x_label)
+    figure, axes = empty_axes(axis(reached), x_label)
     draw_lines(axes, comparison, drawn)
-    sentences = focus(axes, {row.label: [line for line in own if not line.broken] or own for row, own in drawn})
+    finished = {row.label: [line for line in own if not line.broken] or own for row, own in drawn}
+    sentences = focus(axes, finished, reached)
     if log_x:
         log(axes, "x", [value for _, own in drawn for line in own for value in line.x if value > 0], count)
     else:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=x == "epoch"))
     what = x_label.removesuffix(" (log scale)").split(",")[0]
-    title = f"{comparison.accuracy_name.capitalize()} against {what}"
-    return line_picture(comparison, figure, name, "Curves", title, drawn, sentences, "%")
+    name = f"{slug(comparison.score)}-{name}"
+    title = f"{capital(reached.name)} against {what}"
+    return line_picture(comparison, figure, name, "Curves", title, drawn, sentences, reached.unit)
 
 
-def accuracy_in_time(comparison: Comparison) -> Picture | None:
+def score_in_time(comparison: Comparison) -> Picture | None:
     longest = max(
         (finite(record.get("seconds")) or 0 for run in comparison.runs for record in run.evaluations),
         default=0,
     )
     unit, scale = ("s", 1) if longest < 300 else ("min", 60) if longest < 3 * 3600 else ("h", 3600)
-    return accuracy(comparison, "seconds", "accuracy-time", f"time spent training, {unit}", scale=scale)
+    return score(comparison, "seconds", "time", f"time spent training, {unit}", scale=scale)
 
 
 def learning_rate(comparison: Comparison) -> Picture | None:

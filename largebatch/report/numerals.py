@@ -1,14 +1,16 @@
 """How a number is written, the same on the page, in the Markdown and in the terminal.
 
-A real minus sign, thousands set off by commas, accuracies and points to a hundredth (one image in 10,000),
-a dash for what was not measured. Learning rates keep a plain hyphen in their exponent, to be pasted into a
-recipe.
+A real minus sign, thousands set off by commas, percents and points to a hundredth (one image in 10,000), other
+scores to four digits or two of their spread, a dash for what was not measured. Learning rates keep a plain hyphen in
+their exponent, to be pasted into a recipe.
 """
 
 import math
+import re
 from collections.abc import Iterable
 
 from largebatch.report.summary import Difference, Estimate
+from largebatch.score import Score
 
 ABSENT = "–"
 
@@ -32,19 +34,57 @@ def percent(value: Estimate | None) -> str:
     return f"{value.mean:.2f}" if value.std is None else f"{value.mean:.2f} ± {value.std:.2f}"
 
 
-def signed(points: float) -> str:
-    """``−0.30``, ``+0.12``, ``0.00``."""
-    text = f"{abs(points):.2f}"
-    return text if float(text) == 0 else f"{'−' if points < 0 else '+'}{text}"
+def scored(value: Estimate | None, score: Score) -> str:
+    """As :func:`percent`, or ``0.4987`` and ``0.499 ± 0.012``; without the unit."""
+    if value is None or score.unit == "%":
+        return percent(value)
+    return measured(value.mean, value.std) if value.std else _minus(f"{value.mean:,.{_digits(value.mean, 4)}f}")
 
 
-def interval(value: Difference | None) -> str:
+def of_score(value: float, score: Score) -> str:
+    """``91.20 %``, ``0.4987``, ``2.104 °C``."""
+    return f"{scored(Estimate(value, None, 1), score)} {score.unit}".rstrip()
+
+
+def axis(score: Score) -> str:
+    """``test accuracy, %``."""
+    unit = f", {score.unit}" if score.unit else ""
+    return f"{score.name}{unit}{'' if score.more_is_better else ' (less is better)'}"
+
+
+def slug(score: Score) -> str:
+    """Its name in the id of a picture."""
+    return re.sub(r"[^a-z0-9]+", "-", score.name.lower()).strip("-") or "score"
+
+
+def signed(value: Difference, score: Score) -> str:
+    """``−0.30``, ``+0.12``, ``0.00``; without the unit."""
+    return _signed(value.amount, _places(value, score))
+
+
+def unsigned(value: Difference, score: Score) -> str:
+    """``0.30 points``, ``0.0136``."""
+    return f"{abs(value.amount):,.{_places(value, score)}f} {score.differences_in}".rstrip()
+
+
+def interval(value: Difference | None, score: Score) -> str:
     """``−0.90 to +0.30``, or nothing where no interval is known."""
-    return (
-        f"{signed(value.low)} to {signed(value.high)}"
-        if value and value.low is not None and value.high is not None
-        else ""
-    )
+    if value is None or value.low is None or value.high is None:
+        return ""
+    return " to ".join(_signed(end, _places(value, score)) for end in (value.low, value.high))
+
+
+def _places(value: Difference, score: Score) -> int:
+    """Two digits of the standard error, or three of a difference without one; hundredths of a percent."""
+    if score.unit == "%":
+        return 2
+    return _digits(value.standard_error, 2) if value.standard_error else _digits(value.amount, 3)
+
+
+def _signed(number: float, places: int) -> str:
+    text = f"{abs(number):,.{places}f}"
+    zero = not text.strip("0.,")
+    return text if zero else f"{'−' if number < 0 else '+'}{text}"
 
 
 def ratio(number: float) -> str:
@@ -90,6 +130,21 @@ def _digits(number: float, significant: int) -> int:
 
 def _minus(text: str) -> str:
     return text.replace("-", "−")
+
+
+def capital(words: str) -> str:
+    """The first letter alone: ``R²`` and ``mAP`` stay what they are."""
+    return words[:1].upper() + words[1:]
+
+
+def plural(name: str) -> str:
+    """``accuracies``, ``squared errors``."""
+    return f"{name[:-1]}ies" if name.endswith("y") else f"{name}s"
+
+
+def one(name: str) -> str:
+    """``an accuracy``, ``a squared error``."""
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def listing(words: Iterable[object]) -> str:

@@ -18,10 +18,12 @@ from largebatch.report.fairness import fairness, machine, names, setting
 from largebatch.report.figures import pictures
 from largebatch.report.frame import Picture
 from largebatch.report.looks import Look, looks
+from largebatch.report.numerals import capital, plural
 from largebatch.report.run import Run
 from largebatch.report.summary import Comparison
 from largebatch.report.table import Table
 from largebatch.report.verdict import verdict
+from largebatch.score import Score
 
 HERE = Path(__file__).parent
 
@@ -113,18 +115,24 @@ def notes(comparison: Comparison) -> list[str]:
     said = []
     held_out = {row.id for row in comparison.rows if row.evaluated_on == "held_out"}
     if len(held_out) == len(comparison.rows):
-        said.append("Accuracies are of a held-out part of the training set, not of the test set.")
+        names_of = "scores" if not comparison.one_score else plural(comparison.score.name)
+        said.append(f"{capital(names_of)} are of a held-out part of the training set, not of the test set.")
     elif held_out:
         said.append(
             f"{names(comparison, held_out)}: evaluated on a held-out part of the training set, the others on the"
             " test set; no difference is taken between the two."
         )
-    if len(comparison.rows) == 1:
+    if not comparison.one_score:
+        said.append("Rows are judged by different scores, each in its own unit; no difference is taken between them.")
+    elif len(comparison.rows) == 1:
         pass
     elif any(row.difference and row.difference.low is not None for row in comparison.rows):
         said.append("Differences are from the baseline’s mean, with Welch’s 95 % interval over seeds.")
     else:
-        said.append("Differences are from the baseline’s mean, in percentage points.")
+        said.append(f"Differences are from the baseline’s mean{_in_words(comparison.score)}.")
+    if not comparison.score.more_is_better and comparison.one_score:
+        better = ": a difference below zero is an improvement" if len(comparison.rows) > 1 else ""
+        said.append(f"Less is better{better}.")
     if alone := {row.id for row in comparison.rows if len(row.finished) == 1}:
         said.append(
             "One seed: no interval."
@@ -140,6 +148,10 @@ def notes(comparison: Comparison) -> list[str]:
         else "The run finished."
     )
     return said
+
+
+def _in_words(score: Score) -> str:
+    return ", in percentage points" if score.unit == "%" else f", in {score.unit}" if score.unit else ""
 
 
 def commands(comparison: Comparison) -> list[str]:

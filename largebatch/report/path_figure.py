@@ -1,4 +1,4 @@
-"""Loss and accuracy on the way from one run's weights to another's, as Keskar et al. 2017 (arXiv:1609.04836) draw it.
+"""Loss and score on the way from one run's weights to another's, as Keskar et al. 2017 (arXiv:1609.04836) draw it.
 
 The straight line is (1 − α)·a + α·b, the curve cos(απ/2)·a + sin(απ/2)·b; α = 0 is a, α = 1 is b.
 """
@@ -13,12 +13,13 @@ from largebatch.report import svg
 from largebatch.report.alone import Drawn, Facts
 from largebatch.report.files import finite
 from largebatch.report.frame import HEIGHT, WIDTH, Picture
-from largebatch.report.numerals import count, plain
+from largebatch.report.numerals import axis, count, plain
 from largebatch.report.run import Record
 from largebatch.report.scales import log
 from largebatch.report.summary import Comparison
+from largebatch.score import ACCURACY, Score, score_of
 
-LOSS, ACCURACY = svg.COLOURS[0], svg.COLOURS[1]
+LOSS, SCORE = svg.COLOURS[0], svg.COLOURS[1]
 WAYS = {"line": "on the straight line", "curve": "on the curve"}
 
 
@@ -54,34 +55,61 @@ def pictures(comparison: Comparison) -> list[Picture]:
 
 
 def _panel(figure: Figure, bottom: float, share: float, facts: Record, way: str, *, named: bool = False) -> None:
-    """Loss on the left in one colour, accuracy on the right in another; train solid, test dashed."""
-    points = facts[way]
+    """Loss on the left in one colour, the score on the right in another; train solid, test dashed.
+
+    A score that is a loss itself, as of a regression, has one line for both.
+    """
+    points, score = facts[way], score_of(facts)
     axes = figure.add_axes((46 / WIDTH, bottom + 44 / HEIGHT * share, 1 - 92 / WIDTH, share * (1 - 92 / HEIGHT)))
     right = axes.twinx()
     right.grid(False)
     losses = _series(axes, points, "loss", LOSS)
-    accuracies = _series(right, points, "accuracy_percent", ACCURACY)
     log(axes, "y", losses or [0.1, 1])
-    low = min(accuracies, default=0)
-    right.set_ylim(max(0, low - 0.06 * (100 - low)), 100 + 0.02 * (100 - low))
-    right.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    right.spines["right"].set_visible(True)
     axes.tick_params(axis="y", labelcolor=LOSS)
-    right.tick_params(axis="y", labelcolor=ACCURACY, size=0)
+    texts = [(f"{_loss_name(points, score)} (log scale)", 0, -42, "left", LOSS)]
+    if _is_loss(points, score):
+        right.axis("off")
+    else:
+        _scale(right, _series(right, points, score.key, SCORE), score)
+        right.spines["right"].set_visible(True)
+        right.tick_params(axis="y", labelcolor=SCORE, size=0)
+        texts.append((axis(score), 1, 42, "right", SCORE))
     alphas = [point["alpha"] for point in points]
     axes.set_xlim(min(alphas), max(alphas))
     axes.set_xlabel(f"α, {WAYS[way]}" if named else "α", color=svg.MUTED, labelpad=6)
-    for text, corner, right_by, side, colour in (
-        ("cross-entropy (log scale)", 0, -42, "left", LOSS),
-        ("accuracy, %", 1, 42, "right", ACCURACY),
-    ):
+    for text, corner, right_by, side, colour in texts:
         axes.annotate(
             text, (corner, 1), (right_by, 24), xycoords="axes fraction", textcoords="offset points", ha=side,
             color=colour,
         )  # fmt: skip
     for alpha, side in ((0, "a"), (1, "b")):
         _mark(axes, alpha, _name(facts, side), finite(facts[side].get("global_batch_size")))
+
+
+def _is_loss(points: Sequence[Record], score: Score) -> bool:
+    return all(
+        point.get(f"{split}_{score.key}") in (None, point.get(f"{split}_loss"))
+        for point in points
+        for split in ("train", "test")
+    )
+
+
+def _loss_name(points: Sequence[Record], score: Score) -> str:
+    if score.same_measure(ACCURACY):
+        return "cross-entropy"
+    return score.name if _is_loss(points, score) else "loss"
+
+
+def _scale(axes: Axes, values: Sequence[float], score: Score) -> None:
+    """Up to 100 %; what is no percent over whatever there is, logarithmic where less is better."""
+    if not score.more_is_better and any(value > 0 for value in values):
+        return log(axes, "y", values)
+    low, high = min(values, default=0.0), 100.0 if score.unit == "%" else max(values, default=1.0)
+    bottom = low - 0.06 * (high - low)
+    axes.set_ylim(max(0, bottom) if low >= 0 else bottom, high + 0.02 * (high - low))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return None
 
 
 def _series(axes: Axes, points: Sequence[Record], quantity: str, colour: str) -> list[float]:
@@ -96,7 +124,7 @@ def _series(axes: Axes, points: Sequence[Record], quantity: str, colour: str) ->
         if known:
             axes.plot(
                 *zip(*known, strict=True), color=colour, dashes=dashes, linewidth=1.6,
-                marker="o" if quantity == "accuracy_percent" else "", markersize=3.5,
+                marker="" if quantity == "loss" else "o", markersize=3.5,
             )  # fmt: skip
         drawn += [number for _, number in known]
     return drawn
@@ -134,7 +162,9 @@ def _caption(facts: Record) -> str:
     words = {"recomputed": "recomputed at every point", "batch": "the batch’s"}.get(str(facts.get("batch_norm")))
     norm = f" Batch-norm statistics are {words}." if words else ""
     examples = f"{count(finite(facts.get('examples')))} training examples"
-    return f"Solid: {examples}; dashed: the test set; dots: accuracy. {'; '.join(ends)}.{norm}"
+    score = score_of(facts)
+    dots = "" if _is_loss(facts["line"], score) else f"; dots: {score.name}"
+    return f"Solid: {examples}; dashed: the test set{dots}. {'; '.join(ends)}.{norm}"
 
 
 def _said(points: Sequence[Record]) -> str:

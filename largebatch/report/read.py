@@ -11,6 +11,7 @@ from largebatch.records.names import COMPARISON, PLAN
 from largebatch.report.files import finite, json_of, mapping, need
 from largebatch.report.run import Run, read_run
 from largebatch.report.shapes import Comparison, shaped
+from largebatch.score import ACCURACY, Score
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Group:
     search: Mapping[str, Any] | None
     expect: Mapping[str, Any] | None
     published: Mapping[int, float]
-    """Batch size -> the accuracy that the recipe cites for it, in percent."""
+    """Batch size -> the score that the recipe cites for it."""
     comparison: str = ""
     """The comparison it stands in, where there are several."""
 
@@ -125,7 +126,7 @@ def read_comparison(folder: Path) -> Source:
                 runs=runs,
                 search=row.get("learning_rate_search"),
                 expect=expected(expect := row.get("expect") or runs[0].config.get("expect"), runs[0].config),
-                published=published(expect),
+                published=published(expect, runs[0].score),
             )
         )
     groups = _told_apart(groups)
@@ -163,7 +164,7 @@ def read_runs(paths: Sequence[Path]) -> Source:
             runs=(run,),
             search=None,
             expect=expected(run.config.get("expect"), run.config),
-            published=published(run.config.get("expect")),
+            published=published(run.config.get("expect"), run.score),
         )
         for run, title in zip(runs, titles, strict=True)
     )
@@ -213,13 +214,24 @@ def expected(expect: Any, config: Mapping[str, Any]) -> dict[str, Any] | None:
     batch = config.get("batch")
     size = batch.get("global_batch_size") if isinstance(batch, Mapping) else None
     row = rows.get(size, rows.get(str(size)))
-    found = (row or {}) if rows else {key: expect.get(key) for key in ("top1", "steps")}
-    known = {key: value for key, value in found.items() if value is not None}
-    return {**known, "source": str(expect.get("source") or "")}
+    found = (row or {}) if rows else {key: expect.get(key) for key in ("numbers", "top1", "steps")}
+    known = {key: value for key, value in found.items() if value is not None and key != "numbers"}
+    return {**_numbers(found), **known, "source": str(expect.get("source") or "")}
 
 
-def published(expect: Any) -> dict[int, float]:
-    """The accuracies that the recipe cites by batch size, in percent."""
+def published(expect: Any, score: Score) -> dict[int, float]:
+    """The scores that the recipe cites by batch size."""
     rows = (expect.get("by_batch_size") if isinstance(expect, Mapping) else None) or {}
-    tops = ((int(size), finite((row or {}).get("top1"))) for size, row in rows.items())
-    return {size: top for size, top in sorted(tops) if top is not None}
+    cited = ((int(size), finite(_cited(row or {}, score))) for size, row in rows.items())
+    return {size: number for size, number in sorted(cited) if number is not None}
+
+
+def _cited(row: Mapping[str, Any], score: Score) -> Any:
+    top = row.get("top1") if score.same_measure(ACCURACY) else None
+    return _numbers(row).get(score.key) if top is None else top
+
+
+def _numbers(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is published by the number's key."""
+    numbers = row.get("numbers")
+    return numbers if isinstance(numbers, Mapping) else {}

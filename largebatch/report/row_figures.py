@@ -7,8 +7,8 @@ from largebatch.report.curves import Line
 from largebatch.report.files import finite
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.looks import looks
-from largebatch.report.numerals import decimals, short
-from largebatch.report.scales import focus, log
+from largebatch.report.numerals import axis, decimals, short
+from largebatch.report.scales import focus, log, worst_end
 from largebatch.report.strips import Strip, strip_figure
 from largebatch.report.summary import Comparison, Row
 
@@ -30,16 +30,17 @@ def bars(comparison: Comparison, key: str, name: str, title: str) -> Picture | N
 def learning_rate_search(comparison: Comparison) -> Picture | None:
     style = looks(comparison)
     tuned = [(row, sorted(trials, key=lambda trial: trial[0])) for row in comparison.rows if (trials := _trials(row))]
-    if not tuned:
+    if not tuned or not comparison.one_score:
         return None
-    figure, axes = empty_axes("held-out accuracy, %", "peak learning rate (log scale)")
+    held_out = comparison.named("held-out")
+    figure, axes = empty_axes(axis(held_out), "peak learning rate (log scale)")
     shown = {
         row.label: [Line(tuple(x for x, _ in good), tuple(y for _, y in good))]
         for row, trials in tuned
         if (good := [(x, y) for x, y in trials if y is not None])
     }
     sentences = ["A ring marks the learning rate that was chosen."] + (
-        focus(axes, shown, ends=False, room=0.6) if shown else []
+        focus(axes, shown, held_out, ends=False, room=0.6) if shown else []
     )
     failed = 0
     for place, (row, trials) in enumerate(tuned):
@@ -72,7 +73,7 @@ def learning_rate_search(comparison: Comparison) -> Picture | None:
         failed += len(lost)
         axes.plot(
             lost,
-            [0.03 + place * min(0.04, 0.25 / len(tuned))] * len(lost),
+            [worst_end(held_out, 0.03 + place * min(0.04, 0.25 / len(tuned)))] * len(lost),
             color=look.colour,
             marker="x",
             markersize=6,
@@ -82,7 +83,10 @@ def learning_rate_search(comparison: Comparison) -> Picture | None:
         )
     log(axes, "x", [x for _, trials in tuned for x, _ in trials], margin=1.3)
     if failed:
-        sentences.append(f"Crosses at the foot are trials that failed ({failed}), from below in the order of the rows.")
+        end, inward = ("foot", "below") if held_out.more_is_better else ("top", "above")
+        sentences.append(
+            f"Crosses at the {end} are trials that failed ({failed}), from {inward} in the order of the rows."
+        )
     title = "Learning-rate search"
     described = "; ".join(
         f"{row.label}: chosen {(row.search or {}).get('chosen')} of {len(trials)} trials" for row, trials in tuned
@@ -94,7 +98,5 @@ def learning_rate_search(comparison: Comparison) -> Picture | None:
 def _trials(row: Row) -> list[tuple[float, float | None]]:
     trials = (row.search or {}).get("trials") or []
     return [
-        (lr, finite(trial.get("accuracy_percent")))
-        for trial in trials
-        if (lr := finite(trial.get("peak_lr"))) and lr > 0
+        (lr, finite(trial.get(row.score.key))) for trial in trials if (lr := finite(trial.get("peak_lr"))) and lr > 0
     ]

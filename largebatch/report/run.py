@@ -16,6 +16,7 @@ from largebatch.errors import UserError
 from largebatch.records import names
 from largebatch.report.files import finite, json_of, loaded, mapping, need, text_of
 from largebatch.report.shapes import FACTS, Line, Plan, Recipe, shaped
+from largebatch.score import Score, score_of
 from largebatch.strict_yaml import parse
 
 SPLITS = ("test", "held_out")
@@ -65,6 +66,11 @@ class Run:
         return int(self.plan["seed"])
 
     @property
+    def score(self) -> Score:
+        """What it is judged by."""
+        return score_of(self.plan)
+
+    @property
     def evaluated_on(self) -> str:
         """The split the final accuracy was measured on: ``test`` or ``held_out``."""
         return str(self.result.get("evaluated_on") or "test")
@@ -95,6 +101,10 @@ class Run:
     def measured(self, key: str) -> float | None:
         """A number of ``result.json``, or None where the run has none."""
         return finite(self.result.get(key))
+
+    def reached(self, split: str = "test") -> float | None:
+        """Its score at the end; ``test`` stands for the split that it was judged on."""
+        return self.measured(f"{split}_{self.score.key}")
 
 
 def read_run(path: Path, name: str) -> Run:

@@ -14,11 +14,21 @@ from largebatch.errors import UserError
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 Positive = Annotated[float, Field(gt=0, le=1e100)]
+Word = Annotated[str, Field(min_length=1, max_length=80)]
 Anything = dict[str, Any]
 
 
 class Shape(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class Score(Shape):
+    model_config = ConfigDict(extra="forbid")
+    key: Word
+    name: Word
+    unit: Annotated[str, Field(max_length=20)] = ""
+    more_is_better: bool = True
+    tolerance: Annotated[float, Field(ge=0, le=1e100)] = 0.0
 
 
 class Published(Shape):
@@ -33,6 +43,7 @@ class Plan(Shape):
     machine: Anything | None = None
     versions: Anything | None = None
     world_size: Count | None = None
+    score: Score | None = None
 
 
 class NoiseScale(Shape):
@@ -59,6 +70,7 @@ class Trial(Shape):
 
 class Search(Shape):
     trials: list[Trial] | None = None
+    score: Score | None = None
 
 
 class Row(Shape):
@@ -115,6 +127,7 @@ class Path(Shape):
     b: Anything
     line: Annotated[list[Point], Field(min_length=1)]
     curve: list[Point] | None = None
+    score: Score | None = None
 
 
 class Plateau(Shape):

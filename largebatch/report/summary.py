@@ -19,6 +19,7 @@ from largebatch.errors import UserError
 from largebatch.report.files import finite
 from largebatch.report.read import Group, Source, read
 from largebatch.report.run import Run
+from largebatch.score import Score
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Percentage points from the baseline; the rest is None unless both sides have two seeds or more."""
+    """How much more than the baseline, in the score's unit; the rest is None unless both have two seeds or more."""
 
-    points: float
+    amount: float
     standard_error: float | None = None
     low: float | None = None
     high: float | None = None
@@ -56,9 +57,12 @@ class Row:
     steps: int
     epochs: float | None
     peak_lr: float | None
+    score: Score
     evaluated_on: str
-    train_accuracy: Estimate | None
-    test_accuracy: Estimate | None
+    reached_in_training: Estimate | None
+    """The score on the training set."""
+    reached: Estimate | None
+    """The score that the row is judged by."""
     seconds_per_step: Estimate | None
     seconds_per_epoch: Estimate | None
     seconds_total: Estimate | None
@@ -113,12 +117,30 @@ class Comparison:
         return tuple(run for row in self.rows for run in row.runs)
 
     @property
-    def accuracy_name(self) -> str:
-        """``test accuracy``, ``held-out accuracy`` or, where rows differ, ``final accuracy``."""
+    def score(self) -> Score:
+        """The first row's, which is every row's where there is :attr:`one_score`."""
+        return self.rows[0].score
+
+    @property
+    def one_score(self) -> bool:
+        """Whether the rows are judged by the same; else nothing can be drawn on one axis."""
+        return all(row.score.same_measure(self.score) for row in self.rows)
+
+    @property
+    def score_names(self) -> list[str]:
+        return sorted({row.score.name for row in self.rows})
+
+    def named(self, before: str) -> Score:
+        """The score with a word before its name, for an axis or a column; without name and unit where rows differ."""
+        if self.one_score:
+            return self.score._replace(name=f"{before} {self.score.name}")
+        return self.score._replace(name=f"{before} score", unit="")
+
+    @property
+    def reached(self) -> Score:
+        """``test accuracy``, ``held-out accuracy`` or, where rows differ in the split, ``final accuracy``."""
         splits = sorted({row.evaluated_on for row in self.rows})
-        if len(splits) > 1:
-            return "final accuracy"
-        return {"test": "test accuracy", "held_out": "held-out accuracy"}[splits[0]]
+        return self.named("final" if len(splits) > 1 else {"test": "test", "held_out": "held-out"}[splits[0]])
 
 
 def summarize(paths: Path | Sequence[Path]) -> Comparison:
@@ -149,30 +171,34 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
 
 def difference(row: Estimate, baseline: Estimate) -> Difference:
     """``row`` − ``baseline`` with Welch's 95 % interval where both have a standard deviation."""
-    points = row.mean - baseline.mean
+    amount = row.mean - baseline.mean
     if row.std is None or baseline.std is None:
-        return Difference(points)
+        return Difference(amount)
     a, b = row.std**2 / row.n, baseline.std**2 / baseline.n
     error = math.sqrt(a + b)
     if error == 0:
-        return Difference(points, 0.0, points, points)
+        return Difference(amount, 0.0, amount, amount)
     freedom = (a + b) ** 2 / (a**2 / (row.n - 1) + b**2 / (baseline.n - 1))
     half = float(stdtrit(freedom, 0.975)) * error
-    return Difference(points, error, points - half, points + half)
+    return Difference(amount, error, amount - half, amount + half)
 
 
 def _row(group: Group, reference: Group, place: int) -> Row:
     plan = group.runs[0].plan
     own_steps, other_steps = (_mean(run.steps for run in g.runs) or 0 for g in (group, reference))
-    for key in ("global_batch_size", "steps"):
-        values = sorted({run.plan[key] for run in group.runs})
+    for key, of in (
+        ("global_batch_size", lambda run: run.plan["global_batch_size"]),
+        ("steps", lambda run: run.plan["steps"]),
+        ("score", lambda run: run.score.key),
+    ):
+        values = sorted({of(run) for run in group.runs})
         if len(values) > 1:
             raise UserError(f"row {group.label!r} mixes {key} {', '.join(map(str, values))}; seeds alone may differ")
-    accuracy, baseline = (
-        _over_seeds(group, "test_accuracy_percent"),
-        _over_seeds(reference, "test_accuracy_percent"),
-    )
-    comparable = group is not reference and _split(group) == _split(reference)
+    score, other = group.runs[0].score, reference.runs[0].score
+    alike = score.same_measure(other)
+    score = other if alike else score  # the baseline's tolerance is every row's
+    reached, baseline = (_over_seeds(g, f"test_{s.key}") for g, s in ((group, score), (reference, other)))
+    comparable = alike and group is not reference and _split(group) == _split(reference)
     return Row(
         id=group.id,
         label=group.label,
@@ -185,13 +211,14 @@ def _row(group: Group, reference: Group, place: int) -> Row:
         steps=round(own_steps),
         epochs=_mean(run.epochs for run in group.runs),
         peak_lr=_peak_lr(group.runs[0]),
+        score=score,
         evaluated_on=_split(group),
-        train_accuracy=_over_seeds(group, "train_accuracy_percent"),
-        test_accuracy=accuracy,
+        reached_in_training=_over_seeds(group, f"train_{score.key}"),
+        reached=reached,
         seconds_per_step=_over_seeds(group, "seconds_per_step"),
         seconds_per_epoch=_over_seeds(group, "seconds_per_epoch"),
         seconds_total=_over_seeds(group, "seconds_total"),
-        difference=difference(accuracy, baseline) if accuracy and baseline and comparable else None,
+        difference=difference(reached, baseline) if reached and baseline and comparable else None,
         fewer_steps=other_steps / own_steps if own_steps else math.nan,
         search=group.search,
         expect=group.expect,

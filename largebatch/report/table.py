@@ -1,16 +1,20 @@
 """The tables as text: the page, the Markdown and the terminal print these cells and no others."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from largebatch.report.files import finite
-from largebatch.report.numerals import ABSENT, count, decimals, interval, percent, plain, ratio, signed
+from largebatch.report.numerals import ABSENT, count, decimals, interval, plain, ratio, scored, signed
 from largebatch.report.summary import Comparison, Estimate, Row
 from largebatch.report.verdict import best_large_batch
+from largebatch.score import Score, score_of, words_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
+
+MOST_BESIDE = 3  # columns
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,16 @@ class Table:
 def results(comparison: Comparison) -> Table:
     """The main table. Seconds share the decimals of their column."""
     rows, best = comparison.rows, best_large_batch(comparison)
+    score = comparison.score if comparison.one_score else Score("score", "score")
     columns = (
         Column("recipe", number=False),
         Column("global batch"),
         Column("steps"),
         Column("peak lr", wide=True),
-        Column("train accuracy", "%", wide=True),
-        Column(comparison.accuracy_name, "%"),
-        Column("difference", "points"),
-        Column("95\u00a0% interval", "points", wide=True, under=True),
+        _scored(comparison.named("train"), wide=True),
+        _scored(comparison.reached),
+        Column("difference", score.differences_in),
+        Column("95\u00a0% interval", score.differences_in, wide=True, under=True),
         Column("seeds"),
         Column("fewer steps", "times"),
         Column("per step", "s", wide=True),
@@ -103,7 +108,7 @@ def results(comparison: Comparison) -> Table:
     )
     seconds = [_seconds(rows, key) for key in ("seconds_per_step", "seconds_per_epoch", "seconds_total")]
     return Table(
-        f"Each accuracy is the mean over the finished seeds ± their sample standard deviation"
+        f"Each {score.name} is the mean over the finished seeds ± their sample standard deviation"
         f"{'' if any(len(row.finished) > 1 for row in rows) else '; one seed: no interval'}.",
         columns,
         tuple(
@@ -114,10 +119,10 @@ def results(comparison: Comparison) -> Table:
                     count(row.global_batch_size),
                     count(row.steps),
                     plain(row.peak_lr),
-                    percent(row.train_accuracy),
-                    percent(row.test_accuracy) if row.test_accuracy else row.runs[0].status,
-                    signed(row.difference.points) if row.difference else ABSENT,
-                    interval(row.difference) or ABSENT,
+                    scored(row.reached_in_training, row.score),
+                    scored(row.reached, row.score) if row.reached else row.runs[0].status,
+                    signed(row.difference, row.score) if row.difference else ABSENT,
+                    interval(row.difference, row.score) or ABSENT,
                     str(len(row.runs)) if not row.broken else f"{len(row.finished)} of {len(row.runs)}",
                     ratio(row.fewer_steps),
                     *(text(row) for text in seconds),
@@ -147,18 +152,16 @@ def searches(comparison: Comparison) -> Table | None:
         Column("trials"),
         Column("failed trials"),
         Column("chosen"),
-        Column("best at the chosen", "%"),
+        Column("best at the chosen", comparison.score.unit if comparison.one_score else ""),
         Column("held-out examples"),
     )
     lines = []
     for row in tuned:
         search = row.search or {}
-        trials = search.get("trials") or []
-        at_chosen = [
-            finite(trial.get("accuracy_percent")) for trial in trials if trial.get("peak_lr") == search.get("chosen")
-        ]
-        best = max((value for value in at_chosen if value is not None), default=None)
-        failed = sum(finite(trial.get("accuracy_percent")) is None for trial in trials)
+        score, trials = score_of(search), search.get("trials") or []
+        at_chosen = [finite(trial.get(score.key)) for trial in trials if trial.get("peak_lr") == search.get("chosen")]
+        best = max((value for value in at_chosen if value is not None), key=score.worth, default=None)
+        failed = sum(finite(trial.get(score.key)) is None for trial in trials)
         lines.append(
             Line(
                 row.id,
@@ -168,7 +171,7 @@ def searches(comparison: Comparison) -> Table | None:
                     str(search.get("budget") or len(trials)),
                     str(failed),
                     plain(finite(search.get("chosen"))),
-                    ABSENT if best is None else f"{best:.2f}",
+                    scored(_alone(best), score),
                     count(finite(search.get("hold_out"))),
                 ),
             )
@@ -187,9 +190,9 @@ def published(comparison: Comparison) -> Table | None:
         return None
     columns = (
         Column("recipe", number=False),
-        Column("published", "%"),
+        Column("published", comparison.score.unit),
         Column("source", number=False),
-        Column("measured here", "%"),
+        Column("measured here", comparison.score.unit if comparison.one_score else ""),
     )
     return Table(
         "Published results belong to the paper's own workload (its data, model and budget);"
@@ -201,13 +204,13 @@ def published(comparison: Comparison) -> Table | None:
                 (
                     row.label,
                     ", ".join(
-                        f"{key.replace('_', ' ')} {_cited(value)}"
+                        f"{words_of(key)[0]} {_cited(value)}"
                         for key, value in (row.expect or {}).items()
                         if key != "source"
                     )
                     or ABSENT,
                     str((row.expect or {}).get("source") or ABSENT),
-                    percent(row.test_accuracy),
+                    scored(row.reached, row.score),
                 ),
             )
             for row in cited
@@ -216,14 +219,16 @@ def published(comparison: Comparison) -> Table | None:
 
 
 def every_run(comparison: Comparison) -> Table:
-    """One line a run, so that no seed is lost in a mean."""
+    """One line a run, so that no seed is lost in a mean; what its task measures beside the score, too."""
+    beside = _beside(comparison)
     columns = (
         Column("run", number=False),
         Column("seed"),
         Column("status", number=False),
         Column("steps done"),
-        Column("train accuracy", "%"),
-        Column(comparison.accuracy_name, "%"),
+        _scored(comparison.named("train")),
+        _scored(comparison.reached),
+        *(Column(*words_of(key)) for key in beside),
         Column("in total", "s"),
     )
     total = decimals(run.measured("seconds_total") for run in comparison.runs)
@@ -242,14 +247,28 @@ def every_run(comparison: Comparison) -> Table:
                     if run.reason != run.status
                     else run.status,
                     count(run.measured("steps")),
-                    percent(_alone(run.measured("train_accuracy_percent"))),
-                    percent(_alone(run.measured("test_accuracy_percent"))),
+                    scored(_alone(run.reached("train")), run.score),
+                    scored(_alone(run.reached()), run.score),
+                    *(scored(_alone(run.measured(f"test_{key}")), Score(key, *words_of(key))) for key in beside),
                     ABSENT if (seconds := run.measured("seconds_total")) is None else f"{seconds:,.{total}f}",
                 ),
             )
             for run in comparison.runs
         ),
     )
+
+
+def _scored(score: Score, *, wide: bool = False) -> Column:
+    return Column(score.name, score.unit, wide=wide)
+
+
+def _beside(comparison: Comparison) -> list[str]:
+    """What runs measured on the test set beside the loss and the score, by key: top-5, R²."""
+    if not comparison.one_score:
+        return []
+    keys = dict.fromkeys(key for run in comparison.runs for key in run.result)
+    known = [key.removeprefix("test_") for key in keys if re.fullmatch(r"test_[a-z0-9_]{1,40}", key)]
+    return [key for key in known if key not in ("loss", comparison.score.key)][:MOST_BESIDE]
 
 
 def _cited(value: object) -> str:

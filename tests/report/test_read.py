@@ -23,7 +23,7 @@ def test_a_run_without_result_is_kept_as_unfinished(tmp_path, write_run):
     run = write_run(tmp_path / "a")
     (run / "result.json").unlink()
     row = summarize(run).rows[0]
-    assert (row.test_accuracy, row.runs[0].status) == (None, "unfinished")
+    assert (row.reached, row.runs[0].status) == (None, "unfinished")
     assert row.trouble.startswith("1 unfinished: no result.json")
 
 

@@ -64,7 +64,7 @@ def test_rows_keep_their_comparison_and_the_first_has_the_baseline(folders):
         "fixed at 10,000", "tuned at 10", "tuned at 1,000", "tuned at 10,000", "recipes: LAMB", "recipes: LARS"
     ]  # fmt: skip
     assert comparison.baseline.id == "fixed/row-0"
-    assert comparison.rows[-1].difference.points == -2.0, "from the first comparison's baseline"
+    assert comparison.rows[-1].difference.amount == -2.0, "from the first comparison's baseline"
     assert comparison.runs[-1].name == "recipes/row-1/seed-0"
     assert "at batch 10,000 the nearest, “recipes: LARS”, falls 2.00 points short" in verdict(comparison)
 

@@ -13,13 +13,13 @@ from largebatch.report.table import results
 def test_a_row_by_hand(tmp_path, write_comparison):
     folder = write_comparison(tmp_path / "c", {"base": (64, [91.0, 92.0, 93.0]), "lamb": (640, [91.0, 92.0, None])})
     base, lamb = summarize(folder).rows
-    assert (base.test_accuracy.mean, base.test_accuracy.std, base.test_accuracy.n) == (92.0, 1.0, 3)
-    assert lamb.test_accuracy.mean == 91.5
-    assert lamb.test_accuracy.std == pytest.approx(math.sqrt(0.5))
-    assert lamb.test_accuracy.n == 2
+    assert (base.reached.mean, base.reached.std, base.reached.n) == (92.0, 1.0, 3)
+    assert lamb.reached.mean == 91.5
+    assert lamb.reached.std == pytest.approx(math.sqrt(0.5))
+    assert lamb.reached.n == 2
     assert (len(lamb.broken), lamb.trouble) == (1, "1 failed: loss is nan at step 17")
     assert (base.steps, lamb.steps, lamb.fewer_steps) == (100, 10, 10.0)
-    assert lamb.difference.points == -0.5
+    assert lamb.difference.amount == -0.5
     assert lamb.difference.standard_error == pytest.approx(math.sqrt(0.5 / 2 + 1 / 3))
     assert base.difference is None
 
@@ -36,7 +36,7 @@ def test_one_seed_has_no_interval_and_equal_seeds_have_an_empty_one():
     assert estimate([90.0, None]) == Estimate(90.0, None, 1)
     assert estimate([None]) is None
     same = difference(estimate([90.0, 90.0]), estimate([91.0, 91.0]))
-    assert (same.points, same.low, same.high) == (-1.0, -1.0, -1.0)
+    assert (same.amount, same.low, same.high) == (-1.0, -1.0, -1.0)
 
 
 def test_the_verdict_takes_the_largest_batch_that_is_near(tmp_path, write_comparison):
@@ -111,7 +111,7 @@ def test_unequal_budgets_splits_and_seeds_are_said(tmp_path, write_run):
     held_out = write_run(tmp_path / "c" / "0", 99.0, 640, evaluated_on="held_out")
     mixed = summarize([base, held_out])
     assert mixed.rows[1].difference is None
-    assert mixed.accuracy_name == "final accuracy"
+    assert mixed.reached.name == "final accuracy"
     assert "was evaluated as the baseline was" in verdict(mixed)
 
 
