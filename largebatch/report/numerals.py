@@ -75,10 +75,8 @@ def interval(value: Difference | None, score: Score) -> str:
 
 
 def _places(value: Difference, score: Score) -> int:
-    """Two digits of the standard error, or three of a difference without one; hundredths of a percent."""
-    if score.unit == "%":
-        return 2
-    return _digits(value.standard_error, 2) if value.standard_error else _digits(value.amount, 3)
+    """Two digits of the standard error, or of a difference without one; hundredths of a percent."""
+    return 2 if score.unit == "%" else _digits(value.standard_error or value.amount, 2)
 
 
 def _signed(number: float, places: int) -> str:
