@@ -30,6 +30,7 @@ from largebatch.derive import peak_of
 from largebatch.errors import UserError
 from largebatch.records import names
 from largebatch.records.facts import write_json
+from largebatch.score import Score
 from largebatch.train import Result, science_of_file, train
 
 
@@ -86,8 +87,7 @@ def compare(
     if tuning is not None and tuning.hold_out is None:
         size = min(len(dataset_of(run).train) for run in runs.values())
         tuning = dataclasses.replace(tuning, hold_out=size // 6)
-    for row in rows:
-        check(row, tuning)
+    scores = {check(row, tuning) for row in rows}
     if baseline is None:
         baseline = min(rows, key=lambda row: runs[row.id].batch.global_batch_size).id
     elif baseline not in runs:
@@ -100,7 +100,7 @@ def compare(
         "tuning": dataclasses.asdict(tuning) if tuning else None,
         "baseline": baseline,
         "rows": [row_facts(row, runs[row.id], seeds) for row in rows],
-        "notes": notes(seeds, tuning),
+        "notes": notes(seeds, tuning, scores),
     }
     begun = distributed.gather(existing(out))[0]
     if begun is not None:
@@ -117,8 +117,8 @@ def compare(
     return out
 
 
-def check(row: Row, tuning: Tuning | None) -> None:
-    """Find the mistakes of every row before the first one trains."""
+def check(row: Row, tuning: Tuning | None) -> Score:
+    """Find the mistakes of every row before the first one trains; what it is judged by."""
     run = row.run(*(["data.hold_out=" + str(tuning.hold_out)] if tuning else []))
     if tuning is not None and run.lr.base is None:
         raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
@@ -133,6 +133,7 @@ def check(row: Row, tuning: Tuning | None) -> None:
         raise UserError(
             f"{row.id}: {error} (--tune lr searches on {len(dataset.train)} examples and holds out {tuning.hold_out})"
         ) from None
+    return task_of(run, dataset).score
 
 
 def existing(out: Path) -> dict[str, Any] | None:
@@ -210,7 +211,7 @@ def row_facts(row: Row, run: config.Run, seeds: int) -> dict[str, Any]:
     }
 
 
-def notes(seeds: int, tuning: Tuning | None) -> list[str]:
+def notes(seeds: int, tuning: Tuning | None, scores: set[Score]) -> list[str]:
     """The sentences that say what is fair here and what is not."""
     if tuning is not None:
         found = [
@@ -220,7 +221,9 @@ def notes(seeds: int, tuning: Tuning | None) -> list[str]:
     else:
         found = ["Learning rates are those of the files; no search was part of this comparison."]
     if seeds == 1:
-        found.append("One seed: differences of a few tenths of a point may be chance.")
+        in_percent = all(score.unit == "%" for score in scores)
+        small = "differences of a few tenths of a point" if in_percent else "small differences"
+        found.append(f"One seed: {small} may be chance.")
     return found
 
 

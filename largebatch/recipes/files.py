@@ -10,6 +10,7 @@ import rich.table
 
 from largebatch import config, derive
 from largebatch.errors import UserError, suggestion
+from largebatch.score import words_of
 
 CITATION = re.compile(r"([^()]*?),? \(?((?:19|20)\d\d)\)?,? \(?(arXiv:\d{4}\.\d{4,5})")
 
@@ -124,17 +125,23 @@ def published_of(run: config.Run, best: bool = False) -> Facts | None:
     expect, size = run.expect, run.batch.global_batch_size
     if expect is None:
         return None
-    if size not in expect.by_batch_size and best and expect.by_batch_size and expect.top1 is None:
+    own = _stated(expect.model_dump(include={"numbers", "top1", "steps"}))
+    scores = {key: value for key, value in own.items() if key != "steps"}
+    if size not in expect.by_batch_size and best and expect.by_batch_size and not scores:
         size = max(expect.by_batch_size)
     if size in expect.by_batch_size:
-        facts = expect.by_batch_size[size].model_dump(exclude_none=True, exclude_defaults=True)
-        if best and "top1" not in facts and expect.top1 is not None:
-            facts = {"top1": expect.top1, **facts}
+        facts = _stated(expect.by_batch_size[size].model_dump())
+        if best and not scores.keys() & facts.keys():
+            facts = {**scores, **facts}
     elif not expect.by_batch_size or best:
-        facts = {key: value for key in ("top1", "steps") if (value := getattr(expect, key)) is not None}
+        facts = own
     else:
         return None
     return {"batch_size": size, **facts, "source": expect.source} if facts else None
+
+
+def _stated(published: Facts) -> Facts:
+    return {key: value for key, value in published.items() if value not in (None, {})}
 
 
 def in_words(published: Facts | None, short: bool = False) -> str:
@@ -144,6 +151,9 @@ def in_words(published: Facts | None, short: bool = False) -> str:
     if "top1" in published:
         spread = f" ± {published['top1_std']:g}" if "top1_std" in published and not short else ""
         said.append(f"{published['top1']:g}{spread} %")
+    for key, number in published.get("numbers", {}).items():
+        name, unit = words_of(key)
+        said.append(f"{name} {number:g} {unit}".rstrip())
     if "steps" in published:
         said.append(f"{published['steps']:,} steps")
     if "epochs" in published:
