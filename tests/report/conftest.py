@@ -11,12 +11,14 @@ import pytest
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
+from largebatch.score import ACCURACY, Score
+
 Writer = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def write_run() -> Writer:
-    """Write one run folder: (folder, accuracy, batch, seed, ...) -> folder."""
+    """Write one run folder: (folder, accuracy, batch, seed, ...) -> folder; the number is of the ``score``, if any."""
     return _write_run
 
 
@@ -75,13 +77,14 @@ def _write_run(folder: Path, accuracy: float | None = 90.0, batch: int = 64, see
         "versions": {"python": "3.11.7", "torch": "2.15.0"}, "started": "2026-11-21T21:30:00+00:00",
     }  # fmt: skip
     events, diagnostics = changed.pop("events", []), changed.pop("diagnostics", [])
+    score, beside = Score(**changed.get("score", ACCURACY._asdict())), changed.pop("beside", {})
     (folder / "plan.json").write_text(json.dumps(plan | changed))
     records = []
     for step in range(1, steps + 1):
         at = {"step": step, "epoch": epochs * step / steps, "seconds": step / 8}
         records.append({"event": "train", **at, "lr": 0.1 * (1 - step / steps), "loss": 2 / step, "grad_norm": 1.0})
-        reached = (80.0 if accuracy is None else accuracy) - 10 / step
-        records.append({"event": "evaluate", **at, "split": split, "accuracy_percent": reached})
+        reached = (80.0 if accuracy is None else accuracy) - (10 if score.more_is_better else -10) / step
+        records.append({"event": "evaluate", **at, "split": split, score.key: reached})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*records, *events]))
     for facts in diagnostics:
         (folder / "diagnostics").mkdir(exist_ok=True)
@@ -89,19 +92,19 @@ def _write_run(folder: Path, accuracy: float | None = 90.0, batch: int = 64, see
     failed = accuracy is None
     result = {
         "status": "failed" if failed else "finished", "reason": "loss is nan at step 17" if failed else None,
-        "steps": steps, "test_accuracy_percent": accuracy, "evaluated_on": split,
-        "train_accuracy_percent": None if failed else accuracy + 2, "seconds_per_step": 0.12,
+        "steps": steps, f"test_{score.key}": accuracy, "evaluated_on": split,
+        f"train_{score.key}": None if failed else accuracy + score.worth(2), "seconds_per_step": 0.12,
         "seconds_per_epoch": 0.12 * steps / epochs, "seconds_total": 0.12 * steps,
     }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps(result | beside))
     return folder
 
 
 def _write_comparison(folder: Path, rows: dict[str, tuple[int, list[float | None]]], **changed: Any) -> Path:
-    listed = []
+    listed, of_runs = [], changed.pop("of_runs", {})
     for index, (label, (batch, accuracies)) in enumerate(rows.items()):
         for seed, accuracy in enumerate(accuracies):
-            _write_run(folder / f"row-{index}" / f"seed-{seed}", accuracy, batch, seed)
+            _write_run(folder / f"row-{index}" / f"seed-{seed}", accuracy, batch, seed, **of_runs)
         listed.append(
             {
                 "id": f"row-{index}",

@@ -18,12 +18,20 @@ from report import made_up
 
 from largebatch import report
 from largebatch.errors import UserError
+from largebatch.score import ACCURACY
 
+SCORE = ACCURACY._asdict()
 SEARCH = {
     "key": "lr.base", "budget": 3, "metric": "held-out accuracy", "hold_out": 100, "chosen": 0.1, "chosen_base": 0.1,
+    "score": SCORE,
     "trials": [{"factor": 1.0, "peak_lr": 0.1, "accuracy_percent": 90.0, "status": "finished", "reason": None}],
 }  # fmt: skip
-EXPECT = {"top1": 90.0, "source": "a paper", "by_batch_size": {"640": {"top1": 91.0, "steps": 100}}}
+EXPECT = {
+    "top1": 90.0,
+    "numbers": {"accuracy_percent": 90.0},
+    "source": "a paper",
+    "by_batch_size": {"640": {"top1": 91.0, "steps": 100}},
+}
 EVENTS = [
     {
         "event": "noise_scale",
@@ -56,7 +64,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, write_run, write_comparison) -> Path:
     folder = tmp_path_factory.mktemp("strangers") / "study"
-    write_comparison(folder, {"small": (64, [90.0, 91.0]), "large": (640, [88.0, None])})
+    write_comparison(folder, {"small": (64, [90.0, 91.0]), "large": (640, [88.0, None])}, of_runs={"score": SCORE})
     comparison = json.loads((folder / "comparison.json").read_text())
     comparison["rows"][1] |= {"learning_rate_search": SEARCH, "expect": EXPECT}
     (folder / "comparison.json").write_text(json.dumps(comparison))
