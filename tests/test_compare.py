@@ -12,6 +12,7 @@ from programs import largebatch, wait_for_first_line
 from largebatch import compare as module
 from largebatch.compare import Tuning, compare, rows_of, varied
 from largebatch.errors import UserError
+from largebatch.report import write
 
 
 def facts(out: Path) -> dict:
@@ -177,3 +178,26 @@ def test_recipes_of_one_name_are_refused(recipe, tmp_path):
     second.write_text(first.read_text())
     with pytest.raises(UserError, match="two rows would be called same"):
         rows_of([first, second], [], [])
+
+
+@pytest.mark.worlds
+def test_two_recipes_of_an_error_are_compared_from_the_search_to_the_page(tmp_path):
+    """``configs/tasks``: of a squared error the lowest is chosen, the best row and within the tolerance."""
+    recipes = [pool.REPOSITORY / "configs" / "tasks" / f"{name}.yaml" for name in ("regression", "regression_large")]
+    out = compare(recipes, tmp_path / "out", overrides=["record.tensorboard=false"], tuning=Tuning(trials=3))
+    write(out)
+    small, large = facts(out)["rows"]
+    for row in (small, large):
+        search = row["learning_rate_search"]
+        errors = {trial["peak_lr"]: trial["squared_error"] for trial in search["trials"]}
+        assert search["metric"] == "held-out squared error"
+        assert errors[search["chosen"]] == min(errors.values())
+    assert facts(out)["notes"][-1] == "One seed: small differences may be chance."
+    base, other = (result(out, f"{row['id']}/seed-0")["test_squared_error"] for row in (small, large))
+    text, page = ((out / f"report.{kind}").read_text() for kind in ("md", "html"))
+    told = " ".join(text.splitlines()[4].split())
+    assert f"a test squared error of {other:.4f} against the baseline’s {base:.4f} at batch 19" in told
+    assert ("No row at a larger batch" not in told) == (other - base <= 0.01)
+    assert "Less is better: a difference below zero is an improvement." in text
+    assert "test squared error (less is better)" in page
+    assert "accuracy" not in text

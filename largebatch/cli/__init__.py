@@ -19,7 +19,7 @@ from largebatch.escapes import escaped, forgiving
 
 app = typer.Typer(
     name="largebatch",
-    help="Train image classifiers with large batches, beside the small-batch momentum baseline.",
+    help="Train with large batches, beside the small-batch momentum baseline.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

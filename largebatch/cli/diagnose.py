@@ -143,7 +143,7 @@ def path(
     device: Device = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Loss and accuracy on the line (α from −1 to 2) and the curve between two solutions."""
+    """Loss and score on the line (α from −1 to 2) and the curve between two solutions."""
     with _measuring(device, json_file) as (chosen, console):
         from largebatch.diagnose import path
 

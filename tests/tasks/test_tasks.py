@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
+import pool
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, r2_score, top_k_accuracy_score
 
-from largebatch import nested, tasks
+from largebatch import config, nested, strict_yaml, tasks
 from largebatch.errors import UserError
 from largebatch.evaluate import Tally
 from largebatch.score import ACCURACY, Score, score_of
 from largebatch.tasks.multilabel import level_of
 from largebatch.tasks.task import Task, check_loss, check_numbers
+from largebatch.train import train
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:
@@ -179,3 +182,22 @@ def test_a_batch_is_any_nest_of_tensors():
     assert nested.rows_of(batch, torch.tensor([2, 0]))["ids"].tolist() == [[4, 5], [0, 1]]
     kinds = [tensor.dtype for tensor in nested.tensors_of(nested.cast(batch, torch.float64))]
     assert kinds == [torch.int64, torch.float64, torch.bool], "only floating tensors are cast"
+
+
+def test_the_task_of_the_documentation_is_trained(tmp_path, monkeypatch):
+    """docs/tasks.md: one file more, found by its name, with its key, its score and its refusals."""
+    [source] = re.findall(r"```python\n(.*?)```", (pool.REPOSITORY / "docs" / "tasks.md").read_text(), re.DOTALL)
+    (tmp_path / "huber.py").write_text(source)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    written = strict_yaml.parse((pool.REPOSITORY / "configs" / "tasks" / "regression.yaml").read_text(), "regression")
+    written |= {"name": "huber", "epochs": 2, "record": {"dir": str(tmp_path / "run"), "tensorboard": False}}
+    ended = train(config.from_dict({**written, "task": {"name": "huber", "delta": 0.5}}), quiet=True)
+    assert ended.status == "finished"
+    assert ended.score == Score("absolute_error", "absolute error", more_is_better=False, tolerance=0.01)
+    assert 0 < ended.numbers["test_absolute_error"] < 2
+    test = ended.numbers["test_loss"]
+    assert test < ended.numbers["test_absolute_error"] * 0.5, "δ·|d| is above Huber's loss everywhere"
+    with pytest.raises(UserError, match="unknown key task.beta for huber"):
+        tasks.build("huber", {"beta": 1.0})
+    with pytest.raises(UserError, match="targets that are numbers"):
+        tasks.build("huber").check_data((torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)), "digits")
