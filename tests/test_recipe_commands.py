@@ -12,6 +12,7 @@ from programs import REPOSITORY, largebatch
 
 from largebatch import config, derive, recipes
 from largebatch.errors import UserError
+from largebatch.recipes import files
 from largebatch.terminal_plot import plot
 
 WRITTEN = {
@@ -260,3 +261,35 @@ def test_a_plot_has_its_size_its_marks_and_a_joined_curve():
 def test_the_recipe_room_loads_no_torch():
     code = "import sys, largebatch.recipes, largebatch.mllog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("expect", "said", "short"),
+    [
+        (
+            {"numbers": {"squared_error": 0.48, "r2": 0.51}},
+            "squared error 0.48, r2 0.51 at 64",
+            "squared error 0.48 at 64",
+        ),
+        (
+            {"top1": 76.3, "numbers": {"top5_accuracy_percent": 93.1}, "steps": 100},
+            "76.3 %, top5 accuracy 93.1 %, 100 steps at 64",
+            "76.3 % at 64",
+        ),
+        (
+            {"by_batch_size": {64: {"numbers": {"squared_error": 0.5}, "epochs": 3}, 128: {"steps": 7}}},
+            "squared error 0.5, 3 epochs at 64",
+            "squared error 0.5 at 64",
+        ),
+        ({"numbers": {"r2": 0.5}, "by_batch_size": {64: {"steps": 7}}}, "7 steps at 64", "r2 0.5 at 64"),
+        ({"by_batch_size": {128: {"numbers": {"r2": 0.6}}}}, "–", "r2 0.6 at 128"),
+        ({}, "–", "–"),
+    ],
+)
+def test_published_numbers_of_any_task_are_read_out(expect, said, short):
+    """As ``recipe show`` says them, and as ``recipe list`` does."""
+    plain = {"name": "plain", "model": {"name": "mlp"}, "data": {"name": "digits"}, "lr": {"base": 0.1}, "epochs": 1}
+    batch, optimizer = {"global_batch_size": 64}, {"name": "sgd"}
+    run = config.from_dict({**plain, "batch": batch, "optimizer": optimizer, "expect": {"source": "a paper", **expect}})
+    assert files.in_words(files.published_of(run)) == said
+    assert files.in_words(files.published_of(run, best=True), short=True) == short

@@ -14,7 +14,7 @@ from largebatch.report.numerals import of_score, scored
 from largebatch.report.page import html, markdown
 from largebatch.report.scales import focus
 from largebatch.report.summary import Estimate
-from largebatch.report.table import results
+from largebatch.report.table import results, searches
 from largebatch.score import ACCURACY, Score
 
 ERROR = Score("squared_error", "squared error", more_is_better=False, tolerance=0.01)
@@ -147,6 +147,23 @@ def test_what_is_published_is_found_by_the_scores_key(compared):
     }))  # fmt: skip
     assert dict(comparison.rows[0].published) == {64: 0.4}
     assert "| base | squared error 0.4, top1 70 | a paper | 0.5000 |" in markdown(comparison)
+
+
+def test_a_search_is_read_by_its_own_score(compared, tmp_path):
+    compared(ERROR, {"base": (64, [0.5])})
+    trials = [
+        {"peak_lr": lr, "squared_error": error} for lr, error in ((0.1, 0.6), (0.1, 0.4), (0.2, 0.7), (0.4, None))
+    ]
+    file = tmp_path / "c" / "comparison.json"
+    facts = json.loads(file.read_text())
+    search = {"key": "lr.base", "budget": 4, "chosen": 0.1, "hold_out": 100, "trials": trials}
+    facts["rows"][0]["learning_rate_search"] = search | {"score": ERROR._asdict()}
+    file.write_text(json.dumps(facts))
+    table = searches(summarize(tmp_path / "c"))
+    assert table.lines[0].cells == ("base", "lr.base", "4", "1", "0.1", "0.4000", "100"), "the lowest is the best"
+    page = html(summarize(tmp_path / "c"))
+    assert "held-out squared error (less is better)" in page
+    assert "Crosses at the top are trials that failed (1), from above in the order of the rows." in page
 
 
 def test_rows_of_different_scores_are_a_sentence_and_no_number(tmp_path, write_run):
