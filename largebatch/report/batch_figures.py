@@ -17,10 +17,11 @@ from largebatch.report.curves import Line
 from largebatch.report.frame import WIDTH, Picture, empty_axes
 from largebatch.report.looks import MARKERS, Look, look, looks
 from largebatch.report.numerals import axis, capital, count, listing, of_score, slug
-from largebatch.report.scales import focus, limits, name_of_worst_end, worst_end
+from largebatch.report.scales import focus, limits, log, name_of_worst_end, worst_end
 from largebatch.report.summary import Comparison, Estimate, Row
 from largebatch.score import Score
 
+FAR = 20  # times the best: beyond it a score where less is better has a logarithmic scale
 PUBLISHED = Look(-1, svg.MUTED, svg.VARIABLES[svg.MUTED], (1, 3), "o")
 
 
@@ -178,6 +179,9 @@ def _heights(axes: Axes, shown: dict[str, list[Line]], score: Score, foot: float
         return said
     values = [value for own in shown.values() for line in own for value in line.y]
     best, worst = max(values, key=score.worth), min(long, key=score.worth)
+    if not score.more_is_better and worst > FAR * best > 0:
+        log(axes, "y", values)
+        return ["The scale of the error is logarithmic."]
     end = worst - foot * (best - worst)
     if score.unit == "%" and score.more_is_better and end < 12:
         end = 0.0

@@ -106,6 +106,7 @@ def results(comparison: Comparison) -> Table:
         Column("per epoch", "s", wide=True),
         Column("in total", "s", wide=True),
     )
+    cell = _cells(comparison)
     seconds = [_seconds(rows, key) for key in ("seconds_per_step", "seconds_per_epoch", "seconds_total")]
     return Table(
         f"Each {score.name} is the mean over the finished seeds ± their sample standard deviation"
@@ -119,8 +120,8 @@ def results(comparison: Comparison) -> Table:
                     count(row.global_batch_size),
                     count(row.steps),
                     plain(row.peak_lr),
-                    scored(row.reached_in_training, row.score),
-                    scored(row.reached, row.score) if row.reached else row.runs[0].status,
+                    cell(row.reached_in_training, row.score),
+                    cell(row.reached, row.score) if row.reached else row.runs[0].status,
                     signed(row.difference, row.score) if row.difference else ABSENT,
                     interval(row.difference, row.score) or ABSENT,
                     str(len(row.runs)) if not row.broken else f"{len(row.finished)} of {len(row.runs)}",
@@ -185,7 +186,7 @@ def searches(comparison: Comparison) -> Table | None:
 
 def published(comparison: Comparison) -> Table | None:
     """What the papers report, beside what was measured here; None where no recipe cites a result."""
-    cited = [row for row in comparison.rows if row.expect]
+    cited, cell = [row for row in comparison.rows if row.expect], _cells(comparison)
     if not cited:
         return None
     columns = (
@@ -210,7 +211,7 @@ def published(comparison: Comparison) -> Table | None:
                     )
                     or ABSENT,
                     str((row.expect or {}).get("source") or ABSENT),
-                    scored(row.reached, row.score),
+                    cell(row.reached, row.score),
                 ),
             )
             for row in cited
@@ -220,7 +221,7 @@ def published(comparison: Comparison) -> Table | None:
 
 def every_run(comparison: Comparison) -> Table:
     """One line a run, so that no seed is lost in a mean; what its task measures beside the score, too."""
-    beside = _beside(comparison)
+    beside, cell = _beside(comparison), _cells(comparison)
     columns = (
         Column("run", number=False),
         Column("seed"),
@@ -247,8 +248,8 @@ def every_run(comparison: Comparison) -> Table:
                     if run.reason != run.status
                     else run.status,
                     count(run.measured("steps")),
-                    scored(_alone(run.reached("train")), run.score),
-                    scored(_alone(run.reached()), run.score),
+                    cell(_alone(run.reached("train")), run.score),
+                    cell(_alone(run.reached()), run.score),
                     *(scored(_alone(run.measured(f"test_{key}")), Score(key, *words_of(key))) for key in beside),
                     ABSENT if (seconds := run.measured("seconds_total")) is None else f"{seconds:,.{total}f}",
                 ),
@@ -260,6 +261,13 @@ def every_run(comparison: Comparison) -> Table:
 
 def _scored(score: Score, *, wide: bool = False) -> Column:
     return Column(score.name, score.unit, wide=wide)
+
+
+def _cells(comparison: Comparison) -> Callable[[Estimate | None, Score], str]:
+    """A score as a cell; with its unit where the column has none, since rows have others."""
+    if comparison.one_score:
+        return scored
+    return lambda value, score: f"{scored(value, score)} {score.unit}".rstrip() if value else ABSENT
 
 
 def _beside(comparison: Comparison) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
@@ -9,6 +10,7 @@ from report.made_up import path
 
 from largebatch.errors import UserError
 from largebatch.report import path_figure, summarize, svg, verdict
+from largebatch.report.batch_figures import score_by_batch
 from largebatch.report.curves import Line
 from largebatch.report.numerals import of_score, scored
 from largebatch.report.page import html, markdown
@@ -176,7 +178,7 @@ def test_rows_of_different_scores_are_a_sentence_and_no_number(tmp_path, write_r
         "These runs cannot be compared: they are judged by different scores (accuracy, squared error)."
     )
     assert [row.difference for row in comparison.rows] == [None, None]
-    assert [line.cells[5] for line in results(comparison).lines] == ["91.00", "0.4000"]
+    assert [line.cells[5] for line in results(comparison).lines] == ["91.00 %", "0.4000"]
     assert results(comparison).columns[5].heading == "test score"
     page = html(comparison)
     assert "each in its own unit" in page
@@ -230,14 +232,25 @@ def test_numbers_of_a_score():
 @pytest.mark.worlds
 def test_pictures_of_an_error(compared, troubles):
     rows = {"base": (64, [0.5, 0.52]), "mid": (320, [0.7]), "lost": (640, [None]), "large": (1280, [3.0])}
-    comparison = compared(ERROR, rows)
-    page = html(comparison)
+    page = html(compared(ERROR, rows))
     assert troubles(page) == []
     assert "Test squared error against epochs" in page
     assert page.count("test squared error (less is better)</text>") == 4, "epochs, steps, time and batch size"
     assert "A cross at the top: no run finished" in page.replace("\u00a0", " ")
     assert "accuracy" not in page
     assert 'id="squared-error-epochs-desc"' in page
+
+
+def test_an_error_that_grows_without_bound_is_drawn_on_a_logarithmic_scale(compared):
+    rows = {"a": (64, [0.5]), "b": (128, [0.7]), "c": (256, [1e6])}
+    one = compared(ERROR, rows)
+    one = replace(one, rows=tuple(replace(row, config="one.yaml") for row in one.rows))
+    with svg.drawing():
+        pictures = score_by_batch(one)
+    assert [picture.title for picture in pictures] == [
+        "Test squared error against batch size", "Train squared error against batch size"
+    ]  # fmt: skip
+    assert [picture.caption for picture in pictures] == ["The scale of the error is logarithmic."] * 2
 
 
 def test_a_way_between_two_regressions_has_one_line_for_loss_and_score():
