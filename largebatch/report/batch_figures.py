@@ -180,8 +180,8 @@ def _heights(axes: Axes, shown: dict[str, list[Line]], score: Score, foot: float
     values = [value for own in shown.values() for line in own for value in line.y]
     best, worst = max(values, key=score.worth), min(long, key=score.worth)
     if not score.more_is_better and worst > FAR * best > 0:
-        log(axes, "y", values)
-        return ["The scale of the error is logarithmic."]
+        log(axes, "y", values, margin=1.6)
+        return ["The scale is logarithmic."]
     end = worst - foot * (best - worst)
     if score.unit == "%" and score.more_is_better and end < 12:
         end = 0.0

@@ -250,7 +250,7 @@ def test_an_error_that_grows_without_bound_is_drawn_on_a_logarithmic_scale(compa
     assert [picture.title for picture in pictures] == [
         "Test squared error against batch size", "Train squared error against batch size"
     ]  # fmt: skip
-    assert [picture.caption for picture in pictures] == ["The scale of the error is logarithmic."] * 2
+    assert [picture.caption for picture in pictures] == ["The scale is logarithmic."] * 2
 
 
 def test_a_way_between_two_regressions_has_one_line_for_loss_and_score():
