@@ -12,7 +12,9 @@ GPU_OPTIONS ?=
 TESTS ?=
 # Drawn each time and printed; stated, the same again: make test PYTHONHASHSEED=17 TESTS=--seed=4
 PYTHONHASHSEED ?= $(shell od -An -N2 -tu2 /dev/urandom | tr -d ' ')
-PYTEST := PYTHONHASHSEED=$(PYTHONHASHSEED) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(TESTS)
+# One thread for the tests' own process: its tensors are small, and programs of the pool have one. OMP_NUM_THREADS=4 tries more.
+OMP_NUM_THREADS ?= 1
+PYTEST := PYTHONHASHSEED=$(PYTHONHASHSEED) OMP_NUM_THREADS=$(OMP_NUM_THREADS) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(TESTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo quick test slow lint types check bench gpu-check gpu-wheels clean

@@ -125,7 +125,7 @@ class Ddp(Engine):
         assert self.parts is not None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         whole = squares(gradients).sum().double()
-        sums = self.parts.take().to(whole.device)
+        sums = self.parts.take(list(self.model.parameters())).to(whole.device)
         return torch.stack([sums / distributed.world_size() ** 2, whole])
 
 
@@ -137,6 +137,7 @@ class Parts:
         self.active = True
         self.seen = 0  # of the part in progress
         self.earlier: dict[Tensor, Tensor] = {}  # gradients of this rank's parts that are complete
+        self.met: dict[Tensor, Tensor] = {}  # squares of the last part's gradients, by parameter, as DDP sums them
         self.total: Tensor | None = None
 
     def add(self, gradients: list[Tensor]) -> None:
@@ -166,15 +167,23 @@ class Parts:
             self.earlier = {}
 
     def meet(self, bucket: Any) -> None:
-        """A bucket of the last part, about to be summed over ranks: it is measured, and the earlier parts join it."""
+        """A bucket of the last part, about to be summed over ranks: it is measured, and the earlier parts join it.
+
+        DDP lays its buckets out anew after the first step of a process, so nothing is added up in their order: a run
+        that is resumed has the same sums.
+        """
         if not self.active:
             return
-        self.add([bucket.buffer()])
+        self.met |= dict(zip(bucket.parameters(), squares(bucket.gradients()), strict=True))
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
             if parameter in self.earlier:
                 in_memory_order(gradient, parameter).add_(self.earlier[parameter])
 
-    def take(self) -> Tensor:
+    def take(self, parameters: list[nn.Parameter]) -> Tensor:
+        if self.met:
+            found = torch.stack([self.met[p] for p in parameters if p in self.met]).sum().double()
+            self.total = found if self.total is None else self.total + found
+            self.met = {}
         assert self.total is not None
         total, self.total = self.total, None
         return total

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from largebatch.errors import UserError
 
 CPU = torch.device("cpu")
+ALIGNED = 64  # bytes: where torch's own allocations begin on the CPU
 HALF = (torch.bfloat16, torch.float16)
 Groups = tuple[Any, ...]  # process groups over which the parts of a layer add up
 
@@ -290,6 +291,8 @@ def dot(tensor: Tensor) -> Tensor:
     flat = flat_memory(tensor)
     if flat.dtype in HALF:
         flat = flat.float()
+    elif flat.data_ptr() % ALIGNED:  # a BLAS may add up in another order where memory begins elsewhere
+        flat = flat.clone()
     return torch.dot(flat, flat).double()
 
 
