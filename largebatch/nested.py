@@ -17,6 +17,10 @@ WANTED = "a batch is made of tensors whose first dimension is the examples"
 
 def mapped(change: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """The same nest of changed tensors; what is no tensor stays."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if type(batch) is tuple and all(isinstance(part, Tensor) for part in batch):  # most are, and a step waits for it
+        return tuple(map(change, batch))
     return tree_map_only(Tensor, change, batch)
 
 
