@@ -177,8 +177,12 @@ def normalised_together(run: config.Run, decided: Decided) -> int:
 
 
 def dataset_of(run: config.Run) -> data.Dataset:
-    arguments = run.data.model_dump(exclude={"name", "image_size", "if_changed"})
-    return data.build(run.data.name, **arguments, image_size=sizes_of(run), report=_told_once)
+    return data.built(asked_of(run))
+
+
+def asked_of(run: config.Run) -> data.Asked:
+    keys = run.data.model_dump(exclude={"image_size", "if_changed"})
+    return data.Asked(**keys, image_size=sizes_of(run), report=_told_once)
 
 
 def _told_once(text: str) -> None:

@@ -8,10 +8,11 @@ with ``_`` is what several kinds share.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Annotated, Any, TypeVar, Union, get_args
 
@@ -25,13 +26,18 @@ Kind = TypeVar("Kind", bound=Section)
 
 def found(package: str, folders: Iterable[str], base: type[Kind]) -> dict[str, type[Kind]]:
     """Name -> section, in the order of names: of each module in the ``folders`` of a package its section."""
+    return {name: kind_in(module(), name, base) for name, module in modules(package, folders).items()}
+
+
+def modules(package: str, folders: Iterable[str]) -> dict[str, Callable[[], ModuleType]]:
+    """Name -> what imports the module, in the order of names; refused where two files have one name."""
     files = [(module.name, folder) for folder in folders for module in pkgutil.iter_modules([folder])]
     names = sorted(name for name, _ in files if not name.startswith("_"))
     for name, again in itertools.pairwise(names):
         if name == again:
             where = " and ".join(folder for known, folder in files if known == name)
             raise UserError(f"{name} is the name of two files of {package}, in {where}; give one another name")
-    return {name: kind_in(importlib.import_module(f"{package}.{name}"), name, base) for name in names}
+    return {name: functools.partial(importlib.import_module, f"{package}.{name}") for name in names}
 
 
 def kind_in(module: ModuleType, name: str, base: type[Kind]) -> type[Kind]:

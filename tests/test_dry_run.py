@@ -19,12 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largebatch import config, derive
 from largebatch.assemble import assemble, decisions
+from largebatch.data.sets.imagenet import Imagenet
 from largebatch.dry_run import MIB, Cluster, dry_run
 from largebatch.dry_run.engines import FakeZero, buckets_of
-from largebatch.dry_run.job import classes_of, job_of, pretended
+from largebatch.dry_run.job import job_of, outputs_of, pretended
 from largebatch.engines import DeepSpeed
 from largebatch.errors import UserError
-from largebatch.recipes import TRAINING_EXAMPLES
 from largebatch.train import train
 
 pytestmark = [pytest.mark.worlds, pytest.mark.usefixtures("one_thread")]
@@ -383,7 +383,7 @@ def largest_world(run: config.Run) -> int:
         with contextlib.suppress(UserError):
             if world > run.batch.global_batch_size:
                 continue
-            plan = derive.plan_of(run, TRAINING_EXAMPLES["imagenet"], world, 256)
+            plan = derive.plan_of(run, Imagenet.examples, world, 256)
             derive.learning_rate_of(run, plan)
             return world
     raise AssertionError(f"{run.name} suits no world")
@@ -393,8 +393,8 @@ def wrong_at(run: config.Run, world: int) -> Iterator[str]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with pretended(world):
         job = job_of(run, Cluster(world, "cuda"), mode)
-        if not classes_of(run, Cluster()) == job.dataset.outputs == 1000:
-            yield f"{classes_of(run, Cluster())} and {job.dataset.outputs} classes"
+        if not outputs_of(run, Cluster()) == job.dataset.outputs == 1000:
+            yield f"{outputs_of(run, Cluster())} and {job.dataset.outputs} classes"
         batch = decisions(job, run.directory)["batch"]
         if f"{run.batch.global_batch_size:,} = {world}" not in batch:
             yield f"batch: {batch}"

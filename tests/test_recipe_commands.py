@@ -183,19 +183,6 @@ def test_training_sets_are_counted_without_reading_them(data, examples, size):
 
 
 @pytest.mark.worlds
-@pytest.mark.parametrize("name", ["digits", "synthetic"])
-def test_the_counts_are_those_of_the_data(name):
-    from largebatch import data
-
-    assert len(data.build(name).train) == recipes.TRAINING_EXAMPLES[name]
-
-
-def test_every_data_set_is_counted():
-    from largebatch import data
-
-    assert {*recipes.TRAINING_EXAMPLES, "folder"} == set(data.NAMES)
-
-
 @pytest.mark.worlds
 def test_mistakes_are_one_sentence(folder, monkeypatch):
     monkeypatch.chdir(folder)

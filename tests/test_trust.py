@@ -20,8 +20,10 @@ import yaml
 from programs import REPOSITORY
 
 from largebatch import config, report
-from largebatch.data import formats, places
+from largebatch.data import formats, sets
 from largebatch.data.fetch import _download, _Failed
+from largebatch.data.published import Published
+from largebatch.data.sets.cifar10 import Cifar10
 from largebatch.errors import UserError
 
 PACKAGE = REPOSITORY / "largebatch"
@@ -151,7 +153,7 @@ def test_an_honest_batch_reads_in_every_protocol(protocol):
     assert labels.tolist() == [3, 4]
 
 
-FORM = formats.FORMS["cifar10"][0]
+FORM = Cifar10.origin.forms[0]
 
 
 def archive(folder: Path, *members: tuple[str, bytes, dict]) -> Path:
@@ -259,12 +261,11 @@ def test_a_download_without_an_end_is_given_up(tmp_path, monkeypatch):
 
 
 def test_every_download_has_a_checksum():
-    from largebatch.data.fetch import REMOTES
-
-    assert set(places.FOLDERS) - {"imagenet"} == set(REMOTES)
-    for remote in REMOTES.values():
-        assert remote.md5
-        assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in remote.md5.values())
+    published = [known.origin for known in sets.table().values() if isinstance(known.origin, Published)]
+    assert len(published) == 4
+    for origin in published:
+        assert origin.md5
+        assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in origin.md5.values())
 
 
 class Page(HTMLParser):

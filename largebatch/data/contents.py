@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from largebatch.records import names
 from largebatch.records.files import whole
 
 FOLDER, SHARDS, PARQUET = "image folder", "WebDataset shards", "parquet folder"  # namings
+KNOWN = ("names", "sizes", "numbers")  # where the form of a set knows them
 NAMED = 2  # of each kind of change, in a message
 Digests = dict[str, dict[str, Any]]  # by split
 
@@ -32,6 +33,7 @@ class Listing(NamedTuple):
     naming: str = ""  # whose names they are: FOLDER's, SHARDS' or PARQUET's, also in a pack of one
     names: np.ndarray | None = None  # bytes; of a folder's images those below their class
     sizes: np.ndarray | None = None  # bytes of each encoded image, -1 where it cannot be found
+    numbers: str | None = None  # SHA-256 of the examples themselves, where they are few
 
     @property
     def digests(self) -> dict[str, Any]:
@@ -41,13 +43,19 @@ class Listing(NamedTuple):
             "classes": len(self.classes),
             "naming": self.naming,
             "names_of_classes": _sha256(json.dumps(self.classes).encode()),
-            "labels": _sha256(self.labels.astype("<i8").tobytes()),
+            "labels": _digest(self.labels),
             "names": None if self.names is None else _sha256(b"\n".join(self.names.tolist())),
-            "sizes": None if self.sizes is None else _sha256(self.sizes.astype("<i8").tobytes()),
+            "sizes": None if self.sizes is None else _digest(self.sizes),
+            "numbers": self.numbers,
         }
 
 
 Contents = Mapping[str, Listing]  # by split
+
+
+def listing_of_numbers(outputs: tuple[str, ...], arrays: Sequence[np.ndarray]) -> Listing:
+    """Of examples that are rows of ``arrays``, the targets last, which are called ``outputs``."""
+    return Listing(outputs, arrays[-1], numbers=_sha256("".join(map(_digest, arrays)).encode()))
 
 
 def digests_of(contents: Contents) -> Digests:
@@ -64,7 +72,7 @@ def _same(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
         return False
     keys = ["examples", "classes", "labels"]
     if before["naming"] == now["naming"]:
-        keys += ["names_of_classes", *(key for key in ("names", "sizes") if None not in (before[key], now[key]))]
+        keys += ["names_of_classes", *(key for key in KNOWN if None not in (before.get(key), now.get(key)))]
     return all(before[key] == now[key] for key in keys)
 
 
@@ -126,8 +134,8 @@ def _by_number(before: dict[str, Any], now: Listing) -> str:
         return f"{are[0]:,} examples of {are[1]:,} classes, it was {was[0]:,} of {was[1]:,}"
     if before["labels"] != here["labels"]:
         return "as many examples with other labels, or in another order"
-    key = "sizes" if before["names"] == here["names"] else "names"
-    return f"as many examples with other {'names of classes' if before[key] == here[key] else key}"
+    key = next((key for key in KNOWN if before.get(key) != here[key]), "names of classes")
+    return f"as many examples with other {key}"
 
 
 def keep(folder: Path, contents: Contents) -> None:
@@ -157,6 +165,11 @@ def kept(folder: Path) -> Contents:
             }
     except Exception:  # of numpy, about a file that may hold anything
         return {}
+
+
+def _digest(array: np.ndarray) -> str:
+    """The same for any width and order of the numbers' bytes."""
+    return _sha256(array.astype("<f8" if array.dtype.kind == "f" else "<i8").tobytes())
 
 
 def _sha256(content: bytes) -> str:

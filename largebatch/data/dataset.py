@@ -20,6 +20,7 @@ from largebatch.batch import BatchPlan
 from largebatch.data.contents import Contents
 from largebatch.data.processes import Helpers
 from largebatch.data.sizes import Sizes
+from largebatch.data.statistics import Statistics
 from largebatch.nested import Batch, mapped, tensors_of
 
 
@@ -119,13 +120,6 @@ class Dataset:
 def blank_image(shape: tuple[int, ...]) -> Batch:
     """One black image (C, H, W) with its label."""
     return torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)
-
-
-class Statistics(NamedTuple):
-    """Per-channel mean and standard deviation of pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 def normalised(images: Tensor, statistics: Statistics, placement: Placement) -> Tensor:

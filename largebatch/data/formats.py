@@ -30,7 +30,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from largebatch.errors import UserError
 
@@ -48,6 +47,7 @@ class Form:
     train: tuple[str, ...]
     test: tuple[str, ...]
     arrays: Callable[[Read, Sequence[str]], Arrays]
+    archive: str | None = None  # what its archive is called
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -223,13 +223,13 @@ def _planes_to_images(planes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-def _python_arrays(read: Read, names: Sequence[str]) -> Arrays:
+def python_arrays(read: Read, names: Sequence[str]) -> Arrays:
     parts = [_python_batch(*read(name)) for name in names]
     planes, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
     return _planes_to_images(planes), labels
 
 
-def _binary_arrays(label_bytes: int) -> Callable[[Read, Sequence[str]], Arrays]:
+def binary_arrays(label_bytes: int) -> Callable[[Read, Sequence[str]], Arrays]:
     record = label_bytes + 3072
 
     def arrays(read: Read, names: Sequence[str]) -> Arrays:
@@ -246,6 +246,8 @@ def _binary_arrays(label_bytes: int) -> Callable[[Read, Sequence[str]], Arrays]:
 
 
 def _jpeg_arrays(read: Read, names: Sequence[str]) -> Arrays:
+    from PIL import Image
+
     where, raw = read(names[0])
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
@@ -276,28 +278,11 @@ def _vector(array: np.ndarray, key: str) -> np.ndarray:
     return array
 
 
-_IDX = Form(
+IDX = Form(
     "IDX files",
     None,
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
     _idx_arrays,
 )
-_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-_BINARY = tuple(f"{name}.bin" for name in _BATCHES)
-_JPEG = Form("JPEG in npz files", None, ("train.npz",), ("test.npz",), _jpeg_arrays)
-
-FORMS: dict[str, tuple[Form, ...]] = {
-    "mnist": (_IDX,),
-    "fashion_mnist": (_IDX,),
-    "cifar10": (
-        Form("Python version", "cifar-10-batches-py", _BATCHES, ("test_batch",), _python_arrays),
-        Form("binary version", "cifar-10-batches-bin", _BINARY, ("test_batch.bin",), _binary_arrays(1)),
-        _JPEG,
-    ),
-    "cifar100": (
-        Form("Python version", "cifar-100-python", ("train",), ("test",), _python_arrays),
-        Form("binary version", "cifar-100-binary", ("train.bin",), ("test.bin",), _binary_arrays(2)),
-        _JPEG,
-    ),
-}
+JPEG_ARCHIVE = Form("JPEG in npz files", None, ("train.npz",), ("test.npz",), _jpeg_arrays)

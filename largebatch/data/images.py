@@ -11,18 +11,18 @@ out); shards have the order in which they were written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from largebatch.data import augment as augmentation
 from largebatch.data import places
 from largebatch.data.contents import FOLDER, SHARDS
 from largebatch.data.dali import DaliSplit
-from largebatch.data.dataset import Dataset, Split, blank_image
+from largebatch.data.dataset import Dataset, Split
 from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
@@ -31,6 +31,8 @@ from largebatch.data.passed_over import told_of
 from largebatch.data.processes import Helpers, processors
 from largebatch.data.questions import same_classes, whole_set
 from largebatch.data.resident import HOLD_OUT_SEED
+from largebatch.data.sets import USUAL_DECODER, Asked, leaves_some
+from largebatch.data.sets._photographs import Photographs, sizes_of
 from largebatch.data.shards.source import Shards, files_of, is_shards, open_shards
 from largebatch.data.sizes import Sizes
 from largebatch.data.unreadable import Unreadable
@@ -38,9 +40,7 @@ from largebatch.data.views import centre_box
 from largebatch.data.workers import WorkerSplit
 from largebatch.errors import UserError, suggestion
 
-DEFAULT_SIDE = 224
 MOST_WORKERS = 8  # unless more are asked for
-USUAL_DECODER = "turbo"
 SPLITS: dict[str, type[WorkerSplit]] = {
     USUAL_DECODER: WorkerSplit,
     "pillow": WorkerSplit,
@@ -69,94 +69,70 @@ class Found(NamedTuple):
     parts: Mapping[str, Any]
 
 
-def image_set(
-    name: str,
-    root: str | None,
-    *,
-    sizes: Sizes,
-    augment: str,
-    color_jitter: float,
-    hold_out: int,
-    decode: str,
-    workers: int | None,
-    shuffle_shards: int,
-    unreadable_share: float,
-    classes_expected: int | None = None,
-    report: Callable[[str], object] | None = None,
-) -> Dataset:
-    """The data set under ``root``; ``hold_out`` training images, drawn at random, replace its test set.
-
-    Of the training images ``unreadable_share`` may be unreadable. ``report`` hears of what takes long.
-    """
-    if decode not in SPLITS:
-        raise UserError(f"data.decode = {decode!r} is not a decoder{suggestion(decode, list(SPLITS))}")
-    augment = augmentation.resolved(augment, "resized_crop_flip", augmentation.FOLDER, name)
-    if name == "folder" and root is None:
-        raise UserError(
-            "data.root is missing: data set folder needs a folder with train/<class>/*.jpg, a pack, or shards"
-        )
-    for here in ("file://", "local://"):
-        root = root.removeprefix(here) if root is not None else None
-    where = root if root is not None and "://" in root else str(places.located(name, root).path)
-    found = _found(where, hold_out, shuffle_shards, classes_expected, report)
-    train = found.parts["train"]
-    if classes_expected is not None and len(train.classes) != classes_expected:
-        raise UserError(f"{where} has {len(train.classes)} classes; {name} needs {classes_expected}")
-    same_classes(where, {"train": train} if hold_out else found.parts)
-    if hold_out >= len(train):
-        raise UserError(f"data.hold_out = {hold_out} leaves nothing to train on; at most {len(train) - 1}")
-    if hold_out:
-        chosen = np.zeros(len(train), dtype=bool)
-        order = np.random.Generator(np.random.PCG64(HOLD_OUT_SEED)).permutation(len(train))
-        chosen[order[:hold_out]] = True
-        train, test = train.part(~chosen), train.part(chosen)
-    else:
-        test = found.parts["test"]
+def image_set(known: Photographs, asked: Asked) -> Dataset:
+    """The data set under ``asked.root``; images held out of those to train on, at random, replace its test set."""
+    if asked.decode not in SPLITS:
+        raise UserError(f"data.decode = {asked.decode!r} is not a decoder{suggestion(asked.decode, list(SPLITS))}")
     reading = Reading(
-        sizes,
-        augment,
-        color_jitter,
-        decode,
-        min(MOST_WORKERS, processors()) if workers is None else workers,
-        unreadable_share,
+        sizes_of(asked),
+        known.augmentation(asked),
+        asked.color_jitter,
+        asked.decode,
+        min(MOST_WORKERS, processors()) if asked.workers is None else asked.workers,
+        asked.unreadable_share,
         Helpers(),
     )
-    pixels, reading_facts = f"decoded by {decode}", {"workers": str(reading.workers)}
-    if isinstance(train, PixelPack):
-        _check_pixels(where, train, reading)
-        pixels, reading_facts = f"packed at {train.size} a side", {}
-        left, _, right, _ = centre_box(train.size)
-        if sizes.evaluate > right - left:
-            reading_facts = {"tests": f"enlarged from {right - left}"}
-    return Dataset(
-        name=name,
-        example=blank_image((3, sizes.evaluate, sizes.evaluate)),
-        outputs=len(train.classes),
-        train=_split(train, reading, training=True),
-        test=_split(test, reading, training=False),
+    where = _place(known, asked.root)
+    found = _found(where, known.number_of_classes, asked)
+    train, test = _divided(where, found, known, asked.hold_out)
+    pixels, facts = _check_pixels(where, train, reading)
+    splits = _split(train, reading, training=True), _split(test, reading, training=False)
+    made = known.outline(asked, splits, f"{found.form}, {where}", len(train.classes))
+    facts = {
+        **made.facts,
+        **({"color_jitter": f"{asked.color_jitter:g}"} if asked.color_jitter else {}),
+        "pixels": pixels,
+        **facts,
+        **({"passed over": told} if (told := told_of(found.parts)) else {}),
+    }
+    return dataclasses.replace(
+        made,
         classes=list(train.classes),
-        source=f"{found.form}, {where}",
-        facts={
-            "augment": augment,
-            **({"color_jitter": f"{color_jitter:g}"} if color_jitter else {}),
-            "pixels": pixels,
-            **reading_facts,
-            **({"passed over": told} if (told := told_of(found.parts)) else {}),
-        },
+        facts=facts,
         pixels=pixels,
         contents=lambda: {split: source.listing() for split, source in found.parts.items()},
         helpers=reading.helpers,
-        sizes=sizes,
     )
 
 
-def _found(
-    where: str,
-    hold_out: int,
-    shuffle_shards: int,
-    classes_expected: int | None,
-    report: Callable[[str], object] | None,
-) -> Found:
+def _place(known: Photographs, root: str | None) -> str:
+    """The folder, or the address in a store."""
+    if root is None and not known.origin.folders:
+        raise UserError(
+            f"data.root is missing: data set {known.name} needs a folder with train/<class>/*.jpg, a pack, or shards"
+        )
+    for here in ("file://", "local://"):
+        root = root.removeprefix(here) if root is not None else None
+    return root if root is not None and "://" in root else str(places.located(known.name, root).path)
+
+
+def _divided(where: str, found: Found, known: Photographs, hold_out: int) -> tuple[Any, Any]:
+    """The sources that are trained on and judged by."""
+    train = found.parts["train"]
+    if known.number_of_classes is not None and len(train.classes) != known.number_of_classes:
+        raise UserError(f"{where} has {len(train.classes)} classes; {known.name} needs {known.number_of_classes}")
+    same_classes(where, {"train": train} if hold_out else found.parts)
+    if not hold_out:
+        return train, found.parts["test"]
+    leaves_some(hold_out, len(train))
+    chosen = np.zeros(len(train), dtype=bool)
+    order = np.random.Generator(np.random.PCG64(HOLD_OUT_SEED)).permutation(len(train))
+    chosen[order[:hold_out]] = True
+    return train.part(~chosen), train.part(chosen)
+
+
+def _found(where: str, classes_expected: int | None, asked: Asked) -> Found:
+    hold_out = asked.hold_out
     path = Path(where)
     if "://" not in where and is_pack(path):
         pack = open_pack(path)
@@ -166,7 +142,7 @@ def _found(
     if is_shards(where):
         whole_set(where, files_of(where))
         splits = ("train",) if hold_out else ("train", "test")
-        shards = open_shards(where, report=report, shuffle_shards=shuffle_shards, splits=splits)
+        shards = open_shards(where, report=asked.report, shuffle_shards=asked.shuffle_shards, splits=splits)
         return Found(SHARDS, shards)
     train = scan(path / "train", classes_expected)
     if hold_out:
@@ -193,11 +169,14 @@ def _split(source: Any, how: Reading, training: bool) -> Split:
     )
 
 
-def _check_pixels(where: str, pack: PixelPack, how: Reading) -> None:
+def _check_pixels(where: str, train: Any, how: Reading) -> tuple[str, dict[str, str]]:
+    """Who made the pixels, and what else to tell of reading; refused where a pack of them does not serve."""
+    if not isinstance(train, PixelPack):
+        return f"decoded by {how.decode}", {"workers": str(how.workers)}
     largest = max(how.sizes.last, how.sizes.evaluate)
-    if largest > pack.size:
+    if largest > train.size:
         raise UserError(
-            f"data.image_size = {largest} is larger than the images of {where}, which have {pack.size} pixels a side; "
+            f"data.image_size = {largest} is larger than the images of {where}, which have {train.size} pixels a side; "
             f"take at most that, or pack again with --size {largest}"
         )
     for key, idle in (
@@ -206,6 +185,9 @@ def _check_pixels(where: str, pack: PixelPack, how: Reading) -> None:
     ):
         if idle:
             raise UserError(f"{key} has no effect: {where} is a pack of pixels, with nothing to decode; leave it out")
+    left, _, right, _ = centre_box(train.size)
+    enlarged = {"tests": f"enlarged from {right - left}"} if how.sizes.evaluate > right - left else {}
+    return f"packed at {train.size} a side", enlarged
 
 
 def _test_folder(root: Path) -> Path:

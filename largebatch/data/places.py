@@ -14,23 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from largebatch import paths
-from largebatch.data import formats
-from largebatch.errors import UserError, suggestion
-
-ARCHIVES = {
-    "cifar-10-batches-py": "cifar-10-python.tar.gz",
-    "cifar-10-batches-bin": "cifar-10-binary.tar.gz",
-    "cifar-100-python": "cifar-100-python.tar.gz",
-    "cifar-100-binary": "cifar-100-binary.tar.gz",
-}
-FOLDERS = {
-    "mnist": ("MNIST", "mnist"),
-    "fashion_mnist": ("FashionMNIST", "fashion_mnist", "fashion-mnist", "Fashion-MNIST"),
-    "cifar10": ("cifar10", "CIFAR10", "cifar-10", "CIFAR-10"),
-    "cifar100": ("cifar100", "CIFAR100", "cifar-100", "CIFAR-100"),
-    "imagenet": ("imagenet", "ImageNet", "ILSVRC2012"),
-}
-SYSTEM = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
+from largebatch.data import formats, sets
+from largebatch.data.published import ByHand, NoFiles, Published
+from largebatch.errors import UserError
 
 
 class Found(NamedTuple):
@@ -71,7 +57,8 @@ def bases(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
     """The folders that are searched for data set ``name``."""
     if root is not None:
         return [Path(paths.expanded("data.root", os.fspath(root)))]
-    system = [SYSTEM[name]] if name in SYSTEM else []
+    origin = sets.known(name).origin
+    system = [origin.package.folder] if isinstance(origin, Published) and origin.package else []
     return list(dict.fromkeys([*usual_folders(), *system]))
 
 
@@ -91,12 +78,13 @@ def located(name: str, root: str | os.PathLike[str] | None = None) -> Found:
     if found:
         return found
     looked = " or ".join(str(base) for base in bases(name, root))
-    if name not in formats.FORMS:
+    origin = sets.known(name).origin
+    if not isinstance(origin, Published):
         raise UserError(
             f"data set {name} not found in {looked}; data.root should be a folder with "
             f"train/<class>/*.jpg and val/<class>/*.jpg, a pack, or WebDataset shards"
         )
-    for folder, form in _folders(name, root):
+    for folder, form in _folders(name, origin, root):
         missing = form.missing(folder)
         if len(missing) < len(form.files):
             raise UserError(
@@ -107,24 +95,29 @@ def located(name: str, root: str | os.PathLike[str] | None = None) -> Found:
 
 
 def search(name: str, root: str | os.PathLike[str] | None = None) -> Found | None:
-    if name in ("imagenet", "folder"):
-        return _image_folder(name, root)
-    if name not in formats.FORMS:
-        raise UserError(f"data set {name!r} has no files to look for{suggestion(name, list(FOLDERS))}")
-    for folder, form in _folders(name, root):
-        archive = ARCHIVES.get(form.folder or "")
+    match sets.known(name).origin:
+        case NoFiles():
+            raise UserError(f"data set {name!r} has no files to look for")
+        case ByHand() as origin:
+            return _image_folder(name, origin, root)
+        case Published() as origin:
+            return _copy(name, origin, root)
+
+
+def _copy(name: str, origin: Published, root: str | os.PathLike[str] | None) -> Found | None:
+    for folder, form in _folders(name, origin, root):
         if not form.missing(folder):
             return Found(folder, form)
-        if archive and form.folder == folder.name and os.path.isfile(folder.parent / archive):
-            return Found(folder.parent / archive, form)
+        if form.archive and form.folder == folder.name and os.path.isfile(folder.parent / form.archive):
+            return Found(folder.parent / form.archive, form)
     return None
 
 
-def _image_folder(name: str, root: str | os.PathLike[str] | None) -> Found | None:
-    if root is None and name not in FOLDERS:
+def _image_folder(name: str, origin: ByHand, root: str | os.PathLike[str] | None) -> Found | None:
+    if root is None and not origin.folders:
         return None
     for base in bases(name, root):
-        for folder in (base, *(base / alias for alias in FOLDERS.get(name, ()))):
+        for folder in (base, *(base / alias for alias in origin.folders)):
             if _holds_images(folder) and (root is not None or folder != base):
                 return Found(folder, None)
     return None
@@ -137,13 +130,13 @@ def _holds_images(folder: Path) -> bool:
     return any(name.endswith(".tar") for name in os.listdir(folder)) if os.path.isdir(folder) else False
 
 
-def _folders(name: str, root: str | os.PathLike[str] | None) -> Iterator[tuple[Path, formats.Form]]:
+def _folders(name: str, origin: Published, root: str | os.PathLike[str] | None) -> Iterator[tuple[Path, formats.Form]]:
     """Every folder in which each form of ``name`` may lie, best place first."""
     for base in bases(name, root):
-        homes = [base / alias for alias in FOLDERS[name]]
-        for form in formats.FORMS[name]:
+        homes = [base / alias for alias in origin.folders]
+        for form in origin.forms:
             if form.folder:
                 yield from ((home / form.folder, form) for home in (base, *homes))
-            itself = root is not None or base in SYSTEM.values()
+            itself = root is not None or (origin.package is not None and base == origin.package.folder)
             for home in (base, *homes) if itself else homes:
                 yield from ((home / "raw", form), (home, form))

@@ -13,8 +13,8 @@ from typing import Any
 
 from largebatch.data.dataset import Dataset
 from largebatch.data.decode import evaluation_window
-from largebatch.data.facts import IMAGENET
 from largebatch.data.resident import ResidentSplit
+from largebatch.data.statistics import IMAGENET
 
 
 def prepared(dataset: Dataset) -> dict[str, Any]:

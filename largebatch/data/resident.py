@@ -6,7 +6,7 @@ what was gathered.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,10 +15,13 @@ from torch import Tensor
 from largebatch import nested
 from largebatch.batch import BatchPlan
 from largebatch.data import augment as augmentation
-from largebatch.data.dataset import Placement, Statistics, normalised, share
+from largebatch.data.dataset import Placement, normalised, share
+from largebatch.data.sets import leaves_some
+from largebatch.data.statistics import Statistics
 from largebatch.nested import Batch
 
 HOLD_OUT_SEED = 20170608
+Rows = tuple[np.ndarray, ...]
 
 
 class TensorSplit:
@@ -106,6 +109,23 @@ def _sent(numbers: np.ndarray, device: torch.device) -> Tensor:
     """``numbers`` on the device without making the host wait for it."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def divided(load: Callable[[str], Sequence[np.ndarray]], hold_out: int) -> tuple[Rows, Rows, dict[str, Rows]]:
+    """What is trained on, what is judged by, and all that was read for it, by part.
+
+    ``load`` gives the arrays of ``train`` or ``test``, a row for each example, what belongs to each last. Examples that
+    are held out stand in for the test set, which is not read then.
+    """
+    read = {"train": tuple(load("train"))}
+    if not hold_out:
+        read["test"] = tuple(load("test"))
+        return read["train"], read["test"], read
+    labels = read["train"][-1]
+    leaves_some(hold_out, len(labels))
+    mask = held_out(labels, hold_out)
+    train, test = (tuple(array[rows] for array in read["train"]) for rows in (~mask, mask))
+    return train, test, read
 
 
 def held_out(labels: np.ndarray, count: int) -> np.ndarray:

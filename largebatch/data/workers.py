@@ -28,10 +28,10 @@ from largebatch.data import augment as augmentation
 from largebatch.data import views as viewing
 from largebatch.data.dataset import Placement, normalised, share
 from largebatch.data.decode import Draw, Window, evaluation_window, reason_of, training_window, view
-from largebatch.data.facts import IMAGENET
 from largebatch.data.processes import Helpers, answered
 from largebatch.data.sizes import Sizes
 from largebatch.data.sources import Source
+from largebatch.data.statistics import IMAGENET
 from largebatch.data.streams import in_steps, one_ahead
 from largebatch.data.unreadable import Reasons, Unreadable, is_machine_s
 from largebatch.errors import LocalError, Lost

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from largebatch import distributed, launched
-from largebatch.data import places
+from largebatch.data import places, sets
 from largebatch.doctor.facts import Facts
 from largebatch.errors import UserError
 from largebatch.records import circumstances
@@ -28,7 +28,7 @@ def look(folder: Path, asked: str) -> tuple[Facts, torch.device]:
     memory = Path("/dev/shm")  # noqa: S108  # looked at, never written
     temporary = Path(tempfile.gettempdir())
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    names = [*places.FOLDERS]
+    names = [name for name, known in sets.table().items() if known.origin.folders]
     seen = {
         "rank": distributed.rank(),
         "local_rank": distributed.local_rank(),

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from largebatch import config, distributed, launched
+from largebatch.data import sets
 from largebatch.doctor.facts import Facts
 from largebatch.doctor.judge import judge
 from largebatch.doctor.look import existing, look
@@ -67,7 +68,7 @@ def examine(run: config.Run | None, command: str) -> Facts:
     facts: Facts = {
         "kind": "doctor",
         "ranks": ranks,
-        "image_folder": run is None or run.data.name in ("imagenet", "folder"),
+        "image_folder": run is None or sets.read_by_workers(run.data.name),
         "run_folder": {"path": str(wanted), **shared(folder)},
         "group": None,
         "command": command,

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,21 +19,16 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from largebatch import assemble, config, data, derive, distributed
+from largebatch import assemble, config, data, derive, distributed, nested
 from largebatch.batch import BatchPlan, MicroBatch, factored
-from largebatch.data import augment, places
-from largebatch.data.dataset import blank_image
-from largebatch.data.facts import FACTS
-from largebatch.data.sizes import constant
+from largebatch.data import sets
+from largebatch.data.resident import TensorSplit
+from largebatch.data.sets import DataSet
 from largebatch.dry_run.engines import FAKES
 from largebatch.engines import Engine
-from largebatch.errors import UserError, suggestion
+from largebatch.errors import UserError
 from largebatch.nested import Batch
 from largebatch.recipes import training_examples
-
-TEST_EXAMPLES = {"imagenet": 50_000, "cifar10": 10_000, "cifar100": 10_000, "mnist": 10_000, "fashion_mnist": 10_000}
-DIGITS_TEST = 297
-FROM_FOLDERS = ("imagenet", "folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +73,10 @@ class Described:
     def steps(
         self, plan: BatchPlan, rank: int, first_step: int, placement: data.Placement, seed: int
     ) -> Iterator[Iterable[Batch]]:
-        raise AssertionError("a dry run reads no images")
+        raise AssertionError("a dry run reads no examples")
 
     def batches(self, rank: int, world: int, batch_size: int, placement: data.Placement) -> Iterator[Batch]:
-        raise AssertionError("a dry run reads no images")
+        raise AssertionError("a dry run reads no examples")
 
 
 def job_of(run: config.Run, cluster: Cluster, mode: FakeTensorMode) -> assemble.Job:
@@ -104,60 +98,37 @@ def fake_engine(kind: Any, mode: FakeTensorMode, device: torch.device, *argument
 
 
 def dataset_of(run: config.Run, cluster: Cluster) -> data.Dataset:
-    section = run.data
-    if section.name not in data.NAMES:
-        raise UserError(f"data.name = {section.name!r} is not a data set{suggestion(section.name, data.NAMES)}")
-    if section.name in FROM_FOLDERS and cluster.examples is None and places.find(section.name, section.root):
-        found = assemble.dataset_of(run)
-        train, test = Described(len(found.train), 0), Described(len(found.test), 0)
-        return dataclasses.replace(found, train=train, test=test)
-    return described(run, cluster)
+    """Sized as published or stated, or as what is here if nothing else says it."""
+    known, asked = sets.known(run.data.name), assemble.asked_of(run)
+    sets.check(known, asked)
+    if known.is_outlined(asked, stated=cluster.examples is not None):
+        return outline_of(run, cluster, known, asked)
+    found = known.build(asked)
+    return dataclasses.replace(found, train=described(found.train), test=described(found.test))
 
 
-def described(run: config.Run, cluster: Cluster) -> data.Dataset:
+def described(split: data.Split) -> Described:
+    on_device = nested.tensors_of(split.tensors) if isinstance(split, TensorSplit) else []
+    return Described(len(split), sum(tensor.nbytes for tensor in on_device))
+
+
+def outline_of(run: config.Run, cluster: Cluster, known: DataSet, asked: data.Asked) -> data.Dataset:
     """From what is known of the set."""
-    section = run.data
-    examples, _ = training_examples(section, cluster.examples)
-    whole = examples + section.hold_out
-    folder = section.name in FROM_FOLDERS
-    sizes = assemble.sizes_of(run)
-    side = sizes.evaluate if sizes else 224 if folder else 32
-    known = FACTS.get(section.name)
-    shape = known.shape if known else section.image_shape or (3, side, side)
-    if known and sizes not in (None, constant(shape[1])):
-        raise UserError(
-            f"data.image_size = {side} does not fit data set {section.name}; its images are {shape[1]}x{shape[2]}"
-        )
-    standard = "resized_crop_flip" if folder else known.augment if known else "none"
-    allowed = augment.FOLDER if folder else augment.RESIDENT
-    resolved = augment.resolved(section.augment, standard, allowed, section.name)
-    test = section.hold_out or (
-        DIGITS_TEST if section.name == "digits" else TEST_EXAMPLES.get(section.name) or max(1, whole // 10)
-    )
-    each = 0 if folder else math.prod(shape) + 8  # a label is an int64
-    return data.Dataset(
-        name=section.name,
-        example=blank_image(shape),
-        outputs=classes_of(run, cluster),
-        train=Described(examples, examples * each),
-        test=Described(test, test * each),
-        source="sizes as published" if known or section.name == "imagenet" else "sizes as stated",
-        facts={"augment": resolved},
-        sizes=sizes,
-    )
+    train, _ = training_examples(run.data, cluster.examples)
+    test = asked.hold_out or known.counts(asked)[1] or max(1, train // 10)
+    each = known.resident_bytes(asked)
+    splits = Described(train, train * each), Described(test, test * each)
+    source = "sizes as published" if known.examples and cluster.examples is None else "sizes as stated"
+    return known.outline(asked, splits, source, outputs_of(run, cluster))
 
 
-def classes_of(run: config.Run, cluster: Cluster) -> int:
-    if known := FACTS.get(run.data.name):
-        return len(known.classes)
-    if run.data.name == "imagenet":
-        return 1000
-    if run.data.name == "synthetic":
-        return run.data.num_classes or 10
-    stated = cluster.classes or run.model.arguments.get("num_classes")
+def outputs_of(run: config.Run, cluster: Cluster) -> int:
+    """The numbers that a model is to give for each example."""
+    known = sets.known(run.data.name).outputs(assemble.asked_of(run))
+    stated = known or cluster.classes or run.model.arguments.get("num_classes")
     if not isinstance(stated, int):
         raise UserError(
-            "data.name = folder has as many classes as there are folders; say how many: --classes N, or "
+            f"data.name = {run.data.name} has as many classes as there are folders; say how many: --classes N, or "
             "model.num_classes"
         )
     return stated

@@ -2,7 +2,7 @@
 the second is measured. It has the micro-batch of the run, and at most two of them: what the first one does, all but
 the last do alike. Then an evaluation's forward pass.
 
-Images and labels have the shapes of the data set's. Convolutions and matrix products run in the run's precision.
+A batch has the shapes of the data set's. Convolutions and matrix products run in the run's precision.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from largebatch.update import Update
 
 PARTS: tuple[str, ...] = (
     "weights", "master weights", "gradients", "reduction bucket", "optimizer states", "moving average", "workers",
-    "buffers", "activations", "gathered blocks", "images on the device",
+    "buffers", "activations", "gathered blocks", "examples on the device",
 )  # fmt: skip
 WHAT_FOR = {  # what is sent by these
     batch_norm: "batch norm",
@@ -129,7 +129,7 @@ def what_stays(job: Job, trace: Trace) -> tuple[dict[str, int], Ema | None]:
     if ema is not None:
         parts["moving average"] = trace.stays("moving average", ema.average)
     splits = [split for split in (job.dataset.train, job.dataset.test) if isinstance(split, Described)]
-    parts["images on the device"] = sum(split.bytes_on_device for split in splits)
+    parts["examples on the device"] = sum(split.bytes_on_device for split in splits)
     return parts, ema
 
 

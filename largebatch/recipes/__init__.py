@@ -2,7 +2,6 @@
 
 from largebatch.recipes.files import folder_of, listing, located, paper_of, table_of
 from largebatch.recipes.show import (
-    TRAINING_EXAMPLES,
     as_plot,
     derived,
     published_words,
@@ -11,7 +10,6 @@ from largebatch.recipes.show import (
 )
 
 __all__ = [
-    "TRAINING_EXAMPLES",
     "as_plot",
     "derived",
     "folder_of",

@@ -18,17 +18,14 @@ import rich.table
 from largebatch import config, derive
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
+from largebatch.data import Asked, sets
+from largebatch.data.sizes import constant
 from largebatch.decide import decide, precision_of
 from largebatch.decided import DataFacts, Decided, LearningRate
-from largebatch.errors import UserError, suggestion
+from largebatch.errors import UserError
 from largebatch.recipes.files import Facts, in_words, paper_of, plain, published_of
 from largebatch.terminal_plot import plot
 
-# Beside the package largebatch.data, which loads torch. Training images as published.
-TRAINING_EXAMPLES = {
-    "imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "fashion_mnist": 60_000,
-    "digits": 1_500, "digit_pairs": 1_500, "diabetes": 342, "synthetic": 10_000,
-}  # fmt: skip
 LARGEST = 10**12
 
 
@@ -44,8 +41,10 @@ def derived(
     run = config.load(path, overrides)
     device = "cpu" if run.device == "cpu" else "cuda"
     check_combinations(run, precision_of(run.precision, device))
+    sets.check(sets.known(run.data.name), asked_of(run.data))
     size, from_what = training_examples(run.data, examples)
-    decided = decide(run, DataFacts(size, pixels_of(run)), devices, device)
+    facts = DataFacts(size, pixels_of(run.data))
+    decided = decide(run, facts, devices, device, sets.known(run.data.name).task)
     plan, lr = decided.plan, decided.lr
     origin = origins(path, overrides, run.batch.global_batch_size)
     rows = [
@@ -88,24 +87,25 @@ def derived(
 
 def training_examples(data: config.Data, examples: int | None = None) -> tuple[int, str]:
     """How many there are to train on, and why."""
-    whole = examples or data.examples or TRAINING_EXAMPLES.get(data.name)
-    if data.name == "folder" and whole is None:
-        raise UserError("data.name = folder holds as many examples as there are files; say how many: --examples N")
+    known = sets.known(data.name)
+    whole = examples or known.counts(asked_of(data))[0]
     if whole is None:
-        known = [*TRAINING_EXAMPLES, "folder"]
-        raise UserError(f"data.name = {data.name!r} is not a data set{suggestion(data.name, known)}")
-    if data.hold_out >= whole:
-        raise UserError(f"data.hold_out = {data.hold_out} leaves nothing to train on; at most {whole - 1}")
+        raise UserError(f"data.name = {data.name} holds {known.holds}; say how many: --examples N")
+    sets.leaves_some(data.hold_out, whole)
     why = "--examples" if examples else data.name
     return whole - data.hold_out, f"{why}, {data.hold_out:,} of {whole:,} held out" if data.hold_out else why
 
 
-def pixels_of(run: config.Run) -> int:
-    """Of the largest image of a training step."""
-    sizes = run.data.image_size
-    side = sizes.last if sizes else 224 if run.data.name in ("imagenet", "folder") else 32
-    _, height, width = run.data.image_shape or (3, side, side)
-    return height * width
+def pixels_of(data: config.Data) -> int:
+    """Of the largest image of a training step; 1 where examples are no images."""
+    shape = sets.known(data.name).shape(asked_of(data))
+    return math.prod(shape[1:]) if len(shape) == 3 else 1
+
+
+def asked_of(data: config.Data) -> Asked:
+    """With the largest side of all."""
+    keys = data.model_dump(exclude={"image_size", "if_changed"})
+    return Asked(**keys, image_size=constant(data.image_size.last) if data.image_size else None)
 
 
 METHODS = {"sam": "SAM", "ema": "EMA", "averaging": "averaging"}  # keys, and what their rows are called

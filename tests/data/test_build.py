@@ -9,7 +9,7 @@ import pytest
 import sklearn.datasets  # here, since importing it sets environment variables
 import torch
 
-from largebatch.data import NAMES, build
+from largebatch.data import build, sets
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
 from tests.data.conftest import CPU
@@ -21,7 +21,7 @@ def arrays(split: object) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_names():
-    assert sorted(NAMES) == [
+    assert sets.names() == [
         "cifar10", "cifar100", "diabetes", "digit_pairs", "digits", "fashion_mnist", "folder", "imagenet", "mnist",
         "synthetic",
     ]  # fmt: skip

@@ -3,19 +3,28 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-import os
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from largebatch.data import build, places
+from largebatch.data import build, places, sets
 from largebatch.data import fetch as fetching
 from largebatch.data.fetch import fetch, find, locate
+from largebatch.data.published import Published
 from largebatch.errors import UserError
 from tests.data.conftest import pixels, write_idx
 from tests.data.test_formats import cifar10_files, pack
+
+
+def published() -> dict[str, Published]:
+    return {name: known.origin for name, known in sets.table().items() if isinstance(known.origin, Published)}
+
+
+def publish_as(monkeypatch: pytest.MonkeyPatch, name: str, **changes: object) -> None:
+    origin = dataclasses.replace(published()[name], **changes)  # type: ignore[arg-type]
+    monkeypatch.setattr(type(sets.known(name)), "origin", origin)
 
 
 @pytest.fixture(autouse=True)
@@ -23,19 +32,18 @@ def places_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and cache folders of our own, no system package, mirrors that do not answer, no apt."""
     monkeypatch.setenv("LARGEBATCH_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(places, "SYSTEM", {"fashion_mnist": tmp_path / "system"})
-    for name, remote in fetching.REMOTES.items():
-        nowhere = ("http://127.0.0.1:9/one/", "http://127.0.0.1:9/two/")
-        monkeypatch.setitem(fetching.REMOTES, name, dataclasses.replace(remote, mirrors=nowhere))
+    nowhere = ("http://127.0.0.1:9/one/", "http://127.0.0.1:9/two/")
+    for name, origin in published().items():
+        package = origin.package and dataclasses.replace(origin.package, folder=tmp_path / "system")
+        publish_as(monkeypatch, name, mirrors=nowhere, package=package)
     monkeypatch.setattr(fetching.shutil, "which", lambda program: None)
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path) -> None:
     """Let ``folder`` be the second mirror of ``name``, with the checksums of its files."""
-    remote = fetching.REMOTES[name]
-    md5 = {file: hashlib.md5((folder / file).read_bytes()).hexdigest() for file in remote.md5}
-    mirrors = (remote.mirrors[0], folder.as_uri() + "/")
-    monkeypatch.setitem(fetching.REMOTES, name, dataclasses.replace(remote, mirrors=mirrors, md5=md5))
+    origin = published()[name]
+    md5 = {file: hashlib.md5((folder / file).read_bytes()).hexdigest() for file in origin.md5}
+    publish_as(monkeypatch, name, mirrors=(origin.mirrors[0], folder.as_uri() + "/"), md5=md5)
 
 
 def write_set(folder: Path, packed: bool = True) -> Path:
@@ -166,7 +174,9 @@ class FakeApt:
         if good and verb == "download":
             (cwd / "dataset.deb").write_bytes(b"")
         if good and verb == "-x" and self.content:
-            write_set(Path(command[-1]) / "usr/share/datasets/fashion-mnist")
+            package = published()["fashion_mnist"].package
+            assert package is not None
+            write_set(Path(command[-1]) / package.folder.relative_to("/"))
         return subprocess.CompletedProcess(command, 0 if good else 100, "", "" if good else "W: x\nE: no luck\n")
 
 
@@ -243,12 +253,10 @@ def test_names_that_cannot_be_fetched(image_root: Path):
 
 
 def test_every_published_file_is_one_its_form_reads():
-    from largebatch.data.formats import FORMS
-    from largebatch.data.places import ARCHIVES
-
-    for name, remote in fetching.REMOTES.items():
-        form = FORMS[name][0]
-        expected = [f"{file}.gz" for file in form.files] if form.folder is None else [ARCHIVES[form.folder]]
-        assert sorted(remote.md5) == sorted(expected)
-        assert all(len(md5) == 32 for md5 in remote.md5.values())
-    assert os.path.isabs(places.SYSTEM["fashion_mnist"])
+    assert set(published()) == {"mnist", "fashion_mnist", "cifar10", "cifar100"}
+    for origin in published().values():
+        form = origin.forms[0]
+        expected = [f"{file}.gz" for file in form.files] if form.folder is None else [form.archive]
+        assert sorted(origin.md5) == sorted(expected)
+        assert all(len(md5) == 32 for md5 in origin.md5.values())
+        assert origin.package is None or origin.package.folder.is_absolute()

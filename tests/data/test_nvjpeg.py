@@ -12,9 +12,9 @@ from largebatch.batch import BatchPlan, resolve
 from largebatch.data import Placement, nvjpeg
 from largebatch.data.decode import training_window
 from largebatch.data.encoded import Encoded, Undecoded
-from largebatch.data.facts import IMAGENET
 from largebatch.data.nvjpeg import NvjpegSplit
 from largebatch.data.sizes import Sizes, constant
+from largebatch.data.statistics import IMAGENET
 from largebatch.data.unreadable import Unreadable
 from largebatch.data.workers import WorkerSplit
 from largebatch.errors import LocalError, UserError

@@ -19,12 +19,12 @@ from largebatch.data import Placement
 from largebatch.data.ahead import begun
 from largebatch.data.augment import step_views
 from largebatch.data.dataset import Split
-from largebatch.data.facts import IMAGENET
 from largebatch.data.packs.origins import origins
 from largebatch.data.packs.pack import PixelPack, open_pack
 from largebatch.data.packs.packing import pack
 from largebatch.data.packs.split import AHEAD, PackedSplit, _Gathered
 from largebatch.data.sizes import Sizes, constant
+from largebatch.data.statistics import IMAGENET
 from largebatch.data.views import centre_box
 from largebatch.errors import LocalError
 from tests.data.conftest import CPU, pixels

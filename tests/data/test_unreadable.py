@@ -13,8 +13,8 @@ import torch
 from programs import torchrun
 
 from largebatch.data import Dataset, build
-from largebatch.data.facts import IMAGENET
 from largebatch.data.folder import Files
+from largebatch.data.statistics import IMAGENET
 from largebatch.data.unreadable import Unreadable
 from largebatch.data.workers import WorkerSplit
 from largebatch.errors import LocalError, Lost, UserError

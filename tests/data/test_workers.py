@@ -18,9 +18,9 @@ from largebatch.data import Dataset, Placement, build, processes
 from largebatch.data import views as viewing
 from largebatch.data.augment import color_draws, example_generator
 from largebatch.data.decode import evaluation_window, training_window, view
-from largebatch.data.facts import IMAGENET
 from largebatch.data.folder import scan
 from largebatch.data.sizes import Sizes, constant
+from largebatch.data.statistics import IMAGENET
 from largebatch.data.workers import Decoded, WorkerSplit
 from largebatch.errors import Lost, UserError
 from tests.data.conftest import CPU

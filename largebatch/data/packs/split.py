@@ -25,8 +25,8 @@ from largebatch.data import views as viewing
 from largebatch.data.ahead import begun
 from largebatch.data.augment import Views
 from largebatch.data.dataset import Placement, normalised, share
-from largebatch.data.facts import IMAGENET
 from largebatch.data.sizes import Sizes
+from largebatch.data.statistics import IMAGENET
 from largebatch.data.streams import in_steps, one_ahead
 from largebatch.errors import LocalError
 from largebatch.nested import Batch

@@ -1,0 +1,168 @@
+"""The data sets a recipe can name: one file for each, with its facts, what it takes, where it comes from, its builder.
+
+A file that is added to this folder, or to another on the ``__path__`` of this package, is a data set. Until one is
+built nothing here loads torch, so a recipe is read aloud, a set is fetched, and a dry run is sized from the same facts.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from largebatch import kinds
+from largebatch.data.published import NoFiles, Origin
+from largebatch.data.sizes import Sizes, constant
+from largebatch.errors import UserError, suggestion
+
+if TYPE_CHECKING:
+    from largebatch.data.dataset import Dataset, Split
+
+USUAL_DECODER = "turbo"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a recipe's ``data:`` asks of a set."""
+
+    name: str
+    root: str | None = None  # the only place looked at; an address such as s3://bucket/shards for images in a store
+    image_size: Sizes | None = None  # the side of what an image set gives, and how it grows; unset: 224
+    augment: str = "auto"  # one of largebatch.data.augment; auto: the set's standard
+    color_jitter: float = 0.0  # s changes brightness, contrast and saturation each by a factor in 1 ± s
+    hold_out: int = 0  # training examples that become ``test`` and leave ``train``; the test set is not read
+    decode: str = USUAL_DECODER  # who makes pixels of JPEG: turbo, pillow, nvjpeg, dali
+    workers: int | None = None  # processes of a rank that read images; unset: one per processor, at most 8
+    shuffle_shards: int = 16  # of an object store's shards: so many are shuffled together
+    unreadable_share: float = 0.0  # of the training images; the next readable one stands in for each
+    num_classes: int | None = None  # of a set that is made up, like the next three
+    image_shape: tuple[int, int, int] | None = None  # C, H, W
+    examples: int | None = None
+    seed: int = 0
+    report: Callable[[str], object] | None = None  # hears of what takes long
+
+
+class DataSet(abc.ABC):
+    """One that a recipe can name; ``name`` is its file's."""
+
+    name: ClassVar[str]
+    task: ClassVar[str] = "classification"  # what it is for, where the recipe does not say
+    takes: ClassVar[frozenset[str]] = frozenset()  # keys of OF_SOME
+    origin: Origin = NoFiles("its file makes it")
+    examples: ClassVar[int | None] = None  # to train on, as published
+    test_examples: ClassVar[int | None] = None
+    holds: ClassVar[str] = "examples that its file does not count"  # where ``examples`` are not known
+    photographs: ClassVar[bool] = False  # whether processes read it, file by file
+
+    @abc.abstractmethod
+    def build(self, asked: Asked) -> Dataset:
+        """Ready to be read. What all sets take was looked at, and keys that this one does not take are refused."""
+
+    def counts(self, asked: Asked) -> tuple[int | None, int | None]:
+        """Examples to train and to test on, before any is held out; None where only the files say."""
+        return self.examples, self.test_examples
+
+    def outputs(self, asked: Asked) -> int | None:
+        """The numbers a model is to give for each example; None where only the files say."""
+        return None
+
+    def shape(self, asked: Asked) -> tuple[int, ...]:
+        """Of one input as an evaluation meets it: channels, height, width of an image; () where it is not known."""
+        return ()
+
+    def resident_bytes(self, asked: Asked) -> int:
+        """Of one example, where all of them lie on the device."""
+        return 0
+
+    def is_outlined(self, asked: Asked, stated: bool) -> bool:
+        """Whether a dry run takes the outline, and not what lies here. ``stated``: how many there are was said."""
+        return False
+
+    def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Dataset:
+        """The data set around these splits, of which nothing was read."""
+        raise NotImplementedError
+
+
+OF_SOME = {  # keys that only the sets take which say so: what they are for, and what is said of the others
+    "unreadable_share": ("{takers} only", "is read as a whole"),
+    "color_jitter": ("{takers} only", "is read as a whole"),
+    "decode": ("{takers} only", "is read as a whole"),
+    "num_classes": ("{takers} only", "has its own"),
+    "image_shape": ("{takers} only", "has its own"),
+    "examples": ("{takers} only", "has its own"),
+    "augment": ("images", "has none"),
+    "image_size": ("images", "has none"),
+}
+IDLE = {"unreadable_share": (0.0,), "color_jitter": (0.0,), "decode": (USUAL_DECODER,), "augment": ("auto", "none")}
+LEAST = {"hold_out": 0, "workers": 0, "num_classes": 1, "examples": 1}
+
+
+def names() -> list[str]:
+    return list(kinds.modules(__name__, __path__))
+
+
+def table() -> dict[str, DataSet]:
+    """Every data set by its name."""
+    return {name: known(name) for name in names()}
+
+
+def known(name: str) -> DataSet:
+    """The data set called ``name``."""
+    modules = kinds.modules(__name__, __path__)
+    if name not in modules:
+        raise UserError(f"data.name = {name!r} is not a data set{suggestion(name, list(modules))}")
+    module = modules[name]()
+    for kind in vars(module).values():
+        if isinstance(kind, type) and issubclass(kind, DataSet) and kind.__dict__.get("name") == name:
+            return kind()
+    raise UserError(f'{module.__file__} holds no DataSet with name = "{name}", as the file is called')
+
+
+def read_by_workers(name: str) -> bool:
+    """Whether it is there, and processes read it file by file."""
+    return name in names() and known(name).photographs
+
+
+def build(name: str, *, image_size: Sizes | int | None = None, **keys: Any) -> Dataset:
+    """The data set called ``name``, ready to be read; the keys are those of :class:`Asked`."""
+    sizes = constant(image_size) if isinstance(image_size, int) else image_size
+    return built(Asked(name, image_size=sizes, **keys))
+
+
+def built(asked: Asked) -> Dataset:
+    found = known(asked.name)
+    check(found, asked)
+    return found.build(asked)
+
+
+def check(found: DataSet, asked: Asked) -> None:
+    """Refuse numbers out of their range, and keys that the set does not take."""
+    if asked.image_size is not None and asked.image_size.first < 1:
+        raise UserError(f"data.image_size = {asked.image_size.first} is out of range; at least 1")
+    for key, bound in LEAST.items():
+        value = getattr(asked, key)
+        if value is not None and value < bound:
+            raise UserError(f"data.{key} = {value} is out of range; at least {bound}")
+    if not 0 <= asked.unreadable_share < 1:
+        raise UserError(f"data.unreadable_share = {asked.unreadable_share} is out of range; at least 0 and below 1")
+    if asked.image_shape is not None and (len(asked.image_shape) != 3 or min(asked.image_shape) < 1):
+        raise UserError(
+            f"data.image_shape = {list(asked.image_shape)} should be three positive sizes: channels, height, width"
+        )
+    for key in (key for key in OF_SOME if key not in found.takes and getattr(asked, key) not in IDLE.get(key, (None,))):
+        whom, why = OF_SOME[key]
+        takers = " and ".join(name for name, other in table().items() if key in other.takes)
+        raise UserError(f"data.{key} is for {whom.format(takers=takers)}; data set {found.name} {why}")
+    if asked.root is not None and isinstance(found.origin, NoFiles):
+        raise UserError(f"data.root = {asked.root!r} is not used: data set {found.name} has no files")
+
+
+def leaves_some(hold_out: int, examples: int) -> None:
+    """Refuse to hold out all there is to train on."""
+    if hold_out >= examples:
+        raise UserError(f"data.hold_out = {hold_out} leaves nothing to train on; at most {examples - 1}")
+
+
+def evaluated_on(asked: Asked) -> str:
+    return f"{asked.hold_out} held-out training examples" if asked.hold_out else "the test set"
