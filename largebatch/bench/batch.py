@@ -24,7 +24,7 @@ from largebatch import config, distributed
 from largebatch.assemble import assemble, dataset_of
 from largebatch.bench.updates import WARM_UP, Updates, capture
 from largebatch.data import Dataset
-from largebatch.data.resident import ResidentSplit
+from largebatch.data.resident import TensorSplit
 from largebatch.errors import UserError
 from largebatch.records.circumstances import circumstances_of
 from largebatch.report.numerals import count, decimals, listing, plain
@@ -89,7 +89,7 @@ def measure(
         raise UserError("bench batch measures updates of one set of weights; leave averaging and ema out")
     device = distributed.choose_device(run.device)
     dataset = dataset_of(run)
-    if not isinstance(dataset.train, ResidentSplit):
+    if not isinstance(dataset.train, TensorSplit):
         raise UserError(f"bench batch measures sets that live on the device; {run.data.name} is read from files")
     if dataset.train.augment != "none":
         raise UserError("bench batch measures updates that do not augment; add data.augment=none")

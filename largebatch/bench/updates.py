@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from largebatch import nested
 from largebatch.assemble import Job
 from largebatch.batch import largest_divisor
 from largebatch.bench.optimizer import synchronises
-from largebatch.data.dataset import normalised
-from largebatch.data.resident import ResidentSplit
+from largebatch.data.resident import TensorSplit
 from largebatch.errors import UserError
 from largebatch.nested import Batch
 from largebatch.optim import kernels
@@ -36,13 +36,13 @@ class Updates:
     """
 
     def __init__(self, job: Job) -> None:
-        assert isinstance(job.dataset.train, ResidentSplit)
-        self.job, self.statistics = job, job.dataset.train.statistics
-        self.images, self.labels = job.dataset.train.resident(job.device)
+        assert isinstance(job.dataset.train, TensorSplit)
+        self.job, self.split = job, job.dataset.train
+        self.everything = self.split.resident(job.device)
         self.stage = job.plan.at(0)
         self.update = Update(job)
-        self.per_epoch = -(-len(self.labels) // self.stage.global_batch_size)
-        self.order = torch.arange(len(self.labels), device=job.device)
+        self.per_epoch = -(-len(self.split) // self.stage.global_batch_size)
+        self.order = torch.arange(len(self.split), device=job.device)
         self.places = torch.arange(self.stage.global_batch_size, device=job.device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.per_call = 1  # how many updates :meth:`call` makes
@@ -72,8 +72,7 @@ class Updates:
 
     def _micro_batches(self, chosen: Tensor) -> Iterator[Batch]:
         for part in chosen.split(self.stage.micro_batch_size):
-            picked = self.images.index_select(0, part).permute(0, 3, 1, 2)
-            yield normalised(picked, self.statistics, self.job.placement), self.labels.index_select(0, part)
+            yield self.split.given(nested.rows_of(self.everything, part), self.job.placement)
 
 
 def capture(updates: Updates) -> str | None:

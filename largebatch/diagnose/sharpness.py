@@ -135,7 +135,7 @@ def published(run: Opened) -> list[dict[str, Any]]:
 def table(facts: dict[str, Any]) -> rich.table.Table:
     norm = {"batch": "batch norm over each batch", "running": "running statistics", "none": "no batch norm"}
     shown = rich.table.Table(
-        title=f"{facts['title']}, step {facts['step']:,}: {facts['examples']:,} training images in batches of "
+        title=f"{facts['title']}, step {facts['step']:,}: {facts['examples']:,} training examples in batches of "
         f"{facts['batch_size']:,}, {norm[facts['batch_norm']]}, dropout off; loss {facts['loss']:.4g}"
     )
     papers = ["Keskar 2017"] if facts["published"] else []

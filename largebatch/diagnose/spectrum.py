@@ -67,7 +67,7 @@ def measure(
 
 def table(facts: dict[str, Any]) -> rich.table.Table:
     shown = rich.table.Table(
-        title=f"{facts['title']}, step {facts['step']:,}: the Hessian over {facts['examples']:,} training images, "
+        title=f"{facts['title']}, step {facts['step']:,}: the Hessian over {facts['examples']:,} training examples, "
         f"{facts['parameters']:,} parameters"
     )
     shown.add_column("")

@@ -243,6 +243,14 @@ def test_windows_are_filled_and_sizes_take_turns(recipe, monkeypatch):
     assert facts["machine"]["cores"] >= 1
 
 
+def test_sets_of_any_batches_are_measured(recipe):
+    """Numbers, and images with several labels: each by the task that it is for."""
+    for name, size in (("diabetes", 342), ("digit_pairs", 1500)):
+        facts = batch.measure(config.load(recipe(data={"name": name})), [19, size], seconds=0.01, repeats=1)
+        assert [row["updates_per_epoch"] for row in facts["sizes"]] == [-(-size // 19), 1]
+        assert all(row["seconds_per_update"] > 0 for row in facts["sizes"])
+
+
 def test_the_figure_is_the_median_over_windows(recipe, monkeypatch):
     clock = Clock(monkeypatch, {1500: 1.0})
     spent = iter(

@@ -190,10 +190,10 @@ def test_where_timm_has_no_counterpart(recipe, changes, reason):
 
 
 @pytest.mark.worlds
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_dataloader_reads_what_the_set_holds(recipe, workers):
+@pytest.mark.parametrize(("workers", "name"), [(0, "digits"), (2, "digits"), (0, "digit_pairs")])
+def test_the_dataloader_reads_what_the_set_holds(recipe, workers, name):
     """Each example once an epoch, and as the model gets it from the set itself."""
-    job = job_of(recipe(batch={"global_batch_size": 500, "micro_batch_size": 250}), "data.augment=none")
+    job = job_of(recipe(batch={"global_batch_size": 500, "micro_batch_size": 250}), f"data.name={name}")
     split = job.dataset.train
     source = dataloader_loop.loader(split, 250, workers, job.placement)
     steps = [list(step) for step in dataloader_loop.loaded(source, 3, 2, job.placement)]
@@ -203,7 +203,7 @@ def test_the_dataloader_reads_what_the_set_holds(recipe, workers):
     ((wanted, in_order),) = split.batches(0, 1, 1500, job.placement)
 
     def sorted_rows(images, classes):
-        return torch.tensor(sorted(torch.cat([images.double(), classes.unsqueeze(1)], dim=1).tolist()))
+        return torch.tensor(sorted(torch.cat([images.double(), classes.view(len(images), -1)], dim=1).tolist()))
 
     ours, theirs = sorted_rows(wanted.flatten(1), in_order), sorted_rows(found, labels)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
@@ -454,6 +454,15 @@ def test_the_command_writes_its_numbers_with_units_and_circumstances(recipe, tmp
     for words in ("bare loop: picks and normalises", "timm: left out, timm has no model", "exposed all-reduce",
                   "DataLoader loop", "verdict: ", "batch 100 = 2 × 50", "memory: "):  # fmt: skip
         assert words in ended.stdout
+
+
+def test_a_set_without_images_has_no_dataloader_loop(recipe):
+    """What enters, and what is left out with the reason."""
+    job = job_of(recipe(data={"name": "diabetes"}, batch={"global_batch_size": 38}))
+    entered, left_out = throughput.others(job, ready(job), 2, dataloader=True, compile_timm=False)
+    assert [c.name for c in entered] == ["synthetic", "bare_loop"]
+    assert left_out["dataloader_loop"] == "diabetes has no images"
+    assert all(contestant.seconds() > 0 for contestant in entered)
 
 
 @pytest.mark.worlds

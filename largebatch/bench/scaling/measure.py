@@ -1,9 +1,9 @@
 """Weak and strong scaling of the trainer: the same work for each rank, or the same batch for more ranks.
 
 Every world is a process group of its own, started by torchrun on this host; in rounds, the worlds in turn, the order
-reversed every other round, so that a machine that slows down meets all alike. Efficiency is a world's images per second
-over those of the smallest one, over how many times as many ranks it has; the median of the rounds. Beside it stands
-the all-reduce alone, of the gradient's bytes in that world, and what of it a step shows (its exposed part).
+reversed every other round, so that a machine that slows down meets all alike. Efficiency is a world's examples per
+second over those of the smallest one, over how many times as many ranks it has; the median of the rounds. Beside it
+stands the all-reduce alone, of the gradient's bytes in that world, and what of it a step shows (its exposed part).
 
 Under a launcher, on one host or several, only the world that is there is measured.
 """
@@ -192,7 +192,7 @@ def tables(facts: dict[str, Any]) -> list[rich.table.Table]:
 
 def table(facts: dict[str, Any], kind: str) -> rich.table.Table:
     what = {"weak": "Weak scaling: the same batch for each rank", "strong": "Strong scaling: the same global batch"}
-    headings = ("ranks", "batch", "images/s", "%", "low–high", "ms/step", "exposed", "all-reduce alone, ms")
+    headings = ("ranks", "batch", "examples/s", "%", "low–high", "ms/step", "exposed", "all-reduce alone, ms")
     shown = plain_table(what[kind], headings)
     for world in facts["worlds"]:
         row = world[kind]
@@ -226,7 +226,7 @@ def notes(facts: dict[str, Any]) -> list[str]:
             "without a launcher the bench starts the worlds itself"
         )
     else:
-        said.append("%: images/s over those of the first row, over how many times as many ranks there are")
+        said.append("%: examples/s over those of the first row, over how many times as many ranks there are")
     said.append(
         "exposed: ms of a step in which gradients are summed and nothing hides it, the wait for slower ranks in it"
     )

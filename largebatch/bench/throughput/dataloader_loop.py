@@ -29,7 +29,7 @@ class Examples(torch.utils.data.Dataset):
     def __init__(self, split: ResidentSplit) -> None:
         images, labels = split.resident(torch.device("cpu"))
         self.images: np.ndarray = images.numpy()
-        self.labels = labels.tolist()
+        self.labels = labels.tolist() if labels.dim() == 1 else labels  # a row of several is collated as it is
         side = self.images.shape[1:3]
         self.transform = transforms.Compose([
             *([transforms.RandomCrop(side, padding=PADDING)] if split.augment.startswith("crop") else []),
@@ -41,7 +41,7 @@ class Examples(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         pixels = self.images[index]
         image = PIL.Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
         return self.transform(image), self.labels[index]
@@ -62,13 +62,6 @@ def loader(split: ResidentSplit, micro_batch_size: int, workers: int, placement:
 
 def loaded(source: DataLoader[Any], steps: int, accumulation_steps: int, placement: Placement) -> Iterator[Batches]:
     """So many steps, epoch after epoch, where the model wants them."""
-    layout = torch.channels_last if placement.channels_last else torch.contiguous_format
     endless = itertools.chain.from_iterable(itertools.repeat(source))
     for _ in range(steps):
-        yield (
-            (
-                images.to(placement.device, placement.dtype, non_blocking=True).contiguous(memory_format=layout),
-                labels.to(placement.device, non_blocking=True),
-            )
-            for images, labels in itertools.islice(endless, accumulation_steps)
-        )
+        yield (placement.placed(batch) for batch in itertools.islice(endless, accumulation_steps))

@@ -23,16 +23,15 @@ from typing import Any
 
 import torch
 
-from largebatch import config, distributed
+from largebatch import config, distributed, nested
 from largebatch.assemble import Job, assemble, model_of
 from largebatch.bench.throughput import dataloader_loop, flops, timm_loop, turns
 from largebatch.bench.throughput.bare_loop import bare_loop, gathered
 from largebatch.bench.throughput.machine_load import Memory, busy_share
 from largebatch.bench.throughput.ready import Ready, ready
 from largebatch.bench.throughput.verdict import Facts, verdict
-from largebatch.data.resident import ResidentSplit
+from largebatch.data.resident import ResidentSplit, TensorSplit
 from largebatch.errors import UserError
-from largebatch.nested import tensors_of
 from largebatch.records.circumstances import circumstances_of
 
 DATALOADER_EXAMPLES = 20_000  # of one turn, at most: it is the slow one, and its rate is steady
@@ -77,7 +76,7 @@ def measure(
         "recipe": run.name,
         "model": run.model.name,
         "data": run.data.name,
-        "input_shape": list(tensors_of(job.dataset.largest(1))[0].shape[1:]),
+        "input_shape": list(nested.tensors_of(job.dataset.largest(1))[0].shape[1:]),
         "device": device.type,
         "precision": job.decided.precision,
         "global_batch_size": job.plan.global_batch_size,
@@ -146,7 +145,9 @@ def others(
         left_out["timm"] = str(reason)
     resident = isinstance(job.dataset.train, ResidentSplit)
     if dataloader and not resident:
-        left_out["dataloader_loop"] = f"{job.run.data.name} does not live on the device; bench data measures loaders"
+        numbers = isinstance(job.dataset.train, TensorSplit)
+        why = "has no images" if numbers else "does not live on the device; bench data measures loaders"
+        left_out["dataloader_loop"] = f"{job.run.data.name} {why}"
     elif dataloader is not False and resident:
         if "bare_loop" in left_out:
             left_out["dataloader_loop"] = left_out["bare_loop"]
@@ -231,8 +232,8 @@ def gathered_steps(job: Job, split: ResidentSplit) -> Iterator[Any]:
     layout = torch.channels_last if job.placement.channels_last else torch.contiguous_format
     mean, std = (255 * torch.tensor(values).view(-1, 1, 1).to(job.device, dtype) for values in split.statistics)
     return gathered(
-        images.permute(0, 3, 1, 2), labels, mean, std, plan.global_batch_size, plan.micro_batch_size, plan.steps,
-        dtype, layout,
+        images.permute(0, 3, 1, 2), nested.cast(labels, dtype), mean, std, plan.global_batch_size,
+        plan.micro_batch_size, plan.steps, dtype, layout,
     )  # fmt: skip
 
 
@@ -252,7 +253,7 @@ def arithmetic(job: Job, images_per_second: float) -> dict[str, Any]:
         else None
     )
     of_mlperf = device.type == "cuda" and job.run.model.name.endswith("resnet50")
-    of_mlperf = of_mlperf and tensors_of(batch)[0].shape[-1] == flops.MLPERF_SIDE
+    of_mlperf = of_mlperf and nested.tensors_of(batch)[0].shape[-1] == flops.MLPERF_SIDE
     return {
         "forward_flop_per_image": of_image.forward,
         "backward_flop_per_image": of_image.backward,

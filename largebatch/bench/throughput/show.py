@@ -84,7 +84,7 @@ def of_arithmetic(found: dict[str, Any]) -> list[str]:
     one, rate = found["forward_flop_per_image"] + found["backward_flop_per_image"], found["model_flop_per_second"]
     used, peak = found["utilisation_of_measured_peak"], f"{scaled(found['measured_peak_flop_per_second'])}FLOP/s"
     told = (
-        f"arithmetic: {scaled(one * found['passes'])}FLOP an image, forward and backward; {scaled(rate)}FLOP/s, "
+        f"arithmetic: {scaled(one * found['passes'])}FLOP an example, forward and backward; {scaled(rate)}FLOP/s, "
         f"{percent(used)} of the {peak} of a large matrix product here"
     )
     if found["datasheet"]:
