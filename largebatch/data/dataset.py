@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -82,6 +82,7 @@ class Dataset:
     classes: list[str] = field(default_factory=list)  # what the outputs are called
     facts: Mapping[str, str] = field(default_factory=dict)  # more to print: augmentation, splits
     pixels: str = "as they are"  # what beside the recipe decides them: who decoded them, at which size they were packed
+    preparation: Mapping[str, Any] = field(default_factory=dict)  # how inputs that are no images were made, to export
     contents: Callable[[], Contents] = dict  # which examples it holds, held-out ones among those to train on
     helpers: Helpers = field(default_factory=Helpers)  # the processes that read it
     sizes: Sizes | None = None  # the sides that training images have, where the set gives any side

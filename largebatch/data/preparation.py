@@ -21,7 +21,7 @@ def prepared(dataset: Dataset) -> dict[str, Any]:
     """The classes in the order of the outputs, and what is done to an image before the model sees it."""
     shape = dataset.input_shape
     if len(shape) != 3:
-        return {"classes": list(dataset.classes), "input_size": list(shape)}
+        return {"classes": list(dataset.classes), "input_size": list(shape), **dataset.preparation}
     height = shape[1]
     whole = isinstance(dataset.test, ResidentSplit)  # images come as they are, all of one size
     statistics = dataset.test.statistics if isinstance(dataset.test, ResidentSplit) else IMAGENET

@@ -6,11 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from largebatch import config, recipes, tasks
 from largebatch.data import Asked, build, contents, sets
+from largebatch.data.preparation import prepared
 from largebatch.data.resident import TensorSplit
 from largebatch.dry_run import Cluster, dry_run
 from largebatch.dry_run.job import dataset_of
@@ -150,6 +151,21 @@ def test_what_is_known_without_reading_is_what_is_read(name, recipe):
     assert dry.train.bytes_on_device == resident == len(real.train) * known.resident_bytes(asked)
 
 
+def test_who_uses_the_weights_learns_how_numbers_were_scaled():
+    import sklearn.datasets
+
+    dataset = build("diabetes")
+    told = prepared(dataset)
+    assert (told["classes"], told["input_size"]) == (["progression"], [10])
+    inputs, targets = sklearn.datasets.load_diabetes(return_X_y=True, scaled=False)
+    assert isinstance(dataset.test, TensorSplit)
+    ours = [part.double().numpy() for part in dataset.test.tensors]
+    raw = [ours[0] * told["std"] + told["mean"], (ours[1] * told["target_std"] + told["target_mean"])[:, 0]]
+    order = np.random.Generator(np.random.PCG64(442)).permutation(442)[342:]
+    for found, wanted in zip(raw, (inputs, targets), strict=True):
+        np.testing.assert_allclose(found, wanted[order], rtol=1e-5)
+
+
 def test_other_numbers_are_noticed(monkeypatch):
     """Of a set without names: inputs that changed where the targets did not, and the other way round."""
     import sklearn.datasets
@@ -160,7 +176,7 @@ def test_other_numbers_are_noticed(monkeypatch):
     inputs, targets = sklearn.datasets.load_diabetes(return_X_y=True, scaled=False)
     for column, words in ((0, "as many examples with other numbers"), (None, "as many examples with other labels")):
         changed_inputs, changed_targets = inputs.copy(), targets.copy()
-        (changed_targets if column is None else changed_inputs[:, column])[:] += torch.arange(442).numpy()
+        (changed_targets if column is None else changed_inputs[:, column])[:] += np.arange(442)
         monkeypatch.setattr(sklearn.datasets, "load_diabetes", lambda x=changed_inputs, y=changed_targets, **_: (x, y))
         now = build("diabetes").contents()
         told = contents.words_of_changes(contents.digests_of(before), before, now)

@@ -67,9 +67,13 @@ class Diabetes(DataSet):
         rows = {"train": order[: self.examples], "test": order[self.examples :]}
         columns = np.column_stack((inputs, targets))
         of_training = columns[rows["train"]]
-        columns = ((columns - of_training.mean(0)) / of_training.std(0)).astype(np.float32)
+        mean, std = of_training.mean(0), of_training.std(0)
+        columns = ((columns - mean) / std).astype(np.float32)
         train, test, read = divided(lambda part: np.split(columns[rows[part]], [INPUTS], axis=1), asked.hold_out)
         splits = TensorSplit(tuple(map(torch.from_numpy, train))), TensorSplit(tuple(map(torch.from_numpy, test)))
         made = self.outline(asked, splits, "diabetes, scikit-learn's load_diabetes", len(TARGETS))
         listed = {part: listing_of_numbers(TARGETS, arrays) for part, arrays in read.items()}
-        return dataclasses.replace(made, contents=lambda: listed)
+        scales = {"mean": mean[:INPUTS], "std": std[:INPUTS], "target_mean": mean[INPUTS:], "target_std": std[INPUTS:]}
+        return dataclasses.replace(
+            made, contents=lambda: listed, preparation={key: numbers.tolist() for key, numbers in scales.items()}
+        )
