@@ -94,7 +94,7 @@ def test_every_example_is_met_once_an_epoch_in_an_order_of_its_own(recipe, size,
     assert not torch.equal(*epochs)
     if 1500 % size == 0:
         images, _ = updates.job.dataset.train.resident(CPU)
-        (mean,), (std,) = updates.statistics
+        (mean,), (std,) = updates.job.dataset.train.statistics
         wanted = ((images / 255 - mean) / std).sum((1, 2, 3)).sort().values
         for epoch in epochs:
             torch.testing.assert_close(epoch.sum((1, 2, 3)).sort().values, wanted)
