@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import rich.table
 import typer.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from largebatch import cli, config, distributed, launched, models, paths, record, strict_yaml
@@ -48,6 +48,8 @@ def test_what_is_written_is_what_is_read(value):
 
 @pytest.mark.worlds
 @MANY
+@example("0\xa0")  # a space to Unicode, none to YAML
+@example("\u30001e5")
 @given(TEXTS.filter(str.strip))
 def test_an_override_sets_the_text_that_is_meant(text):
     assert config.overlay({}, [config.setting("title", text)]) == {"title": text}

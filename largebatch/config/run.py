@@ -198,7 +198,8 @@ def overlay(written: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> 
 
 def setting(key: str, value: Any) -> str:
     """The override that sets ``key`` to ``value``, whatever signs are in it."""
-    return f"{key}={strict_yaml.written(value, key).removesuffix('...' + chr(10)).strip()}"
+    text = strict_yaml.written(value, key).removesuffix("...\n")
+    return f"{key}={text.strip(YAML_SPACE)}"
 
 
 def place(written: dict[str, Any], key: str, value: Any) -> None:
@@ -259,6 +260,7 @@ def rows_of(table: Any) -> dict[int, dict[str, Any]]:
 
 
 LONGEST_KEY = 100
+YAML_SPACE = " \n"  # what stands around a value and is none of it; signs that Unicode calls spaces are
 KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
