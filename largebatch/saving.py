@@ -22,7 +22,7 @@ from largebatch.averaging import Ema
 from largebatch.checkpoint import randomness
 from largebatch.data import contents
 from largebatch.data.preparation import prepared
-from largebatch.decided import Decided
+from largebatch.decided import Decided, Marks
 from largebatch.errors import UserError
 from largebatch.measure import Measure
 from largebatch.observe import Observer
@@ -157,7 +157,8 @@ class Saves:
         self.engine.load(state)
         randomness.restore([own["random"] for own in of_ranks], self.decided.seed, progress.step)
         self.measure.scores = state["scores"] if "scores" in state else state["accuracies"]  # as it was called before
-        self.update.load(state["update"], [own["update"] for own in of_ranks])
+        since = self._examples_since_an_epoch(progress.step) / len(of_ranks)
+        self.update.load(state["update"], [tallied(own["update"], since) for own in of_ranks])
         self.observer.load(state["observer"])
         if self.ema is not None:
             self.ema.load(state["ema"], [own["ema"] for own in of_ranks])
@@ -175,6 +176,11 @@ class Saves:
                 "its checkpoint"
             )
         return progress, found.complaints + changed + ([complaint] if complaint else [])
+
+    def _examples_since_an_epoch(self, step: int) -> int:
+        """That were trained on in the epoch in progress, from the step on in which the one before it ended."""
+        begun = max((mark for mark in Marks(self.plan, 1.0).steps() if mark <= step), default=0)
+        return self.plan.examples_before(step) - self.plan.examples_before(begun)
 
     def _same_data(self, before: contents.Digests | None) -> list[str]:
         """The data that there are become those of the run. Refused where they are not those of ``before``, unless the
@@ -228,6 +234,14 @@ def began_with(weights: str | None) -> dict[str, Any] | None:
     if weights is None or not Path(weights).is_file():
         return None
     return {"file": weights, "sha256": sha256_of(Path(weights))}
+
+
+def tallied(own: dict[str, Any], examples: float) -> dict[str, Any]:
+    """What a rank saved of its update; runs of before tasks counted right answers alone, of ``examples``."""
+    if own.get("correct") is None:
+        return own
+    counts = {"correct": own["correct"].double(), "examples": torch.tensor(examples).double()}
+    return {**own, "tally": counts}
 
 
 def no_place_for_checkpoints(decided: Decided) -> str | None:

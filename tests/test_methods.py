@@ -23,6 +23,7 @@ from largebatch.assemble import assemble
 from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
+from largebatch.saving import tallied
 from largebatch.score import score_of
 from largebatch.train import train
 from largebatch.update import Update
@@ -407,6 +408,17 @@ def test_swap_says_that_its_target_was_not_reached(tmp_path, capsys):
     directory = finished("swap", tmp_path, averaging=averaging, epochs=1)
     assert result(directory)["reached_train_accuracy"] is False
     assert "below the 100 % at which it was to stop" in (directory / "train.log").read_text()
+
+
+def test_right_answers_of_a_run_before_tasks_are_counted_on(tmp_path):
+    kept = {"workers": [], "tally": {}}
+    assert tallied(kept, 40.0) == kept
+    assert tallied({"workers": [], "correct": None}, 40.0)["workers"] == []
+    update = Update(job_of("swap"))
+    ranks = [tallied({"workers": [], "correct": torch.tensor(right)}, 40.0) for right in (10, 30)]
+    update.load(update.save(), ranks)
+    update.tally.add({"correct": 15, "examples": 20, "loss": 1.0})  # of the rest of the epoch
+    assert update.take_numbers()["accuracy_percent"] == pytest.approx(55)
 
 
 @pytest.mark.worlds
