@@ -111,7 +111,9 @@ def task_of(run: config.Run, dataset: data.Dataset) -> Task:
     if run.loss.label_smoothing:
         if "label_smoothing" not in tasks.keys_of(name):
             raise UserError(f"loss.label_smoothing = {run.loss.label_smoothing:g} has no effect on task.name = {name}")
-        arguments = {"label_smoothing": run.loss.label_smoothing, **arguments}
+        if "label_smoothing" in arguments:
+            raise UserError("loss.label_smoothing and task.label_smoothing are the same number; leave one out")
+        arguments = {**arguments, "label_smoothing": run.loss.label_smoothing}
     task = tasks.build(name, arguments)
     blank = dataset.blank(1)
     nested.check(blank, f"data.name = {run.data.name}")
@@ -135,7 +137,7 @@ def model_of(
     arguments = run.model.arguments
     classes = arguments.pop("num_classes", dataset.outputs)
     if classes != dataset.outputs:
-        what = "classes" if dataset.classes else "outputs"
+        what = "classes" if dataset.task == "classification" else "outputs"
         raise UserError(
             f"model.num_classes = {classes} does not fit data.name = {run.data.name}, which has "
             f"{dataset.outputs} {what}"

@@ -32,6 +32,11 @@ class Classification(Task):
 
     score = ACCURACY
 
+    def __post_init__(self) -> None:
+        smoothing = self.label_smoothing
+        if isinstance(smoothing, bool) or not isinstance(smoothing, (int, float)) or not 0 <= smoothing < 1:
+            raise UserError(f"task.label_smoothing = {smoothing!r} should be a number from 0 to below 1")
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         return auxiliary.cross_entropy(outputs, batch[1], self.label_smoothing)
 

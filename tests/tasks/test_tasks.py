@@ -170,6 +170,12 @@ def test_names_of_tasks():
         tasks.build("regression", {"smoothing": 0.1})
 
 
+@pytest.mark.parametrize("written", ["0.1", True, None, [0.1], -0.1, 1, float("nan")])
+def test_label_smoothing_is_a_share(written):
+    with pytest.raises(UserError, match="task.label_smoothing = .* should be a number from 0 to below 1"):
+        tasks.build("classification", {"label_smoothing": written})
+
+
 # ---- batches ----
 
 

@@ -143,6 +143,10 @@ def test_killed_and_resumed(tmp_path, engine):
         ({"expect": {"top1": 90, "source": "a paper"}}, "expect.top1 is no number of task.name = weighted"),
         ({"loss": {"label_smoothing": 0.1}}, "loss.label_smoothing = 0.1 has no effect on task.name = weighted"),
         (
+            {"task": {"name": "classification", "label_smoothing": 0.1}, "loss": {"label_smoothing": 0.2}},
+            "loss.label_smoothing and task.label_smoothing are the same number; leave one out",
+        ),
+        (
             {"task": {"name": "multilabel"}},
             "task.name = multilabel needs labels that are 0 or 1 for each, (examples × labels) floating",
         ),
