@@ -125,6 +125,7 @@ def check(row: Row, tuning: Tuning | None) -> Score:
     device = distributed.choose_device(run.device)
     check_combinations(run, precision_of(run.precision, device.type))
     dataset = dataset_of(run)
+    task_of(run, dataset)
     try:
         decide(run, data_facts(dataset), distributed.world_size(), device.type, dataset.task)
     except UserError as error:

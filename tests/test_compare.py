@@ -128,6 +128,7 @@ def test_the_tuned_rows_have_searched_equally_whatever_the_recipe_said(recipe, t
         ({}, {"tuning": Tuning(hold_out=1450)}, "at most 50 .*searches on 50 examples and holds out 1450"),
         ({}, {"baseline": "nobody"}, "--baseline nobody is no row of this comparison; rows: tiny"),
         ({"lr": {"table": {100: 1.0}}}, {"tuning": Tuning()}, "--tune lr needs lr.base"),
+        ({"task": {"name": "regression"}}, {}, "task.name = regression needs targets that are numbers"),
         ({"record": {"noise_scale": True}}, {}, "record.noise_scale needs gradients of two batch sizes"),
     ],
 )
