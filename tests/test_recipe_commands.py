@@ -161,6 +161,8 @@ def test_methods_beside_the_loop_are_told(tmp_path):
     assert found["SAM"]["value"] == "SAM, rho 0.1, one perturbation for each 64 examples"
     assert found["EMA"]["value"] == "EMA of the weights, decay 0.99 every step"
     assert found["clipping"]["value"] == "to norm 1"
+    of_the_task = write(tmp_path, name="task", task={"name": "classification", "label_smoothing": 0.2})
+    assert rows(recipes.derived(of_the_task, []))["label smoothing"]["value"] == "0.2"
     local = write(tmp_path, name="local", averaging={"name": "post_local_sgd", "workers": 16})
     assert rows(recipes.derived(local, []))["averaging"]["value"] == (
         "post-local SGD from epoch 30: 16 workers, averaged every 16 steps"

@@ -235,7 +235,9 @@ def _optimizer_rows(run: config.Run, origin: Origin) -> list[Row]:
     skip = ", ".join(run.weight_decay.skip)
     whom = f"not on {skip}" if skip else "on everything"
     rows.append(("weight decay", f"{run.weight_decay.value:g}", whom, origin("weight_decay.value")))
-    rows.append(("label smoothing", f"{run.loss.label_smoothing:g}", "", origin("loss.label_smoothing")))
+    smoothing = run.task.arguments.get("label_smoothing") if run.task is not None else None
+    smoothing = _value(run.loss.label_smoothing if smoothing is None else smoothing)
+    rows.append(("label smoothing", smoothing, "", origin("loss.label_smoothing", "task.label_smoothing")))
     clip = "none" if run.max_grad_norm is None else f"to norm {run.max_grad_norm:g}"
     rows.append(("clipping", clip, "of the whole gradient" if run.max_grad_norm else "", origin("max_grad_norm")))
     return rows
