@@ -17,7 +17,7 @@ from largebatch import config, data, derive, distributed, engines, mllog, models
 from largebatch.batch import BatchPlan
 from largebatch.combinations import check_combinations
 from largebatch.console import Console, tell
-from largebatch.decide import decide, precision_of
+from largebatch.decide import decide, precision_of, task_name
 from largebatch.decided import DataFacts, Decided
 from largebatch.engines import Ddp
 from largebatch.engines.engine import MOST_SHAPES
@@ -67,7 +67,7 @@ def assemble(
             "data.image_size.multiple_of higher"
         )
     task = task_of(run, dataset)
-    decided = decide(run, data_facts(dataset), distributed.world_size(), device.type, dataset.task)
+    decided = decide(run, data_facts(dataset), distributed.world_size(), device.type)
     plan, precision = decided.plan, decided.precision
     weights = None if begun else run.model.weights
     model = model_of(run, task, dataset, weights, normalised_together(run, decided))
@@ -92,7 +92,7 @@ def assemble(
 
 
 def data_facts(dataset: data.Dataset) -> DataFacts:
-    return DataFacts(len(dataset.train), dataset.pixels_per_example)
+    return DataFacts(len(dataset.train), dataset.pixels_per_example, dataset.task)
 
 
 def first_part(decided: Decided) -> int:
@@ -106,7 +106,7 @@ def first_part(decided: Decided) -> int:
 def task_of(run: config.Run, dataset: data.Dataset) -> Task:
     """What is learned: as the recipe says, else what the data set is for."""
     section = run.task
-    name = section.name if section is not None else dataset.task
+    name = task_name(run, dataset.task)
     arguments = section.arguments if section is not None else {}
     if run.loss.label_smoothing:
         if "label_smoothing" not in tasks.keys_of(name):
@@ -146,7 +146,7 @@ def model_of(
     for side in dataset.sides:
         blank = dataset.blank(2, side)
         numbers = models.check(model, run.model.name, task, blank, dataset.outputs, normalised_together)
-        check_numbers(run, run.task.name if run.task is not None else dataset.task, numbers)
+        check_numbers(run, task_name(run, dataset.task), numbers)
     return model
 
 

@@ -127,7 +127,7 @@ def check(row: Row, tuning: Tuning | None) -> Score:
     dataset = dataset_of(run)
     task_of(run, dataset)
     try:
-        decide(run, data_facts(dataset), distributed.world_size(), device.type, dataset.task)
+        decide(run, data_facts(dataset), distributed.world_size(), device.type)
     except UserError as error:
         if tuning is None:
             raise

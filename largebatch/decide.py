@@ -21,10 +21,10 @@ from largebatch.decided import (
 )
 
 
-def decide(run: config.Run, data: DataFacts, world_size: int, device: str, task: str | None = None) -> Decided:
+def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> Decided:
     """Raises UserError for methods that contradict one another, and for numbers that do not fit.
 
-    ``device`` is cpu or cuda; ``task`` is what the data set is for, where the recipe does not say.
+    ``device`` is cpu or cuda.
     """
     precision = precision_of(run.precision, device)
     check_combinations(run, precision)
@@ -41,7 +41,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str, task:
         device=device,
         precision=precision,
         data=run.data.name,
-        task=run.task.name if run.task is not None else task or "classification",
+        task=task_name(run, data.task),
         model=run.model.model_dump(exclude={"weights"}),
         weights=run.model.weights,
         plan=plan,
@@ -81,6 +81,11 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str, task:
         accepts_changed_data=run.data.if_changed == "accept",
         beside=tuple(beside_of(run, plan)),
     )
+
+
+def task_name(run: config.Run, of_data: str) -> str:
+    """What is learned: as the recipe says, else what the data set is for."""
+    return run.task.name if run.task is not None else of_data
 
 
 def precision_of(asked: str, device: str) -> str:

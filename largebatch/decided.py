@@ -21,6 +21,7 @@ class DataFacts(NamedTuple):
 
     examples: int  # to train on
     pixels: int = 1  # of the largest image that a step may hold; 1 where examples are no images
+    task: str = "classification"  # what it is for, where the recipe does not say
 
 
 @dataclasses.dataclass(frozen=True)

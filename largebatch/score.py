@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ class Score(NamedTuple):
     tolerance: float = 0.0  # what difference counts as nothing lost, in the unit
 
     def worth(self, value: float) -> float:
-        """Higher is better, whichever way the score goes."""
+        """Higher is better, whichever way the score goes; what is no number is worst."""
+        if math.isnan(value):
+            return -math.inf
         return value if self.more_is_better else -value
 
     def of(self, value: float) -> str:

@@ -34,7 +34,7 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Fact
     if dataset is None:
         return facts, complaints
     facts["dataset_source"] = dataset.source
-    decided = attempt(lambda: decide(run, data_facts(dataset), distributed.world_size(), device.type, dataset.task))
+    decided = attempt(lambda: decide(run, data_facts(dataset), distributed.world_size(), device.type))
     if decided is not None:
         plan = decided.plan
         facts["batch"] = {

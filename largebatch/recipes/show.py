@@ -43,8 +43,8 @@ def derived(
     check_combinations(run, precision_of(run.precision, device))
     sets.check(sets.known(run.data.name), asked_of(run.data))
     size, from_what = training_examples(run.data, examples)
-    facts = DataFacts(size, pixels_of(run.data))
-    decided = decide(run, facts, devices, device, sets.known(run.data.name).task)
+    facts = DataFacts(size, pixels_of(run.data), sets.known(run.data.name).task)
+    decided = decide(run, facts, devices, device)
     plan, lr = decided.plan, decided.lr
     origin = origins(path, overrides, run.batch.global_batch_size)
     rows = [

@@ -15,6 +15,8 @@ from largebatch.nested import Batch
 from largebatch.score import Score
 from largebatch.tasks.task import Task, check_shape, check_targets
 
+ROUNDING = 1e-12  # of the targets' mean square: what the difference of two float64 sums cannot tell from no variance
+
 
 class Regression(Task):
     """Batches are (inputs, targets (m, T) floating); outputs are (m, T)."""
@@ -35,8 +37,10 @@ class Regression(Task):
     def numbers(self, sums: dict[str, Tensor]) -> dict[str, float]:
         examples = float(sums["examples"])
         error = float(sums["squared_errors"].mean()) / examples
-        variance = float((sums["squared_targets"] / examples - (sums["targets"] / examples).square()).mean())
-        return {"loss": error, "squared_error": error, "r2": 1 - error / variance if variance > 0 else float("nan")}
+        mean_squares = sums["squared_targets"] / examples
+        variance = float((mean_squares - (sums["targets"] / examples).square()).mean())
+        varies = variance > ROUNDING * float(mean_squares.mean())
+        return {"loss": error, "squared_error": error, "r2": 1 - error / variance if varies else float("nan")}
 
     def check_data(self, batch: Batch, data: str) -> None:
         numbers = len(batch) == 2 and batch[1].is_floating_point() and batch[1].dim() == 2

@@ -69,8 +69,8 @@ def test_regression():
     assert found["squared_error"] == found["loss"] == pytest.approx(np.mean(by_hand), rel=1e-12)
     wanted = r2_score(targets.numpy(), outputs.numpy(), multioutput="variance_weighted")
     assert found["r2"] == pytest.approx(wanted, rel=1e-11)
-    constant = evaluated(task, outputs, torch.ones_like(targets), 90)
-    assert math.isnan(constant["r2"])
+    for constant in (0.0, 1.0, 0.1, 1e9 + 0.3):
+        assert math.isnan(evaluated(task, outputs, torch.full_like(targets, constant), 7)["r2"])
 
 
 def test_multilabel():
@@ -105,6 +105,7 @@ def test_levels_ascend_with_the_logits():
 def test_the_score_is_data():
     error = Score("squared_error", "squared error", more_is_better=False, tolerance=0.01)
     assert (error.worth(2.0), ACCURACY.worth(2.0)) == (-2.0, 2.0)
+    assert error.worth(math.nan) == ACCURACY.worth(math.nan) == -math.inf
     assert (error.of(0.123456), ACCURACY.of(91.234)) == ("0.1235", "91.23 %")
     assert (error.differences_in, ACCURACY.differences_in) == ("", "points")
     assert score_of({"score": error._asdict()}) == error
