@@ -124,7 +124,7 @@ def test_a_ramp_cuts_the_same_stream_into_larger_steps_and_then_lowers_the_lr(wo
     flat = job_of("ramp", batch={"global_batch_size": 60}, lr={"base": 0.05}).plan
     constant = [i for step in range(flat.steps) for i in flat.examples_of(step).indices.tolist()]
     assert order[: len(constant)] == constant[: len(order)], "the stream of examples does not depend on the ramp"
-    schedule = job_of("ramp").lr.schedule
+    schedule = job_of("ramp").decided.lr.schedule
     assert (schedule(2249), schedule(2250)) == (0.05, 0.025)
 
 
