@@ -147,7 +147,7 @@ def bar(console: rich.console.Console, unit: str) -> rich.progress.Progress:
         rich.progress.MofNCompleteColumn(),
         Rate(),
         rich.progress.TimeRemainingColumn(),
-        console=console,
+        console=console if console.is_terminal else Console(quiet=True),  # rich 13 ends even a disabled one with a line
         transient=True,
         disable=not console.is_terminal,
         speed_estimate_period=60,
