@@ -45,8 +45,7 @@ def evaluate(
     with torch.no_grad():  # not inference mode: engines gather weights in it
         for batch in batches:
             outputs = forward(batch)
-            sums.add(task.tally(outputs, batch))
-            sums.add({"examples": examples_of(batch), "units": task.units(batch)})
+            sums.count(task, outputs, batch)
             watchdog.alive()
     model.train(training)
     found = sums.over_ranks(device) if over_ranks else sums.sums
@@ -64,6 +63,11 @@ class Tally:
         for key, part in parts.items():
             part = part.detach().double() if isinstance(part, Tensor) else torch.tensor(float(part)).double()
             self.sums[key] = self.sums[key] + part if key in self.sums else part
+
+    def count(self, task: Task, outputs: Any, batch: Batch) -> None:
+        """What the task makes numbers of, of one batch."""
+        self.add(task.tally(outputs, batch))
+        self.add({"examples": examples_of(batch), "units": task.units(batch)})
 
     def over_ranks(self, device: torch.device) -> dict[str, Tensor]:
         """The sums of all ranks, on each. Collective."""

@@ -24,7 +24,7 @@ from largebatch.batch import Stage
 from largebatch.decided import LocalSteps
 from largebatch.evaluate import Tally
 from largebatch.models import batch_norm
-from largebatch.nested import Batch, examples_of
+from largebatch.nested import Batch
 from largebatch.optim.adascale import AdaScale
 from largebatch.optim.sam import Perturbation
 
@@ -143,8 +143,7 @@ class Update:
     def _note(self, outputs: Any, batch: Batch) -> None:
         if self.tallies:
             with torch.no_grad():
-                self.tally.add(self.task.tally(outputs, batch))
-                self.tally.add({"examples": examples_of(batch), "units": self.task.units(batch)})
+                self.tally.count(self.task, outputs, batch)
 
     def units_of(self, micro_batches: Batches, examples: int, alone: bool) -> tuple[Batches, int | Tensor]:
         """What the sum of the losses over ``examples`` is divided by, and the micro-batches again.

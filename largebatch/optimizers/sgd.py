@@ -6,21 +6,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 
-from largebatch.keys import Fraction, Switch
-from largebatch.optimizers import AtTimm, Averaged, Optimizer, Surroundings
+from largebatch.optimizers import Surroundings
+from largebatch.optimizers._momentum import Momentum
 
 if TYPE_CHECKING:
     import torch
 
 
-class Sgd(Optimizer):
-    STATES: ClassVar[int] = 1
-    SHARD_SAFE: ClassVar[bool] = True
+class Sgd(Momentum):
     REFERENCE: ClassVar[dict[str, Any]] = {"nesterov": False}
 
     name: Literal["sgd"]
-    momentum: Fraction = 0.9
-    nesterov: Switch = False
 
     @pydantic.model_validator(mode="after")
     def something_to_look_ahead_with(self) -> Sgd:
@@ -33,11 +29,3 @@ class Sgd(Optimizer):
 
         fused = None if around.engine == "fsdp" else around.fused  # torch's has no rule for DTensors
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)
-
-    @property
-    def averaged(self) -> Averaged:
-        return Averaged(self.momentum, self.nesterov)
-
-    @property
-    def at_timm(self) -> AtTimm:
-        return AtTimm("sgd" if self.nesterov else "momentum", {"momentum": self.momentum})  # timm's sgd is Nesterov's

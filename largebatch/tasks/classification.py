@@ -62,8 +62,9 @@ class Classification(Task):
         return found
 
     def check_data(self, batch: Batch, data: str) -> None:
-        whole = len(batch) == 2 and batch[1].dtype == torch.int64 and batch[1].dim() == 1
-        check_targets(batch, "classification", data, "labels that are classes, a whole number per example", whole)
+        wanted = "labels that are classes, a whole number per example"
+        fits = lambda labels: labels.dtype == torch.int64 and labels.dim() == 1  # noqa: E731
+        check_targets(batch, "classification", data, wanted, fits)
 
     def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int) -> None:
         logits = auxiliary.logits_of(outputs)

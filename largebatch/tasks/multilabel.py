@@ -19,7 +19,7 @@ from torch import Tensor
 
 from largebatch.nested import Batch
 from largebatch.score import Score
-from largebatch.tasks.task import Task, check_shape, check_targets
+from largebatch.tasks.task import Task, check_shape, check_targets, is_floating_matrix
 
 LEVELS = 1 << 16  # values of a float16
 
@@ -52,10 +52,8 @@ class Multilabel(Task):
         return {"loss": float(sums["loss"]) / float(sums["examples"]), "mean_average_precision_percent": 100.0 * mean}
 
     def check_data(self, batch: Batch, data: str) -> None:
-        several = len(batch) == 2 and batch[1].is_floating_point() and batch[1].dim() == 2
-        check_targets(
-            batch, "multilabel", data, "labels that are 0 or 1 for each, (examples × labels) floating", several
-        )
+        wanted = "labels that are 0 or 1 for each, (examples × labels) floating"
+        check_targets(batch, "multilabel", data, wanted, is_floating_matrix)
 
     def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int) -> None:
         check_shape(outputs, batch, model, wanted, "labels")

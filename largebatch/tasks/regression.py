@@ -13,7 +13,7 @@ from torch import Tensor
 
 from largebatch.nested import Batch
 from largebatch.score import Score
-from largebatch.tasks.task import Task, check_shape, check_targets
+from largebatch.tasks.task import Task, check_shape, check_targets, is_floating_matrix
 
 ROUNDING = 1e-12  # of the targets' mean square: what the difference of two float64 sums cannot tell from no variance
 
@@ -43,8 +43,8 @@ class Regression(Task):
         return {"loss": error, "squared_error": error, "r2": 1 - error / variance if varies else float("nan")}
 
     def check_data(self, batch: Batch, data: str) -> None:
-        numbers = len(batch) == 2 and batch[1].is_floating_point() and batch[1].dim() == 2
-        check_targets(batch, "regression", data, "targets that are numbers, (examples × targets) floating", numbers)
+        wanted = "targets that are numbers, (examples × targets) floating"
+        check_targets(batch, "regression", data, wanted, is_floating_matrix)
 
     def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int) -> None:
         check_shape(outputs, batch, model, wanted, "targets")

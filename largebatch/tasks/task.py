@@ -10,6 +10,7 @@ masked tokens of a sequence) a task says so: then they are counted and summed ov
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -57,17 +58,22 @@ class Task(abc.ABC):
         numbers the data set asks for per example."""
 
 
-def check_targets(batch: Batch, task: str, data: str, wanted: str, fits: bool) -> None:
-    """Refuse (inputs, targets) whose targets are not what is ``wanted``, unless it ``fits``."""
+def check_targets(batch: Batch, task: str, data: str, wanted: str, fits: Callable[[Tensor], bool]) -> None:
+    """Refuse what is no (inputs, targets), and targets that are not what is ``wanted``, of which ``fits`` is true."""
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
     if not pair:
         raise UserError(f"task.name = {task} needs batches of (inputs, targets), and data.name = {data} gives others")
-    if not fits:
+    if not fits(batch[1]):
         kind, shape = str(batch[1].dtype).removeprefix("torch."), "×".join(map(str, batch[1].shape[1:])) or "one"
         raise UserError(
             f"task.name = {task} needs {wanted}, and data.name = {data} has targets of {kind}, {shape} per example; "
             "leave task out to take the data set's own"
         )
+
+
+def is_floating_matrix(targets: Tensor) -> bool:
+    """(examples, several numbers)."""
+    return targets.is_floating_point() and targets.dim() == 2
 
 
 def check_shape(outputs: Any, batch: Batch, model: str, wanted: int, of: str) -> None:

@@ -161,6 +161,13 @@ def test_what_is_no_batch(batch, sentence):
         nested.check(batch, "the data set")
 
 
+@pytest.mark.parametrize("name", ["classification", "multilabel", "regression"])
+def test_batches_that_are_no_pairs_are_a_sentence(name):
+    for batch in ({"ids": torch.zeros(1, 2), "label": torch.zeros(1)}, (torch.zeros(1, 2), [torch.zeros(1)])):
+        with pytest.raises(UserError, match=rf"task.name = {name} needs batches of \(inputs, targets\)"):
+            tasks.build(name).check_data(batch, "mine")
+
+
 def test_names_of_tasks():
     assert tasks.names() == ["classification", "multilabel", "regression"]
     with pytest.raises(UserError, match="task.name = clasification is not known; did you mean classification"):

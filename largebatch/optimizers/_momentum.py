@@ -1,0 +1,26 @@
+"""What the two kinds of momentum share: the learning rate outside the buffer (sgd), and inside (heavy_ball)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from largebatch.keys import Fraction, Switch
+from largebatch.optimizers import AtTimm, Averaged, Optimizer
+
+
+class Momentum(Optimizer):
+    """A step that is lr times an average of gradients."""
+
+    STATES: ClassVar[int] = 1
+    SHARD_SAFE: ClassVar[bool] = True
+
+    momentum: Fraction = 0.9
+    nesterov: Switch = False
+
+    @property
+    def averaged(self) -> Averaged:
+        return Averaged(self.momentum, self.nesterov)
+
+    @property
+    def at_timm(self) -> AtTimm:
+        return AtTimm("sgd" if self.nesterov else "momentum", {"momentum": self.momentum})  # timm's sgd is Nesterov's
