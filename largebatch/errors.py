@@ -7,7 +7,7 @@ be valid.
 
 from __future__ import annotations
 
-from largebatch.escapes import escaped
+from largebatch.terminal.escapes import escaped
 
 
 class UserError(ValueError):
@@ -23,6 +23,11 @@ class LocalError(UserError):
 
 class Lost(Exception):
     """The other ranks, or a machine's service, are gone: this process can only end, and be started anew."""
+
+
+def first_words(error: Exception) -> str:
+    """The first line that an error of another project says, or its kind."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def suggestion(word: str, valid: list[str]) -> str:

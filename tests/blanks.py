@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from largebatch import models
+from largebatch.run import fit
 from largebatch.tasks.classification import Classification
 
 
@@ -14,5 +14,5 @@ def images(count: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def check(model: nn.Module, name: str, classes: int, shape: tuple[int, ...], examples: int = 2) -> None:
-    """:func:`largebatch.models.check` of a classifier of images."""
-    models.check(model, name, Classification(), images(2, shape), classes, examples)
+    """:func:`largebatch.run.fit.check` of a classifier of images."""
+    fit.check(model, name, Classification(), images(2, shape), classes, examples)

@@ -11,8 +11,9 @@ import torch
 from hosts import Hosts, Process
 from programs import REPOSITORY
 
-from largebatch import checkpoint, config
-from largebatch.train import train
+from largebatch import checkpoint
+from largebatch.recipes import config
+from largebatch.run.train import train
 
 PROGRAM = REPOSITORY / "tests" / "cluster" / "program.py"
 PORT = 29500

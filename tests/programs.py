@@ -60,7 +60,7 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def killed_at(step: int) -> Iterator[None]:
     """Inside, a run in this process dies when it has done so many steps: Killed comes out."""
-    from largebatch.loop import Loop
+    from largebatch.run.loop import Loop
 
     before = Loop.before_step
 

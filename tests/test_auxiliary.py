@@ -12,12 +12,14 @@ from programs import weights_at_end
 from torch import Tensor, nn
 from torchvision.models import GoogLeNetOutputs
 
-from largebatch import config, distributed, models
-from largebatch.assemble import assemble
-from largebatch.bench.throughput import flops
-from largebatch.dry_run import Cluster, dry_run
+from largebatch import models
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run.assemble import assemble
+from largebatch.run.train import train
+from largebatch.studies.bench.throughput import flops
+from largebatch.studies.dry_run import Cluster, dry_run
 from largebatch.tasks.classification import Classification
-from largebatch.train import train
 
 SMALL = (1, 8, 8)
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largebatch import batch
-from largebatch.batch import epoch_order, largest_divisor, resolve
 from largebatch.errors import UserError
+from largebatch.plan import batch
+from largebatch.plan.batch import epoch_order, largest_divisor, resolve
 
 
 def test_the_stream_is_epochs_of_permutations_laid_end_to_end():

@@ -10,13 +10,13 @@ import torch
 from programs import Killed, killed_at, weights_at_end
 from safetensors.torch import save_file
 
-from largebatch import config
-from largebatch.assemble import assemble
 from largebatch.checkpoint import manifest
-from largebatch.dry_run import Cluster, dry_run
 from largebatch.errors import UserError
+from largebatch.recipes import config
 from largebatch.records.files import sha256_of
-from largebatch.train import train
+from largebatch.run.assemble import assemble
+from largebatch.run.train import train
+from largebatch.studies.dry_run import Cluster, dry_run
 
 CPU = torch.device("cpu")
 

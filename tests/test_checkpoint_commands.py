@@ -16,11 +16,11 @@ from click.testing import Result
 from programs import damage, largebatch, saved, weights_at_end
 from typer.testing import CliRunner
 
-from largebatch import config
 from largebatch.checkpoint import manifest
 from largebatch.cli.checkpoint import app
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.recipes import config
+from largebatch.run.train import train
 
 
 def command(*words: object) -> Result:
@@ -217,7 +217,7 @@ def test_timm_and_torchvision_load_it(recipe, tmp_path, name, suffix):
     import timm
     import torchvision
 
-    from largebatch.diagnose.opened import opened
+    from largebatch.studies.diagnose.opened import opened
 
     changes: dict[str, Any] = {
         "model": {"name": name},

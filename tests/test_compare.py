@@ -9,10 +9,10 @@ import pool
 import pytest
 from programs import largebatch, wait_for_first_line
 
-from largebatch import compare as module
-from largebatch.compare import Tuning, compare, rows_of, varied
 from largebatch.errors import UserError
 from largebatch.report import write
+from largebatch.studies import compare as module
+from largebatch.studies.compare import Tuning, compare, rows_of, varied
 
 
 def facts(out: Path) -> dict:

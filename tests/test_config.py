@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largebatch import config, strict_yaml
 from largebatch.errors import UserError
+from largebatch.recipes import config, strict_yaml
 
 TEXT = """
 model: {name: tiny_cnn}
@@ -149,7 +149,7 @@ def test_no_override_makes_a_traceback(overrides):
 
 @pytest.mark.worlds
 def test_a_recipe_is_read_without_torch():
-    code = "import largebatch.config, sys; sys.exit('torch' in sys.modules)"
+    code = "import largebatch.recipes.config, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

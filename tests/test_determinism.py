@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from programs import torchrun, weights_at_end
 from torch import Tensor, nn
 
-from largebatch import config, models
-from largebatch.bench.throughput import measure as throughput
-from largebatch.bench.throughput import turns
-from largebatch.determinism import WORKSPACE, deterministic
+from largebatch import models
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.machine.determinism import WORKSPACE, deterministic
+from largebatch.recipes import config
+from largebatch.run.train import train
+from largebatch.studies.bench.throughput import measure as throughput
+from largebatch.studies.bench.throughput import turns
 
 CPU = torch.device("cpu")
 

@@ -18,14 +18,15 @@ import torch.nn.functional as F
 from programs import damage, largebatch, saved, weights_at_end
 from worlds.diagnose import MEASURES
 
-from largebatch import batch, config
-from largebatch.assemble import dataset_of, model_of, task_of
 from largebatch.cli import app
 from largebatch.data import Placement
-from largebatch.diagnose import noise, path, plateau, sharpness, spectrum
-from largebatch.diagnose.opened import opened
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.plan import batch
+from largebatch.recipes import config
+from largebatch.run.assemble import dataset_of, model_of, task_of
+from largebatch.run.train import train
+from largebatch.studies.diagnose import noise, path, plateau, sharpness, spectrum
+from largebatch.studies.diagnose.opened import opened
 
 pytestmark = pytest.mark.worlds
 CPU = torch.device("cpu")
@@ -115,8 +116,8 @@ def test_the_sample_is_the_same_in_any_world(trained, monkeypatch):
     whole = [images for images, _ in sample.all()]
     parts: list[list[torch.Tensor]] = []
     for rank in range(2):
-        monkeypatch.setattr("largebatch.distributed.rank", lambda rank=rank: rank)
-        monkeypatch.setattr("largebatch.distributed.world_size", lambda: 2)
+        monkeypatch.setattr("largebatch.machine.distributed.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("largebatch.machine.distributed.world_size", lambda: 2)
         parts.append([images for images, _ in sample.mine()])
     woven = [parts[i % 2][i // 2] for i in range(6)]
     assert all(torch.equal(one, other) for one, other in zip(woven, whole, strict=True))

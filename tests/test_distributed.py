@@ -8,8 +8,8 @@ import socket
 import pytest
 import torch
 
-from largebatch import distributed
 from largebatch.errors import Lost, UserError
+from largebatch.machine import distributed
 
 
 def test_alone_everything_is_the_identity():

@@ -14,13 +14,14 @@ import pytest
 import typer
 from programs import largebatch
 
-from largebatch import config, doctor
 from largebatch.cli.doctor import doctor as command
-from largebatch.doctor import look
-from largebatch.doctor import ranks as together
-from largebatch.doctor.facts import size, spans
-from largebatch.doctor.judge import judge
-from largebatch.doctor.look import existing, open_on_all_interfaces
+from largebatch.recipes import config
+from largebatch.studies import doctor
+from largebatch.studies.doctor import look
+from largebatch.studies.doctor import ranks as together
+from largebatch.studies.doctor.facts import size, spans
+from largebatch.studies.doctor.judge import judge
+from largebatch.studies.doctor.look import existing, open_on_all_interfaces
 
 Usage = namedtuple("Usage", "total used free")
 

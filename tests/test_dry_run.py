@@ -17,15 +17,15 @@ from method_recipes import PLAIN, recipe_of
 from programs import REPOSITORY, largebatch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from largebatch import config, derive
-from largebatch.assemble import assemble, decisions
 from largebatch.data.sets.imagenet import Imagenet
-from largebatch.dry_run import MIB, Cluster, dry_run
-from largebatch.dry_run.engines import FakeZero, buckets_of
-from largebatch.dry_run.job import job_of, outputs_of, pretended
 from largebatch.engines import DeepSpeed
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.recipes import config, derive
+from largebatch.run.assemble import assemble, decisions
+from largebatch.run.train import train
+from largebatch.studies.dry_run import MIB, Cluster, dry_run
+from largebatch.studies.dry_run.engines import FakeZero, buckets_of
+from largebatch.studies.dry_run.job import job_of, outputs_of, pretended
 
 pytestmark = [pytest.mark.worlds, pytest.mark.usefixtures("one_thread")]
 STATES = {"sgd": 1, "lars": 1, "lamb": 2, "adamw": 2}  # of a parameter's size

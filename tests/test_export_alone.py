@@ -15,9 +15,10 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from largebatch import config, models
+from largebatch import models
 from largebatch.cli.checkpoint import app
-from largebatch.train import train
+from largebatch.recipes import config
+from largebatch.run.train import train
 
 
 def export(run: Path) -> Result:

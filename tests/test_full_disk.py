@@ -16,9 +16,10 @@ import rich.console
 import torch
 from programs import saved, weights_at_end
 
-from largebatch import checkpoint, config
-from largebatch.loop import Loop
-from largebatch.train import train
+from largebatch import checkpoint
+from largebatch.recipes import config
+from largebatch.run.loop import Loop
+from largebatch.run.train import train
 
 pytestmark = pytest.mark.worlds  # mount and umount are processes
 CHANGES = {

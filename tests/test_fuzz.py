@@ -23,11 +23,13 @@ from hypothesis import strategies as st
 from programs import REPOSITORY, largebatch
 from pydantic import BaseModel
 
-from largebatch import cli, config, recipes, strict_yaml
-from largebatch.combinations import check_combinations
-from largebatch.decide import decide
-from largebatch.decided import DataFacts
+from largebatch import cli
 from largebatch.errors import UserError
+from largebatch.recipes import config, strict_yaml
+from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes.decide import decide
+from largebatch.recipes.decided import DataFacts
+from largebatch.studies import reading as recipes
 
 RECIPES = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 TEXTS = {path: path.read_text(encoding="utf-8") for path in RECIPES}

@@ -25,10 +25,11 @@ from method_recipes import NORM, recipe_of
 from programs import saved, state_at_end, weights_at_end
 from worlds.kills import MOMENTS
 
-from largebatch import config, distributed
-from largebatch.assemble import assemble
 from largebatch.checkpoint import step_of
 from largebatch.errors import UserError
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run.assemble import assemble
 
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 RANDOM_KILLS = int(os.environ.get("LARGEBATCH_KILLS", "10"))

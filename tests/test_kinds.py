@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from programs import REPOSITORY, environment, state_at_end
 
-from largebatch import decays, kinds, optimizers
-from largebatch.decays import constant
+from largebatch import optimizers
 from largebatch.errors import UserError
+from largebatch.recipes import decays, kinds
+from largebatch.recipes import optimizers as optimizers_of_a_recipe
+from largebatch.recipes.decays import constant
 
 PACKAGE = REPOSITORY / "largebatch"
 TOYS = {
@@ -22,7 +24,7 @@ TOYS = {
 
 from typing import ClassVar, Literal
 
-from largebatch.keys import Fraction
+from largebatch.recipes.keys import Fraction
 from largebatch.optimizers import Optimizer
 
 
@@ -55,8 +57,8 @@ class Signed(Optimizer):
 
 from typing import Literal
 
-from largebatch.decays import Decay
-from largebatch.keys import PositiveFloat
+from largebatch.recipes.decays import Decay
+from largebatch.recipes.keys import PositiveFloat
 
 
 class HyperbolicDecay(Decay):
@@ -119,9 +121,9 @@ def test_a_slip_in_a_toys_keys_is_one_sentence(recipe, folder):
 
 
 def test_every_kind_has_its_file_and_the_tables_are_in_the_order_of_names():
-    for package in (optimizers, decays):
+    for package, table in ((optimizers, optimizers_of_a_recipe.table), (decays, decays.table)):
         files = {path.stem for path in Path(package.__path__[0]).glob("[!_]*.py")}
-        assert list(package.table()) == sorted(files)
+        assert list(table()) == sorted(files)
 
 
 def test_a_file_without_its_kind_is_named():
@@ -132,9 +134,10 @@ def test_a_file_without_its_kind_is_named():
 def test_a_kind_that_is_there_twice_is_named(tmp_path):
     (tmp_path / "cosine.py").touch()
     with pytest.raises(
-        UserError, match=f"cosine is the name of two files of largebatch.decays, in .* and {re.escape(str(tmp_path))}"
+        UserError,
+        match=f"cosine is the name of two files of largebatch.recipes.decays, in .* and {re.escape(str(tmp_path))}",
     ):
-        kinds.found("largebatch.decays", [*decays.__path__, str(tmp_path)], decays.Decay)
+        kinds.found("largebatch.recipes.decays", [*decays.__path__, str(tmp_path)], decays.Decay)
 
 
 def test_two_kinds_alone_are_known_outside_their_folder():
@@ -142,7 +145,7 @@ def test_two_kinds_alone_are_known_outside_their_folder():
     known = {
         (str(file.relative_to(PACKAGE)), *found)
         for file in PACKAGE.rglob("*.py")
-        for found in re.findall(r"largebatch\.(optimizers|decays)\.([a-z]\w*)", file.read_text())
+        for found in re.findall(r"largebatch\.(?:recipes\.)?(optimizers|decays)\.([a-z]\w*)", file.read_text())
         if file.parent.name != found[0]
     }
-    assert known == {("config/sections.py", "decays", "constant"), ("derive.py", "decays", "steps")}
+    assert known == {("recipes/config/sections.py", "decays", "constant"), ("recipes/derive.py", "decays", "steps")}

@@ -18,7 +18,7 @@ import yaml
 from pool import free_port
 from programs import REPOSITORY, environment, wait_for_first_line
 
-from largebatch.config import Run
+from largebatch.recipes.config import Run
 
 LAUNCH = REPOSITORY / "launch"
 KUBERNETES = sorted((LAUNCH / "kubernetes").glob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 from programs import REPOSITORY
 
 from largebatch.errors import UserError
-from largebatch.launched import PORTS, Place, adopt, first_host, place_of
+from largebatch.machine.launched import PORTS, Place, adopt, first_host, place_of
 
 TORCHRUN = {
     "LOCAL_RANK": "1",
@@ -203,7 +203,7 @@ def test_what_is_no_host_list(hosts):
 def test_the_device_of_a_rank(monkeypatch, environ, visible, device):
     import torch
 
-    from largebatch import distributed
+    from largebatch.machine import distributed
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
@@ -222,5 +222,5 @@ def test_the_device_of_a_rank(monkeypatch, environ, visible, device):
 
 @pytest.mark.worlds
 def test_no_torch_is_loaded():
-    code = "import largebatch.launched, sys; sys.exit('torch' in sys.modules)"
+    code = "import largebatch.machine.launched, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0

@@ -18,74 +18,23 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from programs import REPOSITORY, environment
 
-from largebatch import config, derive, strict_yaml
-from largebatch.combinations import check_combinations
-from largebatch.derive import peak_of
+from largebatch.recipes import config, derive, strict_yaml
+from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes.derive import peak_of
 from largebatch.records import names
 
 PACKAGE = REPOSITORY / "largebatch"
-SCIENCE = {"errors"}
-ALLOWED = {  # room -> rooms it may import beside itself; what is not listed is assembly and may import anything
-    "escapes": set(),
-    "errors": {"escapes"},
-    "score": set(),
-    "nested": SCIENCE,
-    "tasks": SCIENCE | {"score", "nested", "models"},
-    "paths": SCIENCE | {"escapes"},
-    "console": {"escapes"},
-    "strict_yaml": SCIENCE,
-    "keys": SCIENCE | {"paths"},
-    "kinds": SCIENCE | {"keys"},
-    "decays": SCIENCE | {"keys", "kinds"},
-    "optimizers": SCIENCE | {"keys", "kinds", "optim"},
-    "config": SCIENCE | {"strict_yaml", "paths", "keys", "kinds", "decays", "optimizers"},
-    "batch": SCIENCE,
-    "schedules": SCIENCE,
-    "search": SCIENCE | {"score"},
-    "decided": SCIENCE | {"batch", "schedules"},
-    "decide": SCIENCE | {"config", "derive", "combinations", "batch", "decided"},
-    "derive": SCIENCE | {"decided"} | {"config", "batch", "schedules", "decays"},
-    "combinations": SCIENCE | {"config"},
-    "records": {"escapes"},
-    "mllog": SCIENCE | {"records"},
-    "signals": SCIENCE | {"distributed", "records"},
-    "terminal_plot": set(),
-    "launched": SCIENCE,
-    "pieces": set(),
-    "determinism": SCIENCE,
-    "watchdog": {"distributed"},
-    "distributed": SCIENCE | {"launched"},
-    "report": SCIENCE | {"strict_yaml", "score", "records"},
-    "optim": SCIENCE,
-    "models": SCIENCE | {"nested", "tasks"},
-    "data": SCIENCE | {"batch", "paths", "nested", "records", "kinds"},
-    "engines": SCIENCE | {"batch", "distributed", "optim", "pieces", "nested", "tasks"},
-    "checkpoint": SCIENCE | {"distributed", "pieces", "watchdog", "score", "records"},
-    "record": SCIENCE | {"distributed", "records", "strict_yaml", "console", "escapes", "score"},
-    "evaluate": SCIENCE | {"distributed", "watchdog", "nested", "tasks"},
-    "diagnostics": SCIENCE | {"nested"},
-}
-DEEPSPEED = {"engines/deepspeed.py", "bench/contestants.py"}  # who may import it
-RUNNING = {"update", "averaging", "swap", "measure", "observe", "ranks", "saving", "account", "loop"}
-RECIPE = {"config", "derive", "decide", "combinations", "recipes"}  # what no room of RUNNING asks: it reads `decided`
-ASSEMBLY = {
-    "__init__",
-    "__main__",
-    "assemble",
-    "dry_run",
-    "doctor",
-    "train",
-    "compare",
-    "bench",
-    "diagnose",
-    "surface",
-    "recipes",
-    "cli",
-}
+FLOORS = (  # a room imports from floors below it: science stands below the machine, and does not know it
+    "terminal", "errors", "optim", "plan", "recipes", "records", "report", "data", "models", "tasks", "optimizers",
+    "diagnostics", "machine", "checkpoint", "engines", "run", "studies", "cli", "__main__",
+)  # fmt: skip
+DEEPSPEED = {"engines/deepspeed.py", "studies/bench/contestants.py"}  # who may import it
+RECIPE = {"config", "derive", "decide", "combinations"}  # what no room of a run asks but ASSEMBLY: it reads `decided`
+ASSEMBLY = {"assemble.py", "train.py"}
 
 
 def imports(file: Path) -> set[str]:
-    """Rooms of ours that a file imports, and ``deepspeed`` if it does."""
+    """What of ours a file imports, and ``deepspeed`` if it does: ``{"optim.lars", "errors", ...}``."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         names = []
@@ -93,13 +42,11 @@ def imports(file: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            names = [node.module or ""]
-            if node.module == "largebatch":
-                names = [f"largebatch.{alias.name}" for alias in node.names]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             top, _, rest = name.partition(".")
             if top == "largebatch":
-                found.add(rest.partition(".")[0])
+                found.add(rest)
             if top == "deepspeed":
                 found.add("deepspeed")
     return found
@@ -108,17 +55,21 @@ def imports(file: Path) -> set[str]:
 def breaches(file: Path) -> Iterator[str]:
     """What of the import law a file of the package breaks."""
     room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room not in ALLOWED.keys() | ASSEMBLY | RUNNING:
-        yield f"{room} is a room without a law: add it to docs/design.md and here"
-    found = imports(file) - {""}
-    if "deepspeed" in found and str(file.relative_to(PACKAGE)) not in DEEPSPEED:
+    if room == "__init__":
+        return
+    if room not in FLOORS:
+        yield f"{room} stands on no floor: add it to docs/design.md and here"
+        return
+    imported = imports(file)
+    if "deepspeed" in imported and str(file.relative_to(PACKAGE)) not in DEEPSPEED:
         yield "imports deepspeed"
-    if room in RUNNING and (asked := found & RECIPE):
-        yield f"imports {', '.join(sorted(asked))}: what is running reads what was decided"
-    if room in RUNNING and re.search(r"\bjob\.run\b", file.read_text()):
-        yield "reads job.run: what is running reads job.decided"
-    if room in ALLOWED and (more := found - {room, "deepspeed"} - ALLOWED[room]):
-        yield f"imports {', '.join(sorted(more))}"
+    below = {"", "deepspeed", *FLOORS[: FLOORS.index(room) + 1]}
+    yield from (f"imports {name}" for name in sorted(imported) if name.partition(".")[0] not in below)
+    if room == "run" and file.name not in ASSEMBLY:
+        asked = {name for name in imported if name.startswith("recipes.") and name.split(".")[1] in RECIPE}
+        yield from (f"imports {name}: what is running reads what was decided" for name in sorted(asked))
+        if re.search(r"\bjob\.run\b", file.read_text()):
+            yield "reads job.run: what is running reads job.decided"
 
 
 @pytest.mark.worlds
@@ -130,24 +81,37 @@ def test_who_may_import_whom():
 
 def test_the_law_finds_what_it_forbids(tmp_path):
     file = tmp_path / "room.py"
-    file.write_text("from largebatch import config\nimport largebatch.train\nfrom largebatch.optim.lars import Lars\n")
-    assert imports(file) == {"config", "train", "optim"}
+    file.write_text(
+        "from largebatch import errors\nimport largebatch.run.train\nfrom largebatch.optim.lars import Lars, f\n"
+    )
+    assert imports(file) == {"errors", "run.train", "optim.lars.Lars", "optim.lars.f"}
 
 
 def test_the_law_finds_who_breaks_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    broken = {}
     for name, text in {
-        "unheard_of.py": "",
-        "train.py": "import deepspeed",
-        "batch.py": "from largebatch import config, errors",
-        "bench/contestants.py": "import deepspeed\nimport largebatch.train",
+        "unheard_of/room.py": "",
+        "run/train.py": "import deepspeed\nfrom largebatch.recipes import config",
+        "run/loop.py": "from largebatch.recipes import config, decided\nf(job.run.steps)",
+        "plan/batch.py": "from largebatch import errors\nfrom largebatch.recipes import keys",
+        "optim/lars.py": "from largebatch.machine import distributed",
+        "studies/bench/contestants.py": "import deepspeed\nimport largebatch.run.train",
     }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
-    assert [list(breaches(tmp_path / name)) for name in ("train.py", "batch.py", "bench/contestants.py")] == [
-        ["imports deepspeed"], ["imports config"], [],
-    ]  # fmt: skip
-    assert list(breaches(tmp_path / "unheard_of.py"))
+        broken[name.split("/")[-1].removesuffix(".py")] = list(breaches(tmp_path / name))
+    assert broken == {
+        "room": ["unheard_of stands on no floor: add it to docs/design.md and here"],
+        "train": ["imports deepspeed"],
+        "loop": [
+            "imports recipes.config: what is running reads what was decided",
+            "reads job.run: what is running reads job.decided",
+        ],
+        "batch": ["imports recipes.keys"],
+        "lars": ["imports machine.distributed"],
+        "contestants": [],
+    }
 
 
 WRITES_BY_ITSELF = {  # file -> what it may do beside writing under the name that records.files.whole gives
@@ -155,7 +119,7 @@ WRITES_BY_ITSELF = {  # file -> what it may do beside writing under the name tha
     "checkpoint/writer.py": "folders get their names and lose them",
     "data/fetch.py": "files that were verified leave a folder of their own",
     "data/shards/cache.py": "the other name keeps the room that the shard is going to take",
-    "bench/loading/peers.py": "a temporary folder's",
+    "studies/bench/loading/peers.py": "a temporary folder's",
 }
 
 
@@ -243,32 +207,11 @@ def test_the_law_of_names_finds_what_it_forbids(tmp_path):
 
 
 TORCHLESS = [
-    "escapes",
-    "paths",
-    "console",
-    "launched",
-    "records.circumstances",
-    "records.facts",
-    "records.files",
-    "records.lines",
-    "records.names",
-    "keys",
-    "kinds",
-    "decays",
-    "optimizers",
-    "config",
-    "strict_yaml",
-    "batch",
-    "schedules",
-    "search",
-    "errors",
-    "derive",
-    "combinations",
-    "report",
-    "recipes",
-    "data.fetch",
-    "cli",
-]
+    "terminal.console", "terminal.escapes", "terminal.plot", "errors", "plan.batch", "plan.schedules", "plan.score",
+    "recipes.config", "recipes.decays", "recipes.decide", "recipes.kinds", "recipes.optimizers", "recipes.strict_yaml",
+    "records.circumstances", "records.facts", "records.files", "records.lines", "records.mllog", "records.names",
+    "report", "data.fetch", "machine.launched", "studies.reading", "studies.search", "cli",
+]  # fmt: skip
 
 
 @pytest.mark.worlds

@@ -18,15 +18,16 @@ import yaml
 from method_recipes import METHODS, NORM, recipe_of
 from programs import Killed, state_at_end, torchrun
 
-from largebatch import config, derive, distributed
-from largebatch.assemble import assemble
 from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
+from largebatch.machine import distributed
 from largebatch.models import batch_norm
-from largebatch.saving import tallied
-from largebatch.score import score_of
-from largebatch.train import train
-from largebatch.update import Update
+from largebatch.plan.score import score_of
+from largebatch.recipes import config, derive
+from largebatch.run.assemble import assemble
+from largebatch.run.saving import tallied
+from largebatch.run.train import train
+from largebatch.run.update import Update
 
 
 def finished(method: str, directory: Path, **more: Any) -> Path:
@@ -287,7 +288,7 @@ def test_m_sharpness_perturbs_each_m_examples_alone(monkeypatch):
 @pytest.mark.worlds
 def test_post_local_sgd_by_hand_and_its_averaging_moments_counted(worlds, tmp_path, monkeypatch):
     """Four separate models with their own momentum; averaged after every third step from the first decay on."""
-    from largebatch.averaging import Workers
+    from largebatch.run.averaging import Workers
 
     averaged, average = [], Workers.average
     monkeypatch.setattr(Workers, "average", lambda self: (averaged.append(1), average(self)))
@@ -337,7 +338,7 @@ def test_post_local_sgd_by_hand_and_its_averaging_moments_counted(worlds, tmp_pa
 @pytest.mark.worlds
 def test_swap_averages_its_workers_and_recomputes_batch_norm(tmp_path, monkeypatch):
     """Phase 1 ends at the target; each worker has its own order; the end is the mean, with statistics by hand."""
-    from largebatch.swap import Swap
+    from largebatch.run.swap import Swap
 
     ends: dict[int, dict[str, torch.Tensor]] = {}
     orders, run_round = {}, Swap.run_round
@@ -445,7 +446,7 @@ def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, 
 @pytest.mark.worlds
 def test_swap_killed_between_two_workers_goes_on_with_the_next(tmp_path, monkeypatch):
     """That it ends with the same bits is in test_kill_and_resume.py."""
-    from largebatch.swap import Swap
+    from largebatch.run.swap import Swap
 
     run_round, rounds = Swap.run_round, []
 
@@ -469,7 +470,7 @@ def test_swap_killed_between_two_workers_goes_on_with_the_next(tmp_path, monkeyp
 @pytest.mark.worlds
 @pytest.mark.parametrize("period", [2, 3, 5])
 def test_the_moving_average_follows_workers_at_every_averaging(tmp_path, monkeypatch, period):
-    from largebatch.averaging import Ema
+    from largebatch.run.averaging import Ema
 
     moved, follow = [], Ema.follow
     monkeypatch.setattr(Ema, "follow", lambda self: (moved.append(1), follow(self)))

@@ -14,7 +14,7 @@ import pytest
 from programs import Killed, killed_at
 
 from largebatch.errors import UserError
-from largebatch.mllog import RESNET_TARGET, Facts, MlperfLog, division_of
+from largebatch.records.mllog import RESNET_TARGET, Facts, MlperfLog, division_of
 
 pytest.importorskip("mlperf_logging", reason="mlperf-logging is not installed")
 
@@ -79,7 +79,7 @@ def test_a_complete_log_of_the_reference_complies(tmp_path, caplog):
     assert [m["first_epoch_num"] for key, _, m, _ in lines if key == "block_start"] == [1, 5, 9, 13]
     keys = [key for key, *_ in lines]
     assert keys[-5:] == ["block_stop", "eval_start", "eval_accuracy", "eval_stop", "run_stop"]
-    assert all(file["file"] == "largebatch/mllog.py" for _, _, file, _ in lines), "no path of this machine"
+    assert all(file["file"] == "largebatch/records/mllog.py" for _, _, file, _ in lines), "no path of this machine"
     times = [time for *_, time in lines[keys.index("run_start") :]]
     began = {key: time for key, _, _, time in lines}
     assert began["eval_stop"] - began["eval_start"] >= 10
@@ -135,9 +135,10 @@ def test_what_the_closed_rules_forbid_is_logged_as_it_is_under_the_open_division
 
 def test_the_closed_division_is_that_of_recipes_within_its_rules():
     """Those of MLPerf's reference points at every batch, and no other of our recipes for ImageNet."""
-    from largebatch import assemble, config
-    from largebatch.decide import decide
-    from largebatch.decided import DataFacts
+    from largebatch.recipes import config
+    from largebatch.recipes.decide import decide
+    from largebatch.recipes.decided import DataFacts
+    from largebatch.run import assemble
 
     def division(path: Path, *overrides: str) -> str:
         run = config.load(path, overrides)
@@ -234,8 +235,9 @@ def test_without_the_package_one_sentence(tmp_path, monkeypatch):
 @pytest.mark.worlds
 def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe, tmp_path, monkeypatch, caplog):
     """The trainer's own log, of a run on digits that calls itself the benchmark and reaches its target."""
-    from largebatch import config, loop
-    from largebatch.train import train
+    from largebatch.recipes import config
+    from largebatch.run import loop
+    from largebatch.run.train import train
 
     monkeypatch.setattr(
         loop,

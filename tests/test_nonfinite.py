@@ -13,9 +13,9 @@ import torch
 from programs import Killed, killed_at, saved, state_at_end, torchrun, weights_at_end
 from worlds.nonfinite import POISONED, poisoned
 
-from largebatch import config
-from largebatch.batch import epoch_order
-from largebatch.train import Result, train
+from largebatch.plan.batch import epoch_order
+from largebatch.recipes import config
+from largebatch.run.train import Result, train
 
 SKIPS = {
     "precision": "fp64",

@@ -12,10 +12,12 @@ from click.testing import Result
 from programs import saved
 from typer.testing import CliRunner
 
-from largebatch import account, cli, config, record
+from largebatch import cli
 from largebatch.checkpoint import writer
+from largebatch.recipes import config
 from largebatch.records.lines import Lines
-from largebatch.train import train
+from largebatch.run import account, record
+from largebatch.run.train import train
 
 
 def command(*words: object) -> Result:

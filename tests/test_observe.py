@@ -14,11 +14,12 @@ import yaml
 from programs import Killed, killed_at, torchrun, weights_at_end
 from torch import Tensor
 
-from largebatch import config, distributed
-from largebatch.assemble import assemble
 from largebatch.diagnostics.noise import Averages, Squares
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run.assemble import assemble
+from largebatch.run.train import train
 
 CPU = torch.device("cpu")
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from programs import weights_at_end
 
-from largebatch import config, report
-from largebatch.compare import Tuning, compare
-from largebatch.diagnose import path, plateau
+from largebatch import report
+from largebatch.plan.score import ACCURACY
+from largebatch.recipes import config
 from largebatch.report.page import markdown
-from largebatch.score import ACCURACY
-from largebatch.train import train
+from largebatch.run.train import train
+from largebatch.studies.compare import Tuning, compare
+from largebatch.studies.diagnose import path, plateau
 
 OLD = Path(__file__).parent / "runs" / "old_classification"
 ROW = "small_perceptron"

@@ -13,8 +13,10 @@ import torch
 from programs import weights_at_end
 from worlds.ranks import NAP
 
-from largebatch import config, distributed, ranks
-from largebatch.train import train
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run import ranks
+from largebatch.run.train import train
 
 
 @pytest.fixture(scope="module")

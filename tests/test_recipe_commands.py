@@ -10,10 +10,11 @@ import pytest
 import yaml
 from programs import REPOSITORY, largebatch
 
-from largebatch import config, derive, recipes
 from largebatch.errors import UserError
-from largebatch.recipes import files
-from largebatch.terminal_plot import plot
+from largebatch.recipes import config, derive
+from largebatch.studies import reading as recipes
+from largebatch.studies.reading import files
+from largebatch.terminal.plot import plot
 
 WRITTEN = {
     "title": "Linear scaling (Goyal 2017)",
@@ -248,7 +249,7 @@ def test_a_plot_has_its_size_its_marks_and_a_joined_curve():
 
 @pytest.mark.worlds
 def test_the_recipe_room_loads_no_torch():
-    code = "import sys, largebatch.recipes, largebatch.mllog; sys.exit('torch' in sys.modules)"
+    code = "import sys, largebatch.studies.reading, largebatch.records.mllog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 

@@ -18,9 +18,10 @@ import pytest
 import yaml
 from programs import REPOSITORY
 
-from largebatch import config, derive, models
+from largebatch import models
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.recipes import config, derive
+from largebatch.run.train import train
 
 CONFIGS = REPOSITORY / "configs"
 WORKLOADS = {"imagenet": 1_281_167, "cifar10": 50_000, "mnist": 60_000}  # training images

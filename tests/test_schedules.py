@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from largebatch import decays
 from largebatch.errors import UserError
-from largebatch.schedules import Schedule, scaled_lr, table_lr
+from largebatch.plan.schedules import Schedule, scaled_lr, table_lr
+from largebatch.recipes import decays
 
 IMAGENET = 1_281_167
 

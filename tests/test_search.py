@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from largebatch.score import ACCURACY
-from largebatch.search import Trial, best, search
+from largebatch.plan.score import ACCURACY
+from largebatch.studies.search import Trial, best, search
 
 
 def hill(top: float, diverges_above: float = math.inf):

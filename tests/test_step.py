@@ -15,10 +15,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import largebatch
-from largebatch import cli, config, distributed
-from largebatch.assemble import assemble
-from largebatch.loop import Loop
-from largebatch.update import Update
+from largebatch import cli
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run.assemble import assemble
+from largebatch.run.loop import Loop
+from largebatch.run.update import Update
 
 WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "item", "masked_select", "unique_dim", "_unique2"}
 

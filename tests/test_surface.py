@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import rich.console
 
-from largebatch import surface
 from largebatch.diagnostics.surfaces import METHODS, SURFACES, crossings
 from largebatch.errors import UserError
 from largebatch.report import svg
 from largebatch.report.alone import DRAWINGS, write_picture
+from largebatch.studies import surface
 
 NAMES = list(SURFACES)
 

@@ -16,12 +16,15 @@ import typer.testing
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from largebatch import cli, config, distributed, launched, models, paths, record, strict_yaml
-from largebatch.console import Console, tell
+from largebatch import cli, models
 from largebatch.data import places
 from largebatch.errors import UserError
-from largebatch.escapes import as_utf8, escaped
+from largebatch.machine import distributed, launched
+from largebatch.recipes import config, paths, strict_yaml
 from largebatch.records.facts import write_json
+from largebatch.run import record
+from largebatch.terminal.console import Console, tell
+from largebatch.terminal.escapes import as_utf8, escaped
 
 MANY = settings(
     max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)

@@ -14,13 +14,13 @@ import torch
 import typer
 from programs import damage, largebatch, saved, weights_at_end
 
-from largebatch import config, strict_yaml
 from largebatch.checkpoint import step_of
 from largebatch.cli.runs import end_of_run
-from largebatch.decided import Marks
 from largebatch.errors import UserError
-from largebatch.loop import Loop
-from largebatch.train import train
+from largebatch.recipes import config, strict_yaml
+from largebatch.recipes.decided import Marks
+from largebatch.run.loop import Loop
+from largebatch.run.train import train
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def test_a_run_leaves_what_the_report_reads(recipe):
 def test_the_loop_is_the_dumb_loop(recipe):
     """Ten steps against ten lines of plain PyTorch in float64: same examples, same lr, same weights."""
     from largebatch import data, models
-    from largebatch.batch import epoch_order
+    from largebatch.plan.batch import epoch_order
 
     directory = finished(recipe(precision="fp64", steps=10, epochs=None, loss={"label_smoothing": 0.1},
                                 weight_decay={"value": 0.01, "skip": []}, max_grad_norm=0.5))  # fmt: skip
@@ -257,7 +257,7 @@ def test_tensorboard_holds_the_same_numbers(recipe):
 
 
 def test_evaluation_falls_on_the_first_step_of_every_mark():
-    from largebatch.batch import resolve
+    from largebatch.plan.batch import resolve
 
     plan = resolve(dataset_size=100, global_batch_size=30, epochs=3)
     assert Marks(plan, 1.0).steps() == {4, 7, 10}

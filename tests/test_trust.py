@@ -19,12 +19,13 @@ import pytest
 import yaml
 from programs import REPOSITORY
 
-from largebatch import config, report
+from largebatch import report
 from largebatch.data import formats, sets
 from largebatch.data.fetch import _download, _Failed
 from largebatch.data.published import Published
 from largebatch.data.sets.cifar10 import Cifar10
 from largebatch.errors import UserError
+from largebatch.recipes import config
 
 PACKAGE = REPOSITORY / "largebatch"
 

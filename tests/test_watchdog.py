@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from largebatch import distributed, watchdog
-from largebatch.watchdog import Standing, verdict
+from largebatch.machine import distributed, watchdog
+from largebatch.machine.watchdog import Standing, verdict
 
 DATA, GRADIENT = "the data of step 7", "the gradient of step 7"
 

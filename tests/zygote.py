@@ -33,8 +33,8 @@ PRELOADED = (
     "scipy.stats",
     "sklearn.datasets",
     "largebatch.cli",
-    "largebatch.train",
-    "largebatch.compare",
+    "largebatch.run.train",
+    "largebatch.studies.compare",
     "largebatch.engines.fsdp",
 )
 PAUSE = 0.003  # seconds between two looks at who has ended

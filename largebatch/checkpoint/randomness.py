@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from largebatch import distributed
+from largebatch.machine import distributed
 
 
 def state() -> dict[str, Any]:

@@ -16,9 +16,9 @@ import safetensors
 import torch
 from torch import Tensor
 
-from largebatch import distributed, watchdog
 from largebatch.checkpoint import manifest, tree
 from largebatch.errors import UserError
+from largebatch.machine import distributed, watchdog
 
 PATIENCE = 40  # seconds
 SMALL = 4096  # elements: copied out of the file, so that counters and the like do not keep it open

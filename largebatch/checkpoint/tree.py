@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largebatch.pieces import Pieces
+from largebatch.checkpoint.pieces import Pieces
 
 DTYPES = (
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",

@@ -24,13 +24,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from largebatch import distributed, watchdog
 from largebatch.checkpoint import manifest, tree
+from largebatch.checkpoint.pieces import Pieces
 from largebatch.checkpoint.retention import Keep, Saved, staying
 from largebatch.errors import Lost
-from largebatch.pieces import Pieces
+from largebatch.machine import distributed, watchdog
+from largebatch.plan.score import score_of
 from largebatch.records.files import flush, sha256_of
-from largebatch.score import score_of
 
 PATIENCE = 60  # seconds
 ALONG = 1 << 20  # bytes: what a rank keeps to itself travels to rank zero up to here, and has a file of its own beyond
@@ -72,7 +72,7 @@ class Writer:
     def save(self, step: int, facts: dict[str, Any], shared: dict[str, Any], own: dict[str, Any]) -> None:
         """Begin to save; returns when everything is copied.
 
-        ``shared`` is the same on every rank but for its :class:`~largebatch.pieces.Pieces`, ``own`` is this rank's.
+        ``shared`` is the same on every rank but for its :class:`~pieces.Pieces`, ``own`` is this rank's.
         A save in progress is waited for first, its outcome kept for :meth:`take`.
         """
         self._wait()

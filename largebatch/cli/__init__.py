@@ -12,10 +12,10 @@ import sys
 
 import typer
 
-from largebatch import launched
 from largebatch.cli import bench, checkpoint, data, diagnose, doctor, recipe, runs, surface
 from largebatch.errors import LocalError, Lost, UserError
-from largebatch.escapes import escaped, forgiving
+from largebatch.machine import launched
+from largebatch.terminal.escapes import escaped, forgiving
 
 app = typer.Typer(
     name="largebatch",
@@ -41,7 +41,7 @@ def main() -> None:
     """The program, with its exit codes. ``--local_rank``, which some launchers append, is dropped."""
     forgiving()
     if os.environ.get("LARGEBATCH_STOP_FILE"):
-        from largebatch.signals import stopped_before
+        from largebatch.machine.signals import stopped_before
 
         if (code := stopped_before()) is not None:
             sys.exit(code)
@@ -72,6 +72,6 @@ def main() -> None:
 def say_to_the_launcher(code: int) -> None:
     """It would start the same mistake again."""
     if os.environ.get("LARGEBATCH_STOP_FILE"):
-        from largebatch.signals import leave_exit_code
+        from largebatch.machine.signals import leave_exit_code
 
         leave_exit_code(code)

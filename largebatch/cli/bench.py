@@ -24,8 +24,8 @@ from largebatch.cli.frame import (
     write_numbers,
     write_picture,
 )
-from largebatch.console import Console, tell
 from largebatch.errors import UserError
+from largebatch.terminal.console import Console, tell
 
 app = typer.Typer(help="Where the time goes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -51,13 +51,13 @@ def throughput(
 ) -> None:
     """Examples per second of the trainer beside the same on ready batches, a bare PyTorch loop and timm's loop,
     alternating; what a step is made of, and what bounds it."""
-    from largebatch import config
+    from largebatch.recipes import config
 
     run = config.load(recipe, overrides or [])
     check_folder(json_file)
     with group(run.device, alone=run.engine.name != "ddp") as console:
-        from largebatch.bench.throughput import measure as throughput
-        from largebatch.bench.throughput import show
+        from largebatch.studies.bench.throughput import measure as throughput
+        from largebatch.studies.bench.throughput import show
 
         facts = throughput.measure(run, pairs, steps, command(), beside, dataloader, compile_timm)
         for table in show.tables(facts):
@@ -78,11 +78,12 @@ def scaling(
     json_file: JsonFile = None,
 ) -> None:
     """Weak and strong scaling over worlds started here, beside the all-reduce alone; under a launcher of its world."""
-    from largebatch import config, launched
+    from largebatch.machine import launched
+    from largebatch.recipes import config
 
     run = config.load(recipe, overrides or [])
     check_folder(json_file)
-    from largebatch.bench.scaling import measure as scaling
+    from largebatch.studies.bench.scaling import measure as scaling
 
     worlds = scaling.parse_ranks(ranks)
     if launched.place_of(os.environ) is None:
@@ -99,7 +100,7 @@ def scaling(
 
 def show_scaling(facts: dict[str, Any], json_file: Path | None, console: rich.console.Console) -> None:
     """On rank zero. Collective."""
-    from largebatch.bench.scaling import measure as scaling
+    from largebatch.studies.bench.scaling import measure as scaling
 
     for table in scaling.tables(facts):
         console.print(table)
@@ -120,13 +121,13 @@ def batch(
     picture: PictureFile = None,
 ) -> None:
     """Seconds of an update and an epoch at each batch size, beside the lecture's."""
-    from largebatch import config
+    from largebatch.recipes import config
 
     run = config.load(recipe, overrides or [])
     check_folder(json_file)
     check_picture(picture)
     with group(run.device, alone=run.engine.name != "ddp") as console:
-        from largebatch.bench import batch
+        from largebatch.studies.bench import batch
 
         facts = batch.measure(run, batch.parse_sizes(sizes), seconds, repeats, command(), eager)
         console.print(batch.table(facts))
@@ -150,8 +151,8 @@ def optimizer(
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
     check_folder(json_file)
-    from largebatch import distributed
-    from largebatch.bench import optimizer
+    from largebatch.machine import distributed
+    from largebatch.studies.bench import optimizer
 
     chosen = distributed.choose_device(device)
     waiting = optimizer.built(model or list(optimizer.DEFAULT_MODELS), repeats)
@@ -184,8 +185,8 @@ def data(
 ) -> None:
     """Images per second of one core of every way to get training batches, ours beside timm's, torchvision's, DALI's."""
     check_folder(json_file)
-    from largebatch.bench.loading import measure as loading
-    from largebatch.bench.loading.ways import sample_of
+    from largebatch.studies.bench.loading import measure as loading
+    from largebatch.studies.bench.loading.ways import sample_of
 
     with tempfile.TemporaryDirectory(prefix="largebatch-") as folder:
         sample = sample_of(source or loading.default_source(), Path(folder), images, size)

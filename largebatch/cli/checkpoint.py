@@ -10,10 +10,10 @@ import rich.table
 import typer
 
 from largebatch.cli.frame import JsonFile, check_folder, local_path, wide_console, write_numbers
-from largebatch.console import Console, tell
 from largebatch.errors import UserError
+from largebatch.plan.score import score_of
 from largebatch.records import names
-from largebatch.score import score_of
+from largebatch.terminal.console import Console, tell
 
 app = typer.Typer(
     help="What a run has saved: look at it, check it, take the weights.", no_args_is_help=True, rich_markup_mode=None
@@ -161,7 +161,7 @@ def words_of(row: dict[str, Any]) -> list[str]:
 
 def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
     """What the file says of the weights in it: the model, the classes, and how images become its input."""
-    from largebatch import config
+    from largebatch.recipes import config
 
     score = score_of(facts)
     return {

@@ -10,10 +10,10 @@ import rich.console
 import rich.progress
 import typer
 
-from largebatch import paths
 from largebatch.cli.frame import local_path, wide_console
-from largebatch.console import Console, tell
 from largebatch.errors import UserError
+from largebatch.recipes import paths
+from largebatch.terminal.console import Console, tell
 
 app = typer.Typer(help="Data sets: fetch, pack, check.", no_args_is_help=True, rich_markup_mode=None)
 

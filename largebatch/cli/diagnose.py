@@ -11,9 +11,9 @@ import rich.console
 import typer
 
 from largebatch.cli.frame import JsonFile, check_folder, command, group, local_path, write_numbers
-from largebatch.console import tell
 from largebatch.errors import UserError
 from largebatch.records import names
+from largebatch.terminal.console import tell
 
 app = typer.Typer(help="Why a batch size does or does not work.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -47,7 +47,7 @@ def noise(
 ) -> None:
     """McCandlish's noise scale tr Σ/|G|² at a run's weights: the batch beyond which more examples are wasted."""
     with _measuring(device, json_file, runs) as (chosen, console):
-        from largebatch.diagnose import noise
+        from largebatch.studies.diagnose import noise
 
         for run in runs:
             facts = noise.measure(
@@ -79,7 +79,7 @@ def sharpness(
 ) -> None:
     """Keskar's sharpness: how high the training loss rises in a small box around the weights; and SAM's."""
     with _measuring(device, json_file, runs) as (chosen, console):
-        from largebatch.diagnose import sharpness
+        from largebatch.studies.diagnose import sharpness
 
         for run in runs:
             facts = sharpness.measure(
@@ -111,7 +111,7 @@ def spectrum(
 ) -> None:
     """The Hessian at a run's weights: ends of its spectrum, trace, density, share of positive eigenvalues."""
     with _measuring(device, json_file, runs) as (chosen, console):
-        from largebatch.diagnose import spectrum
+        from largebatch.studies.diagnose import spectrum
 
         for run in runs:
             facts = spectrum.measure(
@@ -145,7 +145,7 @@ def path(
 ) -> None:
     """Loss and score on the line (α from −1 to 2) and the curve between two solutions."""
     with _measuring(device, json_file) as (chosen, console):
-        from largebatch.diagnose import path
+        from largebatch.studies.diagnose import path
 
         facts = path.measure(
             first, second, chosen, points=points, curve=curve, norm=batch_norm, examples=examples,
@@ -168,7 +168,7 @@ def plateau(
 ) -> None:
     """Why the loss stands still, if it does: minimum, saddle, valley or noise; the evidence, and what to try."""
     with _measuring(device, json_file) as (chosen, console):
-        from largebatch.diagnose import plateau
+        from largebatch.studies.diagnose import plateau
 
         facts = plateau.measure(
             run, chosen, examples=examples, batch_size=batch_size, checkpoint=checkpoint, precision=precision,
@@ -183,7 +183,7 @@ class _measuring:
     """Inside: the device and this rank's console."""
 
     def __init__(self, device: str, json_file: Path | None, runs: Sequence[Path] = ()) -> None:
-        from largebatch import distributed
+        from largebatch.machine import distributed
 
         if device not in ("auto", "cpu", "cuda"):
             raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
@@ -202,8 +202,8 @@ class _measuring:
 
 def _written(facts: dict[str, Any], json_file: Path | None, console: rich.console.Console) -> None:
     """The picture beside the facts in the run directories; the facts again where somebody wants them. Collective."""
-    from largebatch.record import on_first_rank
     from largebatch.report.alone import write_picture
+    from largebatch.run.record import on_first_rank
 
     ends = [facts[end]["directory"] for end in "ab"] if facts["kind"] == "path" else [facts["directory"]]
     for directory in dict.fromkeys(ends):

@@ -10,7 +10,7 @@ import rich.console
 import typer
 
 from largebatch.cli.frame import JsonFile, Overrides, check_folder, command, local_path, write_numbers
-from largebatch.console import Console, tell
+from largebatch.terminal.console import Console, tell
 
 OptionalRecipe = Annotated[
     Path | None,
@@ -20,11 +20,12 @@ OptionalRecipe = Annotated[
 
 def doctor(recipe: OptionalRecipe = None, overrides: Overrides = None, json_file: JsonFile = None) -> None:
     """What a run would meet here, and what would go wrong; alone, or on all ranks of a launcher."""
-    from largebatch import config
+    from largebatch.recipes import config
 
     run = config.load(recipe, overrides or []) if recipe else None
     check_folder(json_file)
-    from largebatch import distributed, doctor
+    from largebatch.machine import distributed
+    from largebatch.studies import doctor
 
     try:
         with doctor.together():

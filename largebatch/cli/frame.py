@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
-from largebatch import paths
-from largebatch.console import Console, tell
 from largebatch.errors import UserError
+from largebatch.recipes import paths
+from largebatch.terminal.console import Console, tell
 
 
 def local_path(text: str) -> Path:
@@ -42,13 +42,13 @@ class group:
     """
 
     def __init__(self, device: str, alone: bool = False, timeout_minutes: float = 10.0) -> None:
-        from largebatch import distributed
+        from largebatch.machine import distributed
 
         chosen = distributed.choose_device(device)
         self.group = distributed.group(chosen, timeout_minutes, alone)
 
     def __enter__(self) -> rich.console.Console:
-        from largebatch import distributed
+        from largebatch.machine import distributed
 
         self.group.__enter__()
         return Console(quiet=not distributed.is_first())
@@ -65,8 +65,8 @@ def check_folder(json_file: Path | None) -> None:
 def write_numbers(json_file: Path | None, facts: dict[str, Any], console: rich.console.Console) -> None:
     """On rank zero. Collective."""
     if json_file:
-        from largebatch.record import on_first_rank
         from largebatch.records.facts import write_json
+        from largebatch.run.record import on_first_rank
 
         on_first_rank(lambda: write_json(json_file, facts), f"--json {json_file}")
         tell(console, f"numbers: {json_file}")
@@ -84,8 +84,8 @@ def check_picture(picture: Path | None) -> None:
 def write_picture(picture: Path | None, facts: dict[str, Any], console: rich.console.Console) -> None:
     """On rank zero. Collective."""
     if picture:
-        from largebatch.record import on_first_rank
         from largebatch.report.alone import write_picture
+        from largebatch.run.record import on_first_rank
 
         on_first_rank(lambda: write_picture(facts, picture), f"--picture {picture}")
         tell(console, f"picture: {picture}")

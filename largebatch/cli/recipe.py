@@ -19,7 +19,7 @@ def list_recipes(
 ) -> None:
     """Recipe files: their papers, workloads, batch sizes and published results."""
     check_folder(json_file)
-    from largebatch import recipes
+    from largebatch.studies import reading as recipes
 
     rows = recipes.listing(recipes.folder_of(folder))
     console = wide_console()
@@ -38,7 +38,7 @@ def show_recipe(
 ) -> None:
     """What follows from a recipe at a batch size, with its rules, and the schedule as a plot. Trains nothing."""
     check_folder(json_file)
-    from largebatch import recipes
+    from largebatch.studies import reading as recipes
 
     facts = recipes.derived(recipes.located(name), overrides or [], batch, devices, examples)
     console = wide_console()
@@ -57,6 +57,6 @@ def schema() -> None:
     """The JSON schema of recipe files, for editors that complete and check them."""
     import json
 
-    from largebatch.config import json_schema
+    from largebatch.recipes.config import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

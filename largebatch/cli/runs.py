@@ -19,9 +19,9 @@ from largebatch.cli.frame import (
     wide_console,
     write_numbers,
 )
-from largebatch.console import Console, tell
 from largebatch.errors import UserError
 from largebatch.records import names
+from largebatch.terminal.console import Console, tell
 
 
 def train(
@@ -40,7 +40,7 @@ def train(
     json_file: JsonFile = None,
 ) -> None:
     """One run; alone, or one rank of many under torchrun. Or what it would be on a cluster: --dry-run."""
-    from largebatch import config
+    from largebatch.recipes import config
 
     asked = {"world": world, "device": device, "memory": memory, "examples": examples, "classes": classes}
     for option, value in (asked | {"json": json_file}).items():
@@ -56,7 +56,7 @@ def train(
         return
     # a time-out of the collectives says less than the watchdog's, so it comes later
     with group(run.device, run.engine.name != "ddp", 1.5 * run.timeout_minutes) as console:
-        from largebatch.train import train
+        from largebatch.run.train import train
 
         result = train(run, command=command(), console=console)
         end_of_run(result, console)
@@ -67,8 +67,8 @@ def show_dry_run(
     examples: int | None, classes: int | None,
 ) -> None:  # fmt: skip
     check_folder(json_file)
-    from largebatch import recipes
-    from largebatch.dry_run import Cluster, dry_run, show, usual_device
+    from largebatch.studies import reading as recipes
+    from largebatch.studies.dry_run import Cluster, dry_run, show, usual_device
 
     cluster = Cluster(world or 1, device or usual_device(run.device, world), examples, classes)
     facts = dry_run(run, cluster, command(), memory)
@@ -103,7 +103,7 @@ def compare(
     ),
 ) -> None:
     """Many runs, one table, one report. What an interrupted comparison finished is kept."""
-    from largebatch import config
+    from largebatch.recipes import config
 
     recipes = [Path(text) for text in arguments if "=" not in text or Path(text).exists()]
     overrides = [text for text in arguments if Path(text) not in recipes]
@@ -113,8 +113,8 @@ def compare(
         raise UserError(f"--tune {tune} is not known; valid: lr")
     first = config.load(recipes[0], overrides)
     with group(first.device, alone=True, timeout_minutes=1.5 * first.timeout_minutes) as console:
-        from largebatch import distributed
-        from largebatch.compare import Interrupted, Tuning, compare
+        from largebatch.machine import distributed
+        from largebatch.studies.compare import Interrupted, Tuning, compare
 
         try:
             compare(
@@ -147,7 +147,7 @@ def report(
 
 
 def end_of_run(result: Any, console: rich.console.Console) -> None:
-    from largebatch.signals import leave_exit_code, stopped_with
+    from largebatch.machine.signals import leave_exit_code, stopped_with
 
     if result.status == "finished":
         leave_exit_code(0)  # whatever signal came too late to stop it

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from largebatch.cli.frame import command, local_path, write_numbers, write_picture
-from largebatch.console import Console, tell
 from largebatch.errors import UserError
+from largebatch.terminal.console import Console, tell
 
 
 def surface(
@@ -24,7 +24,7 @@ def surface(
     ),
 ) -> None:
     """The lecture's small surfaces: where each method walks, its numbers, a picture."""
-    from largebatch import surface
+    from largebatch.studies import surface
 
     point = coordinates(start) if start is not None else None
     facts = surface.measure(name, method, lr, momentum, updates, point, command())

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from largebatch.batch import BatchPlan
 from largebatch.data.contents import Contents
+from largebatch.data.nested import Batch, mapped, tensors_of
 from largebatch.data.processes import Helpers
 from largebatch.data.sizes import Sizes
 from largebatch.data.statistics import Statistics
-from largebatch.nested import Batch, mapped, tensors_of
+from largebatch.plan.batch import BatchPlan
 
 
 class Placement(NamedTuple):

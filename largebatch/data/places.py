@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from largebatch import paths
 from largebatch.data import formats, sets
 from largebatch.data.published import ByHand, NoFiles, Published
 from largebatch.errors import UserError
+from largebatch.recipes import paths
 
 
 class Found(NamedTuple):

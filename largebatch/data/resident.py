@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from largebatch import nested
-from largebatch.batch import BatchPlan
 from largebatch.data import augment as augmentation
+from largebatch.data import nested
 from largebatch.data.dataset import Placement, normalised, share
+from largebatch.data.nested import Batch
 from largebatch.data.sets import leaves_some
 from largebatch.data.statistics import Statistics
-from largebatch.nested import Batch
+from largebatch.plan.batch import BatchPlan
 
 HOLD_OUT_SEED = 20170608
 Rows = tuple[np.ndarray, ...]

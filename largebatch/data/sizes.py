@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from largebatch.batch import BatchPlan
+from largebatch.plan.batch import BatchPlan
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from contextlib import closing
 
 import torch
 
-from largebatch.batch import BatchPlan
-from largebatch.nested import Batch, tensors_of
+from largebatch.data.nested import Batch, tensors_of
+from largebatch.plan.batch import BatchPlan
 
 
 def in_steps(

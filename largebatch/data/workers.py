@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from largebatch.batch import BatchPlan
 from largebatch.data import augment as augmentation
 from largebatch.data import views as viewing
 from largebatch.data.dataset import Placement, normalised, share
 from largebatch.data.decode import Draw, Window, evaluation_window, reason_of, training_window, view
+from largebatch.data.nested import Batch
 from largebatch.data.processes import Helpers, answered
 from largebatch.data.sizes import Sizes
 from largebatch.data.sources import Source
@@ -35,7 +35,7 @@ from largebatch.data.statistics import IMAGENET
 from largebatch.data.streams import in_steps, one_ahead
 from largebatch.data.unreadable import Reasons, Unreadable, is_machine_s
 from largebatch.errors import LocalError, Lost
-from largebatch.nested import Batch
+from largebatch.plan.batch import BatchPlan
 
 EpochOrder = Callable[[int, int], np.ndarray]  # seed and epoch -> indices, where a source has an order of its own
 Ahead = Callable[[int, "int | None"], None]  # position and seed; a seed of None: in the order of the examples

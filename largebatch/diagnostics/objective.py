@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from largebatch.data.nested import examples_of
 from largebatch.errors import UserError
-from largebatch.nested import examples_of
 
 PROBABILITIES = ("p", "drop_prob", "prob", "dropout")  # what layers that draw at random call it
 RANDOM_LAYERS = ("Drop", "StochasticDepth", "MultiheadAttention", "RReLU")  # parts of their class names, timm's too

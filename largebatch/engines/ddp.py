@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from largebatch import distributed
-from largebatch.batch import BatchPlan
+from largebatch.data.nested import Batch, examples_of
 from largebatch.engines import graphs
 from largebatch.engines.engine import Engine
 from largebatch.errors import UserError
-from largebatch.nested import Batch, examples_of
+from largebatch.machine import distributed
 from largebatch.optim.shards import is_dense, squares
+from largebatch.plan.batch import BatchPlan
 from largebatch.tasks.task import Task
 
 # The word for "each rank keeps its own buffers" changed after torch 2.11.

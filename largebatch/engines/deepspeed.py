@@ -28,15 +28,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from largebatch import distributed
-from largebatch.batch import BatchPlan
+from largebatch.checkpoint.pieces import Pieces
+from largebatch.data.nested import cast
 from largebatch.engines import states
 from largebatch.engines.engine import Engine, check_cut, check_exact
 from largebatch.errors import UserError
-from largebatch.nested import cast
+from largebatch.machine import distributed
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.shards import Partition, Segment
-from largebatch.pieces import Pieces
+from largebatch.plan.batch import BatchPlan
 
 
 class DeepSpeed(Engine):

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from largebatch import distributed
-from largebatch.batch import BatchPlan
+from largebatch.checkpoint.pieces import Pieces
+from largebatch.data.nested import Batch, cast
 from largebatch.engines import states
 from largebatch.errors import UserError
-from largebatch.nested import Batch, cast
+from largebatch.machine import distributed
 from largebatch.optim.groups import is_norm
 from largebatch.optim.layerwise import LayerwiseOptimizer
-from largebatch.pieces import Pieces
+from largebatch.plan.batch import BatchPlan
 from largebatch.tasks.task import Task
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from largebatch import distributed
-from largebatch.batch import BatchPlan
 from largebatch.engines.engine import Engine, check_cut, check_exact, whole
+from largebatch.machine import distributed
+from largebatch.plan.batch import BatchPlan
 
 SMALLEST_BLOCK = 100_000  # parameters: gathering less at a time costs more in latency than it saves in memory
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from largebatch.data.nested import Batch
 from largebatch.errors import UserError
-from largebatch.nested import Batch
 from largebatch.tasks.task import Task
 
 DEVICE = "cuda"

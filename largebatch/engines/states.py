@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from largebatch import pieces
+from largebatch.checkpoint import pieces
+from largebatch.checkpoint.pieces import Piece, Pieces
 from largebatch.errors import UserError
 from largebatch.optim.shards import Partition
-from largebatch.pieces import Piece, Pieces
 
 NOT_SAVED = ("params", "names", "foreach", "fused", "capturable", "differentiable")  # the machine's
 
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
 
 
 def held(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
-    """What is here of every state: whole tensors, or :class:`~largebatch.pieces.Pieces`. Neither copied nor sent."""
+    """What is here of every state: whole tensors, or :class:`~pieces.Pieces`. Neither copied nor sent."""
     of_layers: dict[str, dict[str, Any]] = {}
     groups = []
     for group in optimizer.param_groups:

@@ -6,7 +6,6 @@ Weights are freshly initialised, or read from a safetensors file: nothing is dow
 
 arguments.py   what builders of other projects are given
 weights.py     weights to begin with
-fit.py         whether a model fits its data
 auxiliary.py   classifiers that only training has
 """
 
@@ -19,13 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from largebatch.errors import UserError, suggestion
+from largebatch.errors import UserError, first_words, suggestion
 from largebatch.models import keskar, small
 from largebatch.models.arguments import check_arguments, check_truth
-from largebatch.models.fit import check, reason_of
 from largebatch.models.weights import take_weights
 
-__all__ = ["SMALL", "build", "check", "initialise_head"]
+__all__ = ["SMALL", "build", "initialise_head"]
 
 SMALL: dict[str, Callable[..., nn.Module]] = {
     "tiny_cnn": small.tiny_cnn,
@@ -67,7 +65,7 @@ def build(
             raise
         except Exception as error:  # a builder of another project may raise anything
             raise UserError(
-                f"model {name} cannot be built with {arguments or 'these data'}: {reason_of(error)}"
+                f"model {name} cannot be built with {arguments or 'these data'}: {first_words(error)}"
             ) from error
         if head_init_std is not None:
             initialise_head(model, name, head_init_std)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from largebatch.keys import Fraction, Switch
 from largebatch.optimizers import AtTimm, Averaged, Optimizer
+from largebatch.recipes.keys import Fraction, Switch
 
 
 class Momentum(Optimizer):

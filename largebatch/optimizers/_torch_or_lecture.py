@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 import pydantic
 
-from largebatch.keys import PositiveFloat
 from largebatch.optimizers import Optimizer
+from largebatch.recipes.keys import PositiveFloat
 
 
 class TorchOrLecture(Optimizer):

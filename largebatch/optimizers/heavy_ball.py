@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from largebatch.keys import Switch
 from largebatch.optimizers import Surroundings
 from largebatch.optimizers._momentum import Momentum
+from largebatch.recipes.keys import Switch
 
 if TYPE_CHECKING:
     import torch

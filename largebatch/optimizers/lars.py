@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from largebatch.keys import Fraction, NonNegativeFloat, PositiveFloat, Skipped, Switch
 from largebatch.optimizers import AtTimm, Optimizer, Surroundings
+from largebatch.recipes.keys import Fraction, NonNegativeFloat, PositiveFloat, Skipped, Switch
 
 if TYPE_CHECKING:
     import torch

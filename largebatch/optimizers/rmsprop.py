@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from largebatch.keys import Fraction
 from largebatch.optimizers import Surroundings
 from largebatch.optimizers._torch_or_lecture import TorchOrLecture
+from largebatch.recipes.keys import Fraction
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from largebatch.escapes import as_utf8
 from largebatch.records.files import write_text
+from largebatch.terminal.escapes import as_utf8
 
 CHECKSUM = ',\n "sha256": "'
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from largebatch.plan.score import Score
 from largebatch.report import svg
 from largebatch.report.curves import Line
 from largebatch.report.frame import WIDTH, Picture, empty_axes
@@ -19,7 +20,6 @@ from largebatch.report.looks import MARKERS, Look, look, looks
 from largebatch.report.numerals import axis, capital, count, listing, of_score, slug
 from largebatch.report.scales import focus, limits, log, name_of_worst_end, worst_end
 from largebatch.report.summary import Comparison, Estimate, Row
-from largebatch.score import Score
 
 FAR = 20  # times the best: beyond it a score where less is better has a logarithmic scale
 PUBLISHED = Look(-1, svg.MUTED, svg.VARIABLES[svg.MUTED], (1, 3), "o")

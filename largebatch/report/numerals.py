@@ -9,8 +9,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from largebatch.plan.score import Score
 from largebatch.report.summary import Difference, Estimate
-from largebatch.score import Score
 
 ABSENT = "–"
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from largebatch.plan.score import Score
 from largebatch.report import diagnostics, table
 from largebatch.report.fairness import fairness, machine, names, setting
 from largebatch.report.figures import pictures
@@ -23,7 +24,6 @@ from largebatch.report.run import Run
 from largebatch.report.summary import Comparison
 from largebatch.report.table import Table
 from largebatch.report.verdict import verdict
-from largebatch.score import Score
 
 HERE = Path(__file__).parent
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from largebatch.plan.score import ACCURACY, Score, score_of
 from largebatch.report import svg
 from largebatch.report.alone import Drawn, Facts
 from largebatch.report.files import finite
@@ -17,7 +18,6 @@ from largebatch.report.numerals import axis, count, plain
 from largebatch.report.run import Record
 from largebatch.report.scales import log
 from largebatch.report.summary import Comparison
-from largebatch.score import ACCURACY, Score, score_of
 
 LOSS, SCORE = svg.COLOURS[0], svg.COLOURS[1]
 WAYS = {"line": "on the straight line", "curve": "on the curve"}

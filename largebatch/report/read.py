@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError
+from largebatch.plan.score import ACCURACY, Score
 from largebatch.records.names import COMPARISON, PLAN
 from largebatch.report.files import finite, json_of, mapping, need
 from largebatch.report.run import Run, read_run
 from largebatch.report.shapes import Comparison, shaped
-from largebatch.score import ACCURACY, Score
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError
+from largebatch.plan.score import Score, score_of
+from largebatch.recipes.strict_yaml import parse
 from largebatch.records import names
 from largebatch.report.files import finite, json_of, loaded, mapping, need, text_of
 from largebatch.report.shapes import FACTS, Line, Plan, Recipe, shaped
-from largebatch.score import Score, score_of
-from largebatch.strict_yaml import parse
 
 SPLITS = ("test", "held_out")
 EVENTS = ("train", "evaluate", "noise_scale", "directions")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from largebatch.plan.score import Score
 from largebatch.report.curves import Line
 from largebatch.report.numerals import listing, of_score
-from largebatch.score import Score
 
 FOCUS = 15.0
 """Rows that end more than this many points worse than the best do not stretch the scale of a score in percent."""

@@ -16,10 +16,10 @@ from typing import Any
 from scipy.special import stdtrit
 
 from largebatch.errors import UserError
+from largebatch.plan.score import Score
 from largebatch.report.files import finite
 from largebatch.report.read import Group, Source, read
 from largebatch.report.run import Run
-from largebatch.score import Score
 
 
 @dataclass(frozen=True)

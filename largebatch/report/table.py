@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from largebatch.plan.score import Score, score_of, words_of
 from largebatch.report.files import finite
 from largebatch.report.numerals import ABSENT, count, decimals, interval, plain, ratio, scored, signed
 from largebatch.report.summary import Comparison, Estimate, Row
 from largebatch.report.verdict import best_large_batch
-from largebatch.score import Score, score_of, words_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

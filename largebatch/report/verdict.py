@@ -5,6 +5,7 @@ tolerance of the baseline's mean, or better; its row is the best there. Where no
 nearest is named and the sentence says that it is not near enough.
 """
 
+from largebatch.plan.score import Score
 from largebatch.report.numerals import (
     count,
     interval,
@@ -17,7 +18,6 @@ from largebatch.report.numerals import (
     unsigned,
 )
 from largebatch.report.summary import Comparison, Difference, Estimate, Row
-from largebatch.score import Score
 
 LESS = " where less is better"
 

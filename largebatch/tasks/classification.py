@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from largebatch.data.nested import Batch
 from largebatch.errors import UserError
 from largebatch.models import auxiliary
-from largebatch.nested import Batch
-from largebatch.score import ACCURACY
+from largebatch.plan.score import ACCURACY
 from largebatch.tasks.task import Task, check_targets
 
 TOP_FIVE_FROM = 21  # classes

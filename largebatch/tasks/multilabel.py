@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from largebatch.nested import Batch
-from largebatch.score import Score
+from largebatch.data.nested import Batch
+from largebatch.plan.score import Score
 from largebatch.tasks.task import Task, check_shape, check_targets, is_floating_matrix
 
 LEVELS = 1 << 16  # values of a float16

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from largebatch.nested import Batch
-from largebatch.score import Score
+from largebatch.data.nested import Batch
+from largebatch.plan.score import Score
 from largebatch.tasks.task import Task, check_shape, check_targets, is_floating_matrix
 
 ROUNDING = 1e-12  # of the targets' mean square: what the difference of two float64 sums cannot tell from no variance

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from largebatch.data.nested import Batch, examples_of
 from largebatch.errors import UserError
-from largebatch.nested import Batch, examples_of
-from largebatch.score import Score
+from largebatch.plan.score import Score
 
 
 class Task(abc.ABC):

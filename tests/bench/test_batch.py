@@ -12,16 +12,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from largebatch import assemble, config
-from largebatch.batch import epoch_order
-from largebatch.bench import batch
-from largebatch.bench import updates as updates_
-from largebatch.bench.updates import Updates
 from largebatch.errors import UserError
-from largebatch.loop import Loop
+from largebatch.plan.batch import epoch_order
+from largebatch.recipes import config
 from largebatch.report import svg
 from largebatch.report.alone import write_picture
 from largebatch.report.batch_time_figure import draw
+from largebatch.run import assemble
+from largebatch.run.loop import Loop
+from largebatch.studies.bench import batch
+from largebatch.studies.bench import updates as updates_
+from largebatch.studies.bench.updates import Updates
 
 CPU = torch.device("cpu")
 CNN = {"name": "tiny_cnn", "channels": [4, 8]}

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from programs import largebatch
 
-from largebatch.bench.loading import measure as loading
-from largebatch.bench.loading import ours as loading_ours
-from largebatch.bench.loading import peers as loading_peers
-from largebatch.bench.loading.ways import Candidate, Sample, Way, decoders, sample_of
 from largebatch.errors import UserError
+from largebatch.studies.bench.loading import measure as loading
+from largebatch.studies.bench.loading import ours as loading_ours
+from largebatch.studies.bench.loading import peers as loading_peers
+from largebatch.studies.bench.loading.ways import Candidate, Sample, Way, decoders, sample_of
 
 MEASURED_ANYWHERE = {
     "simplejpeg", "Pillow", "torchvision.io",

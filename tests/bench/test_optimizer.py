@@ -18,8 +18,8 @@ from programs import largebatch
 from torch import nn
 
 from largebatch import cli
-from largebatch.bench import contestants, optimizer
-from largebatch.bench.contestants import Arena, Contestant, Family
+from largebatch.studies.bench import contestants, optimizer
+from largebatch.studies.bench.contestants import Arena, Contestant, Family
 
 CPU = torch.device("cpu")
 TIMM_S = ("plain", "foreach") if "foreach" in inspect.signature(timm.optim.Lars).parameters else ("plain",)

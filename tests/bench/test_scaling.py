@@ -12,10 +12,11 @@ import rich.console
 import torch
 from programs import largebatch, torchrun
 
-from largebatch import config, launched
-from largebatch.bench.scaling import measure as scaling
-from largebatch.bench.scaling import world as scaling_world
 from largebatch.errors import UserError
+from largebatch.machine import launched
+from largebatch.recipes import config
+from largebatch.studies.bench.scaling import measure as scaling
+from largebatch.studies.bench.scaling import world as scaling_world
 
 
 def measured(ranks: int, weak: float, strong: float, alone: float | None = None) -> dict[str, Any]:

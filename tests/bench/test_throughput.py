@@ -16,8 +16,11 @@ from PIL import Image
 from programs import largebatch
 from torch import nn
 
-from largebatch import assemble, config, models
-from largebatch.bench.throughput import (
+from largebatch import models
+from largebatch.errors import UserError
+from largebatch.recipes import config
+from largebatch.run import assemble
+from largebatch.studies.bench.throughput import (
     dataloader_loop,
     flops,
     machine_load,
@@ -25,13 +28,12 @@ from largebatch.bench.throughput import (
     timm_loop,
     turns,
 )
-from largebatch.bench.throughput import (
+from largebatch.studies.bench.throughput import (
     measure as throughput,
 )
-from largebatch.bench.throughput.bare_loop import bare_loop, gathered
-from largebatch.bench.throughput.ready import Ready, ready
-from largebatch.bench.throughput.verdict import Facts, verdict
-from largebatch.errors import UserError
+from largebatch.studies.bench.throughput.bare_loop import bare_loop, gathered
+from largebatch.studies.bench.throughput.ready import Ready, ready
+from largebatch.studies.bench.throughput.verdict import Facts, verdict
 from largebatch.tasks.classification import Classification
 
 CPU = torch.device("cpu")
@@ -241,9 +243,9 @@ def test_ready_batches_are_made_like_the_real_ones(recipe, pictures, kind):
 def test_ready_batches_do_not_fill_the_device(recipe, monkeypatch):
     job = job_of(recipe(batch__micro_batch_size=10))
     assert len(ready(job).kept) == 8
-    monkeypatch.setattr("largebatch.bench.throughput.ready.MOST_BYTES", 3 * 10 * (64 * 4 + 8))
+    monkeypatch.setattr("largebatch.studies.bench.throughput.ready.MOST_BYTES", 3 * 10 * (64 * 4 + 8))
     assert len(ready(job).kept) == 3
-    monkeypatch.setattr("largebatch.bench.throughput.ready.MOST_BYTES", 1)
+    monkeypatch.setattr("largebatch.studies.bench.throughput.ready.MOST_BYTES", 1)
     assert len(ready(job).kept) == 1
 
 

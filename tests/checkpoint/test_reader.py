@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from largebatch.checkpoint import manifest, reader, tree, writer
 from largebatch.checkpoint.manifest import Damaged
+from largebatch.checkpoint.pieces import Piece, Pieces
 from largebatch.errors import UserError
-from largebatch.pieces import Piece, Pieces
 from largebatch.records.files import sha256_of
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.cli import main
-from largebatch.loop import Loop
+from largebatch.run.loop import Loop
 
 before, fsync = Loop.before_step, os.fsync
 

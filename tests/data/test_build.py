@@ -173,8 +173,8 @@ def test_real_sets_are_normalised_by_their_statistics(name: str, shape: tuple[in
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_resident_set_gives_the_same_on_a_gpu():
-    from largebatch.batch import resolve
     from largebatch.data import Placement
+    from largebatch.plan.batch import resolve
 
     dataset = build("synthetic", examples=64, augment="crop_flip")
     plan = resolve(dataset_size=64, global_batch_size=32, micro_batch_size=8, steps=3)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from packs import as_shards, encoded, folder_sources, packed
 
-from largebatch import checkpoint, config
+from largebatch import checkpoint
 from largebatch.checkpoint import manifest
 from largebatch.data import build, contents
 from largebatch.data.contents import Contents, Listing, changed, digests_of, words_of_changes
 from largebatch.errors import UserError
+from largebatch.recipes import config
 from largebatch.records import names
-from largebatch.train import train
+from largebatch.run.train import train
 
 
 @pytest.fixture

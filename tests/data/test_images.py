@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from largebatch import config
-from largebatch.batch import resolve
 from largebatch.data import Dataset, Sizes, build
 from largebatch.data.packs.origins import origins
 from largebatch.data.packs.packing import pack
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.plan.batch import resolve
+from largebatch.recipes import config
+from largebatch.run.train import train
 from tests.data.conftest import CPU
 
 SIDE = 24

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.batch import BatchPlan, resolve
 from largebatch.data import Placement, nvjpeg
 from largebatch.data.decode import training_window
 from largebatch.data.encoded import Encoded, Undecoded
@@ -18,6 +17,7 @@ from largebatch.data.statistics import IMAGENET
 from largebatch.data.unreadable import Unreadable
 from largebatch.data.workers import WorkerSplit
 from largebatch.errors import LocalError, UserError
+from largebatch.plan.batch import BatchPlan, resolve
 from tests.data.conftest import CPU
 from tests.data.test_decode import encoded, photograph
 from tests.data.test_workers import read, same, split_of, wait_until_gone

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from largebatch.batch import BatchPlan, resolve
 from largebatch.data import Placement
 from largebatch.data.ahead import begun
 from largebatch.data.augment import step_views
@@ -27,6 +26,7 @@ from largebatch.data.sizes import Sizes, constant
 from largebatch.data.statistics import IMAGENET
 from largebatch.data.views import centre_box
 from largebatch.errors import LocalError
+from largebatch.plan.batch import BatchPlan, resolve
 from tests.data.conftest import CPU, pixels
 
 SIDE, SIZE = 32, 28

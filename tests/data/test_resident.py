@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.batch import BatchPlan, resolve
 from largebatch.data import Placement
 from largebatch.data.augment import step_draws
 from largebatch.data.dataset import Split
 from largebatch.data.resident import ResidentSplit, held_out
 from largebatch.data.statistics import Statistics
+from largebatch.plan.batch import BatchPlan, resolve
 from tests.data.conftest import CPU, pixels
 
 PLAIN = Statistics((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # model input = raw pixel

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from largebatch import config, recipes, tasks
+from largebatch import tasks
 from largebatch.data import Asked, build, contents, sets
 from largebatch.data.preparation import prepared
 from largebatch.data.resident import TensorSplit
-from largebatch.dry_run import Cluster, dry_run
-from largebatch.dry_run.job import dataset_of
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.recipes import config
+from largebatch.run.train import train
+from largebatch.studies import reading as recipes
+from largebatch.studies.dry_run import Cluster, dry_run
+from largebatch.studies.dry_run.job import dataset_of
 
 HERE = sorted(path.stem for path in Path(sets.__path__[0]).glob("[!_]*.py"))
 TOY_SET = '''
@@ -47,7 +49,7 @@ TOY_TASK = '''
 
 import torch.nn.functional as F
 
-from largebatch.score import Score
+from largebatch.plan.score import Score
 from largebatch.tasks.task import Task
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largebatch.batch import resolve
 from largebatch.data.sizes import Sizes, constant
+from largebatch.plan.batch import resolve
 
 
 def test_it_grows_linearly_in_multiples():

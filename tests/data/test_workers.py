@@ -13,7 +13,6 @@ import pool
 import pytest
 import torch
 
-from largebatch.batch import BatchPlan, resolve
 from largebatch.data import Dataset, Placement, build, processes
 from largebatch.data import views as viewing
 from largebatch.data.augment import color_draws, example_generator
@@ -23,6 +22,7 @@ from largebatch.data.sizes import Sizes, constant
 from largebatch.data.statistics import IMAGENET
 from largebatch.data.workers import Decoded, WorkerSplit
 from largebatch.errors import Lost, UserError
+from largebatch.plan.batch import BatchPlan, resolve
 from tests.data.conftest import CPU
 
 

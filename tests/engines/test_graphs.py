@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch import config
 from largebatch.engines import graphs
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.recipes import config
+from largebatch.run.train import train
 
 
 class StaticPool:
@@ -107,8 +107,8 @@ def test_what_does_not_go_with_graphs_is_refused(recipe, changes, named):
 
 
 def test_several_micro_batches_are_refused(monkeypatch):
-    from largebatch.batch import resolve
     from largebatch.engines import Ddp
+    from largebatch.plan.batch import resolve
 
     engine = Ddp(torch.device("cuda"), "fp32", False, False, cuda_graphs=True)
     plan = resolve(dataset_size=100, global_batch_size=40, micro_batch_size=10, steps=3)

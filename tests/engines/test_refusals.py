@@ -12,10 +12,10 @@ import pytest
 import torch
 from pool import environment, free_port
 
-from largebatch import config
-from largebatch.assemble import assemble
 from largebatch.engines.engine import check_exact
 from largebatch.errors import UserError
+from largebatch.recipes import config
+from largebatch.run.assemble import assemble
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 MODEL = {"name": "tiny_cnn", "channels": [4, 6], "norm": False}

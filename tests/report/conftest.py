@@ -11,7 +11,7 @@ import pytest
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from largebatch.score import ACCURACY, Score
+from largebatch.plan.score import ACCURACY, Score
 
 Writer = Callable[..., Path]
 

@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from largebatch import config
 from largebatch.errors import UserError
+from largebatch.recipes import config
 from largebatch.report import summarize, write
 from largebatch.report.looks import looks
-from largebatch.train import train
+from largebatch.run.train import train
 
 HOSTILE = '<script>alert("x")</script> $\\frac{a}$ | `b` & c'
 VOID = {"meta", "br", "link", "img", "hr"}

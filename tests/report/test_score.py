@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from report.made_up import path
 
 from largebatch.errors import UserError
+from largebatch.plan.score import ACCURACY, Score
 from largebatch.report import path_figure, summarize, svg, verdict
 from largebatch.report.batch_figures import score_by_batch
 from largebatch.report.curves import Line
@@ -17,7 +18,6 @@ from largebatch.report.page import html, markdown
 from largebatch.report.scales import focus
 from largebatch.report.summary import Estimate
 from largebatch.report.table import results, searches
-from largebatch.score import ACCURACY, Score
 
 ERROR = Score("squared_error", "squared error", more_is_better=False, tolerance=0.01)
 DEGREES = Score("absolute_error", "absolute error", "°C", more_is_better=False, tolerance=0.5)

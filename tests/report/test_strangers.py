@@ -18,7 +18,7 @@ from report import made_up
 
 from largebatch import report
 from largebatch.errors import UserError
-from largebatch.score import ACCURACY
+from largebatch.plan.score import ACCURACY
 
 SCORE = ACCURACY._asdict()
 SEARCH = {

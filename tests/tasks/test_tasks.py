@@ -11,13 +11,15 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, r2_score, top_k_accuracy_score
 
-from largebatch import config, nested, strict_yaml, tasks
+from largebatch import tasks
+from largebatch.data import nested
 from largebatch.errors import UserError
-from largebatch.evaluate import Tally
-from largebatch.score import ACCURACY, Score, score_of
+from largebatch.plan.score import ACCURACY, Score, score_of
+from largebatch.recipes import config, strict_yaml
+from largebatch.run.evaluate import Tally
+from largebatch.run.train import train
 from largebatch.tasks.multilabel import level_of
 from largebatch.tasks.task import Task, check_loss, check_numbers
-from largebatch.train import train
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:

@@ -17,10 +17,11 @@ from method_recipes import PLAIN, recipe_of
 from programs import state_at_end, weights_at_end
 from worlds import own_task
 
-from largebatch import config, tasks
-from largebatch.assemble import assemble
+from largebatch import tasks
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.recipes import config
+from largebatch.run.assemble import assemble
+from largebatch.run.train import train
 
 RECIPE: dict[str, Any] = {
     **PLAIN,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from largebatch import distributed
 from largebatch.errors import UserError
+from largebatch.machine import distributed
 from largebatch.models.batch_norm import commit, recomputed_statistics, sized
 
 MICRO, STEPS = 3, 3

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from largebatch import distributed
-from largebatch.diagnose import noise, path, plateau, sharpness, spectrum
+from largebatch.machine import distributed
+from largebatch.studies.diagnose import noise, path, plateau, sharpness, spectrum
 
 CPU = torch.device("cpu")
 MEASURES: dict[str, Callable[[dict[str, Path]], Any]] = {

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import typer
 
 from largebatch.cli.doctor import doctor
-from largebatch.doctor import look, ranks
 from largebatch.records import circumstances
+from largebatch.studies.doctor import look, ranks
 
 
 def alike(*words: str) -> None:

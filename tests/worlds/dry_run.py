@@ -12,10 +12,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from largebatch import config, distributed
-from largebatch.assemble import Job, assemble
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run.assemble import Job, assemble
+from largebatch.run.update import Update
 from largebatch.tasks.classification import Classification
-from largebatch.update import Update
 
 Calls = list[tuple[str, int]]  # (collective, bytes)
 CALLS = (

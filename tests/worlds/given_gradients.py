@@ -13,9 +13,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from largebatch import distributed
 from largebatch.engines import states
 from largebatch.errors import UserError
+from largebatch.machine import distributed
 from largebatch.optim import Lamb, Lars
 
 SHAPES = {"conv": (6, 3, 3, 3), "norm": (7,), "fc": (5, 11), "small": (2, 3), "bias": (3,)}

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from largebatch import config, data, distributed, evaluate
-from largebatch.assemble import assemble
+from largebatch import data
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run import evaluate
+from largebatch.run.assemble import assemble
+from largebatch.run.train import train
 from largebatch.tasks.classification import Classification
-from largebatch.train import train
 
 
 def work(folder: str) -> None:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import safetensors.torch
 
-from largebatch import cli, distributed
+from largebatch import cli
 from largebatch.data.resident import ResidentSplit
-from largebatch.loop import Loop
+from largebatch.machine import distributed
+from largebatch.run.loop import Loop
 
 
 class Moment(NamedTuple):
@@ -31,25 +32,25 @@ class Moment(NamedTuple):
 
 
 MOMENTS = {
-    "between a gradient and its step": Moment("largebatch.update:Update._with_gradient"),
+    "between a gradient and its step": Moment("largebatch.run.update:Update._with_gradient"),
     "while a save is copied": Moment("largebatch.checkpoint.writer:Writer._copied"),
     "in the middle of a file": Moment("largebatch.checkpoint.writer:save_tensors", on_first=True),
     "between a save and its name": Moment("largebatch.checkpoint.writer:take_name", on_first=True),
     "before old checkpoints go": Moment("largebatch.checkpoint.writer:remove_old", on_first=True),
     "while an old checkpoint goes": Moment("largebatch.checkpoint.writer:put_aside", on_first=True),
-    "in an evaluation": Moment("largebatch.measure:Measure._evaluate"),
-    "before the evaluation at the end": Moment("largebatch.measure:Measure.at_the_end"),
-    "between the last save and the result": Moment("largebatch.account:Account.result", on_first=True),
+    "in an evaluation": Moment("largebatch.run.measure:Measure._evaluate"),
+    "before the evaluation at the end": Moment("largebatch.run.measure:Measure.at_the_end"),
+    "between the last save and the result": Moment("largebatch.run.account:Account.result", on_first=True),
     # of some methods only
     "at weights uphill": Moment("largebatch.optim.sam:Perturbation.undo"),
     "between the gain and its step": Moment("largebatch.optim.adascale:AdaScale.advance"),
-    "between a step and its moving average": Moment("largebatch.averaging:Ema.after_step"),
-    "while statistics are recomputed": Moment("largebatch.measure:Measure._recompute"),
-    "before workers are averaged": Moment("largebatch.averaging:Workers.average"),
-    "where SWAP's workers begin": Moment("largebatch.swap:Swap.begin"),
-    "in the steps of a worker of SWAP": Moment("largebatch.swap:Swap._step"),
-    "between two workers of SWAP": Moment("largebatch.swap:Swap.run_round"),
-    "before SWAP's average": Moment("largebatch.swap:Swap.average"),
+    "between a step and its moving average": Moment("largebatch.run.averaging:Ema.after_step"),
+    "while statistics are recomputed": Moment("largebatch.run.measure:Measure._recompute"),
+    "before workers are averaged": Moment("largebatch.run.averaging:Workers.average"),
+    "where SWAP's workers begin": Moment("largebatch.run.swap:Swap.begin"),
+    "in the steps of a worker of SWAP": Moment("largebatch.run.swap:Swap._step"),
+    "between two workers of SWAP": Moment("largebatch.run.swap:Swap.run_round"),
+    "before SWAP's average": Moment("largebatch.run.swap:Swap.average"),
 }
 
 
@@ -104,7 +105,7 @@ def at_step(step: int, rank: int, act: Callable[[], None]) -> None:
         if loop.step == step and distributed.rank() == rank:
             act()
 
-    before("largebatch.loop:Loop.before_step", look)
+    before("largebatch.run.loop:Loop.before_step", look)
 
 
 def killed_at_step(step: str, *arguments: str) -> None:
@@ -114,7 +115,7 @@ def killed_at_step(step: str, *arguments: str) -> None:
         if loop.step == int(step):
             die()
 
-    before("largebatch.loop:Loop.before_step", look)
+    before("largebatch.run.loop:Loop.before_step", look)
     train(*arguments)
 
 

@@ -9,11 +9,13 @@ import importlib
 import sys
 from pathlib import Path
 
+PACKAGES = {"decays": "largebatch.recipes.decays", "optimizers": "largebatch.optimizers", "tasks": "largebatch.tasks"}
+
 
 def main(folder: str, *words: str) -> None:
     for room in sorted(Path(folder).iterdir()):
-        importlib.import_module(f"largebatch.{room.name}").__path__.append(str(room))
-    from largebatch import cli  # reads the tables, as whoever knows the recipe
+        importlib.import_module(PACKAGES[room.name]).__path__.append(str(room))
+    from largebatch import cli  # as whoever knows the recipe: reads the tables
 
     sys.argv = ["largebatch", *words]
     cli.main()

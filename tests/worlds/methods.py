@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from largebatch import config, distributed
-from largebatch.train import train
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run.train import train
 
 ENGINES = {"fp16": "{name: ddp, all_reduce: fp16}", "bf16": "{name: ddp, all_reduce: bf16}"}
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from largebatch import config, distributed
-from largebatch.train import train
-from largebatch.update import Update
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run.train import train
+from largebatch.run.update import Update
 
 POISONED = (5, 12)  # steps before these two that are ruined
 

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch import batch, distributed, engines, optim
-from largebatch.nested import Batch
-from largebatch.score import Score
+from largebatch import engines, optim
+from largebatch.data.nested import Batch
+from largebatch.machine import distributed
+from largebatch.plan import batch
+from largebatch.plan.score import Score
 from largebatch.tasks.task import Task
 
 STEPS, GLOBAL, LENGTH, WORDS = 4, 8, 5, 11
@@ -67,7 +69,7 @@ def drawn(step: int) -> Batch:
 
 
 def train_with_all(folder: str) -> None:
-    from largebatch.nested import rows_of
+    from largebatch.data.nested import rows_of
 
     device, task = torch.device("cpu"), Named()
     found: dict[str, Any] = {}

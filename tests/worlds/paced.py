@@ -16,5 +16,5 @@ def wait(*_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
-    before("largebatch.loop:Loop.before_step", wait)
+    before("largebatch.run.loop:Loop.before_step", wait)
     main()

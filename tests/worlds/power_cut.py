@@ -14,9 +14,10 @@ from typing import Any
 
 import safetensors.torch
 
-from largebatch import checkpoint, config
+from largebatch import checkpoint
 from largebatch.checkpoint import manifest, writer
-from largebatch.train import train
+from largebatch.recipes import config
+from largebatch.run.train import train
 
 SAVE = 30  # the step of the checkpoint that is cut off; that of step 15 is removed after it
 

@@ -11,10 +11,12 @@ from unittest import mock
 
 import torch
 
-from largebatch import config, distributed, ranks
 from largebatch.data.resident import ResidentSplit
 from largebatch.engines import Ddp
-from largebatch.train import train
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run import ranks
+from largebatch.run.train import train
 
 NAP = 0.2  # seconds, in every step
 

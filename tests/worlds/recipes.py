@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from largebatch import config, distributed
 from largebatch.errors import UserError
-from largebatch.train import train
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.run.train import train
 
 
 def train_all(folder: str) -> None:

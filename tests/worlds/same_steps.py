@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from largebatch import batch, checkpoint, distributed, engines, optim
+from largebatch import checkpoint, engines, optim
 from largebatch.checkpoint import manifest
+from largebatch.machine import distributed
 from largebatch.optim import shards
+from largebatch.plan import batch
 from largebatch.tasks.classification import Classification
 
 STEPS, GLOBAL = 24, 24

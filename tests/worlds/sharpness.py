@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from largebatch import distributed
 from largebatch.diagnostics.objective import Objective
 from largebatch.diagnostics.sharpness import sharpness
 from largebatch.diagnostics.spectrum import spectrum
+from largebatch.machine import distributed
 
 
 def measure(folder: str) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from largebatch import distributed
 from largebatch.errors import UserError
+from largebatch.machine import distributed
 from largebatch.optim import HeavyBall, Lamb, Lars
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {

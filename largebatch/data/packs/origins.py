@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from largebatch import paths
 from largebatch.data.contents import FOLDER, PARQUET, SHARDS
 from largebatch.data.decode import reason_of
 from largebatch.data.folder import Files, scan
@@ -23,6 +22,7 @@ from largebatch.data.questions import same_classes, whole_set
 from largebatch.data.shards.source import files_of, is_shards, open_shards
 from largebatch.data.sources import Source
 from largebatch.errors import UserError
+from largebatch.recipes import paths
 
 LOOKED_AT = 1000
 _RUN = 50  # images of an archive that are looked at together: it is read, or fetched, in long pieces

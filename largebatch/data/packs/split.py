@@ -19,17 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from largebatch.batch import BatchPlan
 from largebatch.data import augment as augmentation
 from largebatch.data import views as viewing
 from largebatch.data.ahead import begun
 from largebatch.data.augment import Views
 from largebatch.data.dataset import Placement, normalised, share
+from largebatch.data.nested import Batch
 from largebatch.data.sizes import Sizes
 from largebatch.data.statistics import IMAGENET
 from largebatch.data.streams import in_steps, one_ahead
 from largebatch.errors import LocalError
-from largebatch.nested import Batch
+from largebatch.plan.batch import BatchPlan
 
 AHEAD = 3  # micro-batches that the thread may be before the trainer
 _AT_ONCE = 16  # images that the CPU gathers before it cuts them: what is 3 MB at 256 pixels is in the cache then

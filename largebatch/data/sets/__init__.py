@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from largebatch import kinds
 from largebatch.data.published import NoFiles, Origin
 from largebatch.data.sizes import Sizes, constant
 from largebatch.errors import UserError, suggestion
+from largebatch.recipes import kinds
 
 if TYPE_CHECKING:
     from largebatch.data.dataset import Dataset, Split

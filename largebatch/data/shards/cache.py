@@ -33,8 +33,8 @@ from typing import NamedTuple
 
 import fsspec
 
-from largebatch import paths
 from largebatch.errors import LocalError, Lost
+from largebatch.recipes import paths
 
 TRIES = 5
 FIRST_PAUSE = 0.5  # seconds after the first failure; twice as long after each other

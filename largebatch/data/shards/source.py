@@ -28,13 +28,13 @@ import fsspec
 import numpy as np
 from fsspec.registry import known_implementations
 
-from largebatch import paths
 from largebatch.data import places
 from largebatch.data.contents import SHARDS, Listing
 from largebatch.data.passed_over import is_hidden
 from largebatch.data.shards.cache import Ahead, Handle, Shard, ShardCache, Unreachable, shard_cache, words
 from largebatch.data.shards.index import Index, kept_index
 from largebatch.errors import LocalError, UserError
+from largebatch.recipes import paths
 
 SHUFFLE_SHARDS = 16
 _SPLITS = {"train": ("train",), "test": ("val", "test")}  # the best first

@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from largebatch.nested import Batch
-from largebatch.score import Score
+from largebatch.data.nested import Batch
+from largebatch.plan.score import Score
 from largebatch.tasks.task import Task
 
 

@@ -1,0 +1,88 @@
+"""Learning rate as a pure function of the examples seen.
+
+Peak, from the recipe's rule for a global batch B (κ = B / reference):
+
+    linear   η = base · κ            Krizhevsky 2014 (1404.5997); Goyal et al. 2017 (1706.02677), §2.1
+    sqrt     η = base · √κ           Krizhevsky 2014; Hoffer et al. 2017 (1705.08741); You et al. 2019 (1904.00962)
+    none     η = base
+    adascale η = base · r_t          r_t: the gain of each step, optim/adascale.py (Johnson et al. 2020, 2007.05105)
+    table    η = the row of B        refused between two rows unless interpolation is asked for
+
+Then, with s the examples seen *before* the step, W those of the warm-up, T those of the budget:
+
+    warm-up     η(s) = start + (peak − start)·s/W            while s < W, anew at every step
+    decay       η(s) = lr(peak, (s − W)/(T − W), n)          afterwards; n: how many of its milestones lie behind
+
+A decay that jumps counts its epochs from the start of the run, as in Goyal et al., and may say where the warm-up ends
+(``piecewise``: at its first factor of the peak); every other runs from the end of the warm-up to the end of the budget.
+A warm-up from zero thus begins with one step at lr 0; from ``base`` it begins at ``base`` (Goyal et al., §2.2), or at
+the peak where that is lower. Under AdaScale the clock is not the examples seen but the scale-invariant ones,
+τ · reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+from largebatch.errors import UserError
+
+
+def scaled_lr(base: float, scaling: str, global_batch_size: int, reference_batch_size: int | None) -> float:
+    if scaling in ("none", "adascale"):
+        return base
+    assert reference_batch_size is not None
+    kappa = global_batch_size / reference_batch_size
+    return base * {"linear": kappa, "sqrt": math.sqrt(kappa)}[scaling]
+
+
+def table_lr(table: dict[int, float], global_batch_size: int, interpolate: bool = False) -> float:
+    """The row of this batch size; between two rows linear in the batch size, only if asked for."""
+    if global_batch_size in table:
+        return table[global_batch_size]
+    below = max((size for size in table if size < global_batch_size), default=None)
+    above = min((size for size in table if size > global_batch_size), default=None)
+    if interpolate and below is not None and above is not None:
+        part = (global_batch_size - below) / (above - below)
+        return table[below] + part * (table[above] - table[below])
+    rows = ", ".join(str(size) for size in sorted(table))
+    hint = "" if below is None or above is None else "; lr.interpolate=true takes a value between two rows"
+    raise UserError(f"lr.table has no row for global batch {global_batch_size}; rows: {rows}{hint}")
+
+
+class AfterWarmup(Protocol):
+    """What becomes of the peak after the warm-up; one file for each kind in ``largebatch/recipes/decays``."""
+
+    def lr(self, peak: float, progress: float, passed: int) -> float: ...
+
+    def summit(self, peak: float) -> float: ...
+
+    def check(self, peak: float) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Examples seen -> learning rate. All lengths in examples; lr in the optimizer's units."""
+
+    peak: float
+    total: float
+    decay: AfterWarmup
+    warmup: float = 0.0
+    start: float = 0.0  # lr at the first step of the warm-up
+    milestones: tuple[float, ...] = ()  # examples at which the decay jumps
+
+    def __post_init__(self) -> None:
+        if self.warmup > self.total:
+            raise UserError(
+                f"lr.warmup is longer than the run: {self.warmup:.0f} examples of warm-up, {self.total:.0f} of training"
+            )
+        self.decay.check(self.peak)
+
+    def __call__(self, examples_seen: float) -> float:
+        if examples_seen < self.warmup:
+            return self.start + (self.decay.summit(self.peak) - self.start) * (examples_seen / self.warmup)
+        span = self.total - self.warmup
+        progress = min(1.0, (examples_seen - self.warmup) / span) if span > 0 else 0.0
+        passed = sum(examples_seen >= at for at in self.milestones)
+        return self.decay.lr(self.peak, progress, passed)

@@ -1,0 +1,38 @@
+"""What the user wrote: a frozen :class:`Run`, read strictly from YAML and ``key=value`` overrides; no torch.
+
+run.py         Run, and how it is read: file, table row, overrides
+sections.py    what each key may hold; those of optimizers and decays are in folders of their own
+mistakes.py    what is wrong, in one sentence
+"""
+
+from largebatch.recipes.config.run import Run, from_dict, json_schema, load, overlay, read, row_of, rows_of, setting
+from largebatch.recipes.config.sections import (
+    Checkpoint,
+    Data,
+    Keep,
+    LearningRate,
+    NoiseScale,
+    PostLocalSgd,
+    Ramp,
+    Swap,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "Keep",
+    "LearningRate",
+    "NoiseScale",
+    "PostLocalSgd",
+    "Ramp",
+    "Run",
+    "Swap",
+    "from_dict",
+    "json_schema",
+    "load",
+    "overlay",
+    "read",
+    "row_of",
+    "rows_of",
+    "setting",
+]

@@ -1,0 +1,374 @@
+"""The sections of a recipe: what each key may hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from largebatch.recipes import decays, kinds
+from largebatch.recipes.config.mistakes import shown
+from largebatch.recipes.decays.constant import ConstantDecay
+from largebatch.recipes.keys import (
+    Folder,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Number,
+    Percent,
+    Place,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Several,
+    Size,
+    Skipped,
+    Switch,
+    Weights,
+    ascending,
+)
+
+if TYPE_CHECKING:
+    from largebatch.recipes.decays import Decay
+else:
+    Decay = kinds.one_of(decays.table())
+
+
+class Model(BaseModel):
+    """``name``, the weights to begin with, and whatever shapes that model's builder takes."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    __pydantic_extra__: dict[str, pydantic.JsonValue] = {}
+    name: str
+    weights: Weights | None = None  # a safetensors file to begin with; unset: fresh ones
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ImageSizes(Section):
+    """The side of training images grows linearly between two epochs, in multiples; tests have a side of their own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    first: PositiveInt = Field(alias="from")
+    last: PositiveInt = Field(alias="to")
+    evaluate: PositiveInt | None = None  # unset: as ``to``
+    from_epoch: NonNegativeFloat = 0.0
+    until_epoch: PositiveFloat | None = None  # unset: to the end of the budget
+    multiple_of: PositiveInt = 32  # so a run has few shapes, and each is compiled once
+
+    @property
+    def is_constant(self) -> bool:
+        return self.first == self.last == (self.evaluate or self.last)
+
+    @pydantic.model_validator(mode="after")
+    def growing(self) -> ImageSizes:
+        if self.last < self.first:
+            raise ValueError(f"data.image_size.to = {self.last} is below data.image_size.from = {self.first}")
+        if self.until_epoch is not None and self.until_epoch <= self.from_epoch:
+            raise ValueError(
+                f"data.image_size.until_epoch = {self.until_epoch:g} should be above data.image_size.from_epoch = "
+                f"{self.from_epoch:g}"
+            )
+        return self
+
+
+class Data(Section):
+    name: str
+    root: Place | None = None  # folder of the files; else $LARGEBATCH_DATA, else the cache folder
+    image_size: ImageSizes | None = None  # a number is that side throughout; unset: 224
+    augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
+    color_jitter: Fraction = 0.0  # brightness, contrast and saturation each by a factor in 1 ± this; image sets only
+    hold_out: NonNegativeInt = 0  # training examples set aside and evaluated in place of the test set
+    decode: Literal["turbo", "pillow", "nvjpeg", "dali"] = "turbo"  # who makes pixels of JPEG
+    workers: NonNegativeInt | None = None  # processes (threads of dali) that read and decode images
+    shuffle_shards: PositiveInt = 16  # of an object store's shards: so many are shuffled together
+    unreadable_share: Fraction = 0.0  # of the training images may be unreadable; another stands in for each
+    if_changed: Literal["refuse", "accept"] = "refuse"  # at a resume, where other images are there than before
+    num_classes: PositiveInt | None = None  # synthetic only, like the next two
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    examples: PositiveInt | None = None
+
+    @pydantic.field_validator("image_size", mode="before")
+    @classmethod
+    def one_side(cls, written: Any) -> Any:
+        if isinstance(written, int) and not isinstance(written, bool):
+            if written < 1:
+                raise ValueError(f"data.image_size = {written} is out of range; at least 1")
+            return {"from": written, "to": written}
+        if written is not None and not isinstance(written, (dict, ImageSizes)):
+            raise ValueError(f"data.image_size = {shown(written)} should be a whole number or {{from: 128, to: 192}}")
+        return written
+
+    @pydantic.field_serializer("image_size")
+    def as_a_number(self, sizes: ImageSizes | None) -> Any:
+        if sizes is None:
+            return None
+        return sizes.first if sizes.is_constant else sizes.model_dump(mode="json", by_alias=True)
+
+
+class Ramp(Section):
+    """The global batch grows at these epochs: by ``factor``, or to the next of ``sizes``."""
+
+    at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    factor: Several | None = None
+    largest: PositiveInt | None = None  # where the factor would go beyond it, the lr is divided by the factor instead
+    sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def one_rule(self) -> Ramp:
+        if (self.factor is None) == (self.sizes is None):
+            raise ValueError("give exactly one of batch.ramp.factor and batch.ramp.sizes")
+        if self.sizes is not None and len(self.sizes) != len(self.at_epochs):
+            raise ValueError(
+                f"batch.ramp.sizes has {len(self.sizes)} sizes for the {len(self.at_epochs)} epochs of "
+                "batch.ramp.at_epochs; give one for each"
+            )
+        if self.largest is not None and self.factor is None:
+            raise ValueError("batch.ramp.largest needs batch.ramp.factor; batch.ramp.sizes says every size itself")
+        ascending("batch.ramp.at_epochs", self.at_epochs)
+        return self
+
+
+class Batch(Section):
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None = None  # else the largest divisor that fits the device
+    bn_batch_size: PositiveInt | None = None  # examples that one batch norm sees; else the micro-batch
+    ramp: Ramp | None = None
+
+
+class BatchNorm(Section):
+    """Which statistics an evaluation uses, and how they are gathered."""
+
+    statistics: Literal["running", "last", "precise"] = "running"  # last: of the last step; precise: recomputed
+    momentum: Annotated[float, Field(gt=0, le=1), Number] | None = (
+        None  # the weight of the newest (torch's: micro-batch); else the model's
+    )
+    examples: PositiveInt | None = None  # how many a recomputation sees; else the training set
+
+    @pydantic.model_validator(mode="after")
+    def no_idle_key(self) -> BatchNorm:
+        if self.examples is not None and self.statistics != "precise":
+            raise ValueError("batch_norm.examples has no effect without batch_norm.statistics = precise")
+        if self.momentum is not None and self.statistics == "last":
+            raise ValueError(
+                "batch_norm.momentum has no effect with batch_norm.statistics = last, which keeps no average"
+            )
+        return self
+
+
+class Sam(Section):
+    """Sharpness-aware minimisation: the gradient at w + rho·g/‖g‖ (Foret et al. 2021)."""
+
+    rho: PositiveFloat = 0.05
+    m: PositiveInt | None = None  # examples that share one perturbation (m-sharpness); unset: the global batch
+
+
+class Ema(Section):
+    """A second set of weights, w_ema <- decay·w_ema + (1 − decay)·w, evaluated beside the trained ones."""
+
+    decay: Annotated[float, Field(gt=0, lt=1), Number] = 0.999
+    every_steps: PositiveInt = 1
+
+
+class WeightDecay(Section):
+    value: NonNegativeFloat = 0.0
+    skip: tuple[Skipped, ...] = ("norm", "bias")
+
+
+class Task(BaseModel):
+    """``name``, and whatever keys that task takes."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    __pydantic_extra__: dict[str, pydantic.JsonValue] = {}
+    name: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Loss(Section):
+    label_smoothing: Fraction = 0.0
+
+
+class Warmup(Section):
+    """Linear from zero, or from ``lr.base``, to the peak; ``epochs`` long (``scaling: linear``: times B/reference)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    epochs: NonNegativeFloat = 0.0
+    start: Literal["zero", "base"] = Field(default="zero", alias="from")
+    scaling: Literal["none", "linear"] = "none"
+
+
+class LearningRate(Section):
+    """A rule of the batch size (``base`` at ``reference_batch_size``), or a ``table`` of it."""
+
+    base: PositiveFloat | None = None
+    reference_batch_size: PositiveInt | None = None
+    scaling: Literal["linear", "sqrt", "adascale", "none"] = "none"
+    table: Annotated[dict[Size, PositiveFloat], Field(min_length=1)] | None = None
+    interpolate: Switch = False
+    warmup: Warmup = Warmup()
+    decay: Decay = ConstantDecay()
+
+    @pydantic.field_validator("warmup", mode="before")
+    @classmethod
+    def null_is_none(cls, written: Any) -> Any:
+        return {} if written is None else written
+
+    @pydantic.model_validator(mode="after")
+    def one_rule(self) -> LearningRate:
+        if (self.base is None) == (self.table is None):
+            raise ValueError("give exactly one of lr.base and lr.table")
+        if self.table is not None and self.scaling != "none":
+            raise ValueError("lr.scaling belongs to lr.base; a table already says the lr of each batch size")
+        if self.scaling != "none" and self.reference_batch_size is None:
+            raise ValueError(
+                f"lr.scaling = {self.scaling} needs lr.reference_batch_size, the batch where lr.base holds"
+            )
+        if self.warmup.scaling != "none" and self.reference_batch_size is None:
+            raise ValueError("lr.warmup.scaling = linear needs lr.reference_batch_size, where lr.warmup.epochs holds")
+        if self.scaling == self.warmup.scaling == "none" and self.reference_batch_size is not None:
+            raise ValueError("lr.reference_batch_size has no effect without lr.scaling = linear, sqrt or adascale")
+        if self.interpolate and self.table is None:
+            raise ValueError("lr.interpolate = true needs lr.table")
+        if self.table is not None and self.warmup.start == "base":
+            raise ValueError("lr.warmup.from = base needs lr.base; a table warms up from zero")
+        return self
+
+
+class NoAveraging(Section):
+    name: Literal["none"] = "none"
+
+
+class Swap(Section):
+    """One large batch until a train accuracy, then independent small-batch workers, then their mean (Gupta 2020)."""
+
+    name: Literal["swap"]
+    stop_at_train_accuracy: Annotated[float, Field(gt=0, le=100), Number]  # percent, over one epoch of training
+    workers: Several
+    worker_batch_size: PositiveInt
+    epochs: PositiveFloat  # of each worker
+    lr: LearningRate
+
+
+class PostLocalSgd(Section):
+    """From an epoch on every worker steps alone, and the workers are averaged every ``period`` steps (Lin 2020)."""
+
+    name: Literal["post_local_sgd"]
+    workers: Several  # each takes global_batch_size / workers examples of a step
+    period: PositiveInt = 16
+    from_epoch: NonNegativeFloat | None = None  # unset: the first epoch of lr.decay
+
+
+Averaging = Annotated[NoAveraging | Swap | PostLocalSgd, Field(discriminator="name")]
+
+
+class RegimeAdaptation(Section):
+    """Everything stated in epochs is stretched by ceil(B / reference): the number of steps stays (Hoffer 2017)."""
+
+    reference_batch_size: PositiveInt
+
+
+class DdpEngine(Section):
+    name: Literal["ddp"] = "ddp"
+    all_reduce: Literal["fp32", "fp16", "bf16"] = "fp32"  # the number format in which gradients travel
+    cuda_graphs: Switch = False  # forward and backward replayed: where the micro-batch is small and the host too slow
+
+
+class FsdpEngine(Section):
+    name: Literal["fsdp"]
+
+
+class DeepSpeedEngine(Section):
+    name: Literal["deepspeed"]
+    zero: Annotated[Literal[0, 1, 2], Number] = 1  # the ZeRO stage: what is divided among the ranks
+    weights: Literal["fp32", "bf16"] = "fp32"  # bf16: those of the model, with fp32 masters in the optimizer
+
+
+Engine = Annotated[DdpEngine | FsdpEngine | DeepSpeedEngine, Field(discriminator="name")]
+
+
+class Evaluate(Section):
+    every_epochs: PositiveFloat = 1.0  # and always at the end
+    batch_size: PositiveInt = 1000  # examples per rank and forward
+    train: Switch | None = None  # at the end also the training set, unaugmented; unset: if it is a small one
+    median_of: PositiveInt = 1  # the result is the median accuracy of the last so many evaluations
+
+
+class Keep(Section):
+    """Which checkpoints stay; a number is that many of the last."""
+
+    last: PositiveInt = 2
+    every_epochs: PositiveFloat | None = None  # one for each, for good
+    best: NonNegativeInt = 0  # so many of the highest accuracy, of those that were evaluated
+
+
+class Checkpoint(Section):
+    every_epochs: NonNegativeFloat = 1.0  # 0: never, not even at the end
+    keep: Keep = Keep()
+    asynchronous: Switch = True  # written beside the training, which waits for the copy alone
+
+    @pydantic.field_validator("keep", mode="before")
+    @classmethod
+    def number_of_last(cls, written: Any) -> Any:
+        return {"last": written} if isinstance(written, int) and not isinstance(written, bool) else written
+
+
+class NonfiniteGradients(Section):
+    """What happens to a step whose gradient is not finite."""
+
+    action: Literal["stop", "skip"] = "stop"  # skip: no rank steps, and the run goes on with the next batch
+    at_most: PositiveInt = 10  # steps skipped in a run; one more ends it
+
+
+class NoiseScale(Section):
+    """McCandlish's simple noise scale, from gradients that the training takes anyway."""
+
+    small_batch_size: PositiveInt | None = None  # examples of the small batch; unset: the micro-batch
+    every_steps: PositiveInt = 5
+    smoothing: Fraction = 0.99  # what the averages keep of themselves at each measured step
+
+
+class Record(Section):
+    dir: Folder | None = None  # the run directory; else runs/<name>
+    every_steps: PositiveInt = 10
+    layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
+    directions_every_steps: NonNegativeInt = 0  # distance from the start, lengths and angles of steps; 0: never
+    noise_scale: NoiseScale | None = None
+    ranks_every_steps: NonNegativeInt = 0  # what each rank's step is made of, and the slowest rank; 0: never
+    tensorboard: Switch = True
+    mllog: Switch = False  # MLPerf's log lines, in mllog.txt of the run directory
+
+    @pydantic.field_validator("noise_scale", mode="before")
+    @classmethod
+    def true_is_on(cls, written: Any) -> Any:
+        return {True: {}, False: None}[written] if isinstance(written, bool) else written
+
+
+class Published(Section):
+    """What a paper reports for one global batch; accuracies in percent, other ``numbers`` by their key."""
+
+    numbers: dict[str, float] = Field({})
+    top1: Percent | None = None
+    top1_std: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+
+
+class Expect(Section):
+    """The published result, printed beside what was measured: ``top1``, or ``numbers`` of another task by their key."""
+
+    numbers: dict[str, float] = Field({})
+    top1: Percent | None = None
+    steps: PositiveInt | None = None
+    source: str
+    by_batch_size: dict[Size, Published] = Field({})
+    note: str | None = None  # what the numbers are not: another data set, a secondary source

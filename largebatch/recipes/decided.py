@@ -1,0 +1,183 @@
+"""Everything that follows from a recipe, the facts of the data, the world and the device: once, frozen, without torch.
+
+:func:`decide.decide` makes it; the update, evaluations, saving, telling, the dry run and the doctor read it
+and never ask the recipe again. Lengths are in examples or steps: stretched by a regime adaptation, if there is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from largebatch.plan.batch import BatchPlan
+from largebatch.plan.schedules import Schedule
+
+
+class DataFacts(NamedTuple):
+    """What must be known of a data set before a run can be decided; no example is read for it."""
+
+    examples: int  # to train on
+    pixels: int = 1  # of the largest image that a step may hold; 1 where examples are no images
+    task: str = "classification"  # what it is for, where the recipe does not say
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRate:
+    """A schedule with the words that explain it."""
+
+    schedule: Schedule
+    rule: str
+    warmup: str
+    decay: str
+
+    @property
+    def words(self) -> str:
+        return f"{self.rule}; warm-up {self.warmup}; decay {self.decay}"
+
+
+class Beside(NamedTuple):
+    """A method beside the loop, or inside batch norm: the key that asks for it, and what it does, in a sentence."""
+
+    key: str
+    words: str
+
+
+class Sam(NamedTuple):
+    rho: float
+    m: int | None  # examples that share one perturbation; None: the global batch
+
+
+class Ema(NamedTuple):
+    decay: float
+    every_steps: int
+
+
+class LocalSteps(NamedTuple):
+    """Post-local SGD's."""
+
+    workers: int
+    period: int
+    from_examples: float  # seen
+
+
+class SwapRule(NamedTuple):
+    workers: int
+    stop_at_train_accuracy: float
+    plan: BatchPlan  # of the first worker, alone with the whole training set
+    lr: LearningRate  # of each
+
+    def plan_of(self, worker: int) -> BatchPlan:
+        """The same in an order of its own."""
+        return dataclasses.replace(self.plan, seed=(self.plan.seed + worker * 7919) % 2**32)
+
+    @property
+    def examples(self) -> int:
+        """That all workers together see."""
+        return self.workers * self.plan.steps * self.plan.global_batch_size
+
+
+class Noise(NamedTuple):
+    """How the noise scale is recorded."""
+
+    every_steps: int
+    smoothing: float
+    small_batches: tuple[int, ...]  # of each stage
+
+
+class Marks(NamedTuple):
+    """The steps at whose end another ``every_epochs`` are complete, and the last; none for 0."""
+
+    plan: BatchPlan
+    every_epochs: float
+
+    def steps(self) -> set[int]:
+        plan, every = self.plan, self.every_epochs * self.plan.dataset_size
+        if not every:
+            return set()
+        count = math.floor(plan.examples / every + 1e-9)
+        return {plan.first_step_at(k * every) for k in range(1, count + 1)} | {plan.steps}
+
+
+class Evaluating(NamedTuple):
+    at: Marks
+    batch_size: int  # examples of a rank and a forward pass
+    on: str  # test, or held_out
+    training_set: bool | None  # at the end as well; None: where it lies on the device
+    median_of: int  # the last so many evaluations are the result
+    recomputes: bool  # batch norm's statistics, before each; SWAP's average has none in any case
+    recomputed_examples: int  # that it sees for them
+
+
+class Saving(NamedTuple):
+    at: Marks  # none: the run is not saved
+    keep_last: int
+    keep_every_epochs: float | None
+    keep_best: int
+    asynchronous: bool
+
+
+class Recording(NamedTuple):
+    """0 steps: never."""
+
+    every_steps: int
+    layers_every_steps: int
+    directions_every_steps: int
+    ranks_every_steps: int
+    tensorboard: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Decided:
+    name: str
+    title: str | None
+    directory: Path
+    seed: int
+    device: str  # cpu or cuda
+    precision: str
+    data: str  # the names of things
+    task: str
+    model: Mapping[str, Any]  # name and arguments
+    weights: str | None  # a file that the model begins with
+    plan: BatchPlan
+    lr: LearningRate
+    optimizer: Any  # a section of largebatch.optimizers: its settings by epoch, its builder
+    stretch: int  # κ of the regime adaptation; 1 without
+    adascale_parts: int  # reference batches in a global batch; 0 without AdaScale
+    sam: Sam | None
+    ema: Ema | None
+    local: LocalSteps | None
+    swap: SwapRule | None
+    noise: Noise | None
+    evaluating: Evaluating
+    saving: Saving
+    recording: Recording
+    skipped_at_most: int  # steps whose gradient is not finite
+    accepts_changed_data: bool
+    beside: tuple[Beside, ...]
+
+    @property
+    def batch_words(self) -> str:
+        plan = self.plan
+        made_of = f"{plan.world_size} × {plan.micro_batch_size:,} × {plan.accumulation_steps}"
+        return f"{plan.global_batch_size:,} = {made_of} (ranks × micro-batch × accumulation)"
+
+    @property
+    def budget_words(self) -> str:
+        plan, stretch = self.plan, self.stretch
+        steps = f"{plan.steps:,} steps"
+        if self.adascale_parts:
+            least = math.ceil(plan.steps / self.adascale_parts)
+            steps = f"{least:,} to {plan.steps:,} steps, as their gains turn out"
+        adapted = f" ({stretch} times as many by regime adaptation)" if stretch > 1 else ""
+        return f"{steps}, {plan.budget_examples / plan.dataset_size:.4g} epochs{adapted}"
+
+    @property
+    def beside_words(self) -> str:
+        return "; ".join(method.words for method in self.beside)
+
+    def epoch_of_schedule(self, examples_seen: float) -> float:
+        """In epochs as the recipe states them, before any regime adaptation."""
+        return examples_seen / self.plan.dataset_size / self.stretch

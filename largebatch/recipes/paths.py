@@ -1,0 +1,48 @@
+"""A path as the shell would take it: ``~`` is a home folder, nothing is no path, an address is no folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from largebatch.errors import UserError
+from largebatch.terminal.escapes import escaped
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def local(key: str, text: str) -> str:
+    """``text``, which the user wrote for ``key``, as a path of this machine."""
+    if ADDRESS.match(text):
+        raise UserError(f"{key} = {text[:100]} is an address; it should be a path of this machine")
+    return expanded(key, text)
+
+
+def expanded(key: str, text: str) -> str:
+    """``~`` and ``~name`` at the beginning, as the shell would; an address stays as it is."""
+    if not text.strip():
+        raise UserError(f"{key} is empty, as an unset variable leaves it; it should be a path")
+    if "\0" in text:
+        raise UserError(f"{key} = {escaped(text[:100])} is no path")
+    found = os.path.expanduser(text) if text.startswith("~") else text
+    if found.startswith("~"):
+        whose = text.split("/")[0]
+        raise UserError(
+            f"{key} = {text[:100]}: no home folder {whose} is known here; write the whole path, or set HOME"
+        )
+    return found
+
+
+def named_by(variable: str) -> Path | None:
+    """The path in a variable of the environment; one that is set to nothing counts as not set."""
+    text = os.environ.get(variable, "").strip()
+    return Path(local(variable, text)) if text else None
+
+
+def home(instead: str) -> Path:
+    """The user's folder; a container may know neither HOME nor the user, and the variable ``instead`` helps."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise UserError(f"this user has no home folder here; set {instead}, or HOME, to a folder") from None

@@ -1,0 +1,1 @@
+"""One run: assembled, trained step by step, measured, saved, and told of."""

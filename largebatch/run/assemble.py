@@ -1,0 +1,374 @@
+"""Run -> what the loop needs. Here, and in the other assembly rooms, the config is read; nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import rich.table
+import torch
+from torch import nn
+
+from largebatch import data, engines, models, optim, tasks
+from largebatch.data import nested
+from largebatch.engines import Ddp
+from largebatch.engines.engine import MOST_SHAPES
+from largebatch.errors import UserError
+from largebatch.machine import distributed, watchdog
+from largebatch.models import batch_norm
+from largebatch.optim import Treatment
+from largebatch.optimizers import Optimizer, Surroundings
+from largebatch.plan.batch import BatchPlan
+from largebatch.plan.score import ACCURACY
+from largebatch.recipes import config, derive
+from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes.decide import decide, precision_of, task_name
+from largebatch.recipes.decided import DataFacts, Decided
+from largebatch.records import mllog
+from largebatch.records.circumstances import circumstances_of
+from largebatch.run import fit
+from largebatch.tasks.task import Task
+from largebatch.terminal.console import Console, tell
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run, built and ready: everything the loop touches."""
+
+    run: config.Run  # for assembly alone: what is running reads ``decided``
+    decided: Decided
+    device: torch.device
+    task: Task
+    dataset: data.Dataset
+    placement: data.Placement
+    treatments: list[Treatment]
+    engine: engines.Engine
+
+    @property
+    def plan(self) -> BatchPlan:
+        return self.decided.plan
+
+
+def assemble(
+    run: config.Run,
+    device: torch.device,
+    dataset: data.Dataset | None = None,
+    engines: Mapping[str, Callable[..., engines.Engine]] = engines.ENGINES,
+    begun: bool = False,
+) -> Job:
+    """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own.
+
+    A run that has ``begun`` goes on with the weights of its checkpoint, whatever became of ``model.weights``.
+    """
+    check_combinations(run, precision_of(run.precision, device.type))
+    dataset = dataset or dataset_of(run)
+    if run.compile and dataset.sizes is not None and len(dataset.sizes.all) > MOST_SHAPES:
+        raise UserError(
+            f"data.image_size has {len(dataset.sizes.all)} sides, and compile = true takes at most {MOST_SHAPES}; set "
+            "data.image_size.multiple_of higher"
+        )
+    task = task_of(run, dataset)
+    decided = decide(run, data_facts(dataset), distributed.world_size(), device.type)
+    plan, precision = decided.plan, decided.precision
+    weights = None if begun else run.model.weights
+    model = model_of(run, task, dataset, weights, normalised_together(run, decided))
+    model = with_batch_norm(run, model, plan)
+    channels_last = run.channels_last
+    if channels_last is None:
+        channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    settings = run.engine.model_dump(exclude={"name"})
+    engine = engines[run.engine.name](device, precision, channels_last, run.compile, **settings)
+    engine.skips_nonfinite = run.nonfinite_gradients.action == "skip"
+    engine.shard_safe = run.optimizer.SHARD_SAFE
+    if decided.adascale_parts or decided.noise is not None:
+        assert isinstance(engine, Ddp)
+        engine.measure_parts(first_part(decided))
+    model = engine.place(model)
+    table = optim.treatments(model, run.weight_decay.skip, run.optimizer.not_adapted)
+    groups = optim.parameter_groups(model, run.weight_decay.value, table)
+    optimizer = optimizer_of(run.optimizer, groups, decided.lr.schedule(0), precision, run.engine.name, model)
+    engine.prepare(model, optimizer, plan, run.max_grad_norm)
+    placement = data.Placement(engine.device, engine.dtype, channels_last)
+    return Job(run, decided, device, task, dataset, placement, table, engine)
+
+
+def data_facts(dataset: data.Dataset) -> DataFacts:
+    return DataFacts(len(dataset.train), dataset.pixels_per_example, dataset.task)
+
+
+def first_part(decided: Decided) -> int:
+    """Examples of the parts of the first step whose gradients are measured: AdaScale's, or the noise scale's."""
+    if decided.adascale_parts:
+        return decided.plan.global_batch_size // decided.adascale_parts
+    assert decided.noise is not None
+    return decided.noise.small_batches[0]
+
+
+def task_of(run: config.Run, dataset: data.Dataset) -> Task:
+    """What is learned: as the recipe says, else what the data set is for."""
+    section = run.task
+    name = task_name(run, dataset.task)
+    arguments = section.arguments if section is not None else {}
+    if run.loss.label_smoothing:
+        if "label_smoothing" not in tasks.keys_of(name):
+            raise UserError(f"loss.label_smoothing = {run.loss.label_smoothing:g} has no effect on task.name = {name}")
+        if "label_smoothing" in arguments:
+            raise UserError("loss.label_smoothing and task.label_smoothing are the same number; leave one out")
+        arguments = {**arguments, "label_smoothing": run.loss.label_smoothing}
+    task = tasks.build(name, arguments)
+    blank = dataset.blank(1)
+    nested.check(blank, f"data.name = {run.data.name}")
+    task.check_data(blank, run.data.name)
+    for asked, key in (
+        (run.lr.scaling == "adascale", "lr.scaling = adascale"),
+        (run.record.noise_scale is not None, "record.noise_scale"),
+    ):
+        if asked and task.units_vary:
+            raise UserError(f"{key} needs examples that count alike; those of task.name = {name} do not")
+    return task
+
+
+def model_of(
+    run: config.Run, task: Task, dataset: data.Dataset, weights: str | None = None, normalised_together: int = 2
+) -> nn.Module:
+    """The model as it begins, known to fit the data; on the CPU, its batch norms those of its builder.
+
+    Freshly initialised, or with ``weights`` of a file. Each batch norm sees ``normalised_together`` examples.
+    """
+    arguments = run.model.arguments
+    classes = arguments.pop("num_classes", dataset.outputs)
+    if classes != dataset.outputs:
+        what = "classes" if dataset.task == "classification" else "outputs"
+        raise UserError(
+            f"model.num_classes = {classes} does not fit data.name = {run.data.name}, which has "
+            f"{dataset.outputs} {what}"
+        )
+    model = models.build(run.model.name, dataset.outputs, dataset.input_shape, run.seed, arguments, weights)
+    for side in dataset.sides:
+        blank = dataset.blank(2, side)
+        numbers = fit.check(model, run.model.name, task, blank, dataset.outputs, normalised_together)
+        check_numbers(run, task_name(run, dataset.task), numbers)
+    return model
+
+
+def check_numbers(run: config.Run, task: str, numbers: list[str]) -> None:
+    """Refuse what waits for, or expects, a number that evaluations of the task do not give."""
+    name = f"task.name = {task}"
+    if run.averaging.name == "swap" and ACCURACY.key not in numbers:
+        raise UserError(f"averaging.name = swap waits for a train accuracy, and {name} has none")
+    if run.expect is None:
+        return
+    for key, rows in (
+        ("expect", run.expect),
+        *((f"expect.by_batch_size.{s}", r) for s, r in run.expect.by_batch_size.items()),
+    ):
+        asked = {f"{key}.numbers.{number}": number for number in rows.numbers}
+        asked |= {f"{key}.top1": ACCURACY.key} if rows.top1 is not None else {}
+        for which, number in asked.items():
+            if number not in numbers:
+                raise UserError(f"{which} is no number of {name}; its numbers: {', '.join(numbers)}")
+
+
+def normalised_together(run: config.Run, decided: Decided) -> int:
+    """The examples that a batch norm sees in training, where they are fewest."""
+    if run.batch.bn_batch_size is not None:
+        return run.batch.bn_batch_size
+    micro_batches = [stage.micro_batch_size for stage in decided.plan.stages]
+    if decided.swap is not None:
+        micro_batches.append(decided.swap.plan.micro_batch_size)
+    return min(micro_batches)
+
+
+def dataset_of(run: config.Run) -> data.Dataset:
+    return data.built(asked_of(run))
+
+
+def asked_of(run: config.Run) -> data.Asked:
+    keys = run.data.model_dump(exclude={"image_size", "if_changed"})
+    return data.Asked(**keys, image_size=sizes_of(run), report=_told_once)
+
+
+def _told_once(text: str) -> None:
+    """Of what takes long before the run has a log."""
+    watchdog.alive()
+    if distributed.is_first():
+        tell(Console(stderr=True), text)
+
+
+def sizes_of(run: config.Run) -> data.Sizes | None:
+    section, stretch = run.data.image_size, derive.stretch_of(run)
+    if section is None:
+        return None
+    until = None if section.until_epoch is None else section.until_epoch * stretch
+    return data.Sizes(
+        section.first,
+        section.last,
+        evaluate=section.evaluate or section.last,
+        from_epoch=section.from_epoch * stretch,
+        until_epoch=until,
+        multiple_of=section.multiple_of,
+    )
+
+
+def with_batch_norm(run: config.Run, model: nn.Module, plan: BatchPlan) -> nn.Module:
+    """The model with batch norms of the stated batch and statistics."""
+    size, section = run.batch.bn_batch_size, run.batch_norm
+    asked = size is not None or section.statistics != "running" or section.momentum is not None
+    if asked and not any(True for _ in batch_norm.batch_norms(model)):
+        key = "batch.bn_batch_size" if size is not None else "batch_norm"
+        raise UserError(f"{key} has nothing to act on: model.name = {run.model.name} has no batch norm; leave it out")
+    if size is None and section.statistics == "last":
+        size = plan.micro_batch_size  # torch's own would keep the last micro-batch, not the last step
+    if size is not None:
+        ranks = derive.synchronised_ranks(run, plan.world_size)
+        group = distributed.consecutive(ranks) if ranks > 1 else None
+        model = batch_norm.sized(model, size, plan.micro_batch_size, group, ranks)
+    if section.statistics == "last":
+        batch_norm.set_momentum(model, 1.0)
+    elif section.momentum is not None:
+        batch_norm.set_momentum(model, section.momentum)
+    return model
+
+
+def optimizer_of(
+    section: Optimizer, groups: Iterable[dict[str, Any]], lr: float, precision: str, engine: str, model: nn.Module
+) -> torch.optim.Optimizer:
+    groups = list(groups)
+    if not groups:
+        raise UserError("the model has no trainable parameters")
+    return section.build(groups, lr, Surroundings(precision, engine, model))
+
+
+def plan_facts(job: Job, command: str) -> dict[str, Any]:
+    """What was decided before time was spent; the content of ``plan.json``."""
+    plan, run, decided = job.plan, job.run, job.decided
+    return {
+        "name": run.name,
+        "title": run.title,
+        "task": decided.task,
+        "score": job.task.score._asdict(),
+        "dataset": run.data.name,
+        "dataset_source": job.dataset.source,
+        "dataset_size": plan.dataset_size,
+        "test_size": len(job.dataset.test),
+        "global_batch_size": plan.global_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "accumulation_steps": plan.accumulation_steps,
+        "bn_batch_size": run.batch.bn_batch_size,
+        "methods": decided.beside_words,
+        "ramp": [[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
+        "world_size": plan.world_size,
+        "steps": plan.steps,
+        "budget_examples": plan.budget_examples,
+        "epochs": plan.budget_examples / plan.dataset_size,
+        "lr": {
+            "peak": decided.lr.schedule.peak,
+            "rule": decided.lr.rule,
+            "warmup": decided.lr.warmup,
+            "decay": decided.lr.decay,
+        },
+        "parameters": sum(p.numel() for p in job.engine.model.parameters()),
+        "device": str(job.device),
+        "precision": decided.precision,
+        "engine": run.engine.name,
+        "engine_settings": job.engine.description,
+        "seed": run.seed,
+        **circumstances_of(command, job.device),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def mlperf_facts(job: Job) -> mllog.Facts:
+    """What MLPerf's log says of a run before it starts."""
+    run, plan = job.run, job.plan
+    keys = run.optimizer.model_dump()
+    imagenet = run.data.name == "imagenet" and not run.data.hold_out and run.model.name.endswith("resnet50")
+    warmup = job.decided.lr.schedule.warmup / plan.dataset_size
+    return mllog.Facts(
+        seed=run.seed,
+        global_batch_size=plan.global_batch_size,
+        gradient_accumulation_steps=plan.accumulation_steps,
+        train_samples=plan.dataset_size,
+        eval_samples=len(job.dataset.test),
+        bn_span=run.batch.bn_batch_size or plan.micro_batch_size,
+        optimizer=run.optimizer.name,
+        peak_lr=job.decided.lr.schedule.peak,
+        end_lr=run.lr.decay.end,
+        decay_power=run.lr.decay.polynomial,
+        decay_steps=plan.steps - plan.first_step_at(warmup * plan.dataset_size),
+        warmup_epochs=warmup,
+        momentum=keys.get("momentum", 0.0),
+        weight_decay=run.weight_decay.value,
+        epsilon=keys.get("eps") or 0.0,
+        evaluate_every_epochs=run.evaluate.every_epochs,
+        target=mllog.RESNET_TARGET if imagenet else None,
+        benchmark="resnet" if imagenet else run.data.name,
+        methods=beside_the_reference(run),
+    )
+
+
+def beside_the_reference(run: config.Run) -> tuple[str, ...]:
+    """The keys by which a run trains otherwise than MLPerf's reference implementation of ResNet-50."""
+    asked = {
+        "lr.scaling = adascale": run.lr.scaling == "adascale",
+        "sam": run.sam is not None,
+        f"averaging.name = {run.averaging.name}": run.averaging.name != "none",
+        "batch.ramp": run.batch.ramp is not None,
+        "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
+        f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",
+        "max_grad_norm": run.max_grad_norm is not None,
+    }
+    return (*(key for key, is_so in asked.items() if is_so), *run.optimizer.beside_the_reference())
+
+
+def decisions(job: Job, directory: Path) -> dict[str, str]:
+    """What is printed before time is spent, a line each."""
+    decided, run = job.decided, job.run
+    parameters = sum(p.numel() for p in job.engine.model.parameters())
+    decayed = sum(row.decayed for row in job.treatments)
+    adapted = sum(row.adapted for row in job.treatments)
+    lines = {
+        "run": f"{run.name}, seed {run.seed}, in {directory}",
+        "model": f"{run.model.name}, {parameters:,} parameters",
+        "data": f"{decided.data}: {decided.plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
+        f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
+        "batch": f"{decided.batch_words}{unsized_norms(job)}",
+        "budget": decided.budget_words,
+        "lr": decided.lr.words,
+        "optimizer": f"{run.optimizer.words}; weight decay {run.weight_decay.value:g} on {decayed} of "
+        f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
+        "beside": decided.beside_words,
+        "machine": f"{job.device}, {decided.precision}, engine {job.engine.description}",
+    }
+    return {key: text for key, text in lines.items() if text}
+
+
+def unsized_norms(job: Job) -> str:
+    """What batch norm sees where the recipe does not say."""
+    plain = any(not isinstance(m, batch_norm.SizedNorm) for m in batch_norm.batch_norms(job.engine.model))
+    return f"; batch norm over the micro-batch of {job.plan.micro_batch_size:,}" if plain else ""
+
+
+def table_of_tensors(treatments: list[Treatment]) -> rich.table.Table:
+    """Which tensors are decayed and adapted, a row for each treatment of each kind; the log has every tensor.
+
+    Of the kind ``own`` the model itself says that they are not decayed.
+    """
+    table = rich.table.Table(box=None, padding=(0, 2), pad_edge=False)
+    for column in ("tensors", "count", "elements", "decayed", "adapted"):
+        justify = "right" if column in ("count", "elements") else "left"
+        table.add_column(column, justify=justify, no_wrap=True, min_width=len(column))
+    table.add_column("which", no_wrap=True)
+    rows: dict[tuple[str, bool, bool], list[Treatment]] = {}
+    for row in treatments:
+        rows.setdefault((row.kind, row.decayed, row.adapted), []).append(row)
+    for (kind, decayed, adapted), alike in rows.items():
+        elements = sum(math.prod(row.shape) for row in alike)
+        yes = ["yes" if flag else "no" for flag in (decayed, adapted)]
+        which = alike[0].name if len(alike) == 1 else f"{alike[0].name} … {alike[-1].name}"
+        table.add_row(kind, f"{len(alike):,}", f"{elements:,}", *yes, which)
+    return table

@@ -1,0 +1,79 @@
+"""Exact evaluation: every example once, whatever the world size.
+
+Each rank evaluates its contiguous share, shares may differ by one; what the task tallies is summed over examples and
+ranks in float64. No padding, no dropped remainder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.data.nested import Batch, examples_of
+from largebatch.machine import distributed, watchdog
+from largebatch.tasks.task import Task
+
+
+class Evaluation(NamedTuple):
+    numbers: dict[str, float]  # by key: the loss, the score, and what else the task tells
+    examples: int
+
+    @property
+    def loss(self) -> float:
+        return self.numbers["loss"]
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    forward: Callable[[Batch], Any],
+    batches: Iterable[Batch],
+    device: torch.device,
+    over_ranks: bool = True,
+) -> Evaluation:
+    """``forward`` in evaluation mode over this rank's ``batches``; ``model`` is returned to its mode after.
+
+    Not ``over_ranks``: every rank evaluates a model of its own. Else collective.
+    """
+    training = model.training
+    model.eval()
+    sums = Tally()
+    with torch.no_grad():  # not inference mode: engines gather weights in it
+        for batch in batches:
+            outputs = forward(batch)
+            sums.count(task, outputs, batch)
+            watchdog.alive()
+    model.train(training)
+    found = sums.over_ranks(device) if over_ranks else sums.sums
+    found = {key: tensor.cpu() for key, tensor in found.items()}
+    return Evaluation(task.numbers(found), int(found["examples"]))
+
+
+class Tally:
+    """Sums by key in float64, of whatever shape; a rank that has seen nothing has none."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, parts: dict[str, Any]) -> None:
+        for key, part in parts.items():
+            part = part.detach().double() if isinstance(part, Tensor) else torch.tensor(float(part)).double()
+            self.sums[key] = self.sums[key] + part if key in self.sums else part
+
+    def count(self, task: Task, outputs: Any, batch: Batch) -> None:
+        """What the task makes numbers of, of one batch."""
+        self.add(task.tally(outputs, batch))
+        self.add({"examples": examples_of(batch), "units": task.units(batch)})
+
+    def over_ranks(self, device: torch.device) -> dict[str, Tensor]:
+        """The sums of all ranks, on each. Collective."""
+        own = {key: tuple(tensor.shape) for key, tensor in self.sums.items()}
+        shapes = max(distributed.gather(own), key=len)
+        parts = [self.sums.get(key, torch.zeros(shape)).to(device, torch.float64) for key, shape in shapes.items()]
+        flat = distributed.sum_(torch.cat([part.reshape(-1) for part in parts]))
+        split = flat.split([math.prod(shape) for shape in shapes.values()])
+        return {key: part.view(shape) for (key, shape), part in zip(shapes.items(), split, strict=True)}

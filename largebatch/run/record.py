@@ -1,0 +1,263 @@
+"""Scalars -> JSON lines, TensorBoard, the log file, the terminal; and the run directory they live in.
+
+    RUN/run.yaml  plan.json  metrics.jsonl  train.log  tensorboard/  checkpoints/  result.json
+
+``report``, ``compare`` and ``diagnose`` read nothing else. Only rank zero writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.progress
+
+from largebatch.errors import UserError
+from largebatch.machine import distributed
+from largebatch.plan.score import Score, score_of
+from largebatch.recipes import strict_yaml
+from largebatch.records import names
+from largebatch.records.facts import writable, write_json
+from largebatch.records.files import write_text
+from largebatch.records.lines import Lines
+from largebatch.terminal.console import tell
+from largebatch.terminal.escapes import escaped
+
+Recipe = dict[str, Any]
+
+
+def open_directory(
+    directory: Path, written: Recipe, science: Recipe, science_of_file: Callable[[Path], Recipe], resume: str
+) -> None:
+    """Make RUN and its ``run.yaml``, or recognise it as ours; collective, refused on every rank alike.
+
+    ``written`` is the whole recipe; ``science`` the part of it that two runs must share to continue one another.
+    """
+    on_first_rank(
+        lambda: _open_directory(directory, written, science, science_of_file, resume), f"record.dir = {directory}"
+    )
+
+
+def on_first_rank(act: Callable[[], None], what: str) -> None:
+    """``act`` on rank zero; where it fails to write ``what``, every rank raises the same sentence. Collective."""
+    problem = None
+    if distributed.is_first():
+        try:
+            act()
+        except OSError as error:
+            problem = f"{what} cannot be written: {error.strerror or error}"
+        except UserError as error:
+            problem = str(error)
+    problem = distributed.gather(problem)[0]
+    if problem:
+        raise UserError(problem)
+
+
+def _open_directory(
+    directory: Path, written: Recipe, science: Recipe, science_of_file: Callable[[Path], Recipe], resume: str
+) -> None:
+    file = directory / names.RECIPE
+    if file.exists():
+        if resume == "never":
+            raise UserError(
+                f"record.dir = {directory} already holds a run; resume=auto continues it, another record.dir leaves it"
+            )
+        try:
+            there = science_of_file(file)
+        except UserError as error:
+            raise UserError(f"{file} is not readable as a run; choose another record.dir") from error
+        if different := differences(there, science):
+            raise UserError(
+                f"record.dir = {directory} belongs to another config ({'; '.join(different)}); "
+                "choose another record.dir"
+            )
+        return
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"record.dir = {directory} is a file; choose a folder")
+    if directory.exists() and any((directory / names.CHECKPOINTS).glob("step-*")):
+        raise UserError(f"record.dir = {directory} holds checkpoints but no {names.RECIPE}; choose another record.dir")
+    text = strict_yaml.written(written, f"record.dir = {directory}: {names.RECIPE}")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+
+
+def differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """``'lr.base: 0.1 there, 0.2 here'`` for every leaf that differs, at most three."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        if there.get("name") != here.get("name"):  # another thing altogether: its own keys say nothing
+            return [f"{key}.name: {there.get('name')} there, {here.get('name')} here"]
+        found = []
+        for name in sorted({*there, *here}):
+            found += differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+        return found[:3]
+    return [] if there == here else [f"{key}: {there} there, {here} here"]
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Inside, no other process trains in the run directory. Collective."""
+    with contextlib.ExitStack() as held:
+
+        def lock() -> None:
+            file = held.enter_context(open(directory / names.METRICS, "ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"record.dir = {directory} is being trained in by another process") from None
+
+        on_first_rank(lock, f"record.dir = {directory}")
+        yield
+
+
+class Recorder:
+    """Where the loop sends its numbers. On ranks other than zero it does nothing."""
+
+    def __init__(
+        self,
+        directory: Path,
+        plan: dict[str, Any],
+        *,
+        first_step: int,
+        tensorboard: bool,
+        console: rich.console.Console,
+        quiet: bool,
+    ) -> None:
+        self.active = distributed.is_first()
+        self.console, self.quiet = console, quiet
+        self._progress: rich.progress.Progress | None = None
+        self._board: Any = None
+        on_first_rank(lambda: self._open(directory, plan, first_step, tensorboard), f"record.dir = {directory}")
+        if self.active and console.is_terminal:
+            self._progress = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TextColumn("{task.fields[now]}"),
+                rich.progress.TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(plan["name"], total=plan["steps"], completed=first_step, now="")
+
+    def _open(self, directory: Path, plan: dict[str, Any], first_step: int, tensorboard: bool) -> None:
+        self._lines = Lines(directory / names.METRICS)
+        self._lines.drop_torn_line()
+        self._log = Lines(directory / names.LOG)
+        write_json(directory / names.PLAN, plan)
+        (directory / names.RESULT).unlink(missing_ok=True)
+        if tensorboard:
+            self._board = _tensorboard(directory / names.TENSORBOARD, first_step)
+
+    def event(self, event: str, **numbers: Any) -> None:
+        """One line of metrics.jsonl; in TensorBoard ``loss/training``, ``loss/test``, ``lr/training``, ..."""
+        if not self.active:
+            return
+        self._append(self._lines, json.dumps(writable({"event": event, **numbers}), ensure_ascii=False))
+        if self._board is not None:
+            whose = "layers" if event == "layers" else numbers.get("split", "training")
+            for key, value in numbers.items():
+                if key not in ("step", "examples_seen") and isinstance(value, float):
+                    self._scalar(f"{key}/{whose}", value, numbers["step"])
+
+    def training(self, **numbers: Any) -> None:
+        self.event("train", **numbers)
+        if not self.active:
+            return
+        norm = f"  |g| {numbers['grad_norm']:.3g}" if numbers.get("grad_norm") is not None else ""
+        loss = "none finite" if numbers["loss"] is None else f"{numbers['loss']:.4f}"
+        now = f"loss {loss}  lr {numbers['lr']:.4g}{norm}  {numbers['examples_per_second']:,.0f} examples/s"
+        self._write_log(f"step {numbers['step']}  epoch {numbers['epoch']:.3f}  {now}")
+        if self._progress is not None:
+            self._progress.update(self._task, completed=numbers["step"], now=now)
+
+    def layers(
+        self, step: int, examples_seen: int, summary: dict[str, float], by_layer: dict[str, dict[str, float]]
+    ) -> None:
+        """The summary over layers to metrics.jsonl; to TensorBoard each number of each layer, too."""
+        self.event("layers", step=step, examples_seen=examples_seen, **summary)
+        if self._board is None:
+            return
+        for number, of_layers in by_layer.items():
+            for layer, value in of_layers.items():
+                self._scalar(f"{number}/{layer}", value, step)
+
+    def _scalar(self, tag: str, value: float, step: int) -> None:
+        if self._board is None:
+            return
+        try:
+            self._board.add_scalar(tag, value, step)
+        except OSError as error:  # its thread could not write
+            self._board = None
+            self.say(f"TensorBoard's file cannot be written ({error.strerror or error}); the run goes on without it")
+
+    def say(self, text: str) -> None:
+        """A sentence for the log and, unless ``quiet``, the terminal."""
+        if self.active:
+            self._write_log(text)
+        if self.active and not self.quiet:
+            tell(self.console, text)
+
+    def note(self, text: str) -> None:
+        """A sentence for the log alone."""
+        if self.active:
+            self._write_log(text)
+
+    def _write_log(self, text: str) -> None:
+        self._append(self._log, escaped(text))
+
+    def _append(self, lines: Lines, text: str) -> None:
+        """A disk without room does not end the training: its lines wait."""
+        before = lines.problem
+        lines.append(text)
+        if lines.problem and not before:
+            sentence = f"{lines.path} cannot be written: {lines.problem}; its lines wait until it can"
+            tell(self.console, sentence)
+
+    def unwritten(self) -> str | None:
+        """Which lines find no room still, after another try; None where all are in their files."""
+        for lines in (self._lines, self._log) if self.active else ():
+            lines.flush()
+            if lines.problem:
+                return f"the last lines of {lines.path} cannot be written: {lines.problem}"
+        return None
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        if self._progress is not None:
+            self._progress.stop()
+        if self._board is not None:
+            with contextlib.suppress(OSError):
+                self._board.close()
+        self._lines.close()
+        self._log.close()
+
+
+def _tensorboard(directory: Path, first_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(directory), purge_step=first_step)
+
+
+def score_of_run(directory: Path) -> Score:
+    """What the run is judged by."""
+    try:
+        plan = json.loads((directory / names.PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        plan = {}
+    return score_of(plan if isinstance(plan, dict) else {})
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """``result.json``, None where there is none or it is not whole."""
+    try:
+        result = json.loads((directory / names.RESULT).read_text(encoding="utf-8"))
+        return result if isinstance(result, dict) and "status" in result else None
+    except (OSError, ValueError, RecursionError):
+        return None

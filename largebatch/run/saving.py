@@ -1,0 +1,258 @@
+"""What of a run is saved, and how it goes on from there.
+
+Saved are the engine's weights and optimizer states, what the update, the observer, the moving average and SWAP
+remember, and what every rank keeps to itself: random state, running statistics. A save is begun at its mark and ends
+beside the training; how it ended is read at the next recording mark, where all ranks read it together. One that fails
+is told, and the training goes on; weights that are not finite end the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from largebatch import checkpoint
+from largebatch.checkpoint import randomness
+from largebatch.data import contents
+from largebatch.data.preparation import prepared
+from largebatch.errors import UserError
+from largebatch.machine import distributed
+from largebatch.recipes.decided import Decided, Marks
+from largebatch.records import circumstances, names
+from largebatch.records.files import sha256_of
+from largebatch.run import record
+from largebatch.run.assemble import Job
+from largebatch.run.averaging import Ema
+from largebatch.run.measure import Measure
+from largebatch.run.observe import Observer
+from largebatch.run.swap import Swap
+from largebatch.run.update import Update
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0  # steps done
+    seconds: float = 0.0  # spent in training steps, over all sessions
+    seconds_before: float = 0.0  # of sessions before this one, everything included
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @property
+    def total_seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def save(self) -> dict[str, Any]:
+        return {"step": self.step, "seconds": self.seconds, "seconds_before": self.total_seconds}
+
+
+class Saves:
+    """The checkpoints of one run. All methods are collective."""
+
+    def __init__(
+        self,
+        job: Job,
+        directory: Path,
+        update: Update,
+        observer: Observer,
+        measure: Measure,
+        ema: Ema | None,
+        swap: Swap | None,
+    ) -> None:
+        self.job, self.decided, self.plan, self.engine = job, job.decided, job.plan, job.engine
+        self.update, self.observer, self.measure, self.ema, self.swap = update, observer, measure, ema, swap
+        self.run_directory, self.directory = directory, directory / names.CHECKPOINTS
+        self.data: contents.Digests = {}  # on rank zero, which writes the manifest
+        self.last: Path | None = None  # the newest that is on the disk
+        self.beyond = 0  # steps of SWAP's workers that another world could not take over
+        self.seconds_standing = 0.0  # that the loop stood still for the last save
+        self.versions = circumstances.versions()
+        self.began_with = began_with(self.decided.weights)
+        saving = self.decided.saving
+        keep = checkpoint.Keep(saving.keep_last, saving.keep_every_epochs, saving.keep_best)
+        self.writer = checkpoint.Writer(self.directory, keep, saving.asynchronous)
+
+    def begin(self, progress: Progress) -> None:
+        """Copy everything and go on; :meth:`settle` first. Nothing where the run is not to be saved."""
+        if not self.decided.saving.at.every_epochs:
+            return
+        clock = time.perf_counter()
+        # parts that undo what they show come first, and copy
+        own = {
+            "random": randomness.state(),
+            "statistics": self.engine.statistics(),
+            "update": self.update.save_own(),
+            "ema": self.ema.save_own() if self.ema else None,
+        }
+        beside = {
+            "progress": progress.save(),
+            "scores": self.measure.scores,
+            "update": self.update.save(),
+            "observer": self.observer.save(),
+            "ema": self.ema.save() if self.ema else None,
+            "swap": self.swap.save() if self.swap else None,
+        }
+        step = self.number(progress.step)
+        with self.update.shown():
+            self.writer.save(step, self._facts(progress.step), {**self.engine.save(), **beside}, own)
+        self.seconds_standing = time.perf_counter() - clock
+
+    def number(self, step: int) -> int:
+        """Of the checkpoint: steps one after another, those of SWAP's workers included; above those before it."""
+        return self.beyond + step + (self.swap.steps_of_this_rank if self.swap else 0)
+
+    def ended(self) -> bool:
+        """Whether a save has ended that :meth:`settle` has not told; on this rank."""
+        return self.writer.done()
+
+    def settle(self) -> checkpoint.Outcome | None:
+        """How the save in progress, or the last one, ended; waits for it. Told once."""
+        outcome = self.writer.take()
+        if outcome is not None and outcome.path is not None:
+            self.last = outcome.path
+        return outcome
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        """What the manifest says beside the state."""
+        examples, steps = self.plan.examples_before(step), step
+        if self.swap is not None and self.swap.averaged:
+            examples, steps = examples + self.swap.examples, steps + self.swap.steps
+        return {
+            "name": self.decided.name,
+            "step_of_loop": step,
+            "examples_seen": examples,
+            "epoch": examples / self.plan.dataset_size,
+            "score": self.job.task.score._asdict(),
+            self.job.task.score.key: self.measure.scores.get(steps),
+            "evaluated_on": self.measure.evaluated_on,
+            "seed": self.decided.seed,
+            "model": {
+                **self.decided.model,
+                "num_classes": self.job.dataset.outputs,
+            },
+            "began_with": self.began_with,
+            "input": prepared(self.job.dataset),
+            "plan": {**dataclasses.asdict(self.plan), "stages": [stage._asdict() for stage in self.plan.stages]},
+            "data": self.data,
+            "machine": self.machine(),
+            "versions": self.versions,
+            "commit": circumstances.commit(),
+            "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+    def resume(self) -> tuple[Progress, list[str]]:
+        """Go on from the newest checkpoint that is whole; what is worth saying about it."""
+        record.on_first_rank(lambda: checkpoint.clear_up(self.directory), str(self.directory))
+        found = checkpoint.load_newest(self.directory)
+        changed = self._same_data(found.facts.get("data") if found else None)
+        if found is None:
+            return Progress(), []
+        state, of_ranks, self.last = found.state, found.state["ranks"], found.path
+        progress = Progress(**state["progress"])
+        if progress.step > self.plan.steps:
+            raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
+        self.engine.load(state)
+        randomness.restore([own["random"] for own in of_ranks], self.decided.seed, progress.step)
+        self.measure.scores = state["scores"] if "scores" in state else state["accuracies"]  # as it was called before
+        since = self._examples_since_an_epoch(progress.step) / len(of_ranks)
+        self.update.load(state["update"], [tallied(own["update"], since) for own in of_ranks])
+        self.observer.load(state["observer"])
+        if self.ema is not None:
+            self.ema.load(state["ema"], [own["ema"] for own in of_ranks])
+        complaint = self.swap.load(state["swap"]) if self.swap is not None else None
+        self.beyond = checkpoint.step_of(found.path) - self.number(progress.step)
+        changed += [
+            f"{key.replace('_', ' ')} is {now}, it was {found.facts['machine'][key]}"
+            for key, now in self.machine().items()
+            if found.facts["machine"].get(key, now) != now
+        ]
+        before, self.began_with = self.began_with, found.facts.get("began_with")
+        if before and self.began_with and before["sha256"] != self.began_with["sha256"]:
+            changed.append(
+                f"model.weights = {before['file']} is not the file any more that the run began with; it goes on from "
+                "its checkpoint"
+            )
+        return progress, found.complaints + changed + ([complaint] if complaint else [])
+
+    def _examples_since_an_epoch(self, step: int) -> int:
+        """That were trained on in the epoch in progress, from the step on in which the one before it ended."""
+        begun = max((mark for mark in Marks(self.plan, 1.0).steps() if mark <= step), default=0)
+        return self.plan.examples_before(step) - self.plan.examples_before(begun)
+
+    def _same_data(self, before: contents.Digests | None) -> list[str]:
+        """The data that there are become those of the run. Refused where they are not those of ``before``, unless the
+        recipe accepts that: then what changed, in a sentence. Collective."""
+        told: list[str] = []
+
+        def look() -> None:
+            now = self.job.dataset.contents()
+            self.data = contents.digests_of(now)
+            if before and now and contents.changed(before, self.data):
+                told.append(self._accepted(before, now))
+            contents.keep(self.run_directory, now)
+
+        record.on_first_rank(look, f"record.dir = {self.run_directory}")
+        return told
+
+    def _accepted(self, before: contents.Digests, now: contents.Contents) -> str:
+        changes = contents.words_of_changes(before, contents.kept(self.run_directory), now)
+        classes, were = ({split: of[split]["classes"] for split in of} for of in (self.data, before))
+        if classes.get("train") != were.get("train"):
+            raise UserError(
+                f"record.dir = {self.run_directory} was trained on {were.get('train')} classes, and there are "
+                f"{classes.get('train')} now ({changes}); another record.dir leaves it"
+            )
+        if not self.decided.accepts_changed_data:
+            raise UserError(
+                f"record.dir = {self.run_directory} was trained on other data ({changes}); data.if_changed=accept goes "
+                "on with what there is now, another record.dir leaves it"
+            )
+        return f"the data changed, which data.if_changed = accept allows: {changes}"
+
+    def machine(self) -> dict[str, Any]:
+        """What the machine decided, and a resume on another one may change: batch norm sees the micro-batch, a crop the
+        image as it was packed, and a matrix product adds up in another order with other threads."""
+        return {
+            "world_size": self.plan.world_size,
+            "threads_per_rank": torch.get_num_threads(),
+            "micro_batch_size": self.plan.micro_batch_size,
+            "precision": self.decided.precision,
+            "device": self.job.device.type,
+            "engine": self.engine.description,
+            "pixels": self.job.dataset.pixels,
+        }
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def began_with(weights: str | None) -> dict[str, Any] | None:
+    """The file whose weights a run begins with, as it is now; None where it has gone, or there never was one."""
+    if weights is None or not Path(weights).is_file():
+        return None
+    return {"file": weights, "sha256": sha256_of(Path(weights))}
+
+
+def tallied(own: dict[str, Any], examples: float) -> dict[str, Any]:
+    """What a rank saved of its update; runs of before tasks counted right answers alone, of ``examples``."""
+    if own.get("correct") is None:
+        return own
+    counts = {"correct": own["correct"].double(), "examples": torch.tensor(examples).double()}
+    return {**own, "tally": counts}
+
+
+def no_place_for_checkpoints(decided: Decided) -> str | None:
+    """Why nothing of the run could ever be saved, however much room there is; the same on every rank. Collective."""
+    folder = decided.directory / names.CHECKPOINTS
+    occupied = bool(decided.saving.at.every_epochs) and folder.exists() and not folder.is_dir()
+    if not distributed.from_first(occupied):
+        return None
+    return (
+        f"{folder} is a file, and the run keeps its checkpoints in a folder of this name; remove it, or choose another "
+        "record.dir (checkpoint.every_epochs=0 saves nothing)"
+    )

@@ -1,0 +1,1 @@
+"""What is asked of recipes, runs and machines beside training: comparisons, measurements, diagnostics."""

@@ -1,0 +1,323 @@
+"""Many runs, fairly: the same seeds, the same tuning effort, one table, failed runs counted.
+
+Rows are recipes × varied keys; every row is run once per seed, one after another in the same process group. With
+``tune``, every row's peak learning rate is first searched with the same budget (:mod:`largebatch.studies.search`). What
+an interrupted comparison finished is not run again.
+
+    OUT/comparison.json            rows, seeds, searches
+    OUT/<row>/seed-<n>/            run directories
+    OUT/<row>/search/lr-<peak>/    the trials of the search
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import rich.console
+
+from largebatch.errors import UserError
+from largebatch.machine import distributed
+from largebatch.plan.score import Score
+from largebatch.recipes import config
+from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes.decide import decide, precision_of
+from largebatch.recipes.derive import peak_of
+from largebatch.records import names
+from largebatch.records.facts import write_json
+from largebatch.run import record
+from largebatch.run.assemble import data_facts, dataset_of, task_of
+from largebatch.run.train import Result, science_of_file, train
+from largebatch.studies import search
+from largebatch.terminal.console import Console, tell
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How every row's learning rate is searched."""
+
+    trials: int = 7
+    hold_out: int | None = None  # else a sixth of the training set
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A recipe as its file stood when the comparison began, with the row's overrides."""
+
+    id: str
+    recipe: Path
+    written: dict[str, Any]
+    overrides: tuple[str, ...]
+
+    def run(self, *more: str) -> config.Run:
+        return config.from_dict(config.overlay(self.written, [*self.overrides, *more]), str(self.recipe))
+
+
+class Interrupted(Exception):
+    """A run was stopped, by a signal or by a failure of the machine, and the comparison with it."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        super().__init__(result.reason)
+
+
+def compare(
+    recipes: list[Path],
+    out: Path,
+    *,
+    vary: list[str] = [],  # noqa: B006
+    overrides: list[str] = [],  # noqa: B006
+    seeds: int = 1,
+    tuning: Tuning | None = None,
+    baseline: str | None = None,
+    command: str = "",
+    console: rich.console.Console | None = None,
+) -> Path:
+    """Run what is missing and keep ``OUT/comparison.json`` up to date; its folder is returned.
+
+    The baseline is the row with the smallest global batch unless named. Every recipe is read before the first
+    run starts.
+    """
+    console = console or Console()
+    rows = rows_of(recipes, vary, overrides)
+    runs = {row.id: row.run() for row in rows}
+    if tuning is not None and tuning.hold_out is None:
+        size = min(len(dataset_of(run).train) for run in runs.values())
+        tuning = dataclasses.replace(tuning, hold_out=size // 6)
+    scores = {check(row, tuning) for row in rows}
+    if baseline is None:
+        baseline = min(rows, key=lambda row: runs[row.id].batch.global_batch_size).id
+    elif baseline not in runs:
+        raise UserError(f"--baseline {baseline} is no row of this comparison; rows: {', '.join(runs)}")
+    facts: dict[str, Any] = {
+        "name": out.name,
+        "command": command,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seeds": list(range(seeds)),
+        "tuning": dataclasses.asdict(tuning) if tuning else None,
+        "baseline": baseline,
+        "rows": [row_facts(row, runs[row.id], seeds) for row in rows],
+        "notes": notes(seeds, tuning, scores),
+    }
+    begun = distributed.gather(existing(out))[0]
+    if begun is not None:
+        go_on(out, begun, facts)
+    keep(out, facts)
+    for row, described in zip(rows, facts["rows"], strict=True):
+        if tuning is not None:
+            found = search_lr(row, out, tuning, command, console)
+            described["learning_rate_search"] = found
+            keep(out, facts)
+        chosen = chosen_lr(described)
+        for seed, folder in enumerate(described["runs"]):
+            run_once(row, (*chosen, f"seed={seed}"), out / folder, command, console)
+    return out
+
+
+def check(row: Row, tuning: Tuning | None) -> Score:
+    """Find the mistakes of every row before the first one trains; what it is judged by."""
+    run = row.run(*(["data.hold_out=" + str(tuning.hold_out)] if tuning else []))
+    if tuning is not None and run.lr.base is None:
+        raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
+    device = distributed.choose_device(run.device)
+    check_combinations(run, precision_of(run.precision, device.type))
+    dataset = dataset_of(run)
+    task_of(run, dataset)
+    try:
+        decide(run, data_facts(dataset), distributed.world_size(), device.type)
+    except UserError as error:
+        if tuning is None:
+            raise
+        raise UserError(
+            f"{row.id}: {error} (--tune lr searches on {len(dataset.train)} examples and holds out {tuning.hold_out})"
+        ) from None
+    return task_of(run, dataset).score
+
+
+def existing(out: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((out / names.COMPARISON).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out / names.COMPARISON} cannot be read ({error}); choose another --out") from None
+
+
+def go_on(out: Path, begun: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Keep what was searched; refuse a folder that holds another comparison. More seeds may be added."""
+    asked = {key: facts[key] for key in ("baseline", "tuning")}
+    there = {key: begun.get(key) for key in asked}
+    for found, facts_of in ((there, begun), (asked, facts)):
+        found["rows"] = {row["id"]: ", ".join(row["overrides"]) or "as in its file" for row in facts_of["rows"]}
+    if different := record.differences(there, asked):
+        raise UserError(f"--out {out} holds another comparison ({'; '.join(different)}); choose another --out")
+    for row, row_begun in zip(facts["rows"], begun["rows"], strict=True):
+        row["learning_rate_search"] = row_begun["learning_rate_search"]
+
+
+def chosen_lr(described: dict[str, Any]) -> tuple[str, ...]:
+    found = described["learning_rate_search"]
+    return (f"lr.base={found['chosen_base']:.12g}",) if found and found["chosen_base"] is not None else ()
+
+
+def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[Row]:
+    for text in (*vary, *overrides):
+        for key, instead in (("seed", "--seeds N runs the seeds 0 to N - 1"), ("record.dir", "--out names the folder")):
+            if text.partition("=")[0] == key:
+                raise UserError(f"{text}: a comparison sets {key} itself; {instead}")
+    values_of_keys = [varied(text) for text in vary]
+    rows = []
+    for recipe in recipes:
+        written = config.read(recipe)
+        for values in itertools.product(*values_of_keys):
+            suffix = "".join(f"_{short(value)}" for value in values)
+            rows.append(Row(slug(recipe.stem + suffix), recipe, written, (*overrides, *values)))
+    twice = {row.id for row in rows if sum(other.id == row.id for other in rows) > 1}
+    if twice:
+        raise UserError(f"two rows would be called {sorted(twice)[0]}; give the recipes different file names")
+    return rows
+
+
+def varied(text: str) -> list[str]:
+    """``'a.b=1,2'`` -> ``['a.b=1', 'a.b=2']``; commas inside brackets do not separate."""
+    key, equals, values = text.partition("=")
+    parts = [part.strip() for part in re.split(r",(?![^\[{]*[\]}])", values)]
+    if not equals or not key or not all(parts):
+        raise UserError(f"--vary {text} is not of the form key=a,b,c")
+    return [f"{key}={part}" for part in parts]
+
+
+def short(override: str) -> str:
+    """``'lr.base=0.1'`` -> ``'base=0.1'``."""
+    key, _, value = override.partition("=")
+    return f"{key.rpartition('.')[2]}={value}"
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
+
+
+def row_facts(row: Row, run: config.Run, seeds: int) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "label": run.title or row.id,
+        "config": str(row.recipe),
+        "overrides": list(row.overrides),
+        "runs": [f"{row.id}/seed-{seed}" for seed in range(seeds)],
+        "learning_rate_search": None,
+        "expect": run.expect.model_dump(exclude_none=True) if run.expect else None,
+    }
+
+
+def notes(seeds: int, tuning: Tuning | None, scores: set[Score]) -> list[str]:
+    """The sentences that say what is fair here and what is not."""
+    if tuning is not None:
+        found = [
+            f"The peak learning rate of every row was searched with the same budget: {tuning.trials} trials on "
+            f"{tuning.hold_out:,} held-out training examples, never on the test set."
+        ]
+    else:
+        found = ["Learning rates are those of the files; no search was part of this comparison."]
+    if seeds == 1:
+        in_percent = all(score.unit == "%" for score in scores)
+        small = "differences of a few tenths of a point" if in_percent else "small differences"
+        found.append(f"One seed: {small} may be chance.")
+    return found
+
+
+def search_lr(row: Row, out: Path, tuning: Tuning, command: str, console: rich.console.Console) -> dict[str, Any]:
+    own = row.run()
+    assert own.lr.base is not None
+    own_peak, _ = peak_of(own.lr, own.batch.global_batch_size)
+
+    def measure(peak: float) -> search.Trial:
+        if peak < own.lr.decay.end:
+            return search.Trial(peak, None, "failed")  # a decay cannot end above its peak
+        base = own.lr.base * (peak / own_peak)  # type: ignore[operator]
+        result = run_once(
+            row,
+            (
+                f"lr.base={base:.12g}",
+                f"seed={tuning.seed}",
+                f"data.hold_out={tuning.hold_out}",
+                "evaluate.train=false",
+                "evaluate.every_epochs=1000000",
+                "record.tensorboard=false",
+                "checkpoint.keep=1",
+            ),
+            out / row.id / names.SEARCH / f"lr-{peak:.6g}",
+            command,
+            console,
+        )
+        return search.Trial(peak, result.reached, result.status)
+
+    score = task_of(own, dataset_of(own)).score
+    trials = search.search(own_peak, tuning.trials, measure, score)
+    chosen = search.best(trials, score)
+    return {
+        "key": "lr.base",
+        "budget": tuning.trials,
+        "metric": f"held-out {score.name}",
+        "score": score._asdict(),
+        "hold_out": tuning.hold_out,
+        "chosen": chosen and chosen.peak_lr,
+        "chosen_base": chosen and own.lr.base * (chosen.peak_lr / own_peak),
+        "trials": [{"peak_lr": trial.peak_lr, score.key: trial.reached, "status": trial.status} for trial in trials],
+    }
+
+
+def run_once(row: Row, more: tuple[str, ...], directory: Path, command: str, console: rich.console.Console) -> Result:
+    """Train, or read what was trained before; a diverged run is a result like another."""
+    run = row.run(*more, config.setting("record.dir", str(directory)))
+    done = distributed.gather(finished_before(run, directory))[0]
+    if done is not None:
+        return Result(done["status"], done["reason"], directory, done, score=record.score_of_run(directory))
+    result = train(run, command=command, console=console, quiet=True)
+    if result.status == "stopped":
+        raise Interrupted(result)
+    if distributed.is_first():
+        tell(console, one_line(directory, result))
+    return result
+
+
+def finished_before(run: config.Run, directory: Path) -> dict[str, Any] | None:
+    result = record.read_result(directory)
+    if result is None or result["status"] == "stopped":
+        return None
+    try:
+        there = science_of_file(directory / names.RECIPE)
+    except UserError:
+        return None  # train looks again, and says what is wrong
+    return None if record.differences(there, run.science()) else result
+
+
+def one_line(directory: Path, result: Result) -> str:
+    numbers = result.numbers
+    name = "/".join(directory.parts[-3 if directory.parts[-2] == names.SEARCH else -2 :])
+    if result.status == "failed":
+        return f"{name:<32} failed: {result.reason}"
+    on = numbers["evaluated_on"].replace("_", "-")
+    told = "" if result.reached is None else result.score.of(result.reached)
+    return (
+        f"{name:<32} {told:>8} {on}  peak lr {numbers['peak_lr']:<8.4g} "
+        f"{numbers['steps']:>6} steps  {numbers['seconds_total']:6.1f} s"
+    )
+
+
+def keep(out: Path, facts: dict[str, Any]) -> None:
+    problem = None
+    if distributed.is_first():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / names.COMPARISON, facts)
+        except OSError as error:
+            problem = f"--out {out} cannot be written: {error.strerror or error}"
+    problem = distributed.gather(problem)[0]
+    if problem:
+        raise UserError(problem)

@@ -1,0 +1,149 @@
+"""What a run would be on a cluster, before an hour of it is spent: decided, refused, traced and counted on a laptop.
+
+One step of the real update is run with fake tensors (they have shapes and types, and no memory) in a process group of
+which only rank zero exists. Not in the totals: the CUDA context, NCCL's and cuDNN's own memory, and what the allocator
+cannot use for gaps, together mostly one to three GiB.
+
+    job.py      the run, assembled without its data and its devices
+    engines.py  the engines, where their own machinery cannot hold fake tensors
+    trace.py    memory and collectives, watched
+    step.py     the step
+    autocast.py CUDA's precision on the CPU
+    show.py     the tables
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import Any
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from largebatch.errors import UserError
+from largebatch.machine import distributed
+from largebatch.recipes import config
+from largebatch.records.circumstances import circumstances_of
+from largebatch.run.assemble import Job, decisions
+from largebatch.studies.dry_run.job import Cluster, job_of, pretended, smaller_micro_batches, usual_device
+from largebatch.studies.dry_run.step import Traced, traced
+
+MIB, GIB = 2**20, 2**30
+
+__all__ = ["Cluster", "dry_run", "usual_device"]
+
+
+def dry_run(run: config.Run, cluster: Cluster, command: str = "", memory_gib: float | None = None) -> dict[str, Any]:
+    """The facts; raises UserError where ``train`` would, and where a rank would need more than ``memory_gib``."""
+    if distributed.joined():
+        raise UserError("--dry-run pretends its ranks; start it without a launcher")
+    with pretended(cluster.world_size):
+        job, found = of_step(run, cluster)
+        if memory_gib is not None and found.total_bytes > memory_gib * GIB:
+            raise UserError(too_much(run, cluster, job, found, memory_gib))
+        return facts(job, found, cluster, command)
+
+
+def of_step(run: config.Run, cluster: Cluster) -> tuple[Job, Traced]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    job = job_of(run, cluster, mode)
+    return job, traced(job, mode, cluster.device == "cuda")
+
+
+def too_much(run: config.Run, cluster: Cluster, job: Job, found: Traced, memory_gib: float) -> str:
+    """The sentence, with the largest micro-batch that would fit: guessed in proportion, then traced."""
+    passing = found.bytes_by_part["activations"] + found.bytes_by_part["gathered blocks"]
+    room = memory_gib * GIB - (found.total_bytes - passing)
+    fits = None
+    for micro in smaller_micro_batches(run, job.plan, cluster) if room > 0 else []:
+        if passing * micro / found.micro_batch_size > 1.1 * room:
+            continue  # activations are nearly proportional to the micro-batch
+        changed = run.model_copy(update={"batch": run.batch.model_copy(update={"micro_batch_size": micro})})
+        if of_step(changed, cluster)[1].total_bytes <= memory_gib * GIB:
+            fits = micro
+            break
+    advice = f"batch.micro_batch_size = {fits} would fit" if fits else "no smaller micro-batch would fit"
+    return (
+        f"the run needs {found.total_bytes / GIB:.2f} GiB per rank, of which activations "
+        f"{found.bytes_by_part['activations'] / GIB:.2f} GiB at micro-batch {found.micro_batch_size}; --memory = "
+        f"{memory_gib:g} GiB; {advice}"
+    )
+
+
+def facts(job: Job, found: Traced, cluster: Cluster, command: str) -> dict[str, Any]:
+    run, plan, decided = job.run, job.plan, job.decided
+    size = plan.dataset_size
+    return {
+        "kind": "dry_run",
+        "recipe": run.name,
+        "title": run.title,
+        "model": run.model.name,
+        "data": run.data.name,
+        "device": cluster.device,
+        "precision": decided.precision,
+        "engine": run.engine.name,
+        "engine_settings": job.engine.description,
+        "decisions": decisions(job, run.directory),
+        "world_size": plan.world_size,
+        "global_batch_size": plan.global_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "accumulation_steps": plan.accumulation_steps,
+        "steps": plan.steps,
+        "dataset_size": size,
+        "epochs": plan.budget_examples / size,
+        "peak_lr": decided.lr.schedule.peak,
+        "warmup_epochs": decided.lr.schedule.warmup / size,
+        "clock": "scale-invariant" if decided.adascale_parts else "examples seen",
+        "schedule": schedule(job),
+        "stages": [
+            {"epoch": s.first_example / size, "step": s.first_step, "global_batch_size": s.global_batch_size,
+             "micro_batch_size": s.micro_batch_size, "accumulation_steps": s.accumulation_steps}
+            for s in plan.stages
+        ],
+        "evaluated_after_steps": sorted(decided.evaluating.at.steps()),
+        "saved_after_steps": sorted(decided.saving.at.steps()),
+        "traced_micro_batch_size": found.micro_batch_size,
+        "traced_accumulation_steps": found.accumulation_steps,
+        "memory_per_rank_mib": {part: value / MIB for part, value in found.bytes_by_part.items()},
+        "memory_of_evaluation_mib": found.evaluation_bytes / MIB,
+        "memory_total_per_rank_mib": found.total_bytes / MIB,
+        "collectives_per_step": collectives(found, decided.recording.every_steps, plan.world_size),
+        "flops_per_step_and_rank": found.flops,
+        **circumstances_of(command),
+    }  # fmt: skip
+
+
+def schedule(job: Job, count: int = 480) -> list[list[float]]:
+    """[epoch, lr] of real steps: evenly, and on both sides of every jump."""
+    plan, lr = job.plan, job.decided.lr.schedule
+    steps = {round(n * (plan.steps - 1) / count) for n in range(count + 1)}
+    for at in (lr.warmup, *lr.milestones):
+        steps |= {step for step in (plan.first_step_at(at) - 1, plan.first_step_at(at)) if 0 <= step < plan.steps}
+    seen = [plan.examples_before(step) for step in sorted(steps)]
+    return [[examples / plan.dataset_size, lr(examples)] for examples in seen]
+
+
+def collectives(found: Traced, recorded_every: int, world_size: int) -> list[dict[str, Any]]:
+    """By collective and purpose. A ring sends (w − 1)/w of the bytes twice in an all-reduce, else once."""
+    calls: collections.Counter[tuple[str, str, int]] = collections.Counter()
+    sizes: collections.Counter[tuple[str, str, int]] = collections.Counter()
+    for call, times in found.collectives:
+        key = (call.name, call.what_for, call.ranks)
+        calls[key] += times
+        sizes[key] += times * call.bytes
+    rows = []
+    for key in calls:
+        name, what_for, ranks = key
+        every = recorded_every if what_for == "loss record" else 1
+        sent = (2 if name == "all_reduce" else 1) * (ranks - 1) / ranks
+        rows.append(
+            {"collective": name, "what_for": what_for, "ranks": ranks, "calls": calls[key] / every,
+             "bytes": sizes[key], "ring_bytes": sent * sizes[key], "traced": True}
+        )  # fmt: skip
+    if world_size > 1:
+        ring = math.ceil(2 * 8 * (world_size - 1) / world_size)
+        rows.append(
+            {"collective": "all_reduce", "what_for": "stop flag (gloo)", "ranks": world_size, "calls": 1, "bytes": 8,
+             "ring_bytes": ring, "traced": False}
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,165 @@
+"""Two steps of the real update on fake tensors: the first makes optimizer states and shows the order of the gradients,
+the second is measured. It has the micro-batch of the run, and at most two of them: what the first one does, all but
+the last do alike. Then an evaluation's forward pass.
+
+A batch has the shapes of the data set's. Convolutions and matrix products run in the run's precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import _fully_shard
+from torch.utils.flop_counter import FlopCounterMode
+
+import largebatch.run.update
+from largebatch import engines
+from largebatch.data.nested import Batch
+from largebatch.machine import distributed
+from largebatch.models import batch_norm
+from largebatch.optim import shards
+from largebatch.plan.batch import Stage
+from largebatch.recipes.decided import Decided
+from largebatch.run import averaging
+from largebatch.run.assemble import Job
+from largebatch.run.averaging import Ema
+from largebatch.run.update import Update
+from largebatch.studies.dry_run import engines as fakes
+from largebatch.studies.dry_run.autocast import AsOnCuda
+from largebatch.studies.dry_run.engines import FakeZero
+from largebatch.studies.dry_run.job import Described
+from largebatch.studies.dry_run.trace import ACTIVATIONS, GATHERED, Collective, Trace, fake_addresses_allowed, local
+
+PARTS: tuple[str, ...] = (
+    "weights", "master weights", "gradients", "reduction bucket", "optimizer states", "moving average", "workers",
+    "buffers", "activations", "gathered blocks", "examples on the device",
+)  # fmt: skip
+WHAT_FOR = {  # what is sent by these
+    batch_norm: "batch norm",
+    shards: "layer norms",
+    averaging: "averaging of workers",
+    fakes: "gradients",
+    sys.modules[__name__]: "loss record",
+    _fully_shard: "gradients",
+    engines: "gradient norm",
+    largebatch.run.update: "SAM or AdaScale",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """Of one rank and one step."""
+
+    micro_batch_size: int
+    accumulation_steps: int
+    bytes_by_part: dict[str, int]  # all of PARTS
+    evaluation_bytes: int  # activations and gathered blocks of an evaluation's forward pass
+    collectives: list[tuple[Collective, int]]  # with how many times a step
+    flops: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Where it is most: in training or in an evaluation."""
+        passing = self.bytes_by_part["activations"] + self.bytes_by_part["gathered blocks"]
+        return sum(self.bytes_by_part.values()) - passing + max(passing, self.evaluation_bytes)
+
+
+def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
+    """Runs the job's update where it has the largest micro-batch; leaves the job used up."""
+    stage = max(job.plan.stages, key=lambda stage: stage.micro_batch_size)
+    shown = min(2, stage.accumulation_steps)
+    shortened = tuple(s._replace(accumulation_steps=min(2, s.accumulation_steps)) for s in job.plan.stages)
+    plan = dataclasses.replace(job.plan, stages=shortened)
+    job = dataclasses.replace(job, decided=dataclasses.replace(job.decided, plan=plan))
+    engine, update = job.engine, Update(job)
+    if update.is_local(stage.first_step):
+        shown = stage.accumulation_steps  # every worker of the rank takes its own
+    trace, flops = Trace(WHAT_FOR), FlopCounterMode(display=False)
+    with fake_addresses_allowed(), mode, AsOnCuda() if cuda else contextlib.nullcontext():
+        parts, ema = what_stays(job, trace)
+        held: list[int] = []
+        update.look = lambda step: held.append(trace.stays("gradients", map(local, engine.gradient_tensors())))  # type: ignore[attr-defined]
+        engine.model.train()
+        with trace:
+            loss = update.step(stage.first_step, micro_batches(job, stage, shown, trace), measure=False)
+            parts["optimizer states"] = trace.stays("optimizer states", states_of(engine.optimizer))
+            if (reducer := getattr(engine, "reducer", None)) is not None:
+                reducer.build()
+                trace.stays("gradients", [bucket.flat for bucket in reducer.buckets])
+            trace.begin_anew()
+            with flops:
+                loss = update.step(stage.first_step, micro_batches(job, stage, shown, trace), measure=False)
+            if ema is not None:
+                ema.follow()
+            distributed.sum_(torch.stack([loss]).double())  # of as many losses as there are steps between records
+            parts["activations"], parts["gathered blocks"] = trace.peak[ACTIVATIONS], trace.peak[GATHERED]
+            parts["gradients"] = max([trace.gradients, *held])
+            found = trace.collectives
+            trace.begin_anew()
+            evaluation(job)
+            of_evaluation = trace.peak.total()
+    if isinstance(engine, FakeZero):
+        parts |= engine.bytes_by_part(parts["gradients"])
+    parts["workers"] = of_workers(job.decided, parts)
+    alike = 1 + stage.accumulation_steps - shown  # how many micro-batches the first of two stands for
+    times = [(call, alike if call.moment == 1 and shown > 1 else 1) for call in found]
+    return Traced(
+        stage.micro_batch_size, stage.accumulation_steps, parts, of_evaluation, times,
+        flops.get_total_flops() * stage.accumulation_steps // shown,
+    )  # fmt: skip
+
+
+def what_stays(job: Job, trace: Trace) -> tuple[dict[str, int], Ema | None]:
+    """The bytes of what is there before the first step, and the moving average, if there is one."""
+    engine = job.engine
+    parts = dict.fromkeys(PARTS, 0)
+    parameters = list(engine.model.parameters())
+    parts["weights"] = trace.stays("weights", parameters)
+    parts["buffers"] = trace.stays("buffers", engine.model.buffers())
+    if isinstance(engine, FakeZero):
+        trace.stays("weights", [*engine.flats, *engine.masters])
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: trace.note_gradient(p.grad))
+    ema = Ema(engine, *job.decided.ema) if job.decided.ema is not None else None
+    if ema is not None:
+        parts["moving average"] = trace.stays("moving average", ema.average)
+    splits = [split for split in (job.dataset.train, job.dataset.test) if isinstance(split, Described)]
+    parts["examples on the device"] = sum(split.bytes_on_device for split in splits)
+    return parts, ema
+
+
+def states_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Those of a parameter's shape; counters are a few bytes."""
+    found = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    return [tensor for tensor in found if tensor.dim()]
+
+
+def of_workers(decided: Decided, parts: dict[str, int]) -> int:
+    """Post-local SGD keeps a set of everything for each worker of a rank, where there are several."""
+    if decided.local is None:
+        return 0
+    here = decided.local.workers // distributed.world_size()
+    each = parts["weights"] + parts["buffers"] + parts["optimizer states"]
+    return here * each if here > 1 else 0
+
+
+def micro_batches(job: Job, stage: Stage, count: int, trace: Trace) -> Iterator[Batch]:
+    for number in range(1, count + 1):
+        trace.moment = number
+        yield job.placement.placed(job.dataset.largest(stage.micro_batch_size))
+
+
+def evaluation(job: Job) -> None:
+    """Of one batch; every rank has a share of the test set."""
+    share = -(-len(job.dataset.test) // distributed.world_size())
+    job.engine.model.eval()
+    with job.engine.whole_model(), torch.no_grad():
+        batch = job.dataset.largest(min(job.decided.evaluating.batch_size, share))
+        job.engine.predict(job.task, job.placement.placed(batch))

@@ -1,0 +1,23 @@
+"""Recipe files read aloud: ``recipe list`` and ``recipe show``."""
+
+from largebatch.studies.reading.files import folder_of, listing, located, paper_of, table_of
+from largebatch.studies.reading.show import (
+    as_plot,
+    derived,
+    published_words,
+    rows_as_table,
+    training_examples,
+)
+
+__all__ = [
+    "as_plot",
+    "derived",
+    "folder_of",
+    "listing",
+    "located",
+    "paper_of",
+    "published_words",
+    "rows_as_table",
+    "table_of",
+    "training_examples",
+]
