@@ -10,6 +10,7 @@ from typing import Any
 
 import pool
 import torch
+from beside import beside
 from pool import LAUNCHER, REPOSITORY, environment
 
 from largebatch import checkpoint
@@ -60,20 +61,13 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def killed_at(step: int) -> Iterator[None]:
     """Inside, a run in this process dies when it has done so many steps: Killed comes out."""
-    from largebatch.run.loop import Loop
 
-    before = Loop.before_step
-
-    def dies(self: Any) -> None:
-        if self.step == step:
+    def dies(job: Any, here: Any) -> None:
+        if here.number == step:
             raise Killed
-        before(self)
 
-    Loop.before_step = dies  # type: ignore[method-assign]
-    try:
+    with beside(before=dies):
         yield
-    finally:
-        Loop.before_step = before  # type: ignore[method-assign]
 
 
 def wait_for_first_line(process: pool.Program, file: Path) -> None:

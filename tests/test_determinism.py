@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from beside import beside
 from programs import torchrun, weights_at_end
 from torch import Tensor, nn
 
@@ -17,7 +18,6 @@ from largebatch.machine.determinism import WORKSPACE, deterministic
 from largebatch.recipes import config
 from largebatch.run.train import train
 from largebatch.studies.bench.throughput import measure as throughput
-from largebatch.studies.bench.throughput import turns
 
 CPU = torch.device("cpu")
 
@@ -141,16 +141,15 @@ def test_the_same_seed_and_world_give_the_same_bits(recipe, tmp_path: Path, worl
 
 
 @pytest.mark.worlds
-def test_the_trainer_beside_its_deterministic_self(recipe, monkeypatch):
+def test_the_trainer_beside_its_deterministic_self(recipe):
     modes = []
-    steps = turns.Loop.train_steps
 
-    def noted(self, noticed):
-        modes.append((self.job.run.deterministic, torch.are_deterministic_algorithms_enabled()))
-        steps(self, noticed)
+    def note(job, step):
+        if step.number == 0:
+            modes.append((job.run.deterministic, torch.are_deterministic_algorithms_enabled()))
 
-    monkeypatch.setattr(turns.Loop, "train_steps", noted)
-    facts = throughput.measure(config.load(recipe()), 2, 2, "", beside=["deterministic=true"])
+    with beside(before=note):
+        facts = throughput.measure(config.load(recipe()), 2, 2, "", beside=["deterministic=true"])
     assert len(facts["trainer_over_beside"]) == 2
     assert sorted(modes) == [(False, False)] * 3 + [(True, True)] * 3
 

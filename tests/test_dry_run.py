@@ -199,8 +199,8 @@ def test_collectives_are_those_of_two_real_ranks(recipe, tmp_path):
 LOCAL = {"name": "post_local_sgd", "workers": 2, "period": 1, "from_epoch": 0}
 PURPOSES = {  # beside the loss record and the stop flag
     "synchronised": (recipe_of("synchronised"), {"gradients", "batch norm"}),
-    "adascale": (recipe_of("adascale"), {"gradients", "SAM or AdaScale"}),
-    "sam": (recipe_of("sam"), {"gradients", "SAM or AdaScale"}),
+    "adascale": (recipe_of("adascale"), {"gradients", "methods"}),
+    "sam": (recipe_of("sam"), {"gradients", "methods"}),
     "local": ({**PLAIN, "averaging": LOCAL}, {"averaging of workers"}),
     "fsdp": (
         {**PLAIN, "engine": {"name": "fsdp"}, "optimizer": {"name": "lars"}}, {"gradients", "weights", "layer norms"},

@@ -7,19 +7,22 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rich.console
 import torch
+from beside import beside
 from programs import saved, weights_at_end
 
 from largebatch import checkpoint
 from largebatch.recipes import config
-from largebatch.run.loop import Loop
+from largebatch.run.assemble import Job
 from largebatch.run.train import train
+from largebatch.steps.step import Step
 
 pytestmark = pytest.mark.worlds  # mount and umount are processes
 CHANGES = {
@@ -57,19 +60,10 @@ def fill(place: Path) -> None:
     assert free.f_bavail == 0
 
 
-@contextlib.contextmanager
-def before_step(act: Callable[[int, Loop], None]) -> Iterator[None]:
-    before = Loop.before_step
-
-    def acts(self: Loop) -> None:
-        act(self.step, self)
-        before(self)
-
-    Loop.before_step = acts  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Loop.before_step = before  # type: ignore[method-assign]
+def is_written(directory: Path, step: int) -> None:
+    """Waits until the thread that saves has named the checkpoint of this step."""
+    while not any(path.name == f"step-{step:08}" for path in saved(directory)):
+        time.sleep(0.01)
 
 
 def recorded(directory: Path, event: str) -> list[dict[str, Any]]:
@@ -82,25 +76,25 @@ def test_a_full_disk_stops_no_training(recipe, disk):
     """Full from step 20 to step 40: three saves fail, the lines of those steps follow, and the end is the same."""
     whole = config.load(recipe("whole", **CHANGES))
     assert train(whole, quiet=True).status == "finished"
-    run = config.load(recipe("full", **CHANGES), [f"record.dir={disk / 'run'}"])
+    # A save has ended before the next step, so that it is known which of them find no room.
+    overrides = [f"record.dir={disk / 'run'}", "checkpoint.asynchronous=false"]
+    run = config.load(recipe("full", **CHANGES), overrides)
     good: list[Path] = []
 
-    def act(step: int, loop: Loop) -> None:
-        if step == 20:
-            loop.account.save_ended()
+    def act(job: Job, step: Step) -> None:
+        if step.number == 20:
+            is_written(run.directory, 18)
             fill(disk)
-        if step == 40:
-            loop.account.save_ended()
+        if step.number == 40:
             found = checkpoint.load_newest(run.directory / "checkpoints")
             assert found is not None
             good.append(found.path)
-            assert loop.saves.last == found.path
             assert len(recorded(run.directory, "train")) < 30, "the lines wait"
             (disk / "filler").unlink()
 
     said = io.StringIO()
     console = rich.console.Console(file=said, width=1000)
-    with before_step(act):
+    with beside(before=act):
         result = train(run, console=console)
     assert result.status == "finished"
     assert [path.name for path in good] == ["step-00000018"]
@@ -126,13 +120,13 @@ def test_a_disk_that_stays_full_leaves_the_last_good_checkpoint(recipe, disk):
     """Even result.json cannot be written; with room again the same command goes on and finishes."""
     run = config.load(recipe("full", **CHANGES), [f"record.dir={disk / 'run'}"])
 
-    def act(step: int, loop: Loop) -> None:
-        if step == 20:
-            loop.account.save_ended()
+    def act(job: Job, step: Step) -> None:
+        if step.number == 20:
+            is_written(run.directory, 18)
             fill(disk)
 
     said = io.StringIO()
-    with before_step(act):
+    with beside(before=act):
         result = train(run, console=rich.console.Console(file=said, width=1000))
     assert (result.status, result.signal) == ("stopped", None), "the program ends with 1"
     assert result.reason is not None

@@ -25,8 +25,7 @@ from pydantic import BaseModel
 
 from largebatch import cli
 from largebatch.errors import UserError
-from largebatch.recipes import config, strict_yaml
-from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes import config, refusals, strict_yaml
 from largebatch.recipes.decide import decide
 from largebatch.recipes.decided import DataFacts
 from largebatch.studies import reading as recipes
@@ -120,7 +119,7 @@ def taken_further(run: config.Run, size: int, world: int) -> None:
     """What the trainer, a dry run and the report make of a recipe before there is any data."""
     for precision in ("fp32", "fp16"):
         with told():
-            check_combinations(run, precision)
+            refusals.check(run, precision)
     with told():
         decided = decide(run, DataFacts(size), world, "cpu")
         plan = decided.plan

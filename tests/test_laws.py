@@ -18,18 +18,17 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from programs import REPOSITORY, environment
 
-from largebatch.recipes import config, derive, strict_yaml
-from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes import config, derive, refusals, strict_yaml
 from largebatch.recipes.derive import peak_of
 from largebatch.records import names
 
 PACKAGE = REPOSITORY / "largebatch"
 FLOORS = (  # a room imports from floors below it: science stands below the machine, and does not know it
     "terminal", "errors", "optim", "plan", "recipes", "records", "report", "data", "models", "tasks", "optimizers",
-    "diagnostics", "machine", "checkpoint", "engines", "run", "studies", "cli", "__main__",
+    "diagnostics", "machine", "checkpoint", "engines", "steps", "methods", "run", "studies", "cli", "__main__",
 )  # fmt: skip
 DEEPSPEED = {"engines/deepspeed.py", "studies/bench/contestants.py"}  # who may import it
-RECIPE = {"config", "derive", "decide", "combinations"}  # what no room of a run asks but ASSEMBLY: it reads `decided`
+RECIPE = {"config", "derive", "decide", "refusals"}  # what no room of a run asks but ASSEMBLY: it reads `decided`
 ASSEMBLY = {"assemble.py", "train.py"}
 
 
@@ -65,7 +64,7 @@ def breaches(file: Path) -> Iterator[str]:
         yield "imports deepspeed"
     below = {"", "deepspeed", *FLOORS[: FLOORS.index(room) + 1]}
     yield from (f"imports {name}" for name in sorted(imported) if name.partition(".")[0] not in below)
-    if room == "run" and file.name not in ASSEMBLY:
+    if room in ("steps", "run") and file.name not in ASSEMBLY:
         asked = {name for name in imported if name.startswith("recipes.") and name.split(".")[1] in RECIPE}
         yield from (f"imports {name}: what is running reads what was decided" for name in sorted(asked))
         if re.search(r"\bjob\.run\b", file.read_text()):
@@ -380,7 +379,7 @@ def test_the_recipes_in_the_documents_read_and_go_together():
     assert len(variants) == 3
     for variant in variants:
         run = config.from_dict(variant)
-        check_combinations(run, "fp32")
+        refusals.check(run, "fp32")
         derive.learning_rate_of(run, derive.plan_of(run, 50_000, 2, 512))
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from beside import beside, stepped, steps_of
 from method_recipes import METHODS, NORM, recipe_of
 from programs import Killed, state_at_end, torchrun
 
@@ -23,11 +24,11 @@ from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.models import batch_norm
 from largebatch.plan.score import score_of
-from largebatch.recipes import config, derive
+from largebatch.recipes import config
 from largebatch.run.assemble import assemble
-from largebatch.run.saving import tallied
+from largebatch.run.loop import Loop
+from largebatch.run.older import of_rank
 from largebatch.run.train import train
-from largebatch.run.update import Update
 
 
 def finished(method: str, directory: Path, **more: Any) -> Path:
@@ -78,9 +79,9 @@ def test_two_ranks_are_one(worlds, method):
     assert alone["step"] == many["step"]
     for name, tensor in alone["model"].items():
         torch.testing.assert_close(many["model"][name], tensor, rtol=tolerance, atol=tolerance)
-    if alone["ema"]:
-        for name, tensor in alone["ema"].items():
-            torch.testing.assert_close(many["ema"][name], tensor, rtol=tolerance, atol=tolerance)
+    if "ema" in alone["parts"]:
+        for name, tensor in alone["parts"]["ema"].items():
+            torch.testing.assert_close(many["parts"]["ema"][name], tensor, rtol=tolerance, atol=tolerance)
     score = score_of(json.loads((one / "plan.json").read_text())).key
     for number in ("steps", "examples_seen", f"test_{score}", f"train_{score}"):
         assert result(two)[number] == pytest.approx(result(one)[number], rel=0 if "percent" in number else 1e-10)
@@ -191,7 +192,7 @@ def test_adascale_against_the_papers_formulas_in_a_dumb_loop(worlds):
             break
     ended = checkpoint(worlds / "world1" / "adascale")
     assert ended["step"] == len(gains) < total
-    assert ended["update"]["adascale"]["progress"] == pytest.approx(tau, rel=1e-9)
+    assert ended["parts"]["adascale"]["progress"] == pytest.approx(tau, rel=1e-9)
     for (name, weight), end in zip(job.engine.model.named_parameters(), ended["model"].values(), strict=True):
         torch.testing.assert_close(weight.detach(), end, rtol=1e-9, atol=1e-11, msg=name)
 
@@ -207,8 +208,8 @@ def test_the_peak_of_adascale_is_the_one_reached(tmp_path):
 def test_the_gain_does_not_depend_on_the_micro_batch(tmp_path, worlds, micro):
     """A part is lr.reference_batch_size examples, however many forward passes they take."""
     directory = finished("adascale", tmp_path, batch={"global_batch_size": 120, "micro_batch_size": micro})
-    whole = checkpoint(worlds / "world1" / "adascale")["update"]["adascale"]
-    assert checkpoint(directory)["update"]["adascale"] == pytest.approx(whole, rel=1e-9)
+    whole = checkpoint(worlds / "world1" / "adascale")["parts"]["adascale"]
+    assert checkpoint(directory)["parts"]["adascale"] == pytest.approx(whole, rel=1e-9)
 
 
 @pytest.mark.worlds
@@ -236,20 +237,20 @@ def test_sam_takes_the_gradient_at_rho_times_the_unit_gradient(worlds):
         lr=0.05, momentum=0.9, nesterov=True,
     )  # fmt: skip
     trained = job_of("sam", steps=2, epochs=None, checkpoint={"every_epochs": 0}, lr={"base": 0.05})
-    update = Update(trained)
-    distances = []
-    assert update.perturbation is not None
-    apply = update.perturbation.apply
+    steps = steps_of(trained)
+    distances, moving = [], list(trained.engine.model.parameters())
+    perturbation = steps.parts["sam"].perturbation
+    apply = perturbation.apply
 
     def watched(gradients):
-        before = torch.cat([w.detach().flatten().clone() for w in update.weights])
+        before = torch.cat([w.detach().flatten().clone() for w in moving])
         apply(gradients)
-        distances.append(float((torch.cat([w.detach().flatten() for w in update.weights]) - before).norm()))
+        distances.append(float((torch.cat([w.detach().flatten() for w in moving]) - before).norm()))
 
-    update.perturbation.apply = watched
+    perturbation.apply = watched
     for step, micros in enumerate(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)):
         batches = list(micros)
-        update.step(step, [(i.clone(), l.clone()) for i, l in batches], measure=False)  # noqa: E741
+        stepped(steps, step, [(i.clone(), l.clone()) for i, l in batches])  # noqa: E741
         images, labels = (torch.cat(both) for both in zip(*batches, strict=True))
         start = [w.detach().clone() for w in weights]
         gradient = torch.autograd.grad(F.cross_entropy(job.engine.model(images), labels), weights)
@@ -278,7 +279,7 @@ def test_m_sharpness_perturbs_each_m_examples_alone(monkeypatch):
     for m, expected in ((20, 6), (60, 2), (None, 1)):
         applied.clear()
         job = job_of("sam", sam={"rho": 0.1, "m": m}, steps=1, epochs=None, lr={"base": 0.05})
-        Update(job).step(0, next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0))), measure=False)
+        stepped(steps_of(job), 0, next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0))))
         assert len(applied) == expected
 
 
@@ -288,7 +289,7 @@ def test_m_sharpness_perturbs_each_m_examples_alone(monkeypatch):
 @pytest.mark.worlds
 def test_post_local_sgd_by_hand_and_its_averaging_moments_counted(worlds, tmp_path, monkeypatch):
     """Four separate models with their own momentum; averaged after every third step from the first decay on."""
-    from largebatch.run.averaging import Workers
+    from largebatch.engines.workers import Workers
 
     averaged, average = [], Workers.average
     monkeypatch.setattr(Workers, "average", lambda self: (averaged.append(1), average(self)))
@@ -329,7 +330,7 @@ def test_post_local_sgd_by_hand_and_its_averaging_moments_counted(worlds, tmp_pa
     ended = checkpoint(finished("post_local_sgd", tmp_path / "hand", **options))["model"]
     for name, weight in models[0].items():
         torch.testing.assert_close(ended[name], weight, rtol=1e-10, atol=1e-12)
-    assert len(checkpoint(directory)["ranks"][0]["update"]["workers"]) > 1
+    assert len(checkpoint(directory)["ranks"][0]["parts"]["post_local_sgd"]["workers"]) > 1
 
 
 # SWAP
@@ -338,26 +339,26 @@ def test_post_local_sgd_by_hand_and_its_averaging_moments_counted(worlds, tmp_pa
 @pytest.mark.worlds
 def test_swap_averages_its_workers_and_recomputes_batch_norm(tmp_path, monkeypatch):
     """Phase 1 ends at the target; each worker has its own order; the end is the mean, with statistics by hand."""
-    from largebatch.run.swap import Swap
+    from largebatch.methods.swap import SwapOfRun
 
     ends: dict[int, dict[str, torch.Tensor]] = {}
-    orders, run_round = {}, Swap.run_round
+    orders, run_round = {}, SwapOfRun.run_round
 
-    def watched(self, number, stop):
-        back = self._back_to_start
-        self._back_to_start = lambda: (
-            ends.update({len(ends): snapshot(self)}) if self.results[number:] else None,
+    def watched(self, run, number, stop_if_asked):
+        back = self.back_to_start
+        self.back_to_start = lambda: (
+            ends.update({len(ends): snapshot(self)}) if self.results_of_workers[number:] else None,
             back(),
         )
-        found = run_round(self, number, stop)
-        self._back_to_start = back
+        results = run_round(self, run, number, stop_if_asked)
+        self.back_to_start = back
         orders[number] = self.rule.plan_of(number).examples_of(0).indices.tolist()
-        return found
+        return results
 
     def snapshot(self):
         return {n: p.detach().clone() for n, p in self.engine.model.named_parameters()}
 
-    monkeypatch.setattr(Swap, "run_round", watched)
+    monkeypatch.setattr(SwapOfRun, "run_round", watched)
     directory = finished("swap", tmp_path)
     assert len(ends) == len(orders) == 4
     assert len({tuple(order) for order in orders.values()}) == 4
@@ -398,8 +399,8 @@ def test_swap_judges_the_average_alone_and_keeps_the_stated_micro_batch(tmp_path
     last = [line for line in events(directory, "evaluate") if line["split"] == "test"][-1]
     assert result(directory)["test_accuracy_percent"] == last["accuracy_percent"]
     assert (last["step"], last["examples_seen"]) == (result(directory)["steps"], result(directory)["examples_seen"])
-    written = config.from_dict(recipe_of("swap", batch=batch))
-    assert derive.worker_plan(written, 1500, 1, 512).micro_batch_size == 10  # the largest divisor of 30 up to 20
+    rule = job_of("swap", batch=batch).decided.methods["swap"]
+    assert rule.plan.micro_batch_size == 10  # the largest divisor of 30 up to 20
     assert result(directory)["reached_train_accuracy"] is True
 
 
@@ -412,29 +413,26 @@ def test_swap_says_that_its_target_was_not_reached(tmp_path, capsys):
 
 
 def test_right_answers_of_a_run_before_tasks_are_counted_on(tmp_path):
-    kept = {"workers": [], "tally": {}}
-    assert tallied(kept, 40.0) == kept
-    assert tallied({"workers": [], "correct": None}, 40.0)["workers"] == []
-    update = Update(job_of("swap"))
-    ranks = [tallied({"workers": [], "correct": torch.tensor(right)}, 40.0) for right in (10, 30)]
-    update.load(update.save(), ranks)
-    update.tally.add({"correct": 15, "examples": 20, "loss": 1.0})  # of the rest of the epoch
-    assert update.take_numbers()["accuracy_percent"] == pytest.approx(55)
+    assert of_rank({"update": {"workers": [], "correct": None}, "ema": None}, 40.0)["swap"] == {"tally": {}}
+    part = steps_of(job_of("swap")).parts["swap"]
+    kept = [{"update": {"workers": [], "correct": torch.tensor(right)}, "ema": None} for right in (10, 30)]
+    part.load(part.save(), [of_rank(rank, 40.0)["swap"] for rank in kept])
+    part.tally.add({"correct": 15, "examples": 20, "loss": 1.0})  # of the rest of the epoch
+    assert part.take_accuracy() == pytest.approx(55)
 
 
 @pytest.mark.worlds
 def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, monkeypatch):
     whole = finished("swap", tmp_path / "whole")
-    take, steps = Update.take, []
+    take, steps = Loop.take, []
 
-    def signalled(self, micro_batches, examples, last, **more):
-        if last is None:
-            steps.append(1)
-            if len(steps) == 30:  # in the second worker
-                os.kill(os.getpid(), signal.SIGTERM)
-        return take(self, micro_batches, examples, last, **more)
+    def signalled(self, turn):
+        steps.append(1)
+        if len(steps) == 30:  # in the second worker
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(self, turn)
 
-    monkeypatch.setattr(Update, "take", signalled)
+    monkeypatch.setattr(Loop, "take", signalled)  # what a part finds that goes on after the steps
     written = recipe_of("swap", record={"tensorboard": False, "dir": str(tmp_path / "parts")})
     stopped = train(config.from_dict(written), quiet=True)
     assert (stopped.status, stopped.signal, len(steps)) == ("stopped", signal.SIGTERM, 30)
@@ -446,17 +444,17 @@ def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, 
 @pytest.mark.worlds
 def test_swap_killed_between_two_workers_goes_on_with_the_next(tmp_path, monkeypatch):
     """That it ends with the same bits is in test_kill_and_resume.py."""
-    from largebatch.run.swap import Swap
+    from largebatch.methods.swap import SwapOfRun
 
-    run_round, rounds = Swap.run_round, []
+    run_round, rounds = SwapOfRun.run_round, []
 
-    def dies(self, number, stop):
+    def dies(self, run, number, stop_if_asked):
         rounds.append(number)
         if rounds == [0, 1, 2]:
             raise Killed
-        return run_round(self, number, stop)
+        return run_round(self, run, number, stop_if_asked)
 
-    monkeypatch.setattr(Swap, "run_round", dies)
+    monkeypatch.setattr(SwapOfRun, "run_round", dies)
     with pytest.raises(Killed):
         finished("swap", tmp_path)
     assert finished("swap", tmp_path)
@@ -470,10 +468,10 @@ def test_swap_killed_between_two_workers_goes_on_with_the_next(tmp_path, monkeyp
 @pytest.mark.worlds
 @pytest.mark.parametrize("period", [2, 3, 5])
 def test_the_moving_average_follows_workers_at_every_averaging(tmp_path, monkeypatch, period):
-    from largebatch.run.averaging import Ema
+    from largebatch.optim.averages import MovingAverage
 
-    moved, follow = [], Ema.follow
-    monkeypatch.setattr(Ema, "follow", lambda self: (moved.append(1), follow(self)))
+    moved, follow = [], MovingAverage.follow
+    monkeypatch.setattr(MovingAverage, "follow", lambda self: (moved.append(1), follow(self)))
     averaging = {"name": "post_local_sgd", "workers": 2, "period": period, "from_epoch": 0.5}
     finished("post_local_sgd_with_ema", tmp_path, averaging=averaging, ema={"decay": 0.9, "every_steps": 2})
     first = math.ceil(0.5 * 1500 / 120)
@@ -487,7 +485,7 @@ def test_milestones_fall_where_the_ramp_and_the_averages_do():
     job = job_of("post_local_sgd", lr={"base": 0.05, "decay": decay}, model={**NORM, "norm": False},
                  batch={"global_batch_size": 120})  # fmt: skip
     assert (job.decided.lr.schedule(839), job.decided.lr.schedule(840)) == (0.05, pytest.approx(0.005))
-    assert job.decided.local.from_examples == 840 == job.plan.examples_before(7)
+    assert job.decided.methods["post_local_sgd"].from_examples == 840 == job.plan.examples_before(7)
     tiny = job_of("ramp", batch={"global_batch_size": 60, "ramp": {"at_epochs": [1e-13, 0.56], "sizes": [120, 240]}})
     assert [(s.first_step, s.first_example) for s in tiny.plan.stages] == [(0, 0), (1, 60), (8, 900)]
 
@@ -522,23 +520,18 @@ def test_seconds_belong_to_what_this_process_did(worlds):
 
 
 @pytest.mark.worlds
-def test_the_moving_average_by_hand(tmp_path, monkeypatch):
+def test_the_moving_average_by_hand(tmp_path):
     taken: list[dict[str, torch.Tensor]] = []
-    whole = Update.step
 
-    def watched(self, step, micros, measure):
-        if not taken:
-            taken.append({n: p.detach().clone() for n, p in self.engine.model.named_parameters()})
-        loss = whole(self, step, micros, measure)
-        taken.append({n: p.detach().clone() for n, p in self.engine.model.named_parameters()})
-        return loss
+    def take(job, step):
+        taken.append({n: p.detach().clone() for n, p in job.engine.model.named_parameters()})
 
-    monkeypatch.setattr(Update, "step", watched)
-    directory = finished("ema", tmp_path)
+    with beside(before=lambda job, step: None if taken else take(job, step), after=take):
+        directory = finished("ema", tmp_path)
     average = taken[0]
     for step in range(2, 26, 2):
         average = {n: 0.9 * average[n] + 0.1 * taken[step][n] for n in average}
-    for name, tensor in checkpoint(directory)["ema"].items():
+    for name, tensor in checkpoint(directory)["parts"]["ema"].items():
         torch.testing.assert_close(tensor, average[name], rtol=1e-12, atol=1e-13)
     assert same({n: checkpoint(directory)["model"][n] for n in taken[-1]}, taken[-1])
     splits = [line["split"] for line in events(directory, "evaluate")]
@@ -600,7 +593,7 @@ def test_gradients_summed_in_half_precision_differ_by_their_rounding(engines, pr
 def test_sharded_engines_end_where_ddp_does(engines, engine, method):
     whole, sharded = (checkpoint(engines / name / method) for name in ("ddp", engine))
     pairs = [(whole["model"], sharded["model"])]
-    pairs += [(whole["ema"], sharded["ema"])] if method == "ema" else []
+    pairs += [(whole["parts"]["ema"], sharded["parts"]["ema"])] if method == "ema" else []
     for these, those in pairs:
         for name, tensor in these.items():
             torch.testing.assert_close(those[name], tensor, rtol=1e-5, atol=1e-6)
@@ -660,7 +653,7 @@ def test_frozen_statistics_in_sams_second_pass(worlds):
     job = job_of("sam_with_norm", steps=1, epochs=None, lr={"base": 0.05})
     start = {n: p.detach().clone() for n, p in job.engine.model.named_parameters()}
     [batch] = next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)))
-    Update(job).step(0, [batch], measure=False)
+    stepped(steps_of(job), 0, [batch])
     plain = job_of("sam_with_norm", steps=1, epochs=None, lr={"base": 0.05}).engine.model
     with torch.no_grad():
         for name, parameter in plain.named_parameters():

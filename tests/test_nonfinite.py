@@ -122,7 +122,7 @@ def test_it_goes_on_exactly(recipe, at):
     result = trained(victim)
     found, expected = weights_at_end(result.directory), weights_at_end(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    skipped = [state_at_end(directory)["update"]["skipped"] for directory in (whole, result.directory)]
+    skipped = [state_at_end(directory)["progress"]["skipped"] for directory in (whole, result.directory)]
     assert skipped == [list(POISONED)] * 2
 
 

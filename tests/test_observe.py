@@ -17,6 +17,7 @@ from torch import Tensor
 from largebatch.diagnostics.noise import Averages, Squares
 from largebatch.errors import UserError
 from largebatch.machine import distributed
+from largebatch.methods.noise_scale import NoiseScale
 from largebatch.recipes import config
 from largebatch.run.assemble import assemble
 from largebatch.run.train import train
@@ -289,12 +290,12 @@ def test_a_key_below_true(small_run):
     """The short form of the file, one key of it from the command line."""
     path = small_run.with_name("short.yaml")
     path.write_text(yaml.safe_dump({**yaml.safe_load(small_run.read_text()), "record": {"noise_scale": True}}))
-    assert run_of(path, "record.noise_scale.every_steps=2").record.noise_scale == config.NoiseScale(every_steps=2)
+    assert run_of(path, "record.noise_scale.every_steps=2").record.noise_scale == NoiseScale(every_steps=2)
 
 
 def test_true_and_false_switch_it(small_run):
     written = yaml.safe_load(small_run.read_text())
-    for value, expected in ((True, config.NoiseScale()), (False, None), ({}, config.NoiseScale())):
+    for value, expected in ((True, NoiseScale()), (False, None), ({}, NoiseScale())):
         written["record"]["noise_scale"] = value
         assert config.from_dict({**written, "name": "x"}).record.noise_scale == expected
-    assert math.isclose(config.NoiseScale().smoothing, 0.99)
+    assert math.isclose(NoiseScale().smoothing, 0.99)

@@ -14,8 +14,8 @@ from programs import weights_at_end
 from worlds.ranks import NAP
 
 from largebatch.machine import distributed
+from largebatch.methods import step_times
 from largebatch.recipes import config
-from largebatch.run import ranks
 from largebatch.run.train import train
 
 
@@ -71,7 +71,7 @@ def test_the_rank_that_sleeps_is_named_and_what_it_slept_in(folder: Path, case: 
         if case != "optimizer":  # after the last step of all, nobody waits for it
             assert line["communication_seconds_most"] > NAP / 2
             assert line["slowest_communication_seconds"] < NAP / 2
-        parts = sum(line[f"slowest_{name}_seconds"] for name in ranks.DISJOINT)
+        parts = sum(line[f"slowest_{name}_seconds"] for name in step_times.DISJOINT)
         assert parts <= line["slowest_step_seconds"] + 1e-6
         of_compute = line["slowest_forward_seconds"] + line["slowest_backward_seconds"]
         assert of_compute == pytest.approx(line["slowest_compute_seconds"], abs=1e-9)
@@ -141,7 +141,7 @@ def test_measuring_alone(recipe, tmp_path: Path, overrides: list[str]):
     for line in lines:
         assert (line["slowest_rank"], line["slowest_over_median"]) == (0, 1)
         assert line["examples_seen"] == 100 * line["step"]
-        known = [line[f"slowest_{part}_seconds"] for part in ranks.DISJOINT]
+        known = [line[f"slowest_{part}_seconds"] for part in step_times.DISJOINT]
         assert known[0] > 0
         assert sum(seconds or 0.0 for seconds in known) <= line["slowest_step_seconds"]
         if "engine.name=fsdp" in overrides:
@@ -179,11 +179,11 @@ class ScriptedClock:
     ],
 )
 def test_every_second_falls_into_one_part(recipe, tmp_path: Path, monkeypatch, overrides, wanted):
-    monkeypatch.setattr(ranks, "time", ScriptedClock())
+    monkeypatch.setattr(step_times, "time", ScriptedClock())
     path = recipe(steps=3, epochs=None, record__ranks_every_steps=1, batch__micro_batch_size=50)
     assert train(config.load(path, [f"record.dir={tmp_path}/run", *overrides]), quiet=True).status == "finished"
     (line,) = events(tmp_path / "run")
-    assert tuple(line[f"slowest_{part}_seconds"] for part in ranks.DISJOINT) == wanted
+    assert tuple(line[f"slowest_{part}_seconds"] for part in step_times.DISJOINT) == wanted
     other = line["slowest_step_seconds"] - sum(wanted)
     assert other == int(other) > 0
 
@@ -205,8 +205,8 @@ def rows(*own: float, step: float = 1.0) -> list[dict[str, float]]:
 )
 def test_what_is_slow(own: tuple[float, ...], step: float, slow: bool):
     hosts = [f"n{rank}" for rank in range(len(own))]
-    found = ranks.summary(rows(*own, step=step), hosts)
-    assert ranks.is_slow(found) is slow
+    found = step_times.summary(rows(*own, step=step), hosts)
+    assert step_times.is_slow(found) is slow
     assert found["slowest_host"] == hosts[own.index(max(own))]
     assert found["own_seconds_slowest"] == pytest.approx(max(own) + 0.15)
 
@@ -214,15 +214,15 @@ def test_what_is_slow(own: tuple[float, ...], step: float, slow: bool):
 def test_the_sentence():
     of_ranks = rows(0.1, 0.1, 0.1, 0.1)
     of_ranks[3] |= {"data": 0.22, "compute": 0.2}
-    found = ranks.summary(of_ranks, ["node01", "node01", "node07", "node07"])
-    assert ranks.sentence(found, "ddp") == (
+    found = step_times.summary(of_ranks, ["node01", "node01", "node07", "node07"])
+    assert step_times.sentence(found, "ddp") == (
         "rank 3 (host node07) is slow: 0.470 s a step of its own, median 0.250 s; data wait 0.220 s, median 0.100 s"
     )
     assert found["communication_seconds_median"] == 0.3
     for row in of_ranks:
         row |= dict.fromkeys(("compute", "forward", "backward", "communication", "optimizer"), math.nan)
-    found = ranks.summary(of_ranks, ["node01", "node01", "node07", "node07"])
-    assert ranks.sentence(found, "fsdp") == (
+    found = step_times.summary(of_ranks, ["node01", "node01", "node07", "node07"])
+    assert step_times.sentence(found, "fsdp") == (
         "rank 3 (host node07) is slow: it waits 0.220 s a step for data, median 0.100 s (fsdp does not tell computing "
         "from communicating)"
     )
@@ -235,7 +235,7 @@ def test_on_a_device_parts_are_times_between_events(recipe, tmp_path: Path):
         keys = [f"record.dir={tmp_path}/{name}", f"record.ranks_every_steps={every}", "deterministic=true"]
         train(config.load(path, keys), quiet=True)
     for line in events(tmp_path / "on"):
-        known = [line[f"slowest_{part}_seconds"] for part in ranks.DISJOINT]
+        known = [line[f"slowest_{part}_seconds"] for part in step_times.DISJOINT]
         assert min(known[1], known[2], known[4]) > 0
         assert 0 < sum(known) <= line["slowest_step_seconds"] * 1.001
     assert same_weights(tmp_path / "on", tmp_path / "off")

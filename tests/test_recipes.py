@@ -589,7 +589,9 @@ def test_mikamis_batch_control():
 def test_the_fewest_steps_of_adascale_are_those_of_linear_scaling(name, reference, steps):
     for parts, fewest in steps.items():
         run, plan, _ = derived(name, f"batch.global_batch_size={reference * parts}")
-        assert derive.adascale_parts(run) == parts
+        clock = derive.clock_of(run)
+        assert clock is not None
+        assert clock.parts == parts
         assert plan.steps / parts == pytest.approx(fewest, rel=0.003)
         took = run.expect.by_batch_size[reference * parts].steps
         assert math.ceil(plan.steps / parts) <= took * 1.002
@@ -652,10 +654,10 @@ def made_small(path: Path, directory: Path) -> list[str]:
             small["batch.ramp.largest"] = run.batch.ramp.factor * BATCH
     if run.sam is not None and run.sam.m is not None:
         small["sam.m"] = BN
-    if isinstance(run.averaging, config.Swap):
+    if "swap" in run.methods:
         small |= {"averaging.workers": 2, "averaging.worker_batch_size": 16, "averaging.epochs": 0.25}
         small |= {"averaging.stop_at_train_accuracy": 1, "averaging.lr.base": 0.01}
-    if isinstance(run.averaging, config.PostLocalSgd):
+    if "post_local_sgd" in run.methods:
         small |= {"averaging.workers": 4, "averaging.period": 2, "averaging.from_epoch": 0.5}
     if run.optimizer.name == "rmsprop_sgd":
         small |= {"optimizer.center_epoch": 0.5, "optimizer.period_epochs": 0.5}
@@ -696,7 +698,7 @@ def wrong_of_small_run(path: Path, folder: Path) -> Iterator[str]:
         right = took == 2 * steps
     elif run.batch.ramp is not None:
         right = 0 < took < steps
-    elif isinstance(run.averaging, config.Swap):
+    elif "swap" in run.methods:
         right = len(result.numbers["workers"]) == run.averaging.workers
     else:
         right = took == steps

@@ -19,8 +19,7 @@ from largebatch import cli
 from largebatch.machine import distributed
 from largebatch.recipes import config
 from largebatch.run.assemble import assemble
-from largebatch.run.loop import Loop
-from largebatch.run.update import Update
+from largebatch.run.loop import Loop, Steps
 
 WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "item", "masked_select", "unique_dim", "_unique2"}
 
@@ -53,9 +52,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def one_step(loop: Loop, micro_batches: Any) -> None:
     """As the loop does it where nothing is recorded."""
-    loop.before_step()
-    loop.losses.append(loop.update.step(loop.step, micro_batches, measure=False))
-    loop.after_step()
+    step = loop.steps.make(loop.steps.begin(loop.step), micro_batches)
+    loop.unread.append(step)
+    loop.progress.made(step)
 
 
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS)
@@ -136,6 +135,6 @@ def test_few_functions_lie_between_the_command_and_the_optimizer(recipe, monkeyp
 
 def test_the_step_is_one_function():
     """Forward, loss, backward and the optimizer's step are called in it, in this order."""
-    source = inspect.getsource(Update.take)
+    source = inspect.getsource(Steps.take)
     places = [source.index(call) for call in ("engine.forward(", "task.loss(", "engine.backward(", "engine.step(")]
     assert places == sorted(places)

@@ -12,6 +12,7 @@ import pytest
 import rich.console
 import torch
 import typer
+from beside import beside
 from programs import damage, largebatch, saved, weights_at_end
 
 from largebatch.checkpoint import step_of
@@ -19,7 +20,6 @@ from largebatch.cli.runs import end_of_run
 from largebatch.errors import UserError
 from largebatch.recipes import config, strict_yaml
 from largebatch.recipes.decided import Marks
-from largebatch.run.loop import Loop
 from largebatch.run.train import train
 
 
@@ -153,17 +153,15 @@ def test_a_last_update_that_ruins_the_weights_is_a_failure_too(recipe):
 
 
 @pytest.mark.worlds
-def test_one_process_at_a_time_trains_in_a_run_folder(recipe, monkeypatch):
+def test_one_process_at_a_time_trains_in_a_run_folder(recipe):
     path, seconds = recipe("twice"), []
-    before = Loop.before_step
 
-    def tries_twice(self):
-        if self.step == 3:
+    def tries_twice(job, step):
+        if step.number == 3:
             seconds.append(largebatch("train", path))
-        before(self)
 
-    monkeypatch.setattr(Loop, "before_step", tries_twice)
-    finished(path)
+    with beside(before=tries_twice):
+        finished(path)
     [second] = seconds
     assert second.returncode == 2
     assert "is being trained in by another process" in second.stderr
@@ -312,18 +310,15 @@ def test_a_run_prints_which_tensors_are_decayed_and_adapted(recipe, capsys):
 
 
 @pytest.mark.worlds
-def test_a_helper_that_died_stops_the_run_after_the_step_and_the_same_command_goes_on(recipe, tmp_path, monkeypatch):
+def test_a_helper_that_died_stops_the_run_after_the_step_and_the_same_command_goes_on(recipe, tmp_path):
     undisturbed = finished(recipe(), f"record.dir={tmp_path}/undisturbed")
-    before = Loop.before_step
 
-    def with_a_death(loop: Loop) -> None:
-        if loop.step == 7:
-            loop.job.dataset.helpers.died("one of 8 processes that read images was killed")
-        before(loop)
+    def with_a_death(job, step):
+        if step.number == 7:
+            job.dataset.helpers.died("one of 8 processes that read images was killed")
 
     run = config.load(recipe(), [f"record.dir={tmp_path}/stopped"])
-    with monkeypatch.context() as patched:
-        patched.setattr(Loop, "before_step", with_a_death)
+    with beside(before=with_a_death):
         stopped = train(run, quiet=True)
     assert (stopped.status, stopped.signal) == ("stopped", None)
     assert stopped.reason == (

@@ -39,6 +39,11 @@ def held(tensor: Tensor) -> Tensor | Pieces:
     return piece_of_rows(local, tuple(tensor.shape), tensor)
 
 
+def of_parameter(parameter: Tensor, local: Tensor) -> Tensor | Pieces:
+    """What ``local`` is of a tensor of the parameter's shape, cut as the parameter is."""
+    return piece_of_rows(local, tuple(parameter.shape), parameter) if isinstance(parameter, DTensor) else local
+
+
 def piece_of_rows(local: Tensor, shape: tuple[int, ...], cut_like: Tensor) -> Pieces:
     """``local`` is this rank's part of a tensor of ``shape``, cut along its rows as the DTensor ``cut_like`` is."""
     assert isinstance(cut_like, DTensor)

@@ -76,7 +76,7 @@ class Writer:
         A save in progress is waited for first, its outcome kept for :meth:`take`.
         """
         self._wait()
-        copy = self._copied(shared, own)
+        copy = self.copied(shared, own)
         self._thread = threading.Thread(
             target=self._write, args=(step, facts, copy, time.perf_counter()), name="checkpoint", daemon=True
         )
@@ -112,7 +112,7 @@ class Writer:
         if self._thread is None or not self._thread.is_alive():
             distributed.leave(self._group)
 
-    def _copied(self, shared: dict[str, Any], own: dict[str, Any]) -> Copy:
+    def copied(self, shared: dict[str, Any], own: dict[str, Any]) -> Copy:
         of_all: tree.Tensors = {}
         mine: tree.Tensors = {}
         shared_tree = tree.flatten(shared, "state", of_all)

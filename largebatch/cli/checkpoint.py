@@ -83,15 +83,16 @@ def export(
         raise UserError(f"--out {out}: the folder {out.parent} does not exist")
     [path, *_] = chosen(run, step)
     from largebatch.checkpoint import export, load_newest
-    from largebatch.engines.states import mean_statistics, whole_model
+    from largebatch.engines.states import whole_model
+    from largebatch.run.older import moving_average
 
     found = load_newest(path.parent, step, "name another step with --step; verify tells which are whole")
     assert found is not None
     weights = whole_model(found.state)
     if ema:
-        if found.state["ema"] is None:
+        if (average := moving_average(found.state)) is None:
             raise UserError(f"--ema: {found.path} holds no moving average; it takes a recipe with ema.decay")
-        weights |= found.state["ema"] | mean_statistics([own["ema"] for own in found.state["ranks"]])
+        weights |= average
     try:
         export.write_weights(file, weights, about(run, found.facts, ema))
     except OSError as error:

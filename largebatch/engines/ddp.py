@@ -45,6 +45,7 @@ HOOKS = {
 
 class Ddp(Engine):
     NAME = "ddp"
+    SEPARABLE = True
 
     def __init__(
         self,
@@ -119,10 +120,11 @@ class Ddp(Engine):
             alone = distributed.world_size() == 1
             self.parts.end(list(self.model.parameters()), self._last, alone)
 
-    def squares_of_parts(self) -> Tensor:
+    def squares_of_parts(self) -> Tensor | None:
         """After the last backward, on the device: (Σ over this rank's parts of ‖gᵢ/S‖², ‖ḡ‖²), gᵢ the mean gradient
         of part i of S. The first is to be summed over ranks."""
-        assert self.parts is not None
+        if self.parts is None or not self.parts.active:
+            return None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         whole = squares(gradients).sum().double()
         sums = self.parts.take(list(self.model.parameters())).to(whole.device)

@@ -43,6 +43,7 @@ class Engine(abc.ABC):
     """``model`` is always the plain module: its names are those of checkpoints and tables."""
 
     NAME: str
+    SEPARABLE = False  # whether computing and communicating can be told apart from outside
     STRIDED_WEIGHTS = True  # whether weights may lie in memory as channels-last; images may with every engine
 
     def __init__(self, device: torch.device, precision: str, channels_last: bool, compile: bool) -> None:
@@ -54,6 +55,7 @@ class Engine(abc.ABC):
         self.half = AUTOCAST.get(precision)
         self.autocast = torch.autocast(device.type, self.half or torch.bfloat16, enabled=self.half is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.parts: Any = None  # whose gradients are measured: engines/ddp.py
         self.skips_nonfinite = False
         self.skipped = False  # whether the last step was
         self.shard_safe = False  # whether the optimizer is known to step a shard as it would the whole
@@ -156,6 +158,18 @@ class Engine(abc.ABC):
         finally:
             for buffer, value in own:
                 buffer.copy_(value)
+
+    def take_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """From now on this one steps, over the same parameters."""
+        self.optimizer = optimizer
+
+    def measure_parts(self, examples: int) -> None:
+        """From now on the gradients of parts of so many examples are measured, before :meth:`prepare`."""
+        raise NotImplementedError(f"{self.NAME} has no whole gradients of parts")
+
+    def squares_of_parts(self) -> Tensor | None:
+        """After the last backward: squared norms of the gradients of parts of the batch, where any were measured."""
+        return None
 
     def layout(self) -> states.Layout:
         """Which layers the optimizer's parameters hold."""

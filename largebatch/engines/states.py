@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from largebatch.checkpoint import pieces
 from largebatch.checkpoint.pieces import Piece, Pieces
 from largebatch.errors import UserError
+from largebatch.machine import distributed
 from largebatch.optim.shards import Partition
 
 NOT_SAVED = ("params", "names", "foreach", "fused", "capturable", "differentiable")  # the machine's
@@ -85,6 +86,12 @@ def whole_model(state: dict[str, Any]) -> dict[str, Tensor]:
     """The model in a checkpoint's state as it is judged: running statistics are the means over ranks."""
     of_ranks = [own["statistics"] for own in state["ranks"]]
     return {**state["model"], **mean_statistics(of_ranks)}
+
+
+def statistics_of_this_rank(of_ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Its own, where the world is that which saved; else the means."""
+    same_world = len(of_ranks) == distributed.world_size()
+    return of_ranks[distributed.rank()] if same_world else mean_statistics(of_ranks)
 
 
 def mean_statistics(of_ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import bisect
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,6 +71,15 @@ class BatchPlan:
         """Examples seen when ``step`` begins."""
         stage = self.at(step)
         return stage.first_example + (step - stage.first_step) * stage.global_batch_size
+
+    def examples_at(self, epoch: float) -> float:
+        """The examples of so many epochs; 0.56 · 1,500 is 840, whatever floating point makes of it."""
+        return round(epoch * self.dataset_size, 6)
+
+    def when(self, step: int) -> dict[str, Any]:
+        """The moment at which ``step`` begins, as records have it."""
+        examples = self.examples_before(step)
+        return {"step": step, "examples_seen": examples, "epoch": examples / self.dataset_size}
 
     @property
     def examples(self) -> int:
@@ -222,3 +231,8 @@ def multiples_near(size: int, unit: int, at_most: int) -> str:
 def largest_divisor(number: int, at_most: int) -> int:
     """The largest divisor of ``number`` that is not above ``at_most``."""
     return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether the step that begins after ``step`` steps is one in ``every``; never for 0."""
+    return every > 0 and (step + 1) % every == 0

@@ -5,7 +5,6 @@ Peak, from the recipe's rule for a global batch B (κ = B / reference):
     linear   η = base · κ            Krizhevsky 2014 (1404.5997); Goyal et al. 2017 (1706.02677), §2.1
     sqrt     η = base · √κ           Krizhevsky 2014; Hoffer et al. 2017 (1705.08741); You et al. 2019 (1904.00962)
     none     η = base
-    adascale η = base · r_t          r_t: the gain of each step, optim/adascale.py (Johnson et al. 2020, 2007.05105)
     table    η = the row of B        refused between two rows unless interpolation is asked for
 
 Then, with s the examples seen *before* the step, W those of the warm-up, T those of the budget:
@@ -16,8 +15,8 @@ Then, with s the examples seen *before* the step, W those of the warm-up, T thos
 A decay that jumps counts its epochs from the start of the run, as in Goyal et al., and may say where the warm-up ends
 (``piecewise``: at its first factor of the peak); every other runs from the end of the warm-up to the end of the budget.
 A warm-up from zero thus begins with one step at lr 0; from ``base`` it begins at ``base`` (Goyal et al., §2.2), or at
-the peak where that is lower. Under AdaScale the clock is not the examples seen but the scale-invariant ones,
-τ · reference.
+the peak where that is lower. A method may set
+another clock than the examples seen, and the lr of each step.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from largebatch.errors import UserError
 
 
 def scaled_lr(base: float, scaling: str, global_batch_size: int, reference_batch_size: int | None) -> float:
-    if scaling in ("none", "adascale"):
+    if scaling not in ("linear", "sqrt"):
         return base
     assert reference_batch_size is not None
     kappa = global_batch_size / reference_batch_size

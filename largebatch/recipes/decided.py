@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from largebatch.plan.batch import BatchPlan
 from largebatch.plan.schedules import Schedule
+from largebatch.recipes.methods import Decision, GainClock
 
 
 class DataFacts(NamedTuple):
@@ -39,52 +40,10 @@ class LearningRate:
 
 
 class Beside(NamedTuple):
-    """A method beside the loop, or inside batch norm: the key that asks for it, and what it does, in a sentence."""
+    """What is unlike a plain run: the key that asks for it, and what it does, in a sentence."""
 
     key: str
     words: str
-
-
-class Sam(NamedTuple):
-    rho: float
-    m: int | None  # examples that share one perturbation; None: the global batch
-
-
-class Ema(NamedTuple):
-    decay: float
-    every_steps: int
-
-
-class LocalSteps(NamedTuple):
-    """Post-local SGD's."""
-
-    workers: int
-    period: int
-    from_examples: float  # seen
-
-
-class SwapRule(NamedTuple):
-    workers: int
-    stop_at_train_accuracy: float
-    plan: BatchPlan  # of the first worker, alone with the whole training set
-    lr: LearningRate  # of each
-
-    def plan_of(self, worker: int) -> BatchPlan:
-        """The same in an order of its own."""
-        return dataclasses.replace(self.plan, seed=(self.plan.seed + worker * 7919) % 2**32)
-
-    @property
-    def examples(self) -> int:
-        """That all workers together see."""
-        return self.workers * self.plan.steps * self.plan.global_batch_size
-
-
-class Noise(NamedTuple):
-    """How the noise scale is recorded."""
-
-    every_steps: int
-    smoothing: float
-    small_batches: tuple[int, ...]  # of each stage
 
 
 class Marks(NamedTuple):
@@ -120,12 +79,7 @@ class Saving(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """0 steps: never."""
-
     every_steps: int
-    layers_every_steps: int
-    directions_every_steps: int
-    ranks_every_steps: int
     tensorboard: bool
 
 
@@ -145,12 +99,8 @@ class Decided:
     lr: LearningRate
     optimizer: Any  # a section of largebatch.optimizers: its settings by epoch, its builder
     stretch: int  # κ of the regime adaptation; 1 without
-    adascale_parts: int  # reference batches in a global batch; 0 without AdaScale
-    sam: Sam | None
-    ema: Ema | None
-    local: LocalSteps | None
-    swap: SwapRule | None
-    noise: Noise | None
+    clock: GainClock | None  # of the schedule; None: the examples seen
+    methods: Mapping[str, Decision]  # by name, in the order of their parts
     evaluating: Evaluating
     saving: Saving
     recording: Recording
@@ -168,8 +118,8 @@ class Decided:
     def budget_words(self) -> str:
         plan, stretch = self.plan, self.stretch
         steps = f"{plan.steps:,} steps"
-        if self.adascale_parts:
-            least = math.ceil(plan.steps / self.adascale_parts)
+        if self.clock is not None:
+            least = math.ceil(plan.steps / self.clock.parts)
             steps = f"{least:,} to {plan.steps:,} steps, as their gains turn out"
         adapted = f" ({stretch} times as many by regime adaptation)" if stretch > 1 else ""
         return f"{steps}, {plan.budget_examples / plan.dataset_size:.4g} epochs{adapted}"
@@ -178,6 +128,7 @@ class Decided:
     def beside_words(self) -> str:
         return "; ".join(method.words for method in self.beside)
 
-    def epoch_of_schedule(self, examples_seen: float) -> float:
-        """In epochs as the recipe states them, before any regime adaptation."""
-        return examples_seen / self.plan.dataset_size / self.stretch
+    def rates_at(self, examples_seen: float) -> tuple[float, dict[str, Any]]:
+        """The lr of a step that begins there, and what beside it every parameter group is told."""
+        epoch = examples_seen / self.plan.dataset_size / self.stretch  # as the recipe states them
+        return self.lr.schedule(examples_seen), self.optimizer.settings_at(epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -53,7 +54,13 @@ Skipped = Annotated[str, Field(min_length=1)]  # norm, bias, or a pattern of ten
 
 
 class Section(BaseModel):
+    """Keys of a recipe."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        """What of the whole recipe does not go with what stands here: a sentence for each, with the keys."""
+        yield from ()
 
 
 def ascending(key: str, epochs: tuple[float, ...]) -> None:

@@ -6,6 +6,7 @@ so that a loss that is not finite is named with its exact step.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -13,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from largebatch.machine import distributed
+from largebatch.machine import distributed, watchdog
 from largebatch.plan.score import ACCURACY, Score
 from largebatch.records import names
 from largebatch.records.facts import write_json
-from largebatch.records.mllog import MlperfLog
+from largebatch.records.mllog import MlperfLog, open_because
 from largebatch.run import record
-from largebatch.run.assemble import Job
-from largebatch.run.evaluate import Evaluation
-from largebatch.run.measure import Measure
+from largebatch.run.assemble import Job, mlperf_facts
+from largebatch.run.measure import Evaluations, Measure
+from largebatch.run.parts import Parts
 from largebatch.run.saving import Progress, Saves
-from largebatch.run.swap import Swap
-from largebatch.run.update import Update
+from largebatch.steps.evaluate import Evaluation
+from largebatch.steps.part import Diverged
+from largebatch.steps.step import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,6 @@ class Result:
         return self.numbers.get(f"test_{self.score.key}")
 
 
-class Diverged(Exception):
-    """The loss is not finite any more."""
-
-
 class Account:
     """Of one run in progress. All methods are collective."""
 
@@ -58,19 +55,36 @@ class Account:
         job: Job,
         directory: Path,
         progress: Progress,
-        update: Update,
+        parts: Parts,
         measure: Measure,
         saves: Saves,
-        swap: Swap | None,
         recorder: record.Recorder,
         mllog: MlperfLog | None,
     ) -> None:
         self.job, self.plan, self.directory, self.progress = job, job.plan, directory, progress
-        self.update, self.measure, self.saves, self.swap = update, measure, saves, swap
+        self.parts, self.measure, self.saves = parts, measure, saves
         self.recorder, self.mllog = recorder, mllog
         self.looked = time.perf_counter()  # when the last evaluation began
         self.unsaved: str | None = None  # why the newest checkpoint is not on the disk
         self.read_step, self.read_seconds = progress.step, progress.seconds  # up to where losses are read
+
+    def beginning(self, complaints: list[str]) -> None:
+        """What a log says before the first step. ``complaints``: of a resume."""
+        for complaint in complaints:
+            self.recorder.say(complaint)
+        if step := self.progress.step:
+            self.recorder.event("resume", step=step, examples_seen=self.examples_seen, **self.saves.machine())
+            self.recorder.say(f"resumed at step {step} of {self.plan.steps} from {self.saves.last}")
+        for row in self.job.treatments:
+            self.recorder.note(
+                f"{row.name} {tuple(row.shape)}: {row.kind}, {'decayed' if row.decayed else 'not decayed'}, "
+                f"{'adapted' if row.adapted else 'not adapted'}"
+            )
+        if self.mllog is not None:
+            facts = mlperf_facts(self.job)
+            if reason := open_because(facts):
+                self.recorder.say(f"record.mllog: the open division, for {reason}")
+            self.mllog.start(facts, self.examples_seen / self.plan.dataset_size)
 
     @property
     def examples_seen(self) -> int:
@@ -78,57 +92,47 @@ class Account:
 
     @property
     def taken(self) -> tuple[int, int]:
-        """Steps one after another and examples of all, those of SWAP's workers included once they are averaged."""
-        if self.swap is None or not self.swap.averaged:
-            return self.progress.step, self.examples_seen
-        return self.progress.step + self.swap.steps, self.examples_seen + self.swap.examples
+        """Steps one after another and examples of all, those after the plan's included once they count."""
+        beyond = self.parts.beyond
+        return self.progress.step + beyond.steps, self.examples_seen + beyond.examples
 
     @property
     def last_good(self) -> str:
         return f"last good checkpoint: {self.saves.last or 'none was saved'}"
 
-    def losses(self, unread: list[Tensor], since: float) -> None:
+    def losses(self, unread: list[Step], since: float) -> None:
         """Sum the unread losses over ranks and record them; one that is not finite ends the run."""
         ended = torch.tensor([float(self.saves.ended())], device=self.job.device, dtype=torch.float64)
-        *losses, ended = distributed.sum_(torch.cat([torch.stack(unread).double(), ended])).tolist()
+        of_steps = torch.stack([step.loss for step in unread if step.loss is not None]).double()
+        *losses, ended = distributed.sum_(torch.cat([of_steps, ended])).tolist()
         self.progress.seconds += time.perf_counter() - since
-        first, step, seconds = self.read_step, self.progress.step, self.progress.seconds
-        self.skipped(first)
-        for offset, loss in enumerate(losses):
-            if not math.isfinite(loss) and first + offset not in self.update.skipped:
-                raise Diverged(self._divergence(first + offset, loss))
+        step, seconds, last = self.progress.step, self.progress.seconds, unread[-1]
+        self.skipped(unread)
+        for one, loss in zip(unread, losses, strict=True):
+            if not math.isfinite(loss) and not one.skipped:
+                raise Diverged(f"the loss is {loss} in step {one.number + 1} at lr {one.lr:g}; {self.last_good}")
         if ended == distributed.world_size():
             self.save_ended()
-        sizes = [self.plan.at(one).global_batch_size for one in range(first, step)]
-        adascale = self.update.adascale
-        beside = {"gain": self.update.gain, "progress": adascale.progress} if adascale else {}
-        if len(self.plan.stages) > 1:
-            beside["global_batch_size"] = self.plan.at(step - 1).global_batch_size
+        beside = {"global_batch_size": last.examples} if len(self.plan.stages) > 1 else {}
         self.recorder.training(
-            step=step,
-            examples_seen=self.examples_seen,
-            epoch=self.examples_seen / self.plan.dataset_size,
+            **self.plan.when(step),
             seconds=seconds,
-            lr=self.update.lr,
-            loss=mean_loss(losses, sizes),
-            grad_norm=self.update.norm.item() if self.update.norm is not None else None,
-            examples_per_second=sum(sizes) / (seconds - self.read_seconds),
+            lr=last.lr,
+            loss=mean_loss(losses, [one.examples for one in unread]),
+            grad_norm=last.norm.item() if last.norm is not None else None,
+            examples_per_second=sum(one.examples for one in unread) / (seconds - self.read_seconds),
+            **last.numbers,
             **beside,
         )
         self.read_step, self.read_seconds = step, seconds
 
-    def _divergence(self, step: int, loss: float) -> str:
-        lr = self.update.lr if self.update.adascale else self.job.decided.lr.schedule(self.plan.examples_before(step))
-        return f"the loss is {loss} in step {step + 1} at lr {lr:g}; {self.last_good}"
-
-    def skipped(self, first: int) -> None:
-        """The steps since ``first`` that nobody made; too many of them end the run."""
-        skipped = self.update.skipped
-        for number, step in enumerate(skipped, start=1):
-            if step >= first:
-                self.recorder.event("skipped", step=step + 1, skipped_so_far=number)
-                self.recorder.say(f"step {step + 1} is skipped on all ranks: its gradient is not finite")
-        at_most = self.job.decided.skipped_at_most
+    def skipped(self, steps: list[Step]) -> None:
+        """Those of the steps that nobody made; too many of a run end it."""
+        before = len(self.progress.skipped) - sum(step.skipped for step in steps)
+        for number, step in enumerate((step for step in steps if step.skipped), start=before + 1):
+            self.recorder.event("skipped", step=step.number + 1, skipped_so_far=number)
+            self.recorder.say(f"step {step.number + 1} is skipped on all ranks: its gradient is not finite")
+        skipped, at_most = self.progress.skipped, self.job.decided.skipped_at_most
         if len(skipped) > at_most:
             raise Diverged(
                 f"the gradient was not finite in {len(skipped)} steps, the last of them step {skipped[-1] + 1}; "
@@ -155,6 +159,17 @@ class Account:
             tell = self.recorder.say if number < 10 else self.recorder.note
             tell(f"{file} cannot be read as an image ({reason}); the next readable one stands in for it")
         self.recorder.say(f"{len(known.met)} of {known.examples} training images are unreadable so far")
+
+    def look(self, place: str) -> None:
+        """An evaluation begins."""
+        watchdog.now(place)
+        self.looked = time.perf_counter()
+
+    def evaluations(self, evaluations: Evaluations) -> None:
+        """Each as it comes."""
+        with contextlib.closing(evaluations):  # whatever ends it: the model is then as it was
+            for name, evaluation in evaluations:
+                self.evaluation(name, evaluation)
 
     def evaluation(self, name: str, found: Evaluation) -> None:
         """A loss that is not finite ends the run."""
@@ -203,16 +218,23 @@ class Account:
             seconds_standing=self.saves.seconds_standing,
         )
 
+    def stopped(self, reason: str, number: int | None) -> Result:
+        """The end of a run that the same command continues."""
+        self.recorder.event("stop", step=self.progress.step, reason=reason)
+        saved = f"; saved as {self.saves.last}, the same command goes on" if self.saves.last else ""
+        saved = f"; {self.unsaved}" if self.unsaved else saved
+        return self.result("stopped", f"{reason}{saved}", number)
+
     def result(self, status: str, reason: str | None = None, number: int | None = None) -> Result:
         """The end of the run; ``result.json``. A run is finished if all that it tells of itself is on the disk."""
         unwritten = distributed.from_first(self._unwritten())
         if status == "finished" and unwritten:
             status, reason = "stopped", f"the training is done, but {unwritten}"
         found = self.measure.last if status == "finished" else {}
-        test, training, averaged = (found.get(name) for name in (self.measure.evaluated_on, "train", "ema"))
+        test, training = found.get(self.measure.evaluated_on), found.get("train")
         score = self.job.task.score.key
         steps, examples = self.taken
-        executed = self.progress.step + (self.swap.steps_of_this_rank if self.swap else 0)
+        executed = self.progress.step + self.parts.beyond.executed
         seconds = self.progress.seconds
         numbers = {
             "status": status,
@@ -222,11 +244,8 @@ class Account:
             "evaluated_on": self.measure.evaluated_on,
             **prefixed("test", test, score),
             f"test_{score}": test and self.measure.score,
-            f"ema_test_{score}": averaged and averaged.numbers[score],
-            "workers": [dataclasses.asdict(result) for result in self.swap.results] if self.swap else None,
-            "reached_train_accuracy": self.swap.target_reached if self.swap else None,
             **prefixed("train", training, score),
-            "peak_lr": self.update.highest_lr or self.job.decided.lr.schedule.peak,
+            "peak_lr": self.job.decided.lr.schedule.peak,
             "seconds_training": seconds,
             "seconds_total": self.progress.total_seconds,
             "seconds_per_step": seconds / executed if executed else None,
@@ -234,6 +253,8 @@ class Account:
             "examples_per_second": examples / seconds if seconds else None,
             "parameters": sum(p.numel() for p in self.job.engine.model.parameters()),
         }
+        for part in self.parts.values():
+            numbers |= part.results(found)
         problem = None
         if distributed.is_first():
             try:

@@ -15,7 +15,6 @@ from torch import nn
 
 from largebatch import data, engines, models, optim, tasks
 from largebatch.data import nested
-from largebatch.engines import Ddp
 from largebatch.engines.engine import MOST_SHAPES
 from largebatch.errors import UserError
 from largebatch.machine import distributed, watchdog
@@ -24,8 +23,7 @@ from largebatch.optim import Treatment
 from largebatch.optimizers import Optimizer, Surroundings
 from largebatch.plan.batch import BatchPlan
 from largebatch.plan.score import ACCURACY
-from largebatch.recipes import config, derive
-from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.decide import decide, precision_of, task_name
 from largebatch.recipes.decided import DataFacts, Decided
 from largebatch.records import mllog
@@ -64,7 +62,7 @@ def assemble(
 
     A run that has ``begun`` goes on with the weights of its checkpoint, whatever became of ``model.weights``.
     """
-    check_combinations(run, precision_of(run.precision, device.type))
+    refusals.check(run, precision_of(run.precision, device.type))
     dataset = dataset or dataset_of(run)
     if run.compile and dataset.sizes is not None and len(dataset.sizes.all) > MOST_SHAPES:
         raise UserError(
@@ -84,9 +82,10 @@ def assemble(
     engine = engines[run.engine.name](device, precision, channels_last, run.compile, **settings)
     engine.skips_nonfinite = run.nonfinite_gradients.action == "skip"
     engine.shard_safe = run.optimizer.SHARD_SAFE
-    if decided.adascale_parts or decided.noise is not None:
-        assert isinstance(engine, Ddp)
-        engine.measure_parts(first_part(decided))
+    for part in (decision.gradient_part for decision in decided.methods.values()):
+        if part:
+            engine.measure_parts(part)
+            break
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, run.optimizer.not_adapted)
     groups = optim.parameter_groups(model, run.weight_decay.value, table)
@@ -98,14 +97,6 @@ def assemble(
 
 def data_facts(dataset: data.Dataset) -> DataFacts:
     return DataFacts(len(dataset.train), dataset.pixels_per_example, dataset.task)
-
-
-def first_part(decided: Decided) -> int:
-    """Examples of the parts of the first step whose gradients are measured: AdaScale's, or the noise scale's."""
-    if decided.adascale_parts:
-        return decided.plan.global_batch_size // decided.adascale_parts
-    assert decided.noise is not None
-    return decided.noise.small_batches[0]
 
 
 def task_of(run: config.Run, dataset: data.Dataset) -> Task:
@@ -123,12 +114,9 @@ def task_of(run: config.Run, dataset: data.Dataset) -> Task:
     blank = dataset.blank(1)
     nested.check(blank, f"data.name = {run.data.name}")
     task.check_data(blank, run.data.name)
-    for asked, key in (
-        (run.lr.scaling == "adascale", "lr.scaling = adascale"),
-        (run.record.noise_scale is not None, "record.noise_scale"),
-    ):
-        if asked and task.units_vary:
-            raise UserError(f"{key} needs examples that count alike; those of task.name = {name} do not")
+    for method in run.methods.values():
+        if method.EQUAL_UNITS and task.units_vary:
+            raise UserError(f"{method.where} needs examples that count alike; those of task.name = {name} do not")
     return task
 
 
@@ -158,8 +146,9 @@ def model_of(
 def check_numbers(run: config.Run, task: str, numbers: list[str]) -> None:
     """Refuse what waits for, or expects, a number that evaluations of the task do not give."""
     name = f"task.name = {task}"
-    if run.averaging.name == "swap" and ACCURACY.key not in numbers:
-        raise UserError(f"averaging.name = swap waits for a train accuracy, and {name} has none")
+    for method in run.methods.values():
+        for sentence in method.check_task(name, numbers):
+            raise UserError(sentence)
     if run.expect is None:
         return
     for key, rows in (
@@ -177,10 +166,8 @@ def normalised_together(run: config.Run, decided: Decided) -> int:
     """The examples that a batch norm sees in training, where they are fewest."""
     if run.batch.bn_batch_size is not None:
         return run.batch.bn_batch_size
-    micro_batches = [stage.micro_batch_size for stage in decided.plan.stages]
-    if decided.swap is not None:
-        micro_batches.append(decided.swap.plan.micro_batch_size)
-    return min(micro_batches)
+    beside = (size for decision in decided.methods.values() for size in decision.micro_batches)
+    return min([*(stage.micro_batch_size for stage in decided.plan.stages), *beside])
 
 
 def dataset_of(run: config.Run) -> data.Dataset:
@@ -200,7 +187,7 @@ def _told_once(text: str) -> None:
 
 
 def sizes_of(run: config.Run) -> data.Sizes | None:
-    section, stretch = run.data.image_size, derive.stretch_of(run)
+    section, stretch = run.data.image_size, run.stretch
     if section is None:
         return None
     until = None if section.until_epoch is None else section.until_epoch * stretch
@@ -314,9 +301,7 @@ def mlperf_facts(job: Job) -> mllog.Facts:
 def beside_the_reference(run: config.Run) -> tuple[str, ...]:
     """The keys by which a run trains otherwise than MLPerf's reference implementation of ResNet-50."""
     asked = {
-        "lr.scaling = adascale": run.lr.scaling == "adascale",
-        "sam": run.sam is not None,
-        f"averaging.name = {run.averaging.name}": run.averaging.name != "none",
+        **{method.where: method.CHANGES for method in run.methods.values()},
         "batch.ramp": run.batch.ramp is not None,
         "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
         f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",

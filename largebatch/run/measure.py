@@ -7,35 +7,33 @@ average. Afterwards everything is as it was: training does not depend on when so
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Generator, Iterator
 
 import torch
 
+from largebatch.data import Split
 from largebatch.data.resident import TensorSplit
 from largebatch.machine import distributed, watchdog
 from largebatch.models import batch_norm
 from largebatch.run.assemble import Job
-from largebatch.run.averaging import Ema
-from largebatch.run.evaluate import Evaluation, evaluate
-from largebatch.run.swap import Swap
-from largebatch.run.update import Update
+from largebatch.run.parts import Parts
+from largebatch.steps.evaluate import Evaluation, evaluate
 
 OTHER_ORDER = 0x5EED  # batch norm's statistics are recomputed in an order of their own
 
+Evaluations = Generator[tuple[str, Evaluation], None, None]
+
 
 class Measure:
-    """The evaluations of one run; ``tell`` is called with the name and the numbers of each. All are collective."""
+    """The evaluations of one run, each given with its name as soon as it is there. All are collective."""
 
-    def __init__(self, job: Job, update: Update, ema: Ema | None, swap: Swap | None) -> None:
-        self.job, self.update, self.ema, self.swap = job, update, ema, swap
-        self.engine = job.engine
-        self.tell: Callable[[str, Evaluation], None] = lambda name, evaluation: None
+    def __init__(self, job: Job, parts: Parts) -> None:
+        self.job, self.parts, self.engine = job, parts, job.engine
         self.scores: dict[int, float] = {}  # by step; saved
         self.step = 0  # of the evaluation in progress
         self.last: dict[str, Evaluation] = {}
@@ -49,34 +47,36 @@ class Measure:
         """The result: the median of the last ``evaluate.median_of`` evaluations."""
         return statistics.median(list(self.scores.values())[-self.job.decided.evaluating.median_of :])
 
-    def during(self, step: int) -> None:
+    def during(self, step: int) -> Evaluations:
         """At a mark of the training, after ``step`` steps."""
         self.step = step
         with self._shown():
-            self._evaluate(self.evaluated_on, self.job.dataset.test)
-        self._evaluate_average()
+            yield self._evaluated(self.evaluated_on, self.job.dataset.test)
+        yield from self._views()
 
-    def at_the_end(self, step: int) -> None:
+    def at_the_end(self, step: int) -> Evaluations:
         """On the training set as well; what was recomputed for it stays, to be saved with the weights it belongs to."""
         self.step = step
         asked, split = self.job.decided.evaluating.training_set, self.job.dataset.train
         kept: dict[str, torch.Tensor] = {}
         with self._shown():
-            self._evaluate(self.evaluated_on, self.job.dataset.test)
+            yield self._evaluated(self.evaluated_on, self.job.dataset.test)
             if asked or (asked is None and isinstance(split, TensorSplit)):
-                self._evaluate("train", split)
+                yield self._evaluated("train", split)
             if self._recomputes:
                 kept = {name: buffer.clone() for name, buffer in self.engine.statistics().items()}
         for name, value in kept.items():
             self.engine.statistics()[name].copy_(value)
-        self._evaluate_average()
+        yield from self._views()
 
-    def _evaluate_average(self) -> None:
-        if self.ema is not None:
-            with self.ema.applied(), self._shown(workers=False):
-                self._evaluate("ema", self.job.dataset.test)
+    def _views(self) -> Evaluations:
+        """Of other weights that a part keeps."""
+        for part in self.parts.values():
+            for name, weights in part.views().items():
+                with weights, self._shown(workers=False):
+                    yield self._evaluated(name, self.job.dataset.test)
 
-    def _evaluate(self, name: str, split: Any) -> None:
+    def _evaluated(self, name: str, split: Split) -> tuple[str, Evaluation]:
         rank, world = distributed.rank(), distributed.world_size()
         batches = split.batches(rank, world, self.job.decided.evaluating.batch_size, self.job.placement)
         forward = functools.partial(self.engine.predict, self.job.task)
@@ -85,12 +85,15 @@ class Measure:
         self.last[name] = evaluation
         if name == self.evaluated_on:
             self.scores[self.step] = evaluation.numbers[self.job.task.score.key]
-        self.tell(name, evaluation)
+        return name, evaluation
 
-    @contextmanager
+    @contextlib.contextmanager
     def _shown(self, workers: bool = True) -> Iterator[None]:
         """Inside, the model is as it is to be judged: the mean of all ``workers``, or the weights that are in it."""
-        with self.update.shown() if workers else nullcontext(), self.engine.whole_model():
+        with contextlib.ExitStack() as stack:
+            for part in self.parts.values() if workers else ():
+                stack.enter_context(part.shown())
+            stack.enter_context(self.engine.whole_model())
             if not self._recomputes:
                 yield
                 return
@@ -104,8 +107,8 @@ class Measure:
 
     @property
     def _recomputes(self) -> bool:
-        averaged = self.swap is not None and self.swap.averaged
-        return (averaged or self.job.decided.evaluating.recomputes) and bool(self.engine.statistics())
+        asked = self.job.decided.evaluating.recomputes or self.parts.stale_statistics
+        return asked and bool(self.engine.statistics())
 
     def _recompute(self) -> None:
         """Over the training set, or ``batch_norm.examples`` of it, in whole global batches."""

@@ -1,13 +1,14 @@
 """What of a run is saved, and how it goes on from there.
 
-Saved are the engine's weights and optimizer states, what the update, the observer, the moving average and SWAP
-remember, and what every rank keeps to itself: random state, running statistics. A save is begun at its mark and ends
+Saved are the engine's weights and optimizer states, what every part remembers under its name, and what every rank keeps
+to itself: random state, running statistics, and its own of every part. A save is begun at its mark and ends
 beside the training; how it ended is read at the next recording mark, where all ranks read it together. One that fails
 is told, and the training goes on; weights that are not finite end the run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import time
@@ -22,16 +23,15 @@ from largebatch.data import contents
 from largebatch.data.preparation import prepared
 from largebatch.errors import UserError
 from largebatch.machine import distributed
-from largebatch.recipes.decided import Decided, Marks
+from largebatch.recipes.decided import Decided
 from largebatch.records import circumstances, names
 from largebatch.records.files import sha256_of
 from largebatch.run import record
 from largebatch.run.assemble import Job
-from largebatch.run.averaging import Ema
 from largebatch.run.measure import Measure
-from largebatch.run.observe import Observer
-from largebatch.run.swap import Swap
-from largebatch.run.update import Update
+from largebatch.run.older import of_today
+from largebatch.run.parts import Parts
+from largebatch.steps.step import Step
 
 
 @dataclasses.dataclass
@@ -41,35 +41,39 @@ class Progress:
     step: int = 0  # steps done
     seconds: float = 0.0  # spent in training steps, over all sessions
     seconds_before: float = 0.0  # of sessions before this one, everything included
+    skipped: list[int] = dataclasses.field(default_factory=list)  # steps whose gradient was not finite
     started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def made(self, step: Step) -> int:
+        """It is done; how many were skipped so far."""
+        self.step += 1
+        if step.skipped:
+            self.skipped.append(step.number)
+        return len(self.skipped)
 
     @property
     def total_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
     def save(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds, "seconds_before": self.total_seconds}
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "seconds_before": self.total_seconds,
+            "skipped": self.skipped,
+        }
 
 
 class Saves:
     """The checkpoints of one run. All methods are collective."""
 
-    def __init__(
-        self,
-        job: Job,
-        directory: Path,
-        update: Update,
-        observer: Observer,
-        measure: Measure,
-        ema: Ema | None,
-        swap: Swap | None,
-    ) -> None:
+    def __init__(self, job: Job, directory: Path, parts: Parts, measure: Measure) -> None:
         self.job, self.decided, self.plan, self.engine = job, job.decided, job.plan, job.engine
-        self.update, self.observer, self.measure, self.ema, self.swap = update, observer, measure, ema, swap
+        self.parts, self.measure = parts, measure
         self.run_directory, self.directory = directory, directory / names.CHECKPOINTS
         self.data: contents.Digests = {}  # on rank zero, which writes the manifest
         self.last: Path | None = None  # the newest that is on the disk
-        self.beyond = 0  # steps of SWAP's workers that another world could not take over
+        self.lost = 0  # steps after the plan's that another world could not take over
         self.seconds_standing = 0.0  # that the loop stood still for the last save
         self.versions = circumstances.versions()
         self.began_with = began_with(self.decided.weights)
@@ -82,29 +86,26 @@ class Saves:
         if not self.decided.saving.at.every_epochs:
             return
         clock = time.perf_counter()
-        # parts that undo what they show come first, and copy
-        own = {
+        own = {  # first: parts may have to copy, and undo what they show for it
             "random": randomness.state(),
             "statistics": self.engine.statistics(),
-            "update": self.update.save_own(),
-            "ema": self.ema.save_own() if self.ema else None,
+            "parts": {name: part.save_own() for name, part in self.parts.items()},
         }
         beside = {
             "progress": progress.save(),
             "scores": self.measure.scores,
-            "update": self.update.save(),
-            "observer": self.observer.save(),
-            "ema": self.ema.save() if self.ema else None,
-            "swap": self.swap.save() if self.swap else None,
+            "parts": {name: part.save() for name, part in self.parts.items()},
         }
         step = self.number(progress.step)
-        with self.update.shown():
+        with contextlib.ExitStack() as shown:
+            for part in self.parts.values():
+                shown.enter_context(part.shown())
             self.writer.save(step, self._facts(progress.step), {**self.engine.save(), **beside}, own)
         self.seconds_standing = time.perf_counter() - clock
 
     def number(self, step: int) -> int:
-        """Of the checkpoint: steps one after another, those of SWAP's workers included; above those before it."""
-        return self.beyond + step + (self.swap.steps_of_this_rank if self.swap else 0)
+        """Of the checkpoint: steps one after another, those after the plan's included; above those before it."""
+        return self.lost + step + self.parts.beyond.executed
 
     def ended(self) -> bool:
         """Whether a save has ended that :meth:`settle` has not told; on this rank."""
@@ -119,9 +120,8 @@ class Saves:
 
     def _facts(self, step: int) -> dict[str, Any]:
         """What the manifest says beside the state."""
-        examples, steps = self.plan.examples_before(step), step
-        if self.swap is not None and self.swap.averaged:
-            examples, steps = examples + self.swap.examples, steps + self.swap.steps
+        beyond = self.parts.beyond
+        examples, steps = self.plan.examples_before(step) + beyond.examples, step + beyond.steps
         return {
             "name": self.decided.name,
             "step_of_loop": step,
@@ -152,20 +152,18 @@ class Saves:
         changed = self._same_data(found.facts.get("data") if found else None)
         if found is None:
             return Progress(), []
-        state, of_ranks, self.last = found.state, found.state["ranks"], found.path
-        progress = Progress(**state["progress"])
+        state, self.last = of_today(found.state, self.plan), found.path
+        of_ranks, progress = state["ranks"], Progress(**state["progress"])
         if progress.step > self.plan.steps:
             raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
         self.engine.load(state)
-        randomness.restore([own["random"] for own in of_ranks], self.decided.seed, progress.step)
-        self.measure.scores = state["scores"] if "scores" in state else state["accuracies"]  # as it was called before
-        since = self._examples_since_an_epoch(progress.step) / len(of_ranks)
-        self.update.load(state["update"], [tallied(own["update"], since) for own in of_ranks])
-        self.observer.load(state["observer"])
-        if self.ema is not None:
-            self.ema.load(state["ema"], [own["ema"] for own in of_ranks])
-        complaint = self.swap.load(state["swap"]) if self.swap is not None else None
-        self.beyond = checkpoint.step_of(found.path) - self.number(progress.step)
+        randomness.restore([rank["random"] for rank in of_ranks], self.decided.seed, progress.step)
+        self.measure.scores = state["scores"]
+        complaints = []
+        for name in self.parts.keys() & state["parts"].keys():
+            own = [rank["parts"].get(name, {}) for rank in of_ranks]
+            complaints.append(self.parts[name].load(state["parts"][name], own))
+        self.lost = checkpoint.step_of(found.path) - self.number(progress.step)
         changed += [
             f"{key.replace('_', ' ')} is {now}, it was {found.facts['machine'][key]}"
             for key, now in self.machine().items()
@@ -177,12 +175,7 @@ class Saves:
                 f"model.weights = {before['file']} is not the file any more that the run began with; it goes on from "
                 "its checkpoint"
             )
-        return progress, found.complaints + changed + ([complaint] if complaint else [])
-
-    def _examples_since_an_epoch(self, step: int) -> int:
-        """That were trained on in the epoch in progress, from the step on in which the one before it ended."""
-        begun = max((mark for mark in Marks(self.plan, 1.0).steps() if mark <= step), default=0)
-        return self.plan.examples_before(step) - self.plan.examples_before(begun)
+        return progress, found.complaints + changed + [complaint for complaint in complaints if complaint]
 
     def _same_data(self, before: contents.Digests | None) -> list[str]:
         """The data that there are become those of the run. Refused where they are not those of ``before``, unless the
@@ -236,14 +229,6 @@ def began_with(weights: str | None) -> dict[str, Any] | None:
     if weights is None or not Path(weights).is_file():
         return None
     return {"file": weights, "sha256": sha256_of(Path(weights))}
-
-
-def tallied(own: dict[str, Any], examples: float) -> dict[str, Any]:
-    """What a rank saved of its update; runs of before tasks counted right answers alone, of ``examples``."""
-    if own.get("correct") is None:
-        return own
-    counts = {"correct": own["correct"].double(), "examples": torch.tensor(examples).double()}
-    return {**own, "tally": counts}
 
 
 def no_place_for_checkpoints(decided: Decided) -> str | None:

@@ -20,12 +20,18 @@ from largebatch.run import record
 from largebatch.run.account import Result
 from largebatch.run.assemble import assemble, decisions, table_of_tensors
 from largebatch.run.loop import Loop
+from largebatch.run.parts import Added
 from largebatch.run.saving import no_place_for_checkpoints
 from largebatch.terminal.console import Console, tell
 
 
 def train(
-    run: config.Run, *, command: str = "", console: rich.console.Console | None = None, quiet: bool = False
+    run: config.Run,
+    *,
+    command: str = "",
+    console: rich.console.Console | None = None,
+    quiet: bool = False,
+    parts: Added | None = None,
 ) -> Result:
     """One run, from its recipe to its ``result.json``. Collective: every rank of the group calls it.
 
@@ -57,7 +63,7 @@ def train(
         with (
             record.locked(directory),
             deterministic(run.deterministic),
-            Loop(job, directory, console, quiet, command, mllog) as loop,
+            Loop(job, directory, console, quiet, command, mllog, parts) as loop,
         ):
             return loop.run_to_the_end()
 

@@ -24,8 +24,7 @@ import rich.console
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.plan.score import Score
-from largebatch.recipes import config
-from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes import config, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.recipes.derive import peak_of
 from largebatch.records import names
@@ -126,7 +125,7 @@ def check(row: Row, tuning: Tuning | None) -> Score:
     if tuning is not None and run.lr.base is None:
         raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
     device = distributed.choose_device(run.device)
-    check_combinations(run, precision_of(run.precision, device.type))
+    refusals.check(run, precision_of(run.precision, device.type))
     dataset = dataset_of(run)
     task_of(run, dataset)
     try:

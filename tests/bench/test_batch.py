@@ -70,7 +70,7 @@ def test_updates_are_those_of_the_trainer(recipe, tmp_path, changes, micro):
     )  # fmt: skip
     trained = job_of(path)
     with Loop(trained, tmp_path, rich.console.Console(quiet=True), quiet=True) as loop:
-        loop.train_steps(noticed=[])
+        loop.train()
     updates = Updates(job_of(path))
     start = {key: value.clone() for key, value in updates.job.engine.model.state_dict().items()}
     follow_the_plan(updates)
@@ -86,7 +86,7 @@ def test_updates_are_those_of_the_trainer(recipe, tmp_path, changes, micro):
 def test_every_example_is_met_once_an_epoch_in_an_order_of_its_own(recipe, size, per_epoch):
     updates = Updates(job_of(recipe(batch={"global_batch_size": size, "micro_batch_size": size // 10})))
     met: list[torch.Tensor] = []
-    updates.update.take = lambda micro_batches, examples, last: met.append(torch.cat([x for x, _ in micro_batches]))
+    updates.steps.take = lambda turn: met.append(torch.cat([x for x, _ in turn.micro_batches]))
     for _ in range(2 * per_epoch):
         updates.call()
     assert updates.per_epoch == per_epoch

@@ -238,7 +238,7 @@ def test_a_power_cut_at_any_point_loses_nothing_that_was_acknowledged(tmp_path):
             if now >= number:
                 raise PowerCut
 
-        copy = saves._copied(state(2), {"random": torch.arange(2)})
+        copy = saves.copied(state(2), {"random": torch.arange(2)})
         with pytest.raises(PowerCut), meddled(cut):
             saves._write(2, {"epoch": 0.2, "accuracy_percent": None}, copy, 0.0)
         writer.clear_up(directory)

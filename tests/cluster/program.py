@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from largebatch.cli import main
-from largebatch.run.loop import Loop
+from beside import add
 
-before, fsync = Loop.before_step, os.fsync
+from largebatch.cli import main
+
+fsync = os.fsync
 
 
 def pace() -> tuple[float, float]:
@@ -22,15 +23,11 @@ def pace() -> tuple[float, float]:
     return float(step), float(flush)
 
 
-def slow_step(self: Loop) -> None:
-    time.sleep(pace()[0])
-    before(self)
-
-
 def slow_fsync(file: Any) -> None:
     time.sleep(pace()[1])
     fsync(file)
 
 
-Loop.before_step, os.fsync = slow_step, slow_fsync  # type: ignore[method-assign]
+os.fsync = slow_fsync
+add(before=lambda job, step: time.sleep(pace()[0]))
 main()

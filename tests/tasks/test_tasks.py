@@ -16,8 +16,8 @@ from largebatch.data import nested
 from largebatch.errors import UserError
 from largebatch.plan.score import ACCURACY, Score, score_of
 from largebatch.recipes import config, strict_yaml
-from largebatch.run.evaluate import Tally
 from largebatch.run.train import train
+from largebatch.steps.evaluate import Tally
 from largebatch.tasks.multilabel import level_of
 from largebatch.tasks.task import Task, check_loss, check_numbers
 

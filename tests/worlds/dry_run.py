@@ -10,12 +10,12 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from beside import stepped, steps_of
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from largebatch.machine import distributed
 from largebatch.recipes import config
 from largebatch.run.assemble import Job, assemble
-from largebatch.run.update import Update
 from largebatch.tasks.classification import Classification
 
 Calls = list[tuple[str, int]]  # (collective, bytes)
@@ -54,11 +54,11 @@ def of_ddp(job: Job) -> tuple[Calls, bool]:
 
     engine: Any = job.engine
     engine.parallel.register_comm_hook(None, hook)
-    update = Update(job)
+    steps = steps_of(job)
     stream = job.dataset.train.steps(job.plan, distributed.rank(), 0, job.placement, 0)
-    update.step(0, next(stream), measure=False)
+    stepped(steps, 0, next(stream))
     calls.clear()
-    update.step(1, next(stream), measure=False)
+    stepped(steps, 1, next(stream))
     buckets = list(calls)
     images, labels = next(iter(next(iter(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0)))))
     engine.backward(F.cross_entropy(engine.forward(Classification(), (images,), False), labels))
@@ -80,10 +80,10 @@ def of_fsdp(job: Job) -> Calls:
 
         return call
 
-    update = Update(job)
+    steps = steps_of(job)
     stream = job.dataset.train.steps(job.plan, distributed.rank(), 0, job.placement, 0)
-    update.step(0, next(stream), measure=False)
+    stepped(steps, 0, next(stream))
     there = [name for name in CALLS if hasattr(dist, name)]
     with mock.patch.multiple(dist, **{name: counts(name) for name in there}):
-        update.step(1, next(stream), measure=False)
+        stepped(steps, 1, next(stream))
     return calls

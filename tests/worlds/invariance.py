@@ -14,9 +14,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from largebatch import data
 from largebatch.machine import distributed
 from largebatch.recipes import config
-from largebatch.run import evaluate
 from largebatch.run.assemble import assemble
 from largebatch.run.train import train
+from largebatch.steps import evaluate
 from largebatch.tasks.classification import Classification
 
 

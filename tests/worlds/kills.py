@@ -17,40 +17,45 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import safetensors.torch
+from beside import add
 
 from largebatch import cli
 from largebatch.data.resident import ResidentSplit
 from largebatch.machine import distributed
-from largebatch.run.loop import Loop
+from largebatch.run.assemble import Job
+from largebatch.steps.step import Step
 
 
 class Moment(NamedTuple):
-    """Before a call of this function of the product; on ranks other than the first unless those never call it."""
+    """When a part of the run is called, or before a call of this function of the product.
+
+    It is met on ranks other than the first unless those never come there.
+    """
 
     place: str
     on_first: bool = False
 
 
 MOMENTS = {
-    "between a gradient and its step": Moment("largebatch.run.update:Update._with_gradient"),
-    "while a save is copied": Moment("largebatch.checkpoint.writer:Writer._copied"),
+    "between a gradient and its step": Moment("with_gradient"),
+    "while a save is copied": Moment("largebatch.checkpoint.writer:Writer.copied"),
     "in the middle of a file": Moment("largebatch.checkpoint.writer:save_tensors", on_first=True),
     "between a save and its name": Moment("largebatch.checkpoint.writer:take_name", on_first=True),
     "before old checkpoints go": Moment("largebatch.checkpoint.writer:remove_old", on_first=True),
     "while an old checkpoint goes": Moment("largebatch.checkpoint.writer:put_aside", on_first=True),
-    "in an evaluation": Moment("largebatch.run.measure:Measure._evaluate"),
-    "before the evaluation at the end": Moment("largebatch.run.measure:Measure.at_the_end"),
+    "in an evaluation": Moment("largebatch.run.measure:evaluate"),
+    "before the evaluation at the end": Moment("afterwards"),
     "between the last save and the result": Moment("largebatch.run.account:Account.result", on_first=True),
     # of some methods only
     "at weights uphill": Moment("largebatch.optim.sam:Perturbation.undo"),
     "between the gain and its step": Moment("largebatch.optim.adascale:AdaScale.advance"),
-    "between a step and its moving average": Moment("largebatch.run.averaging:Ema.after_step"),
-    "while statistics are recomputed": Moment("largebatch.run.measure:Measure._recompute"),
-    "before workers are averaged": Moment("largebatch.run.averaging:Workers.average"),
-    "where SWAP's workers begin": Moment("largebatch.run.swap:Swap.begin"),
-    "in the steps of a worker of SWAP": Moment("largebatch.run.swap:Swap._step"),
-    "between two workers of SWAP": Moment("largebatch.run.swap:Swap.run_round"),
-    "before SWAP's average": Moment("largebatch.run.swap:Swap.average"),
+    "between a step and its moving average": Moment("largebatch.methods.ema:MovingAverageOfRun.after"),
+    "while statistics are recomputed": Moment("largebatch.models.batch_norm:recomputed_statistics"),
+    "before workers are averaged": Moment("largebatch.engines.workers:Workers.average"),
+    "where SWAP's workers begin": Moment("largebatch.methods.swap:SwapOfRun.begin"),
+    "in the steps of a worker of SWAP": Moment("largebatch.methods.swap:SwapOfRun.step"),
+    "between two workers of SWAP": Moment("largebatch.methods.swap:SwapOfRun.run_round"),
+    "before SWAP's average": Moment("largebatch.methods.swap:SwapOfRun.average"),
 }
 
 
@@ -96,26 +101,29 @@ def killed(moment: str, nth: str, *arguments: str) -> None:
                 Path(file).write_bytes(content[: len(content) // 2])
             die()
 
-    before(place, count)
+    if ":" in place:
+        before(place, count)
+    else:
+        add(**{place: count})
     train(*arguments)
 
 
 def at_step(step: int, rank: int, act: Callable[[], None]) -> None:
-    def look(loop: Loop, *_: Any, **__: Any) -> None:
-        if loop.step == step and distributed.rank() == rank:
+    def look(job: Job, here: Step) -> None:
+        if here.number == step and distributed.rank() == rank:
             act()
 
-    before("largebatch.run.loop:Loop.before_step", look)
+    add(before=look)
 
 
 def killed_at_step(step: str, *arguments: str) -> None:
     """All ranks die before the same step."""
 
-    def look(loop: Loop, *_: Any, **__: Any) -> None:
-        if loop.step == int(step):
+    def look(job: Job, here: Step) -> None:
+        if here.number == int(step):
             die()
 
-    before("largebatch.run.loop:Loop.before_step", look)
+    add(before=look)
     train(*arguments)
 
 

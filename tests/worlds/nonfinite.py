@@ -7,14 +7,15 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
+from beside import beside
 
 from largebatch.machine import distributed
 from largebatch.recipes import config
+from largebatch.run.assemble import Job
 from largebatch.run.train import train
-from largebatch.run.update import Update
+from largebatch.steps.step import Step
 
 POISONED = (5, 12)  # steps before these two that are ruined
 
@@ -22,19 +23,14 @@ POISONED = (5, 12)  # steps before these two that are ruined
 @contextlib.contextmanager
 def poisoned(steps: tuple[int, ...], of_rank: int = 0) -> Iterator[None]:
     """Inside, the last micro-batch of one rank in these steps has an image that is no number."""
-    whole = Update.step
 
-    def ruined(self: Update, step: int, micro_batches: Any, measure: bool) -> torch.Tensor:
-        if step in steps and distributed.rank() == of_rank:
-            micro_batches = [(images.clone(), labels) for images, labels in micro_batches]
-            micro_batches[-1][0][0].fill_(math.nan)
-        return whole(self, step, micro_batches, measure)
+    def ruin(job: Job, turn: Step) -> None:
+        if turn.number in steps and distributed.rank() == of_rank:
+            turn.micro_batches = [(images.clone(), labels) for images, labels in turn.micro_batches]
+            turn.micro_batches[-1][0][0].fill_(math.nan)
 
-    Update.step = ruined  # type: ignore[method-assign]
-    try:
+    with beside(turn=ruin):
         yield
-    finally:
-        Update.step = whole  # type: ignore[method-assign]
 
 
 def train_poisoned(folder: str, *names: str) -> None:

@@ -6,15 +6,15 @@ import os
 import time
 from typing import Any
 
-from worlds.kills import before
+from beside import add
 
 from largebatch.cli import main
 
 
-def wait(*_: Any, **__: Any) -> None:
+def wait(*_: Any) -> None:
     time.sleep(float(os.environ["SECONDS_PER_STEP"]))
 
 
 if __name__ == "__main__":
-    before("largebatch.run.loop:Loop.before_step", wait)
+    add(before=wait)
     main()

@@ -14,8 +14,8 @@ import torch
 from largebatch.data.resident import ResidentSplit
 from largebatch.engines import Ddp
 from largebatch.machine import distributed
+from largebatch.methods import step_times
 from largebatch.recipes import config
-from largebatch.run import ranks
 from largebatch.run.train import train
 
 NAP = 0.2  # seconds, in every step
@@ -66,6 +66,6 @@ def work(recipe: str, folder: str) -> None:
         rank = distributed.rank()
         with mock.patch.object(platform, "node", return_value=f"node{rank}"):
             for name, (one, zero, overrides) in cases.items():
-                ranks.QUIET_RECORDS = 2 if name == "again" else 20
+                step_times.QUIET_RECORDS = 2 if name == "again" else 20
                 with (one if rank else zero) or contextlib.nullcontext():
                     train(config.load(recipe, [f"record.dir={folder}/{name}", *overrides]), quiet=True)

@@ -11,10 +11,7 @@ from largebatch.recipes.config.sections import (
     Data,
     Keep,
     LearningRate,
-    NoiseScale,
-    PostLocalSgd,
     Ramp,
-    Swap,
 )
 
 __all__ = [
@@ -22,11 +19,8 @@ __all__ = [
     "Data",
     "Keep",
     "LearningRate",
-    "NoiseScale",
-    "PostLocalSgd",
     "Ramp",
     "Run",
-    "Swap",
     "from_dict",
     "json_schema",
     "load",

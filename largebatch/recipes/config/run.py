@@ -8,7 +8,9 @@ the key. Nothing derived is ever written back here.
 from __future__ import annotations
 
 import copy
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,27 +18,23 @@ import pydantic
 from pydantic import Field
 
 from largebatch.errors import UserError
-from largebatch.recipes import kinds, optimizers, strict_yaml
+from largebatch.recipes import kinds, methods, optimizers, strict_yaml
+from largebatch.recipes.config import sections
 from largebatch.recipes.config.mistakes import sentence, shown
 from largebatch.recipes.config.sections import (
-    Averaging,
     Batch,
     BatchNorm,
     Checkpoint,
     Data,
     DdpEngine,
-    Ema,
     Engine,
     Evaluate,
     Expect,
     LearningRate,
     Loss,
     Model,
-    NoAveraging,
     NonfiniteGradients,
-    Record,
     RegimeAdaptation,
-    Sam,
     Task,
     WeightDecay,
 )
@@ -44,8 +42,11 @@ from largebatch.recipes.keys import Minutes, Number, PositiveFloat, PositiveInt,
 from largebatch.recipes.strict_yaml import LONGEST_TEXT, parse, unfit
 
 if TYPE_CHECKING:
+    from largebatch.recipes.config.sections import Record
+    from largebatch.recipes.methods import Method
     from largebatch.recipes.optimizers import Optimizer
 else:
+    Record = methods.holding(sections.Record, "record")
     Optimizer = kinds.one_of(optimizers.table())
 
 
@@ -76,9 +77,6 @@ class Run(Section):
     lr: LearningRate
     regime_adaptation: RegimeAdaptation | None = None
     batch_norm: BatchNorm = BatchNorm()
-    sam: Sam | None = None
-    ema: Ema | None = None
-    averaging: Averaging = NoAveraging()
     engine: Engine = DdpEngine()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
@@ -96,11 +94,6 @@ class Run(Section):
             raise ValueError(f"name = {shown(name)}: {problem}; write another name into the recipe")
         return name
 
-    @pydantic.field_validator("averaging", mode="before")
-    @classmethod
-    def null_is_none(cls, written: Any) -> Any:
-        return {"name": "none"} if written is None else written
-
     @pydantic.field_validator("engine", mode="before")
     @classmethod
     def ddp_unless_named(cls, written: Any) -> Any:
@@ -112,6 +105,18 @@ class Run(Section):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs and steps as the budget of the run")
         return self
+
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        """Those that the recipe asks for, by name, in the order of their parts."""
+        return methods.of(self)
+
+    @property
+    def stretch(self) -> int:
+        """κ of the regime adaptation; 1 without."""
+        if self.regime_adaptation is None:
+            return 1
+        return math.ceil(self.batch.global_batch_size / self.regime_adaptation.reference_batch_size)
 
     @property
     def directory(self) -> Path:
@@ -136,6 +141,10 @@ class Run(Section):
         for reading in ("root", "decode", "workers", "unreadable_share", "if_changed"):
             everything["data"].pop(reading)
         return everything
+
+
+if not TYPE_CHECKING:
+    Run = methods.holding(Run)
 
 
 def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
@@ -104,6 +105,14 @@ class Data(Section):
             raise ValueError(f"data.image_size = {shown(written)} should be a whole number or {{from: 128, to: 192}}")
         return written
 
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        for method in run.methods.values():
+            if method.ENDS_EARLY and self.image_size is not None and self.image_size.first != self.image_size.last:
+                yield (
+                    "data.image_size that grows follows the examples of one plan, which "
+                    f"{method.where} need not run to its end; choose one"
+                )
+
     @pydantic.field_serializer("image_size")
     def as_a_number(self, sizes: ImageSizes | None) -> Any:
         if sizes is None:
@@ -160,19 +169,13 @@ class BatchNorm(Section):
             )
         return self
 
-
-class Sam(Section):
-    """Sharpness-aware minimisation: the gradient at w + rho·g/‖g‖ (Foret et al. 2021)."""
-
-    rho: PositiveFloat = 0.05
-    m: PositiveInt | None = None  # examples that share one perturbation (m-sharpness); unset: the global batch
-
-
-class Ema(Section):
-    """A second set of weights, w_ema <- decay·w_ema + (1 − decay)·w, evaluated beside the trained ones."""
-
-    decay: Annotated[float, Field(gt=0, lt=1), Number] = 0.999
-    every_steps: PositiveInt = 1
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        varying = run.batch.ramp is not None or any(method.ALONE for method in run.methods.values())
+        if self.statistics == "last" and run.batch.bn_batch_size is None and varying:
+            yield (
+                "batch_norm.statistics = last needs batch.bn_batch_size where the micro-batch changes during the run "
+                "(batch.ramp, averaging)"
+            )
 
 
 class WeightDecay(Section):
@@ -244,43 +247,36 @@ class LearningRate(Section):
         return self
 
 
-class NoAveraging(Section):
-    name: Literal["none"] = "none"
-
-
-class Swap(Section):
-    """One large batch until a train accuracy, then independent small-batch workers, then their mean (Gupta 2020)."""
-
-    name: Literal["swap"]
-    stop_at_train_accuracy: Annotated[float, Field(gt=0, le=100), Number]  # percent, over one epoch of training
-    workers: Several
-    worker_batch_size: PositiveInt
-    epochs: PositiveFloat  # of each worker
-    lr: LearningRate
-
-
-class PostLocalSgd(Section):
-    """From an epoch on every worker steps alone, and the workers are averaged every ``period`` steps (Lin 2020)."""
-
-    name: Literal["post_local_sgd"]
-    workers: Several  # each takes global_batch_size / workers examples of a step
-    period: PositiveInt = 16
-    from_epoch: NonNegativeFloat | None = None  # unset: the first epoch of lr.decay
-
-
-Averaging = Annotated[NoAveraging | Swap | PostLocalSgd, Field(discriminator="name")]
-
-
 class RegimeAdaptation(Section):
     """Everything stated in epochs is stretched by ceil(B / reference): the number of steps stays (Hoffer 2017)."""
 
     reference_batch_size: PositiveInt
+
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        if run.epochs is None:
+            yield "regime_adaptation stretches a budget in epochs; this run states steps"
 
 
 class DdpEngine(Section):
     name: Literal["ddp"] = "ddp"
     all_reduce: Literal["fp32", "fp16", "bf16"] = "fp32"  # the number format in which gradients travel
     cuda_graphs: Switch = False  # forward and backward replayed: where the micro-batch is small and the host too slow
+
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        sizes = run.data.image_size
+        changing = [method.where for method in run.methods.values() if not method.REPLAYED]
+        for asked, name in (
+            *((True, where) for where in changing),
+            (run.batch.bn_batch_size is not None, "batch.bn_batch_size"),
+            (run.batch_norm.statistics == "last", "batch_norm.statistics = last"),
+            (run.batch.ramp is not None, "batch.ramp"),
+            (
+                sizes is not None and sizes.first != sizes.last and not run.compile,
+                "data.image_size that grows, without compile = true",
+            ),
+        ):
+            if self.cuda_graphs and asked:
+                yield f"engine.cuda_graphs = true does not go with {name}; leave engine.cuda_graphs out"
 
 
 class FsdpEngine(Section):
@@ -328,13 +324,17 @@ class NonfiniteGradients(Section):
     action: Literal["stop", "skip"] = "stop"  # skip: no rank steps, and the run goes on with the next batch
     at_most: PositiveInt = 10  # steps skipped in a run; one more ends it
 
-
-class NoiseScale(Section):
-    """McCandlish's simple noise scale, from gradients that the training takes anyway."""
-
-    small_batch_size: PositiveInt | None = None  # examples of the small batch; unset: the micro-batch
-    every_steps: PositiveInt = 5
-    smoothing: Fraction = 0.99  # what the averages keep of themselves at each measured step
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        for asked, name in (
+            (run.engine.name == "deepspeed", "engine.name = deepspeed"),
+            (precision == "fp16", "precision = fp16, whose loss scaler skips such steps itself"),
+            *((method.WHOLE, method.where) for method in run.methods.values()),
+        ):
+            if self.action == "skip" and asked:
+                yield (
+                    f"nonfinite_gradients.action = skip does not go with {name}; valid there: "
+                    "nonfinite_gradients.action = stop"
+                )
 
 
 class Record(Section):
@@ -342,15 +342,9 @@ class Record(Section):
     every_steps: PositiveInt = 10
     layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
     directions_every_steps: NonNegativeInt = 0  # distance from the start, lengths and angles of steps; 0: never
-    noise_scale: NoiseScale | None = None
     ranks_every_steps: NonNegativeInt = 0  # what each rank's step is made of, and the slowest rank; 0: never
     tensorboard: Switch = True
     mllog: Switch = False  # MLPerf's log lines, in mllog.txt of the run directory
-
-    @pydantic.field_validator("noise_scale", mode="before")
-    @classmethod
-    def true_is_on(cls, written: Any) -> Any:
-        return {True: {}, False: None}[written] if isinstance(written, bool) else written
 
 
 class Published(Section):

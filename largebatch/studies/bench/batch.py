@@ -86,8 +86,8 @@ def measure(
         raise UserError("bench batch measures one process; start it without a launcher")
     if not seconds > 0 or repeats < 1:
         raise UserError(f"--seconds {seconds:g} in {repeats} windows leave nothing to time; give more of them")
-    if run.averaging.name != "none" or run.ema is not None:
-        raise UserError("bench batch measures updates of one set of weights; leave averaging and ema out")
+    if beside := [method.where for method in run.methods.values() if method.ALONE or method.saved(0)]:
+        raise UserError(f"bench batch measures updates of one set of weights; leave {' and '.join(beside)} out")
     device = distributed.choose_device(run.device)
     dataset = dataset_of(run)
     if not isinstance(dataset.train, TensorSplit):

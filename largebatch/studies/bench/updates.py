@@ -1,9 +1,10 @@
 """Updates whose examples are chosen on the device, and the CUDA graph that holds some of them.
 
-An update is the trainer's own gradient and step (:mod:`largebatch.run.update`). Only where its examples come from is
-another thing: a permutation of the training set lies on the device, beside the places in it that are next, so that an
-update asks nothing of the host. A graph of it therefore holds everything (choose, gather, normalise, forward, backward,
-step) and the host only says "again". What a graph has captured stays: the learning rate, the shapes, where tensors lie.
+An update is the trainer's own gradient and step (:class:`largebatch.run.loop.Steps`). Only where its examples come from
+is another thing: a permutation of the training set lies on the device, beside the places in it that are next, so that
+an update asks nothing of the host. A graph of it therefore holds everything (choose, gather, normalise, forward,
+backward, step) and the host only says "again". What a graph has captured stays: the learning rate, the shapes, where
+tensors lie.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from largebatch.optim import kernels
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.plan.batch import largest_divisor
 from largebatch.run.assemble import Job
-from largebatch.run.update import Update
+from largebatch.run.loop import Steps
+from largebatch.run.parts import Parts
+from largebatch.steps.step import Step
 from largebatch.studies.bench.optimizer import synchronises
 
 WARM_UP = 3  # updates before a capture: libraries load, the optimizer's states and Triton's kernels are made
@@ -40,7 +43,8 @@ class Updates:
         self.job, self.split = job, job.dataset.train
         self.everything = self.split.resident(job.device)
         self.stage = job.plan.at(0)
-        self.update = Update(job)
+        self.steps = Steps(job, Parts(job))
+        self.lr = job.decided.lr.schedule(0)
         self.per_epoch = -(-len(self.split) // self.stage.global_batch_size)
         self.order = torch.arange(len(self.split), device=job.device)
         self.places = torch.arange(self.stage.global_batch_size, device=job.device)
@@ -52,7 +56,9 @@ class Updates:
     def one(self) -> None:
         """One update; nothing in it waits for the device or depends on the host, so that a graph can hold it."""
         chosen = self.order.index_select(0, self.places)
-        self.update.take(self._micro_batches(chosen), self.stage.global_batch_size, last=self.stage.accumulation_steps)
+        stage = self.stage
+        parts = self._micro_batches(chosen)
+        self.steps.take(Step(0, stage.global_batch_size, parts, stage.accumulation_steps, self.lr))
         self.places.add_(self.stage.global_batch_size).remainder_(len(self.order))
 
     def call(self) -> None:

@@ -129,7 +129,9 @@ class Opened:
             "kind": kind,
             "run": self.run.name,
             "title": f"{self.title}, batch {self.run.batch.global_batch_size:,}",
-            "weights": "trained, not their moving average" if self.run.ema is not None else "trained",
+            "weights": ", not ".join(
+                ["trained", *(method.BESIDE for method in self.run.methods.values() if method.BESIDE)]
+            ),
             "directory": str(self.directory),
             "step": self.step,
             "model": self.run.model.name,

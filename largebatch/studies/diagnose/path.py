@@ -23,7 +23,7 @@ from largebatch.machine import distributed
 from largebatch.models import batch_norm
 from largebatch.plan.score import score_of
 from largebatch.run import record
-from largebatch.run.evaluate import Evaluation, evaluate
+from largebatch.steps.evaluate import Evaluation, evaluate
 from largebatch.studies.diagnose.opened import (
     Opened,
     Sample,

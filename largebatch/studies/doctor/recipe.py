@@ -10,8 +10,7 @@ import torch
 
 from largebatch.errors import UserError
 from largebatch.machine import distributed
-from largebatch.recipes import config
-from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes import config, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.run.assemble import data_facts, dataset_of, model_of, task_of
 from largebatch.studies.doctor.facts import Facts, size
@@ -30,7 +29,7 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Fact
             return None
 
     facts: Facts = {"name": run.name, "data": run.data.name, "dataset_source": None, "batch": None}
-    attempt(lambda: check_combinations(run, precision_of(run.precision, device.type)))
+    attempt(lambda: refusals.check(run, precision_of(run.precision, device.type)))
     dataset = attempt(lambda: dataset_of(run))
     if dataset is None:
         return facts, complaints
@@ -60,10 +59,9 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Fact
 
 
 def checkpoint_bytes(run: config.Run, weights: int) -> int:
-    """Weights and what the optimizer keeps of each, in float32."""
-    copies = 1 + run.optimizer.STATES
-    copies *= getattr(run.averaging, "workers", 1)
-    return 4 * weights * (copies + (run.ema is not None))
+    """Weights, what the optimizer keeps of each, and what methods do, in float32."""
+    states = run.optimizer.STATES
+    return 4 * weights * (1 + states + sum(method.saved(states) for method in run.methods.values()))
 
 
 def checkpoint_files(run: config.Run) -> int:

@@ -93,7 +93,7 @@ def facts(job: Job, found: Traced, cluster: Cluster, command: str) -> dict[str, 
         "epochs": plan.budget_examples / size,
         "peak_lr": decided.lr.schedule.peak,
         "warmup_epochs": decided.lr.schedule.warmup / size,
-        "clock": "scale-invariant" if decided.adascale_parts else "examples seen",
+        "clock": "scale-invariant" if decided.clock else "examples seen",
         "schedule": schedule(job),
         "stages": [
             {"epoch": s.first_example / size, "step": s.first_step, "global_batch_size": s.global_batch_size,

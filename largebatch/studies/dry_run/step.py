@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +19,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import _fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
-import largebatch.run.update
-from largebatch import engines
+import largebatch.steps.step
+from largebatch import engines, methods
 from largebatch.data.nested import Batch
+from largebatch.engines import workers
 from largebatch.machine import distributed
 from largebatch.models import batch_norm
 from largebatch.optim import shards
 from largebatch.plan.batch import Stage
 from largebatch.recipes.decided import Decided
-from largebatch.run import averaging
 from largebatch.run.assemble import Job
-from largebatch.run.averaging import Ema
-from largebatch.run.update import Update
+from largebatch.run.loop import Steps
+from largebatch.run.parts import Parts
+from largebatch.steps.part import Part
+from largebatch.steps.step import Step
 from largebatch.studies.dry_run import engines as fakes
 from largebatch.studies.dry_run.autocast import AsOnCuda
 from largebatch.studies.dry_run.engines import FakeZero
@@ -43,12 +46,13 @@ PARTS: tuple[str, ...] = (
 WHAT_FOR = {  # what is sent by these
     batch_norm: "batch norm",
     shards: "layer norms",
-    averaging: "averaging of workers",
+    workers: "averaging of workers",
     fakes: "gradients",
     sys.modules[__name__]: "loss record",
     _fully_shard: "gradients",
     engines: "gradient norm",
-    largebatch.run.update: "SAM or AdaScale",
+    methods: "methods",
+    largebatch.steps.step: "units",
 }
 
 
@@ -77,29 +81,30 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     shortened = tuple(s._replace(accumulation_steps=min(2, s.accumulation_steps)) for s in job.plan.stages)
     plan = dataclasses.replace(job.plan, stages=shortened)
     job = dataclasses.replace(job, decided=dataclasses.replace(job.decided, plan=plan))
-    engine, update = job.engine, Update(job)
-    if update.is_local(stage.first_step):
+    engine = job.engine
+    if sets_here(job.decided) > 1:
         shown = stage.accumulation_steps  # every worker of the rank takes its own
     trace, flops = Trace(WHAT_FOR), FlopCounterMode(display=False)
     with fake_addresses_allowed(), mode, AsOnCuda() if cuda else contextlib.nullcontext():
-        parts, ema = what_stays(job, trace)
-        held: list[int] = []
-        update.look = lambda step: held.append(trace.stays("gradients", map(local, engine.gradient_tensors())))  # type: ignore[attr-defined]
+        parts = what_stays(job, trace)
+        held = Held(engine, trace)
+        steps = Steps(job, Parts(job, {"held": lambda job: held}))
+        beside = [tensor for part in steps.parts.values() for tensor in part.kept()]
+        parts["moving average"] = trace.stays("moving average", beside)
         engine.model.train()
         with trace:
-            loss = update.step(stage.first_step, micro_batches(job, stage, shown, trace), measure=False)
+            steps.make(steps.begin(stage.first_step), micro_batches(job, stage, shown, trace))
             parts["optimizer states"] = trace.stays("optimizer states", states_of(engine.optimizer))
             if (reducer := getattr(engine, "reducer", None)) is not None:
                 reducer.build()
                 trace.stays("gradients", [bucket.flat for bucket in reducer.buckets])
             trace.begin_anew()
             with flops:
-                loss = update.step(stage.first_step, micro_batches(job, stage, shown, trace), measure=False)
-            if ema is not None:
-                ema.follow()
-            distributed.sum_(torch.stack([loss]).double())  # of as many losses as there are steps between records
+                step = steps.make(steps.begin(stage.first_step), micro_batches(job, stage, shown, trace))
+            assert step.loss is not None
+            distributed.sum_(torch.stack([step.loss]).double())  # of as many losses as there are steps between records
             parts["activations"], parts["gathered blocks"] = trace.peak[ACTIVATIONS], trace.peak[GATHERED]
-            parts["gradients"] = max([trace.gradients, *held])
+            parts["gradients"] = max([trace.gradients, *held.bytes])
             found = trace.collectives
             trace.begin_anew()
             evaluation(job)
@@ -115,8 +120,19 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     )  # fmt: skip
 
 
-def what_stays(job: Job, trace: Trace) -> tuple[dict[str, int], Ema | None]:
-    """The bytes of what is there before the first step, and the moving average, if there is one."""
+class Held(Part):
+    """Notes what gradients take when all of them are there."""
+
+    def __init__(self, engine: Any, trace: Trace) -> None:
+        self.engine, self.trace = engine, trace
+        self.bytes: list[int] = []
+
+    def with_gradient(self, turn: Step) -> None:
+        self.bytes.append(self.trace.stays("gradients", map(local, self.engine.gradient_tensors())))
+
+
+def what_stays(job: Job, trace: Trace) -> dict[str, int]:
+    """The bytes of what is there before the first step."""
     engine = job.engine
     parts = dict.fromkeys(PARTS, 0)
     parameters = list(engine.model.parameters())
@@ -127,12 +143,9 @@ def what_stays(job: Job, trace: Trace) -> tuple[dict[str, int], Ema | None]:
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: trace.note_gradient(p.grad))
-    ema = Ema(engine, *job.decided.ema) if job.decided.ema is not None else None
-    if ema is not None:
-        parts["moving average"] = trace.stays("moving average", ema.average)
     splits = [split for split in (job.dataset.train, job.dataset.test) if isinstance(split, Described)]
     parts["examples on the device"] = sum(split.bytes_on_device for split in splits)
-    return parts, ema
+    return parts
 
 
 def states_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -142,12 +155,15 @@ def states_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def of_workers(decided: Decided, parts: dict[str, int]) -> int:
-    """Post-local SGD keeps a set of everything for each worker of a rank, where there are several."""
-    if decided.local is None:
-        return 0
-    here = decided.local.workers // distributed.world_size()
+    """A set of everything for each worker of a rank, where there are several."""
+    here = sets_here(decided)
     each = parts["weights"] + parts["buffers"] + parts["optimizer states"]
     return here * each if here > 1 else 0
+
+
+def sets_here(decided: Decided) -> int:
+    """Sets of weights and optimizer states on a rank."""
+    return max([1, *(decision.sets for decision in decided.methods.values())]) // distributed.world_size()
 
 
 def micro_batches(job: Job, stage: Stage, count: int, trace: Trace) -> Iterator[Batch]:

@@ -19,8 +19,7 @@ from largebatch.data import Asked, sets
 from largebatch.data.sizes import constant
 from largebatch.errors import UserError
 from largebatch.plan.batch import BatchPlan
-from largebatch.recipes import config, derive
-from largebatch.recipes.combinations import check_combinations
+from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.recipes.decided import DataFacts, Decided, LearningRate
 from largebatch.studies.reading.files import Facts, in_words, paper_of, plain, published_of
@@ -40,7 +39,7 @@ def derived(
         overrides = [*overrides, f"batch.global_batch_size={batch}"]
     run = config.load(path, overrides)
     device = "cpu" if run.device == "cpu" else "cuda"
-    check_combinations(run, precision_of(run.precision, device))
+    refusals.check(run, precision_of(run.precision, device))
     sets.check(sets.known(run.data.name), asked_of(run.data))
     size, from_what = training_examples(run.data, examples)
     facts = DataFacts(size, pixels_of(run.data), sets.known(run.data.name).task)
@@ -53,7 +52,7 @@ def derived(
         *_budget_rows(run, plan, origin),
         *_lr_rows(run, plan, lr, origin),
         *_optimizer_rows(run, origin),
-        *_method_rows(decided, origin),
+        *_method_rows(run, decided, origin),
         _published_row(run),
     ]
     return {
@@ -80,7 +79,7 @@ def derived(
             }
             for s in plan.stages
         ],
-        "clock": "scale-invariant" if run.lr.scaling == "adascale" else "examples seen",
+        "clock": "scale-invariant" if decided.clock else "examples seen",
         "published": published_of(run),
     }  # fmt: skip
 
@@ -107,8 +106,6 @@ def asked_of(data: config.Data) -> Asked:
     keys = data.model_dump(exclude={"image_size", "if_changed"})
     return Asked(**keys, image_size=constant(data.image_size.last) if data.image_size else None)
 
-
-METHODS = {"sam": "SAM", "ema": "EMA", "averaging": "averaging"}  # keys, and what their rows are called
 
 Origin = Callable[..., str]
 Row = tuple[str, str, str, str]
@@ -146,7 +143,7 @@ def origins(path: Path, overrides: list[str], size: int) -> Origin:
 def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
     made_of = f"{plan.world_size} × {plan.micro_batch_size:,} × {plan.accumulation_steps}"
     rule = "ranks × micro-batch × accumulation"
-    if run.batch.micro_batch_size is None and (run.sam is None or run.sam.m is None):
+    if run.batch.micro_batch_size is None and not sized_by_methods(run, plan.world_size):
         rule += f", as on {'CPU' if run.device == 'cpu' else 'CUDA'}"
     rows = [("global batch", f"{plan.global_batch_size:,} = {made_of}", rule, origin("batch.global_batch_size"))]
     for stage in plan.stages[1:]:
@@ -166,8 +163,14 @@ def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
     return rows
 
 
+def sized_by_methods(run: config.Run, world_size: int) -> bool:
+    """Whether a method states the micro-batch."""
+    wishes = (method.micro_batch(run, world_size) for method in run.methods.values())
+    return any(wish is not None and wish.size is not None for wish in wishes)
+
+
 def _budget_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
-    epochs, stretch = plan.budget_examples / plan.dataset_size, derive.stretch_of(run)
+    epochs, stretch = plan.budget_examples / plan.dataset_size, run.stretch
     if run.epochs is None:
         rule = f"{run.steps:,} steps × the batch / {plan.dataset_size:,}"
     elif stretch > 1 and run.regime_adaptation is not None:
@@ -176,9 +179,9 @@ def _budget_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
     else:
         rule = ""
     rows = [("epochs", f"{epochs:.4g}", rule, origin("epochs", "regime_adaptation"))]
-    if parts := derive.adascale_parts(run):
-        least = math.ceil(plan.steps / parts)
-        rule = f"AdaScale: the clock's {plan.steps:,} reference steps, each step worth its gain of 1 to {parts}"
+    if clock := derive.clock_of(run):
+        least = math.ceil(plan.steps / clock.parts)
+        rule = f"the clock's {plan.steps:,} reference steps, each step worth its gain of 1 to {clock.parts}"
         return [*rows, ("steps", f"{least:,} to {plan.steps:,}", rule, origin("epochs", "steps"))]
     if run.epochs is None:
         rule = ""
@@ -202,7 +205,7 @@ def _lr_rows(run: config.Run, plan: BatchPlan, lr: LearningRate, origin: Origin)
         rule = f"after {after} steps"
     elif not run.lr.decay.CHANGES:
         rule = ""
-    elif derive.adascale_parts(run):
+    elif derive.clock_of(run):
         rule = "over the rest of the clock"
     else:
         rule = f"over the {rest:,} steps after the warm-up" if schedule.warmup else f"over all {rest:,} steps"
@@ -210,10 +213,9 @@ def _lr_rows(run: config.Run, plan: BatchPlan, lr: LearningRate, origin: Origin)
 
 
 def _steps(run: config.Run, plan: BatchPlan, examples: float) -> str:
-    parts = derive.adascale_parts(run)
-    if parts:
-        at_most = math.ceil(examples / (plan.global_batch_size // parts) - 1e-9)
-        return f"{math.ceil(at_most / parts):,} to {at_most:,} steps"
+    if clock := derive.clock_of(run):
+        at_most = math.ceil(examples / clock.reference - 1e-9)
+        return f"{math.ceil(at_most / clock.parts):,} to {at_most:,} steps"
     return f"{plan.first_step_at(examples):,} steps"
 
 
@@ -247,10 +249,10 @@ def _value(value: Any) -> str:
     return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _method_rows(decided: Decided, origin: Origin) -> list[Row]:
+def _method_rows(run: config.Run, decided: Decided, origin: Origin) -> list[Row]:
     """In the words of the lines before a run; what is about the batch has rows of its own."""
-    shown = [method for method in decided.beside if method.key in METHODS]
-    return [(METHODS[method.key], method.words, "", origin(method.key)) for method in shown]
+    shown = [(method, decided.methods[name].words) for name, method in run.methods.items() if method.ROW]
+    return [(method.ROW or "", words or "", "", origin(method.KEY)) for method, words in shown]
 
 
 def _published_row(run: config.Run) -> Row:

@@ -11,7 +11,8 @@ import torch
 
 from largebatch.machine.determinism import deterministic
 from largebatch.run.assemble import Job
-from largebatch.run.update import Update
+from largebatch.run.loop import Steps
+from largebatch.run.parts import Parts
 from largebatch.studies.bench.throughput.ready import Ready
 
 BUSY_STEPS = 5
@@ -44,12 +45,12 @@ def busy_share(job: Job, batches: Ready) -> float | None:
     traced. Only the device is traced, so that the host is slowed down little."""
     if job.device.type != "cuda":
         return None
-    update, first = Update(job), max(0, job.plan.steps - BUSY_STEPS)
+    steps, first = Steps(job, Parts(job)), max(0, job.plan.steps - BUSY_STEPS)
     job.engine.model.train()
 
     def updates() -> None:
         for step, micro_batches in enumerate(batches.steps(job.plan, 0, first, job.placement, 0), start=first):
-            update.step(step, micro_batches, measure=False)
+            steps.make(steps.begin(step), micro_batches)
         torch.cuda.synchronize(job.device)
 
     with deterministic(job.run.deterministic):  # and cuDNN's choices, as in a run

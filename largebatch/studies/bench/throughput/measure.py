@@ -17,6 +17,7 @@ Or the trainer stands beside itself under other keys: what they cost.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -162,9 +163,7 @@ def what_a_bare_loop_lacks(run: config.Run, precision: str) -> str | None:
     """Why the comparison would not be of like with like; None where it is."""
     asked = {
         "max_grad_norm": run.max_grad_norm is not None,
-        "sam": run.sam is not None,
-        "ema": run.ema is not None,
-        f"averaging.name = {run.averaging.name}": run.averaging.name != "none",
+        **{method.where: method.CHANGES or method.saved(0) > 0 for method in run.methods.values()},
         "nonfinite_gradients.action = skip": run.nonfinite_gradients.action == "skip",
         "precision = fp16, which scales the loss": precision == "fp16",
         "engine.name = deepspeed": run.engine.name == "deepspeed",
@@ -246,7 +245,7 @@ def arithmetic(job: Job, images_per_second: float) -> dict[str, Any]:
         of_image = flops.of_one_example(model_of(job.run, job.task, job.dataset), job.task, batch)
     except (NotImplementedError, RuntimeError) as error:
         return {"not_counted_because": str(error).splitlines()[0]}
-    passes = 2 if job.run.sam is not None else 1  # SAM's gradient is taken at another place than its weights
+    passes = math.prod(decision.passes for decision in job.decided.methods.values())
     rate = passes * of_image.total * images_per_second
     peak = flops.measured_peak(device, job.decided.precision)
     known = (

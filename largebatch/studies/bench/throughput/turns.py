@@ -23,10 +23,10 @@ from largebatch.data import Dataset, Placement, Split
 from largebatch.data.nested import Batch
 from largebatch.machine import distributed
 from largebatch.machine.determinism import deterministic
+from largebatch.methods import step_times
 from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import config
 from largebatch.records import names
-from largebatch.run import ranks
 from largebatch.run.assemble import Job
 from largebatch.run.loop import Loop
 from largebatch.terminal.console import Console
@@ -68,21 +68,21 @@ def trainer_seconds(job: Job) -> float:
     clock = Clock(job.device)
     job = with_training_set(job, Started(job.dataset.train, clock.start))
     with run_of(job) as loop:
-        loop.train_steps(noticed=[])
+        loop.train()
         return clock.seconds()
 
 
 def split_of_step(job: Job, steps: int) -> dict[str, float | None]:
-    """Seconds per step of each part, as the loop itself measures them on request (:mod:`~largebatch.run.ranks`), and
+    """Seconds per step of each part, as the loop itself measures them on request (methods/step_times.py), and
     what is left over; means over the steps. On several ranks each is the median rank's. Collective.
 
     ``communication`` is the exposed part: what was summed while gradients were still being computed is not in it.
     """
-    count = min(steps, SPLIT_STEPS) + ranks.WARM_UP
-    every_step = job.decided.recording._replace(ranks_every_steps=1)
-    decided = dataclasses.replace(job.decided, recording=every_step, plan=dataclasses.replace(job.plan, steps=count))
+    plan = dataclasses.replace(job.plan, steps=min(steps, SPLIT_STEPS) + step_times.WARM_UP)
+    methods = {"step_times": step_times.StepTimes(every_steps=1), **job.decided.methods}
+    decided = dataclasses.replace(job.decided, methods=methods, plan=plan)
     with run_of(dataclasses.replace(job, decided=decided)) as loop:
-        loop.train_steps(noticed=[])
+        loop.train()
         lines = (loop.directory / names.METRICS).read_text().splitlines() if distributed.is_first() else []
     of_steps = [line for line in map(json.loads, lines) if line["event"] == "ranks"]
     return distributed.from_first(mean_parts(of_steps))
@@ -91,10 +91,10 @@ def split_of_step(job: Job, steps: int) -> dict[str, float | None]:
 def mean_parts(of_steps: list[dict[str, Any]]) -> dict[str, float | None]:
     """``<part>_seconds`` and ``step_seconds`` of lines that the loop recorded; None where the engine does not tell."""
     found: dict[str, float | None] = {}
-    for part in (*ranks.DISJOINT, "step"):
+    for part in (*step_times.DISJOINT, "step"):
         values = [line[f"{part}_seconds_median"] for line in of_steps]
         found[f"{part}_seconds"] = None if not values or None in values else sum(values) / len(values)
-    known = [found[f"{part}_seconds"] for part in ranks.DISJOINT]
+    known = [found[f"{part}_seconds"] for part in step_times.DISJOINT]
     whole = found["step_seconds"]
     told = whole is not None and None not in known
     found["other_seconds"] = max(0.0, whole - sum(known)) if told else None  # type: ignore[operator,arg-type]  # told

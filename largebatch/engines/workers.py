@@ -1,9 +1,7 @@
-"""More than one set of weights: an exponential moving average beside the trained ones, and workers that step alone.
+"""Several sets of weights, statistics and optimizer states in one engine: workers that step alone and are averaged.
 
-EMA            w_ema ← d·w_ema + (1 − d)·w            after every so many steps; batch-norm statistics as well
-post-local     K workers step alone and are averaged every H steps (Lin et al. 2020, 1808.07217), by torch's
-               model averaging. A rank holds K / world workers and steps them in turn: the result does not
-               depend on how many devices there are
+A rank holds K / world of the K workers and steps them in turn, so that the result does not depend on how many devices
+there are. The mean over ranks is torch's model averaging.
 """
 
 from __future__ import annotations
@@ -16,71 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.algorithms.model_averaging.utils import average_parameters
-from torch.distributed.tensor import DTensor
 
-from largebatch.checkpoint import pieces
-from largebatch.engines import Engine, states
+from largebatch.engines import states
+from largebatch.engines.engine import Engine
 from largebatch.machine import distributed
-from largebatch.optim.shards import local
-
-
-class Ema:
-    """Follows whatever this rank holds of the weights: it is as sharded as they are."""
-
-    def __init__(self, engine: Engine, decay: float, every_steps: int) -> None:
-        self.engine, self.decay, self.every_steps = engine, decay, every_steps
-        self.statistics = list(engine.statistics().values())
-        self.average = [tensor.detach().clone() for tensor in self._live()]
-
-    def _live(self) -> list[Tensor]:
-        return [local(parameter).detach() for parameter in self.engine.model.parameters()] + self.statistics
-
-    @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        """``step`` updates are done."""
-        if step % self.every_steps == 0:
-            self.follow()
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        torch._foreach_lerp_(self.average, self._live(), 1.0 - self.decay)
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        live = self._live()
-        kept = [tensor.clone() for tensor in live]
-        torch._foreach_copy_(live, self.average)
-        torch._foreach_copy_(self.average, kept)
-
-    def save(self) -> dict[str, Any]:
-        named = list(self.engine.model.named_parameters())
-        return {
-            name: pieces.piece_of_rows(average, tuple(p.shape), p) if isinstance(p, DTensor) else average
-            for (name, p), average in zip(named, self.average, strict=False)
-        }
-
-    def save_own(self) -> dict[str, Any]:
-        of_norms = self.average[len(self.average) - len(self.statistics) :]
-        return dict(zip(self.engine.statistics(), of_norms, strict=True))
-
-    @torch.no_grad()
-    def load(self, weights: dict[str, Any], statistics_of_ranks: list[dict[str, Any]]) -> None:
-        same_world = len(statistics_of_ranks) == distributed.world_size()
-        mean = states.mean_statistics(statistics_of_ranks)
-        own = statistics_of_ranks[distributed.rank()] if same_world else mean
-        with self.applied():
-            states.take_weights(self.engine.model, weights)
-            for name, buffer in self.engine.statistics().items():
-                buffer.copy_(own[name])
 
 
 class Workers:

@@ -21,17 +21,16 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
+from largebatch.methods import Built, Method, Part, Recording
+from largebatch.plan.batch import due
 
-from largebatch.engines import Ddp
-from largebatch.machine import distributed
-from largebatch.run.assemble import Job
-from largebatch.run.observe import due
-from largebatch.run.record import Recorder
-from largebatch.run.update import Batches, Update
+if TYPE_CHECKING:
+    import torch
+
+    from largebatch.recipes.config import Run
+    from largebatch.steps.step import Step
 
 PARTS: tuple[str, ...] = ("data", "compute", "forward", "backward", "communication", "optimizer", "step")
 DISJOINT: tuple[str, ...] = ("data", "forward", "backward", "communication", "optimizer")  # compute is two of them
@@ -46,14 +45,30 @@ Mark = Any  # a moment: a time on the CPU, an event of the device on CUDA
 Laps = list[tuple[str, Mark]]  # what began when
 
 
-class Ranks:
-    """Stands beside the steps of the loop. Collective, where anything is to be measured."""
+class StepTimes(Method):
+    KEY: ClassVar[str] = "record.ranks_every_steps"
+    SECTION: ClassVar[bool] = False
+    CHANGES: ClassVar[bool] = False
 
-    def __init__(self, job: Job, update: Update) -> None:
-        self.every, self.plan, self.device = job.decided.recording.ranks_every_steps, job.plan, job.device
-        self.engine = job.engine
-        self.separable = isinstance(job.engine, Ddp)
-        self.hosts: list[str] = distributed.gather(platform.node()) if self.every else []
+    every_steps: int
+
+    @classmethod
+    def asked(cls, run: Run) -> StepTimes | None:
+        every = run.record.ranks_every_steps
+        return cls(every_steps=every) if every else None
+
+    def part(self, job: Built) -> TimesOfRanks:
+        return TimesOfRanks(self, job)
+
+
+class TimesOfRanks(Part):
+    """A measured step begins when its examples are asked for."""
+
+    def __init__(self, method: StepTimes, job: Built) -> None:
+        from largebatch.machine import distributed
+
+        self.every, self.plan, self.device, self.engine = method.every_steps, job.plan, job.device, job.engine
+        self.hosts: list[str] = distributed.gather(platform.node())
         self.laps: Laps | None = None  # of the measured step in progress
         self.complete: list[tuple[int, Laps]] = []  # steps done, and the laps of the last of them
         self.gradient_ready: Mark = None
@@ -61,38 +76,18 @@ class Ranks:
         self.hooks: list[Any] = []
         self.quiet_until: dict[int, int] = {}  # rank -> measured steps
         self.measured = 0
-        if self.every:
-            update.lap = self.lap
+        self.passed = 0  # steps of this session
 
-    def timed(self, stream: Iterator[Batches], first_step: int) -> Iterator[Batches]:
-        """The same micro-batches; a measured step begins when it is asked for."""
-        return self._timed_steps(stream, first_step) if self.every else stream
-
-    def _timed_steps(self, stream: Iterator[Batches], first_step: int) -> Iterator[Batches]:
-        for step in itertools.count(first_step):
-            self.laps = [] if due(step, self.every) and step >= first_step + WARM_UP else None
+    def before(self, step: Step) -> None:
+        self.laps = [] if due(step.number, self.every) and self.passed >= WARM_UP else None
+        self.passed += 1
+        if self.laps is not None:
+            step.lap = self.lap
             self.lap("data")
-            micro_batches = next(stream, None)
-            self.lap("other")
-            if micro_batches is None:
-                self.laps = None
-                return
-            yield micro_batches if self.laps is None else self._timed_micro_batches(micro_batches)
-
-    def _timed_micro_batches(self, micro_batches: Batches) -> Batches:
-        iterator = iter(micro_batches)
-        while True:
-            self.lap("data")
-            batch = next(iterator, None)
-            self.lap("forward" if batch is not None else "other")
-            if batch is None:
-                return
-            yield batch
 
     def lap(self, part: str) -> None:
         """From now on the step does ``part``: one of DISJOINT, ``last_backward`` (with hooks) or other."""
-        if self.laps is None:
-            return
+        assert self.laps is not None
         if self.hooks:
             self._take_gradient_ready()
         if part == "last_backward":
@@ -101,7 +96,9 @@ class Ranks:
         self.laps.append((part, self._now()))
 
     def _watch_gradients(self) -> None:
-        if not self.separable or distributed.world_size() == 1:
+        from largebatch.machine import distributed
+
+        if not self.engine.SEPARABLE or distributed.world_size() == 1:
             return
         parameters = [p for p in self.engine.model.parameters() if p.requires_grad]
         self.missing, self.gradient_ready = len(parameters), None
@@ -121,16 +118,17 @@ class Ranks:
         if self.gradient_ready is not None:
             self.laps.append(("communication", self.gradient_ready))
 
-    def after(self, step: int) -> None:
-        """The step that began after ``step`` steps is done."""
+    def after(self, step: Step) -> None:
         if self.laps is not None:
             self.lap("end")
-            self.complete.append((step + 1, self.laps))
+            self.complete.append((step.number + 1, self.laps))
             self.laps = None
 
     def _now(self) -> Mark:
         if self.device.type != "cuda":
             return time.perf_counter()
+        import torch
+
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -144,12 +142,16 @@ class Ranks:
             sums[part] = sums.get(part, 0.0) + seconds_between(begin, end)
         sums["compute"] = sums["forward"] + sums["backward"]
         sums["step"] = seconds_between(laps[0][1], laps[-1][1])
-        if not self.separable:
+        if not self.engine.SEPARABLE:
             sums |= dict.fromkeys(("compute", "forward", "backward", "communication", "optimizer"), math.nan)
         return [sums[part] for part in PARTS]
 
-    def read(self, recorder: Recorder) -> None:
-        """Record the steps measured since the last time. Collective."""
+    def read(self, recorder: Recording) -> None:
+        """Record the steps measured since the last time."""
+        import torch
+
+        from largebatch.machine import distributed
+
         if not self.complete:
             return
         own = torch.tensor([self._seconds(laps) for _, laps in self.complete], dtype=torch.float64)
@@ -158,9 +160,7 @@ class Ranks:
         table = distributed.sum_(of_ranks).transpose(0, 1).tolist()  # step, rank, part
         for (step, _), seconds in zip(self.complete, table, strict=True):
             found = summary([dict(zip(PARTS, row, strict=True)) for row in seconds], self.hosts)
-            examples = self.plan.examples_before(step)
-            epoch = examples / self.plan.dataset_size
-            recorder.event("ranks", step=step, examples_seen=examples, epoch=epoch, **found)
+            recorder.event("ranks", **self.plan.when(step), **found)
             self.measured += 1
             rank = found["slowest_rank"]
             if is_slow(found) and self.measured >= self.quiet_until.get(rank, 0):

@@ -1,0 +1,23 @@
+"""The methods a recipe can ask for beside its optimizer, one file each: keys, refusals, words, and a part of the run.
+
+Reading one loads no torch: what needs it imports it where a part is built or at work. The mathematics is in
+:mod:`largebatch.optim` and :mod:`largebatch.diagnostics`.
+"""
+
+from largebatch.recipes import config  # noqa: F401  # the recipe's own sections come first
+from largebatch.recipes.methods import Decision, GainClock, Method, MicroBatchWish, in_steps
+from largebatch.steps.part import Beyond, Built, Diverged, Part, Recording, Running
+
+__all__ = [
+    "Beyond",
+    "Built",
+    "Decision",
+    "Diverged",
+    "GainClock",
+    "Method",
+    "MicroBatchWish",
+    "Part",
+    "Recording",
+    "Running",
+    "in_steps",
+]

@@ -1,0 +1,54 @@
+"""Trust ratio, weight norm and update norm of every layer, every so many steps (optim/telemetry.py)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from largebatch.methods import Built, Method, Part, Recording
+from largebatch.plan.batch import due
+
+if TYPE_CHECKING:
+    from largebatch.optim import LayerNumbers
+    from largebatch.recipes.config import Run
+    from largebatch.steps.step import Step
+
+
+class Layers(Method):
+    KEY: ClassVar[str] = "record.layers_every_steps"
+    SECTION: ClassVar[bool] = False
+    CHANGES: ClassVar[bool] = False
+
+    every_steps: int
+
+    @classmethod
+    def asked(cls, run: Run) -> Layers | None:
+        every = run.record.layers_every_steps
+        return cls(every_steps=every) if every else None
+
+    def part(self, job: Built) -> LayersOfRun:
+        return LayersOfRun(self, job)
+
+
+class LayersOfRun(Part):
+    """Numbers stay on the device until they are read."""
+
+    def __init__(self, method: Layers, job: Built) -> None:
+        from largebatch.optim import Watch
+
+        self.plan, self.every = job.plan, method.every_steps
+        self.watch = Watch(job.engine.model.named_parameters(), job.engine.optimizer)
+        self.waiting: list[tuple[int, LayerNumbers]] = []  # steps done, what they showed
+
+    def before(self, step: Step) -> None:
+        if due(step.number, self.every):
+            self.watch.before()
+
+    def after(self, step: Step) -> None:
+        if due(step.number, self.every):
+            self.waiting.append((step.number + 1, self.watch.after()))
+
+    def read(self, recorder: Recording) -> None:
+        for step, layers in self.waiting:
+            values = layers.read()
+            recorder.layers(step, self.plan.examples_before(step), values.summary(), values.by_layer())
+        self.waiting = []

@@ -1,0 +1,156 @@
+"""The gradient noise scale of a run, from gradients that its training takes anyway (diagnostics/noise.py).
+
+Its averages go on after a resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from largebatch.errors import UserError
+from largebatch.methods import Built, Decision, Method, Part, Recording
+from largebatch.plan.batch import BatchPlan, Stage, due, largest_divisor
+from largebatch.recipes.keys import Fraction, PositiveInt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from largebatch.diagnostics.noise import Squares
+    from largebatch.recipes.config import Run
+    from largebatch.steps.step import Step
+
+
+class NoiseScale(Method):
+    """McCandlish's simple noise scale, from gradients that the training takes anyway."""
+
+    KEY: ClassVar[str] = "record.noise_scale"
+    SWITCH: ClassVar[bool] = True
+    CHANGES: ClassVar[bool] = False
+    WHOLE: ClassVar[bool] = True
+    AT_WEIGHTS: ClassVar[bool] = True
+    ONE_STEP: ClassVar[bool] = True
+    EQUAL_UNITS: ClassVar[bool] = True
+
+    small_batch_size: PositiveInt | None = None  # examples of the small batch; unset: the micro-batch
+    every_steps: PositiveInt = 5
+    smoothing: Fraction = 0.99  # what the averages keep of themselves at each measured step
+
+    def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> DecidedNoiseScale:
+        return DecidedNoiseScale(self, tuple(self.small_batch(run, stage, plan.world_size) for stage in plan.stages))
+
+    def small_batch(self, run: Run, stage: Stage, world_size: int) -> int:
+        """b: examples of the small batch in a stage of the run."""
+        size, micro, share = stage.global_batch_size, stage.micro_batch_size, stage.global_batch_size // world_size
+        key, stated = "record.noise_scale.small_batch_size", self.small_batch_size
+        measured = next((part for other in run.methods.values() if (part := other.gradient_part)), None)
+        small = stated or measured or micro
+        if small == size and stated is None:
+            raise UserError(
+                f"record.noise_scale needs gradients of two batch sizes, and here the global batch of {size} is one "
+                f"micro-batch; set batch.micro_batch_size to a part of it, such as {largest_divisor(size, size // 2)}"
+                if size > 1
+                else "record.noise_scale needs gradients of two batch sizes; batch.global_batch_size = 1 has one"
+            )
+        if small >= size:
+            raise UserError(f"{key} = {small} must be smaller than batch.global_batch_size = {size}")
+        if measured and small != measured:
+            raise UserError(
+                f"{key} = {small} must be lr.reference_batch_size = {measured} with lr.scaling = {run.lr.scaling}, "
+                "which measures the same parts; leave it out"
+            )
+        if small % micro or share % small:
+            raise UserError(
+                f"{key} = {small} must divide a rank's {share} examples of a step and be a multiple of the micro-batch "
+                f"of {micro}; set batch.micro_batch_size = {small}, or leave it out to take the micro-batch"
+            )
+        return small
+
+
+@dataclasses.dataclass(frozen=True)
+class DecidedNoiseScale(Decision):
+    method: NoiseScale
+    small_batches: tuple[int, ...]  # of each stage
+
+    @property
+    def gradient_part(self) -> int:
+        return self.small_batches[0]
+
+    def part(self, job: Built) -> NoiseOfRun:
+        return NoiseOfRun(self, job)
+
+
+class Waiting(NamedTuple):
+    step: int  # done when it was measured
+    squares: Tensor  # as the engine gives them
+
+
+class NoiseOfRun(Part):
+    """The averages of :mod:`largebatch.diagnostics.noise` over the steps of a run."""
+
+    def __init__(self, decision: DecidedNoiseScale, job: Built) -> None:
+        from largebatch.diagnostics.noise import Averages
+
+        self.plan, self.engine, self.every = job.plan, job.engine, decision.method.every_steps
+        self.small = dict(zip(job.plan.stages, decision.small_batches, strict=True))
+        self.averages = Averages(decision.method.smoothing)
+        self.waiting: list[Waiting] = []
+        self.last: tuple[int, Squares] | None = None
+        self.always = job.decided.clock is not None  # whose gains need every step measured
+
+    def before(self, step: Step) -> None:
+        parts = self.engine.parts
+        assert parts is not None
+        parts.active = self.always or due(step.number, self.every)
+        if parts.active:
+            parts.examples = self.small[self.plan.at(step.number)]
+
+    def with_gradient(self, turn: Step) -> None:
+        if turn.squares is not None and due(turn.number, self.every):
+            self.waiting.append(Waiting(turn.number + 1, turn.squares))
+
+    def settle(self) -> None:
+        """Complete what is waiting over ranks, and average it. Collective."""
+        import torch
+
+        from largebatch.diagnostics.noise import Squares
+        from largebatch.machine import distributed
+
+        if not self.waiting:
+            return
+        sums = distributed.sum_(torch.stack([waiting.squares[0] for waiting in self.waiting])).tolist()
+        wholes = torch.stack([waiting.squares[1] for waiting in self.waiting]).tolist()
+        for (step, _), parts_sum, whole in zip(self.waiting, sums, wholes, strict=True):
+            stage = self.plan.at(step - 1)
+            small = self.small[stage]
+            parts = stage.global_batch_size // small
+            squares = Squares(small, stage.global_batch_size, parts_sum * parts, whole)
+            self.averages.add(squares)
+            self.last = step, squares
+        self.waiting.clear()
+
+    def read(self, recorder: Recording) -> None:
+        """The newest measured step and the averages up to it."""
+        self.settle()
+        if self.last is None:
+            return
+        (step, squares), self.last = self.last, None
+        estimate = self.averages.estimate()
+        recorder.event(
+            "noise_scale",
+            **self.plan.when(step),
+            small_batch_size=squares.small_batch_size,
+            big_batch_size=squares.big_batch_size,
+            noise_scale=estimate.noise_scale,
+            noise_scale_low=estimate.low,
+            noise_scale_high=estimate.high,
+            gradient_square=estimate.gradient_square,
+            variance_trace=estimate.variance_trace,
+        )
+
+    def save(self) -> dict[str, Any]:
+        self.settle()
+        return self.averages.state_dict()
+
+    def load(self, state: dict[str, Any], of_ranks: list[dict[str, Any]]) -> None:
+        self.averages.load_state_dict({**state, "smoothing": self.averages.smoothing})

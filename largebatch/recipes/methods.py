@@ -1,0 +1,198 @@
+"""What a method of a recipe is, and all of them by name: one file each in the folder ``largebatch/methods``.
+
+A file holds the method's keys with their ranges, what it does not go with, its words, and the part that it is of a run.
+Reading one loads no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import pydantic
+from pydantic import BeforeValidator
+
+from largebatch.recipes import kinds
+from largebatch.recipes.keys import Section
+
+if TYPE_CHECKING:
+    from largebatch.plan.batch import BatchPlan
+    from largebatch.recipes.config import LearningRate, Run
+
+# The table: their parts stand in a run in this order.
+ORDER = (
+    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "ema", "swap",
+)  # fmt: skip
+
+
+class MicroBatchWish(NamedTuple):
+    """What a method asks of the micro-batch: ``size`` examples, or a divisor of ``within`` of them; and the key."""
+
+    why: str
+    size: int | None = None
+    within: int | None = None
+
+
+class GainClock(NamedTuple):
+    """A step counts as many steps of ``reference`` examples as its gain says, 1 to ``parts``."""
+
+    parts: int
+    reference: int
+
+
+class Decision:
+    """What was decided of a method; frozen, without torch."""
+
+    @property
+    def words(self) -> str | None:
+        """What it does, in a sentence, printed before time is spent."""
+        return None
+
+    @property
+    def gradient_part(self) -> int:
+        """Examples of the parts of the first step whose gradients are measured; 0: none are."""
+        return 0
+
+    @property
+    def micro_batches(self) -> tuple[int, ...]:
+        """In which it trains beside the plan's."""
+        return ()
+
+    @property
+    def sets(self) -> int:
+        """Sets of weights and optimizer states that all ranks together hold at a time."""
+        return 1
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes over each example of a step."""
+        return 1
+
+    def part(self, job: Any) -> Any:
+        """A :class:`~largebatch.steps.part.Part` of a run; None: it needs none."""
+        return None
+
+
+class Method(Section, Decision):
+    """A method, as a recipe asks for it."""
+
+    KEY: ClassVar[str]  # where it stands in a recipe; several that share one are told apart by their ``name``
+    SECTION: ClassVar[bool] = True  # whether its own keys stand there
+    ROW: ClassVar[str | None] = None  # what its row of `recipe show` is called
+    SWITCH: ClassVar[bool] = False  # whether true and false may be written for its section
+    CHANGES: ClassVar[bool] = True  # whether by it the weights become others
+    WHOLE: ClassVar[bool] = False  # whether it needs whole weights on every rank, and gradients that are not scaled
+    REPLAYED: ClassVar[bool] = True  # whether forward and backward are the same in every step
+    AT_WEIGHTS: ClassVar[bool] = False  # whether it measures gradients, and means those at the weights
+    ONE_STEP: ClassVar[bool] = False  # whether it looks at the one step that all take together
+    ALONE: ClassVar[str | None] = None  # "by turns", "at the end": whether, and when, workers go alone
+    BESIDE: ClassVar[str | None] = None  # other weights that are evaluated beside the trained ones
+    ENDS_EARLY: ClassVar[bool] = False  # whether the plan may not be run to its end
+    EQUAL_UNITS: ClassVar[bool] = False  # whether it needs examples that count alike
+
+    @classmethod
+    def written(cls, value: Any) -> Any:
+        """What is validated in place of what was written."""
+        return {True: {}, False: None}[value] if cls.SWITCH and isinstance(value, bool) else value
+
+    @classmethod
+    def asked(cls, run: Run) -> Method | None:
+        """As the recipe asks for it; None where it does not."""
+        value: Any = run
+        for name in cls.KEY.split("."):
+            value = getattr(value, name, None)
+        return value if isinstance(value, cls) else None
+
+    @classmethod
+    def rule(cls, lr: LearningRate, global_batch_size: int) -> str:
+        """The words of the lr, where the method is asked for by ``lr.scaling`` and sets it."""
+        raise NotImplementedError
+
+    @property
+    def where(self) -> str:
+        """The key that asks for it: ``averaging.name = swap``."""
+        return f"{self.KEY}.name = {name}" if (name := getattr(self, "name", None)) else self.KEY
+
+    def refusals(self, run: Run, precision: str) -> Iterator[str]:
+        """What of the recipe it does not go with: a sentence for each, with the keys and what would be valid."""
+        yield from ()
+
+    def check_task(self, name: str, numbers: list[str]) -> Iterator[str]:
+        """The same of the task called ``name``, whose evaluations give these ``numbers``."""
+        yield from ()
+
+    def micro_batch(self, run: Run, world_size: int) -> MicroBatchWish | None:
+        """Raises UserError for numbers that do not fit."""
+        return None
+
+    def clock(self, run: Run) -> GainClock | None:
+        """The one of the run, where it is not the examples seen."""
+        return None
+
+    def saved(self, states: int) -> int:
+        """Tensors as large as the weights that a checkpoint has for it; ``states`` are those of the optimizer."""
+        return 0
+
+    def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> Decision:
+        """Raises UserError for numbers that do not fit."""
+        return self
+
+
+class NoMethod(Section):
+    """Where one of several methods could stand, and none does."""
+
+    name: Literal["none"] = "none"
+
+
+@functools.cache
+def table() -> dict[str, type[Method]]:
+    """Every method by its name, in the order of their parts."""
+    package = "largebatch.methods"
+    files = kinds.modules(package, kinds.folders(package))
+    if files.keys() != set(ORDER):
+        odd = ", ".join(sorted(files.keys() ^ set(ORDER)))
+        raise AssertionError(f"{odd}: largebatch.recipes.methods.ORDER names the files of {package}, and no other")
+    return {name: _method_in(files[name]()) for name in ORDER}
+
+
+def _method_in(module: Any) -> type[Method]:
+    """The one that the module defines."""
+    (method,) = (
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ == module.__name__
+    )
+    return method
+
+
+def of(run: Run) -> Mapping[str, Method]:
+    """Those that a recipe asks for, by name, in their order."""
+    return {name: method for name, kind in table().items() if (method := kind.asked(run)) is not None}
+
+
+Holding = TypeVar("Holding", bound=Section)
+
+
+def holding(section: type[Holding], key: str = "") -> type[Holding]:
+    """The ``section`` that stands at ``key`` of a recipe, with the keys of the methods that stand in it."""
+    fields: dict[str, Any] = {}
+    for kind in table().values():
+        above, _, name = kind.KEY.rpartition(".")
+        if kind.SECTION and above == key and name not in fields:
+            fields[name] = _field([other for other in table().values() if other.SECTION and other.KEY == kind.KEY])
+    return pydantic.create_model(section.__name__, __base__=section, __module__=section.__module__, **fields)
+
+
+def _field(choices: list[type[Method]]) -> tuple[Any, Any]:
+    """Its type, and what it is where it is left out."""
+    if "name" in choices[0].model_fields:
+        named = kinds.one_of({"none": NoMethod, **{str(kind): kind for kind in choices}})
+        none_is_null = BeforeValidator(lambda written: {"name": "none"} if written is None else written)
+        return Annotated[named, none_is_null], NoMethod()
+    (only,) = choices
+    return Annotated[only | None, BeforeValidator(only.written)], None
+
+
+def in_steps(count: int) -> str:
+    return "step" if count == 1 else f"{count} steps"

@@ -1,0 +1,49 @@
+"""The parts of a run, by name, in the order in which they are called: those of its methods, then any that are added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from largebatch.recipes.methods import Decision
+from largebatch.run.assemble import Job
+from largebatch.steps.part import Beyond, Part
+from largebatch.steps.step import Step
+
+Added = Mapping[str, Callable[[Job], Part]]  # name -> what makes one
+
+everywhere: dict[str, Callable[[Job], Part]] = {}  # parts of every run of this process: of who starts it, or looks on
+
+
+class Parts(dict[str, Part]):
+    """Name -> part, and what all of them together say."""
+
+    def __init__(self, job: Job, added: Added | None = None) -> None:
+        super().__init__()
+        for name, decision in job.decided.methods.items():
+            if (part := part_of(decision, job)) is not None:
+                self[name] = part
+        self.update({name: make(job) for name, make in {**(added or {}), **everywhere}.items()})
+
+    def turns(self, step: Step) -> Iterator[Step]:
+        """What the optimizer steps on in a step of the run."""
+        turns = iter([step])
+        for part in self.values():
+            turns = part.turns(turns)
+        return turns
+
+    @property
+    def over(self) -> bool:
+        return any(part.over for part in self.values())
+
+    @property
+    def stale_statistics(self) -> bool:
+        return any(part.stale_statistics for part in self.values())
+
+    @property
+    def beyond(self) -> Beyond:
+        """Of all of them."""
+        return Beyond(*(sum(numbers) for numbers in zip(*(part.beyond for part in self.values()), strict=True)))
+
+
+def part_of(decision: Decision, job: Job) -> Part | None:
+    return decision.part(job)

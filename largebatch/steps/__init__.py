@@ -1,0 +1,1 @@
+"""What a step and an evaluation are, and what may stand beside a step. The run puts them together."""
