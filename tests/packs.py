@@ -21,7 +21,7 @@ from largebatch.data.folder import Files, scan
 from largebatch.data.packs import packing
 from largebatch.data.packs.manifest import Facts
 from largebatch.data.packs.origins import origins
-from largebatch.data.sources import Source
+from largebatch.data.sources import ImageSource
 
 
 def packed(source: Path | str, dest: Path, val: str | None = None, **options: Any) -> Facts | None:
@@ -43,11 +43,11 @@ def encoded(width: int, height: int, seed: int = 0, form: str = "JPEG") -> bytes
     return file.getvalue()
 
 
-def folder_sources(root: Path) -> dict[str, Source]:
+def folder_sources(root: Path) -> dict[str, ImageSource]:
     return {"train": scan(root / "train"), "test": scan(root / "val")}
 
 
-def as_shards(sources: dict[str, Source], root: Path, per_shard: int = 8) -> Path:
+def as_shards(sources: dict[str, ImageSource], root: Path, per_shard: int = 8) -> Path:
     """WebDataset's form: 000000.jpg and 000000.cls, a few to a tar file."""
     root.mkdir()
     for split, source in sources.items():
@@ -61,7 +61,7 @@ def as_shards(sources: dict[str, Source], root: Path, per_shard: int = 8) -> Pat
     return root
 
 
-def as_parquet(sources: dict[str, Source], root: Path, files: int = 3, row_group_size: int = 4) -> Path:
+def as_parquet(sources: dict[str, ImageSource], root: Path, files: int = 3, row_group_size: int = 4) -> Path:
     """Hugging Face's form, a few row groups to a file."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -17,7 +17,7 @@ from programs import largebatch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from largebatch.cli.data import Lines, app
+from largebatch.cli.data import ProgressLines, app
 from largebatch.errors import UserError
 
 
@@ -133,7 +133,7 @@ def test_where_there_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(monk
     clock = iter([0.0, 1.0, 40.0, 41.0, 80.0, 90.0])
     monkeypatch.setattr("largebatch.cli.data.time", SimpleNamespace(monotonic=lambda: next(clock)))
     said = io.StringIO()
-    lines = Lines(Console(file=said, width=100), "images", every_seconds=30)
+    lines = ProgressLines(Console(file=said, width=100), "images", every_seconds=30)
     for done in (1000, 5000, 5100, 9000, 10_000):
         lines.tell(done, 10_000)
     assert said.getvalue().splitlines() == [

@@ -22,7 +22,7 @@ from programs import REPOSITORY
 from largebatch import report
 from largebatch.data import formats, sets
 from largebatch.data.fetch import _download, _Failed
-from largebatch.data.published import Published
+from largebatch.data.published import PublishedFiles
 from largebatch.data.sets.cifar10 import Cifar10
 from largebatch.errors import UserError
 from largebatch.recipes import config
@@ -262,7 +262,7 @@ def test_a_download_without_an_end_is_given_up(tmp_path, monkeypatch):
 
 
 def test_every_download_has_a_checksum():
-    published = [known.origin for known in sets.table().values() if isinstance(known.origin, Published)]
+    published = [known.origin for known in sets.table().values() if isinstance(known.origin, PublishedFiles)]
     assert len(published) == 4
     for origin in published:
         assert origin.md5

@@ -15,14 +15,14 @@ is read, and knows nothing of ZeRO's flat partitions.
 from largebatch.checkpoint.manifest import Damaged, existing, path_of, step_of
 from largebatch.checkpoint.randomness import seed_rank
 from largebatch.checkpoint.reader import Loaded, load_newest, state_of
-from largebatch.checkpoint.retention import Keep
+from largebatch.checkpoint.retention import Retention
 from largebatch.checkpoint.writer import Outcome, Writer, clear_up
 
 __all__ = [
     "Damaged",
-    "Keep",
     "Loaded",
     "Outcome",
+    "Retention",
     "Writer",
     "clear_up",
     "existing",

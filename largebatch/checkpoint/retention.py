@@ -15,13 +15,13 @@ class Saved(NamedTuple):
     worth: float | None  # its score, turned so that more is better; None: not evaluated at its step
 
 
-class Keep(NamedTuple):
+class Retention(NamedTuple):
     last: int = 2
     every_epochs: float | None = None
     best: int = 0
 
 
-def staying(saved: Iterable[Saved], keep: Keep) -> set[int]:
+def staying(saved: Iterable[Saved], keep: Retention) -> set[int]:
     """The steps of those that stay.
 
     The ``last`` of all; of each stretch of ``every_epochs`` the first at or after its begin (not of that from zero on);

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from largebatch.checkpoint import manifest, tree
 from largebatch.checkpoint.pieces import Pieces
-from largebatch.checkpoint.retention import Keep, Saved, staying
+from largebatch.checkpoint.retention import Retention, Saved, staying
 from largebatch.errors import Lost
 from largebatch.machine import distributed, watchdog
 from largebatch.plan.score import score_of
@@ -61,7 +61,7 @@ class Copy(NamedTuple):
 class Writer:
     """Saves into ``directory``; one save at a time. Made, used and closed by all ranks alike."""
 
-    def __init__(self, directory: Path, keep: Keep, asynchronous: bool = True) -> None:
+    def __init__(self, directory: Path, keep: Retention, asynchronous: bool = True) -> None:
         self.directory, self.keep, self.asynchronous = directory, keep, asynchronous
         self._group = distributed.separate_group()
         self._staging: dict[str, Tensor] = {}
@@ -180,7 +180,7 @@ class Writer:
             folder.mkdir(parents=True, exist_ok=True)
             return None, True, write_tensors(folder / f"rank-{distributed.rank():05d}.safetensors", copy.in_file)
         except Exception as error:
-            return f"{folder.with_suffix('')}: {reason_of(error)}", True, {}
+            return f"{folder.with_suffix('')}: {why_not_written(error)}", True, {}
 
     def _committed(self, step: int, facts: dict[str, Any], shared_tree: Any, found: list[Any], begun: float) -> Outcome:
         """Rank zero: the checkpoint gets its name if every rank has written its part."""
@@ -200,7 +200,7 @@ class Writer:
                 manifest.write(folder, {"step": step, **facts, "files": files, "tree": whole})
                 take_name(folder, path)
             except Exception as error:
-                problems.append(f"{path}: {reason_of(error)}")
+                problems.append(f"{path}: {why_not_written(error)}")
         if problems:
             shutil.rmtree(folder, ignore_errors=True)
         else:
@@ -263,7 +263,7 @@ def put_aside(path: Path) -> Path:
     return aside
 
 
-def remove_old(directory: Path, keep: Keep, just_written: int) -> None:
+def remove_old(directory: Path, keep: Retention, just_written: int) -> None:
     """By the policy; a damaged checkpoint is nobody's last, and is left for whoever wants to look at it."""
     known = {}
     for path in manifest.existing(directory):
@@ -293,7 +293,7 @@ def clear_up(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def reason_of(error: Exception) -> str:
+def why_not_written(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if "StorageFull" in str(error) or f"os error {errno.ENOSPC}" in str(error):

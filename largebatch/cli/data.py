@@ -80,7 +80,7 @@ def pack_with_progress(
     begin = time.perf_counter()
     if "://" not in given and dest.resolve().is_relative_to(Path(paths.expanded("SRC", given)).resolve()):
         raise UserError(f"{dest} lies in {given}, which it would be a part of the next time; choose another folder")
-    lines = Lines(console, "images")
+    lines = ProgressLines(console, "images")
     with bar(console, "images") as progress:
         task: list[rich.progress.TaskID] = []
 
@@ -108,7 +108,7 @@ def verify(root: Folder) -> None:
     from largebatch.data.packs import pack
 
     console = wide_console()
-    lines = Lines(console, "MB")
+    lines = ProgressLines(console, "MB")
     with bar(console, "MB") as progress:
         task = progress.add_task("reading", total=None)
 
@@ -154,7 +154,7 @@ def bar(console: rich.console.Console, unit: str) -> rich.progress.Progress:
     )
 
 
-class Lines:
+class ProgressLines:
     """What a bar is on a terminal: elsewhere a line now and then, so that a log shows that it goes on."""
 
     def __init__(self, console: rich.console.Console, unit: str, every_seconds: float = EVERY_SECONDS) -> None:

@@ -103,7 +103,7 @@ def view(data: bytes, size: int, draw: Draw, decode: str) -> Tensor:
     return _pillow(data, size, draw) if found is None else found
 
 
-def reason_of(failure: Exception) -> str:
+def why_unreadable(failure: Exception) -> str:
     """Why an image could not be read, in a few words."""
     if isinstance(failure, UnidentifiedImageError):
         return "not an image of a known format"  # its own words name a buffer

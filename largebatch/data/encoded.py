@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from largebatch.data.decode import Draw, Window, jpeg_size, view
-from largebatch.data.workers import Answer, Decoded, Form, Reader, Request, WorkerSplit
+from largebatch.data.workers import Answer, CollectedImages, Decoded, Reader, Request, WorkerSplit
 
 _END = b"\xff\xd9"
 
@@ -39,7 +39,7 @@ class Encoded(NamedTuple):
             yield int(row), self.data[starts[row] : self.ends[row]], window
 
 
-class Undecoded(Form):
+class Undecoded(CollectedImages):
     """The files as they are, where a decoder on the device takes them."""
 
     def __init__(self, count: int, side: int) -> None:
@@ -68,7 +68,7 @@ class Undecoded(Form):
 class DeviceDecodedSplit(WorkerSplit):
     """What splits share whose workers read and whose device decodes."""
 
-    def _form(self) -> Callable[[int, int], Form]:
+    def _form(self) -> Callable[[int, int], CollectedImages]:
         return Undecoded
 
     def _read_again(self, answer: Answer, row: int, reader: Reader) -> tuple[Answer, Tensor]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from largebatch.data import formats, sets
 from largebatch.data.places import bases, data_folder, find, locate, usual_folders
-from largebatch.data.published import ByHand, NoFiles, Package, Published
+from largebatch.data.published import ByHand, NoFiles, Package, PublishedFiles
 from largebatch.errors import UserError, suggestion
 from largebatch.records.files import whole
 
@@ -59,7 +59,7 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, report: Report 
     return _fetch_from_afar(name, origin, root, report)
 
 
-def _fetch_from_afar(name: str, origin: Published, root: str | os.PathLike[str] | None, report: Report) -> Path:
+def _fetch_from_afar(name: str, origin: PublishedFiles, root: str | os.PathLike[str] | None, report: Report) -> Path:
     tried = [f"no copy in {place}" for place in bases(name, root)]
     with _workshop(root) as (base, work):
         for source, attempt in _attempts(name, origin, work):
@@ -79,7 +79,7 @@ def _fetch_from_afar(name: str, origin: Published, root: str | os.PathLike[str] 
     )
 
 
-def _attempts(name: str, origin: Published, work: Path) -> Iterator[tuple[str, Callable[[Report], Path]]]:
+def _attempts(name: str, origin: PublishedFiles, work: Path) -> Iterator[tuple[str, Callable[[Report], Path]]]:
     """Every way to get the set, best first: what it is called, and what gives a folder of its files."""
     for mirror in origin.mirrors:
         url = mirror.format(name=name)
@@ -118,7 +118,7 @@ def _moved(folder: Path, home: Path) -> Path:
     return home
 
 
-def _from_mirror(mirror: str, origin: Published, work: Path, report: Report) -> Path:
+def _from_mirror(mirror: str, origin: PublishedFiles, work: Path, report: Report) -> Path:
     """A folder with the set's files, downloaded, verified, and unpacked if they come as an archive."""
     folder = work / "mirror"
     folder.mkdir(exist_ok=True)

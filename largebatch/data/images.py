@@ -33,7 +33,7 @@ from largebatch.data.questions import same_classes, whole_set
 from largebatch.data.resident import HOLD_OUT_SEED
 from largebatch.data.sets import USUAL_DECODER, Asked, leaves_some
 from largebatch.data.sets._photographs import Photographs, sizes_of
-from largebatch.data.shards.source import Shards, files_of, is_shards, open_shards
+from largebatch.data.shards.source import ShardedImages, files_of, is_shards, open_shards
 from largebatch.data.sizes import Sizes
 from largebatch.data.unreadable import Unreadable
 from largebatch.data.views import centre_box
@@ -62,7 +62,7 @@ class Reading:
     helpers: Helpers
 
 
-class Found(NamedTuple):
+class ImageSplits(NamedTuple):
     """``parts``: train and, where there is one, test."""
 
     form: str
@@ -116,7 +116,7 @@ def _place(known: Photographs, root: str | None) -> str:
     return root if root is not None and "://" in root else str(places.located(known.name, root).path)
 
 
-def _divided(where: str, found: Found, known: Photographs, hold_out: int) -> tuple[Any, Any]:
+def _divided(where: str, found: ImageSplits, known: Photographs, hold_out: int) -> tuple[Any, Any]:
     """The sources that are trained on and judged by."""
     train = found.parts["train"]
     if known.number_of_classes is not None and len(train.classes) != known.number_of_classes:
@@ -131,29 +131,29 @@ def _divided(where: str, found: Found, known: Photographs, hold_out: int) -> tup
     return train.part(~chosen), train.part(chosen)
 
 
-def _found(where: str, classes_expected: int | None, asked: Asked) -> Found:
+def _found(where: str, classes_expected: int | None, asked: Asked) -> ImageSplits:
     hold_out = asked.hold_out
     path = Path(where)
     if "://" not in where and is_pack(path):
         pack = open_pack(path)
         if "test" not in pack.splits and not hold_out:
             raise UserError(f"{where} is a pack without a test set; set data.hold_out, or pack a folder that has one")
-        return Found(f"pack of {pack.form}", pack.splits)
+        return ImageSplits(f"pack of {pack.form}", pack.splits)
     if is_shards(where):
         whole_set(where, files_of(where))
         splits = ("train",) if hold_out else ("train", "test")
         shards = open_shards(where, report=asked.report, shuffle_shards=asked.shuffle_shards, splits=splits)
-        return Found(SHARDS, shards)
+        return ImageSplits(SHARDS, shards)
     train = scan(path / "train", classes_expected)
     if hold_out:
-        return Found(FOLDER, {"train": train})
-    return Found(FOLDER, {"train": train, "test": scan(_test_folder(path))})
+        return ImageSplits(FOLDER, {"train": train})
+    return ImageSplits(FOLDER, {"train": train, "test": scan(_test_folder(path))})
 
 
 def _split(source: Any, how: Reading, training: bool) -> Split:
     if isinstance(source, PixelPack):
         return PackedSplit(source, how.sizes, how.augment, how.color_jitter)
-    in_store = isinstance(source, Shards) and source.remote
+    in_store = isinstance(source, ShardedImages) and source.remote
     return SPLITS[how.decode](
         source,
         how.sizes,

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from largebatch.data import formats, sets
-from largebatch.data.published import ByHand, NoFiles, Published
+from largebatch.data.published import ByHand, NoFiles, PublishedFiles
 from largebatch.errors import UserError
 from largebatch.recipes import paths
 
 
-class Found(NamedTuple):
+class LocalCopy(NamedTuple):
     path: Path  # the folder of the files, or their archive
     form: formats.Form | None  # None: an image folder
 
@@ -58,7 +58,7 @@ def bases(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
     if root is not None:
         return [Path(paths.expanded("data.root", os.fspath(root)))]
     origin = sets.known(name).origin
-    system = [origin.package.folder] if isinstance(origin, Published) and origin.package else []
+    system = [origin.package.folder] if isinstance(origin, PublishedFiles) and origin.package else []
     return list(dict.fromkeys([*usual_folders(), *system]))
 
 
@@ -72,14 +72,14 @@ def locate(name: str, root: str | os.PathLike[str] | None = None) -> Path:
     return located(name, root).path
 
 
-def located(name: str, root: str | os.PathLike[str] | None = None) -> Found:
+def located(name: str, root: str | os.PathLike[str] | None = None) -> LocalCopy:
     """Like :func:`search`, or a ``UserError`` that says where was looked and which files are missing."""
     found = search(name, root)
     if found:
         return found
     looked = " or ".join(str(base) for base in bases(name, root))
     origin = sets.known(name).origin
-    if not isinstance(origin, Published):
+    if not isinstance(origin, PublishedFiles):
         raise UserError(
             f"data set {name} not found in {looked}; data.root should be a folder with "
             f"train/<class>/*.jpg and val/<class>/*.jpg, a pack, or WebDataset shards"
@@ -94,32 +94,32 @@ def located(name: str, root: str | os.PathLike[str] | None = None) -> Found:
     raise UserError(f"data set {name} not found in {looked}; run `largebatch data fetch {name}`")
 
 
-def search(name: str, root: str | os.PathLike[str] | None = None) -> Found | None:
+def search(name: str, root: str | os.PathLike[str] | None = None) -> LocalCopy | None:
     match sets.known(name).origin:
         case NoFiles():
             raise UserError(f"data set {name!r} has no files to look for")
         case ByHand() as origin:
             return _image_folder(name, origin, root)
-        case Published() as origin:
+        case PublishedFiles() as origin:
             return _copy(name, origin, root)
 
 
-def _copy(name: str, origin: Published, root: str | os.PathLike[str] | None) -> Found | None:
+def _copy(name: str, origin: PublishedFiles, root: str | os.PathLike[str] | None) -> LocalCopy | None:
     for folder, form in _folders(name, origin, root):
         if not form.missing(folder):
-            return Found(folder, form)
+            return LocalCopy(folder, form)
         if form.archive and form.folder == folder.name and os.path.isfile(folder.parent / form.archive):
-            return Found(folder.parent / form.archive, form)
+            return LocalCopy(folder.parent / form.archive, form)
     return None
 
 
-def _image_folder(name: str, origin: ByHand, root: str | os.PathLike[str] | None) -> Found | None:
+def _image_folder(name: str, origin: ByHand, root: str | os.PathLike[str] | None) -> LocalCopy | None:
     if root is None and not origin.folders:
         return None
     for base in bases(name, root):
         for folder in (base, *(base / alias for alias in origin.folders)):
             if _holds_images(folder) and (root is not None or folder != base):
-                return Found(folder, None)
+                return LocalCopy(folder, None)
     return None
 
 
@@ -130,7 +130,9 @@ def _holds_images(folder: Path) -> bool:
     return any(name.endswith(".tar") for name in os.listdir(folder)) if os.path.isdir(folder) else False
 
 
-def _folders(name: str, origin: Published, root: str | os.PathLike[str] | None) -> Iterator[tuple[Path, formats.Form]]:
+def _folders(
+    name: str, origin: PublishedFiles, root: str | os.PathLike[str] | None
+) -> Iterator[tuple[Path, formats.Form]]:
     """Every folder in which each form of ``name`` may lie, best place first."""
     for base in bases(name, root):
         homes = [base / alias for alias in origin.folders]

@@ -34,7 +34,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFiles:
     """Files with their MD5 on mirrors, the forms in which a copy may lie here, and where it is looked for."""
 
     folders: tuple[str, ...]  # what it is called below a data folder
@@ -51,4 +51,4 @@ class Published:
         return next((form for form in self.forms if form.folder == self.home), None)
 
 
-Origin = NoFiles | ByHand | Published
+Origin = NoFiles | ByHand | PublishedFiles

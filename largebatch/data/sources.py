@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Encoded images ``0 .. N-1`` of one split."""
 
     @property
@@ -36,6 +36,6 @@ class Source(Protocol):
         """The encoded image, as it was written. Raises OSError."""
         ...
 
-    def part(self, chosen: np.ndarray) -> Source:
+    def part(self, chosen: np.ndarray) -> ImageSource:
         """The images at the indices (or where the mask is true), in that order."""
         ...

@@ -26,11 +26,11 @@ from torch.utils.data import Dataset, get_worker_info
 from largebatch.data import augment as augmentation
 from largebatch.data import views as viewing
 from largebatch.data.dataset import Placement, normalised, share
-from largebatch.data.decode import Draw, Window, evaluation_window, reason_of, training_window, view
+from largebatch.data.decode import Draw, Window, evaluation_window, training_window, view, why_unreadable
 from largebatch.data.nested import Batch
 from largebatch.data.processes import Helpers, answered
 from largebatch.data.sizes import Sizes
-from largebatch.data.sources import Source
+from largebatch.data.sources import ImageSource
 from largebatch.data.statistics import IMAGENET
 from largebatch.data.streams import in_steps, one_ahead
 from largebatch.data.unreadable import Reasons, Unreadable, is_machine_s
@@ -68,7 +68,7 @@ class Refusal(NamedTuple):
     may_pass: bool = False  # the machine's fault, not the image's
 
 
-class Form(Protocol):
+class CollectedImages(Protocol):
     """What becomes of the encoded images of one micro-batch."""
 
     def __init__(self, count: int, side: int) -> None: ...
@@ -80,7 +80,7 @@ class Form(Protocol):
     def whole(self) -> Any: ...
 
 
-class Decoded(Form):
+class Decoded(CollectedImages):
     """The views, decoded here."""
 
     def __init__(self, count: int, side: int, decode: str = "turbo") -> None:
@@ -101,8 +101,8 @@ class Reader(Dataset):
 
     def __init__(
         self,
-        source: Source,
-        form: Callable[[int, int], Form],
+        source: ImageSource,
+        form: Callable[[int, int], CollectedImages],
         augment: str,
         color_jitter: float,
         seed: int,
@@ -143,7 +143,7 @@ class Reader(Dataset):
                 take(self.source.read(index))
                 return index
             except Exception as failure:  # a broken image can raise nearly anything
-                name, reason = self.source.name(index), reason_of(failure)
+                name, reason = self.source.name(index), why_unreadable(failure)
                 machine_s = is_machine_s(failure)
                 message = f"{name} cannot be read as an image: {reason}"
                 if machine_s or self.at_most is None:
@@ -165,7 +165,7 @@ class WorkerSplit:
 
     def __init__(
         self,
-        source: Source,
+        source: ImageSource,
         sizes: Sizes,
         augment: str,
         color_jitter: float,
@@ -183,7 +183,7 @@ class WorkerSplit:
         self.ahead, self.at_the_end = ahead, at_the_end
         self.helpers = helpers or Helpers()
 
-    def _form(self) -> Callable[[int, int], Form]:
+    def _form(self) -> Callable[[int, int], CollectedImages]:
         """What workers make of the files."""
         return functools.partial(Decoded, decode=self.decode)
 

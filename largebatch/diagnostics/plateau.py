@@ -51,7 +51,7 @@ class Seen(NamedTuple):
     smallest: float | None = None
 
 
-class Answer(NamedTuple):
+class Diagnosis(NamedTuple):
     verdict: str
     sentence: str
     evidence: list[str]
@@ -105,11 +105,11 @@ ADVICE = {
 }
 
 
-def judge(seen: Seen) -> Answer:
+def judge(seen: Seen) -> Diagnosis:
     """The verdict and what it rests on."""
     if len(seen.losses) < FEWEST:
         evidence = [f"{len(seen.losses)} records of the loss; at least {FEWEST} are needed"]
-        return Answer("unknown", SENTENCES["unknown"], evidence, ADVICE["unknown"], {"records": len(seen.losses)})
+        return Diagnosis("unknown", SENTENCES["unknown"], evidence, ADVICE["unknown"], {"records": len(seen.losses)})
     numbers, evidence = of_the_loss(seen)
     moving = numbers["moving"]
     more, said = of_the_gradient(seen)
@@ -119,7 +119,7 @@ def judge(seen: Seen) -> Answer:
     numbers |= more
     evidence += said
     verdict = moving or verdict_of_standing(numbers)
-    return Answer(verdict, SENTENCES[verdict], evidence, ADVICE[verdict], numbers)
+    return Diagnosis(verdict, SENTENCES[verdict], evidence, ADVICE[verdict], numbers)
 
 
 def of_the_loss(seen: Seen) -> tuple[dict[str, Any], list[str]]:

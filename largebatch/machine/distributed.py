@@ -129,8 +129,8 @@ def met(timeout: datetime.timedelta) -> tuple[Any, int, int]:
     if problems and not isinstance(problems[0], RuntimeError):
         raise problems[0]
     raise Lost(
-        f"rank {own} of {ranks} has not found the others at {address}, port {port}: {reason_of(reason)}; rank 0 is not "
-        "there, cannot be reached, or another program holds the port: set MASTER_PORT to a free one"
+        f"rank {own} of {ranks} has not found the others at {address}, port {port}: {first_sentence(reason)}; rank 0 "
+        "is not there, cannot be reached, or another program holds the port: set MASTER_PORT to a free one"
     ) from (problems[0] if problems else None)
 
 
@@ -247,10 +247,12 @@ def losses_told() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in BROKEN):
             raise
         own, ranks = (os.environ.get(key, "?") for key in ("RANK", "WORLD_SIZE"))
-        raise Lost(f"rank {own} of {ranks} has lost the others, or did not find them: {reason_of(error)}") from error
+        raise Lost(
+            f"rank {own} of {ranks} has lost the others, or did not find them: {first_sentence(error)}"
+        ) from error
 
 
-def reason_of(problem: object) -> str:
+def first_sentence(problem: object) -> str:
     """The first sentence of what torch says, without where in torch it was said."""
     return next(iter(str(problem).splitlines()), "").rpartition("] ")[2].partition(". ")[0]
 

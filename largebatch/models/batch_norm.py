@@ -44,13 +44,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from largebatch.errors import UserError
 
 
-class Ranks(NamedTuple):
+class NormGroup(NamedTuple):
     """The processes that normalise together; a copy of a model, such as an average of its weights, shares them."""
 
     group: Any
     count: int
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+    def __deepcopy__(self, memo: dict[int, Any]) -> NormGroup:
         return self
 
 
@@ -62,7 +62,7 @@ class SizedNorm(_BatchNorm):
 
     bn_batch_size: int
     share: int  # examples of a part that this process holds
-    ranks: Ranks | None
+    ranks: NormGroup | None
     sums: Tensor | None  # as the statistics of a pass, over all parts since the last commit
 
     def forward(self, input: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def recomputed_statistics(
     notice that it is watched. A norm that no example reached keeps what it had. After an exception all do.
     """
     norms = list(batch_norms(model))
-    tallies = [Tally(norm) for norm in norms if norm.track_running_stats and norm.running_mean is not None]
+    tallies = [InputMoments(norm) for norm in norms if norm.track_running_stats and norm.running_mean is not None]
     modes = [(module, module.training) for module in model.modules()]
     with contextlib.ExitStack() as stack:
         stack.callback(_set_modes, modes)
@@ -281,7 +281,7 @@ class Synchronised(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, ranks: Ranks, eps: float
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, ranks: NormGroup, eps: float
     ) -> tuple[Tensor, Tensor]:
         own, own_variance, centred = moments(x)
         share = torch.stack([own, own_variance])
@@ -321,7 +321,7 @@ class Synchronised(torch.autograd.Function):
         return of_x, of_weight, of_bias, None, None
 
 
-class Tally:
+class InputMoments:
     """Σ x and Σ x² of a norm's input by channel, in float64, over all passes."""
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -338,7 +338,7 @@ class Tally:
         self.count += count
 
 
-def _replace(tallies: list[Tally], sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
+def _replace(tallies: list[InputMoments], sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
     device = tallies[0].sums.device
     counts = torch.tensor([tally.count for tally in tallies], dtype=torch.float64, device=device)
     together = sum_over_ranks(torch.cat([counts, *(tally.sums.flatten().to(device) for tally in tallies)]))
@@ -354,7 +354,7 @@ def _replace(tallies: list[Tally], sum_over_ranks: Callable[[Tensor], Tensor]) -
             running_var.copy_((square - mean.square()).clamp_(min=0))
 
 
-def _ranks(bn_batch_size: int, micro_batch_size: int, group: Any, group_size: int) -> Ranks | None:
+def _ranks(bn_batch_size: int, micro_batch_size: int, group: Any, group_size: int) -> NormGroup | None:
     """Who normalises together: None where one process holds whole parts."""
     told = f"bn_batch_size = {bn_batch_size}"
     if bn_batch_size < 1:
@@ -376,7 +376,7 @@ def _ranks(bn_batch_size: int, micro_batch_size: int, group: Any, group_size: in
     members = dist.get_world_size(group) if dist.is_initialized() else 1
     if members != group_size:
         raise UserError(f"{told} needs a process group of {group_size} ranks that holds this one; it has {members}")
-    return Ranks(group, group_size)
+    return NormGroup(group, group_size)
 
 
 def _check(name: str, module: nn.Module) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from largebatch.optim import tables
 from largebatch.optim.shards import Shards, add_up
-from largebatch.optim.tables import Row, Table, Tables, look_at
+from largebatch.optim.tables import DeviceTable, GroupSettings, Tables, look_at
 
 
 @functools.cache
@@ -68,9 +68,11 @@ class Step:
         self.weights, self.grads = look_at(self.moving), look_at([p.grad for p in self.moving])
         counters = self._take_counters(everything)
         self.tables = Tables(everything, len(self.adapted), counters, self.moving, optimizer.partitions)
-        self.rows: list[Row] = []
-        self.settings = Table([[0.0] * len(Row._fields)] * (len(work) + 1), torch.float64, self.device)
-        self.slots = [dict(zip(Row._fields, line.unbind(), strict=True)) for line in self.settings.here.unbind()]
+        self.rows: list[GroupSettings] = []
+        self.settings = DeviceTable([[0.0] * len(GroupSettings._fields)] * (len(work) + 1), torch.float64, self.device)
+        self.slots = [
+            dict(zip(GroupSettings._fields, line.unbind(), strict=True)) for line in self.settings.here.unbind()
+        ]
         self.previous_lrs = [self._previous_lr(group) for group in self.groups]
         self.sums = torch.zeros(len(self.process_groups), 2, dtype=torch.float64, device=self.device)
         self.clip = torch.ones((), dtype=torch.float64, device=self.device)
@@ -109,12 +111,12 @@ class Step:
         }
         self.steps = torch.zeros(len(found), device=self.device)
         self.corrections = torch.ones(max(1, len(found)), 2, dtype=torch.float64, device=self.device)
-        self.counter_groups = Table([number for _, _, number in found.values()], torch.int64, self.device).here
+        self.counter_groups = DeviceTable([number for _, _, number in found.values()], torch.int64, self.device).here
         if not found:
             return {}
         steps = [step for step, _, _ in found.values()]
         if all(step.device.type == "cpu" for step in steps):
-            self.steps = Table(torch.stack(steps), torch.float32, self.device).here
+            self.steps = DeviceTable(torch.stack(steps), torch.float32, self.device).here
         else:
             self.steps = torch.stack([step.to(self.device, torch.float32) for step in steps])
         for view, (_, parameter, _) in zip(self.steps.unbind(), found.values(), strict=True):
@@ -158,7 +160,7 @@ class Step:
             else:
                 settings.append({**group, "buffer_scale": group.get("momentum", 0.0)})
                 rows.append(self.optimizer.kernel_row(settings[-1])._replace(lr=0.0))
-        rows.append(Row(self.optimizer.max_grad_norm or math.inf, 0.0))
+        rows.append(GroupSettings(self.optimizer.max_grad_norm or math.inf, 0.0))
         if rows != self.rows:
             self.settings.fill(rows)
             self.rows = rows

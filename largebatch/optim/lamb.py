@@ -29,19 +29,19 @@ from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu
 from largebatch.optim.layerwise import CACHED_ELEMENTS, Layer, LayerwiseOptimizer
 from largebatch.optim.shards import Shards
-from largebatch.optim.tables import Row
+from largebatch.optim.tables import GroupSettings
 from largebatch.optim.trust_ratio import trust_ratio
 
 
-class Variant(NamedTuple):
+class LambVariant(NamedTuple):
     bias_correction: bool
     adapts_undecayed: bool  # tensors without weight decay take a ratio too
 
 
 VARIANTS = {
-    "you2019": Variant(bias_correction=True, adapts_undecayed=True),
-    "apex": Variant(bias_correction=True, adapts_undecayed=False),
-    "nus": Variant(bias_correction=False, adapts_undecayed=False),
+    "you2019": LambVariant(bias_correction=True, adapts_undecayed=True),
+    "apex": LambVariant(bias_correction=True, adapts_undecayed=False),
+    "nus": LambVariant(bias_correction=False, adapts_undecayed=False),
 }
 
 
@@ -100,10 +100,10 @@ class Lamb(LayerwiseOptimizer):
             return super().bounded(weight_norms, proposal_norms, group)
         return weight_norms > group["max_weight_norm"]
 
-    def kernel_row(self, settings: dict[str, Any]) -> Row:
+    def kernel_row(self, settings: dict[str, Any]) -> GroupSettings:
         beta1, beta2 = settings["betas"]
         logs = [math.log(b) if b > 0 and settings["bias_correction"] else -math.inf for b in (beta1, beta2)]
-        return Row(
+        return GroupSettings(
             lr=settings["lr"],
             decay=settings["weight_decay"],
             largest_norm=settings["max_weight_norm"] or math.inf,

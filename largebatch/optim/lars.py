@@ -31,11 +31,11 @@ from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu
 from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
 from largebatch.optim.shards import Shards
-from largebatch.optim.tables import Row
+from largebatch.optim.tables import GroupSettings
 from largebatch.optim.trust_ratio import trust_ratio
 
 
-class Variant(NamedTuple):
+class LarsVariant(NamedTuple):
     lr_inside: bool  # the learning rate multiplies what enters the buffer, not what leaves it
     ratio_inside: bool
     sum_of_norms: bool  # the denominator is ‖g‖ + β‖w‖, not ‖g + βw‖
@@ -45,12 +45,14 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {
-    "you2017": Variant(lr_inside=True, ratio_inside=True, sum_of_norms=True),
-    "timm": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=True, adapts_undecayed=False),
-    "larc": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=True),
-    "nus": Variant(lr_inside=False, ratio_inside=False, sum_of_norms=True, largest_ratio=50.0, largest_element=10.0),
-    "vissl": Variant(lr_inside=False, ratio_inside=True, sum_of_norms=False),
-    "optax": Variant(lr_inside=True, ratio_inside=True, sum_of_norms=False),
+    "you2017": LarsVariant(lr_inside=True, ratio_inside=True, sum_of_norms=True),
+    "timm": LarsVariant(lr_inside=False, ratio_inside=True, sum_of_norms=True, adapts_undecayed=False),
+    "larc": LarsVariant(lr_inside=False, ratio_inside=True, sum_of_norms=True),
+    "nus": LarsVariant(
+        lr_inside=False, ratio_inside=False, sum_of_norms=True, largest_ratio=50.0, largest_element=10.0
+    ),
+    "vissl": LarsVariant(lr_inside=False, ratio_inside=True, sum_of_norms=False),
+    "optax": LarsVariant(lr_inside=True, ratio_inside=True, sum_of_norms=False),
 }
 
 
@@ -106,9 +108,9 @@ class Lars(LayerwiseOptimizer):
         below = denominators(weight_norms, proposal_norms, group)
         return group["trust_coefficient"] * weight_norms > largest * below
 
-    def kernel_row(self, settings: dict[str, Any]) -> Row:
+    def kernel_row(self, settings: dict[str, Any]) -> GroupSettings:
         variant, decay = VARIANTS[settings["variant"]], settings["weight_decay"]
-        return Row(
+        return GroupSettings(
             lr=settings["lr"],
             decay=decay,
             trust_coefficient=settings["trust_coefficient"],

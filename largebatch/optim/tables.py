@@ -39,7 +39,7 @@ class Part(NamedTuple):
     counter: int
 
 
-class Row(NamedTuple):
+class GroupSettings(NamedTuple):
     """A group's line in the table of settings. The order is the kernels'."""
 
     lr: float
@@ -81,7 +81,7 @@ class Placed(NamedTuple):
     owner: int | None  # among the parameters with a gradient
 
 
-class Table:
+class DeviceTable:
     """A tensor on the device that can be filled anew without waiting for it."""
 
     def __init__(self, values: Any, dtype: torch.dtype, device: torch.device) -> None:
@@ -186,10 +186,10 @@ class Tables:
             self.buckets.append(Bucket(types, first, sum(here[:adapted]), sum(here)))
             first, done = first + sum(here), done + len(bucket)
         chunks = torch.stack([numbers, torch.arange(len(numbers)) - begins[numbers]], dim=1)
-        self.chunks = Table(chunks, torch.int64, self.device).here  # part, which of its chunks
-        self.parts = Table([part.line for part in self._placed], torch.int64, self.device).here
-        self.ranges = Table(ranges, torch.int64, self.device).here  # the chunks of every layer: first, last + 1
-        self.grads = Table(self._grad_addresses(looks), torch.int64, self.device)
+        self.chunks = DeviceTable(chunks, torch.int64, self.device).here  # part, which of its chunks
+        self.parts = DeviceTable([part.line for part in self._placed], torch.int64, self.device).here
+        self.ranges = DeviceTable(ranges, torch.int64, self.device).here  # the chunks of every layer: first, last + 1
+        self.grads = DeviceTable(self._grad_addresses(looks), torch.int64, self.device)
         self.partials = torch.zeros(max(1, first), 2, dtype=torch.float64, device=self.device)
 
     def move_grads(self, looks: list[Look]) -> None:

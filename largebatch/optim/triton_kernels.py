@@ -21,19 +21,19 @@ import torch
 import triton
 import triton.language as tl
 
-from largebatch.optim.tables import Part, Row
+from largebatch.optim.tables import GroupSettings, Part
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
 
 PART = tl.constexpr(len(Part._fields))
 WEIGHT, FIRST, SECOND, ROUNDED, LENGTH, GROUP, ROW, COUNTER = (tl.constexpr(i) for i in range(len(Part._fields)))
 
-SETTINGS = tl.constexpr(len(Row._fields))
+SETTINGS = tl.constexpr(len(GroupSettings._fields))
 (
     LR, DECAY, TRUST_COEFFICIENT, RATIO_EPS, RATIO_DECAY, LARGEST_RATIO, LARGEST_NORM,
     BUFFER_SCALE, PROPOSAL_DECAY, LARGEST_ELEMENT, LR_INSIDE, RATIO_INSIDE, SHARE_OF_UPDATE, SHARE_OF_BUFFER,
     BETA1, BETA2, LOG_BETA1, LOG_BETA2, EPS,
-) = (tl.constexpr(i) for i in range(len(Row._fields)))  # fmt: skip
+) = (tl.constexpr(i) for i in range(len(GroupSettings._fields)))  # fmt: skip
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from largebatch.optimizers import AtTimm, Averaged, Optimizer
 from largebatch.recipes.keys import Fraction, Switch
 
 
-class Momentum(Optimizer):
+class MomentumSection(Optimizer):
     """A step that is lr times an average of gradients."""
 
     STATES: ClassVar[int] = 1

@@ -10,7 +10,7 @@ from largebatch.optimizers import Optimizer
 from largebatch.recipes.keys import PositiveFloat
 
 
-class TorchOrLecture(Optimizer):
+class TorchOrLectureSection(Optimizer):
     """torch's optimizer, or the lecture's formula: no bias correction and no eps."""
 
     SHARD_SAFE: ClassVar[bool] = True
@@ -20,7 +20,7 @@ class TorchOrLecture(Optimizer):
     eps: PositiveFloat | None = None  # of the variant torch alone; unset: torch's own
 
     @pydantic.model_validator(mode="after")
-    def no_idle_key(self) -> TorchOrLecture:
+    def no_idle_key(self) -> TorchOrLectureSection:
         if self.variant == "lecture" and self.eps is not None:
             raise ValueError("optimizer.eps belongs to optimizer.variant = torch; the lecture's formulas have none")
         return self

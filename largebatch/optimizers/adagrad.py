@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from largebatch.optimizers import Surroundings
-from largebatch.optimizers._torch_or_lecture import TorchOrLecture
+from largebatch.optimizers._torch_or_lecture import TorchOrLectureSection
 
 if TYPE_CHECKING:
     import torch
 
 
-class Adagrad(TorchOrLecture):
+class AdagradSection(TorchOrLectureSection):
     """The sum of the squares, or with the lecture their mean."""
 
     STATES: ClassVar[int] = 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from largebatch.optimizers import AtTimm, Surroundings
-from largebatch.optimizers._torch_or_lecture import TorchOrLecture
+from largebatch.optimizers._torch_or_lecture import TorchOrLectureSection
 from largebatch.recipes.keys import Fraction
 
 if TYPE_CHECKING:
     import torch
 
 
-class Adam(TorchOrLecture):
+class AdamSection(TorchOrLectureSection):
     name: Literal["adam"]
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class AdamW(Optimizer):
+class AdamWSection(Optimizer):
     SHARD_SAFE: ClassVar[bool] = True
 
     name: Literal["adamw"]

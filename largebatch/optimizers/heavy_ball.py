@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from largebatch.optimizers import Surroundings
-from largebatch.optimizers._momentum import Momentum
+from largebatch.optimizers._momentum import MomentumSection
 from largebatch.recipes.keys import Switch
 
 if TYPE_CHECKING:
     import torch
 
 
-class HeavyBall(Momentum):
+class HeavyBallSection(MomentumSection):
     REFERENCE: ClassVar[dict[str, Any]] = {"nesterov": False, "momentum_correction": False}
 
     name: Literal["heavy_ball"]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Lamb(Optimizer):
+class LambSection(Optimizer):
     SHARD_SAFE: ClassVar[bool] = True
     REFERENCE: ClassVar[dict[str, Any]] = {"variant": None}
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Lars(Optimizer):
+class LarsSection(Optimizer):
     STATES: ClassVar[int] = 1
     SHARD_SAFE: ClassVar[bool] = True
     REFERENCE: ClassVar[dict[str, Any]] = {

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Muon(Optimizer):
+class MuonSection(Optimizer):
     """Orthogonalised momentum for hidden weights; SGD or AdamW for the stem, the head, norms and biases."""
 
     REFERENCE: ClassVar[dict[str, Any]] = {"nesterov": False}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from largebatch.optimizers import Surroundings
-from largebatch.optimizers._torch_or_lecture import TorchOrLecture
+from largebatch.optimizers._torch_or_lecture import TorchOrLectureSection
 from largebatch.recipes.keys import Fraction
 
 if TYPE_CHECKING:
     import torch
 
 
-class Rmsprop(TorchOrLecture):
+class RmspropSection(TorchOrLectureSection):
     STATES: ClassVar[int] = 1
 
     name: Literal["rmsprop"]

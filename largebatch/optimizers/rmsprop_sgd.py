@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class RmspropSgd(Optimizer):
+class RmspropSgdSection(Optimizer):
     """From RMSprop to SGD over the first epochs (Akiba et al. 2017)."""
 
     SHARD_SAFE: ClassVar[bool] = True

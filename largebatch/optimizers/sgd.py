@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pydantic
 
 from largebatch.optimizers import Surroundings
-from largebatch.optimizers._momentum import Momentum
+from largebatch.optimizers._momentum import MomentumSection
 
 if TYPE_CHECKING:
     import torch
 
 
-class Sgd(Momentum):
+class SgdSection(MomentumSection):
     REFERENCE: ClassVar[dict[str, Any]] = {"nesterov": False}
 
     name: Literal["sgd"]
 
     @pydantic.model_validator(mode="after")
-    def something_to_look_ahead_with(self) -> Sgd:
+    def something_to_look_ahead_with(self) -> SgdSection:
         if self.nesterov and self.momentum == 0:
             raise ValueError("optimizer.nesterov = true needs optimizer.momentum above 0")
         return self

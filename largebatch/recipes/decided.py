@@ -26,7 +26,7 @@ class DataFacts(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LearningRate:
+class ExplainedSchedule:
     """A schedule with the words that explain it."""
 
     schedule: Schedule
@@ -96,7 +96,7 @@ class Decided:
     model: Mapping[str, Any]  # name and arguments
     weights: str | None  # a file that the model begins with
     plan: BatchPlan
-    lr: LearningRate
+    lr: ExplainedSchedule
     optimizer: Any  # a section of largebatch.optimizers: its settings by epoch, its builder
     stretch: int  # κ of the regime adaptation; 1 without
     clock: GainClock | None  # of the schedule; None: the examples seen

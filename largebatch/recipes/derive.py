@@ -16,7 +16,7 @@ from largebatch.plan.schedules import Schedule
 from largebatch.recipes import config, methods
 from largebatch.recipes.decays import listed
 from largebatch.recipes.decays.steps import StepsDecay
-from largebatch.recipes.decided import LearningRate
+from largebatch.recipes.decided import ExplainedSchedule
 from largebatch.recipes.methods import GainClock
 
 LARGEST_MICRO_BATCH = {"cpu": 512, "cuda": 2048}
@@ -157,7 +157,7 @@ def warmup_epochs(lr: config.LearningRate, global_batch_size: int) -> float:
     return lr.warmup.epochs * global_batch_size / lr.reference_batch_size
 
 
-def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
+def learning_rate_of(run: config.Run, plan: BatchPlan) -> ExplainedSchedule:
     _, drops = growth_of(run)
     if drops and run.lr.decay.CHANGES:
         raise UserError(
@@ -175,7 +175,7 @@ def learning_rate_of(run: config.Run, plan: BatchPlan) -> LearningRate:
     return found
 
 
-def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> LearningRate:
+def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> ExplainedSchedule:
     """The schedule of one ``lr`` section over a plan; also that of SWAP's workers."""
     peak, rule = peak_of(lr, plan.global_batch_size)
     epochs = plan.budget_examples / plan.dataset_size
@@ -195,7 +195,7 @@ def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> L
     linear = f" ({lr.warmup.epochs:g} × {plan.global_batch_size}/{lr.reference_batch_size})"
     rule_of_warmup = linear if lr.warmup.scaling == "linear" else ""
     in_words = f"{warmup:g} epochs{rule_of_warmup} from {start:g}" if warmup else "none"
-    return LearningRate(schedule, rule, in_words, lr.decay.words(jumps))
+    return ExplainedSchedule(schedule, rule, in_words, lr.decay.words(jumps))
 
 
 def words_of_sizes(run: config.Run) -> tuple[str, str] | None:

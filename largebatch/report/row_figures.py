@@ -2,6 +2,8 @@
 
 import math
 
+from matplotlib.axes import Axes
+
 from largebatch.report import svg
 from largebatch.report.curves import Line
 from largebatch.report.files import finite
@@ -11,6 +13,8 @@ from largebatch.report.numerals import axis, decimals, short
 from largebatch.report.scales import focus, log, worst_end
 from largebatch.report.strips import Strip, strip_figure
 from largebatch.report.summary import Comparison, Row
+
+Trials = list[tuple[float, float | None]]  # peak learning rate, score: None where the trial failed
 
 
 def bars(comparison: Comparison, key: str, name: str, title: str) -> Picture | None:
@@ -42,47 +46,17 @@ def learning_rate_search(comparison: Comparison) -> Picture | None:
     sentences = ["A ring marks the learning rate that was chosen."] + (
         focus(axes, shown, held_out, ends=False, room=0.6) if shown else []
     )
-    failed = 0
     for place, (row, trials) in enumerate(tuned):
         look = style[row.id]
         for line in shown.get(row.label, []):
             axes.plot(
-                line.x,
-                line.y,
-                color=look.colour,
-                dashes=look.dashes or (None, None),
-                marker=look.marker,
-                markersize=6.5,
-                markeredgecolor=svg.PAGE,
-                markeredgewidth=0.8,
-            )
-        chosen = finite((row.search or {}).get("chosen"))
-        axes.plot(
-            *zip(
-                *[(x, y) for x, y in trials if y is not None and x == chosen] or [(math.nan, math.nan)],
-                strict=True,
-            ),
-            color=look.colour,
-            marker="o",
-            markersize=13,
-            markerfacecolor="none",
-            markeredgewidth=1.3,
-            linestyle="none",
-        )
-        lost = [x for x, y in trials if y is None]
-        failed += len(lost)
-        axes.plot(
-            lost,
-            [worst_end(held_out, 0.03 + place * min(0.04, 0.25 / len(tuned)))] * len(lost),
-            color=look.colour,
-            marker="x",
-            markersize=6,
-            markeredgewidth=1.5,
-            linestyle="none",
-            transform=axes.get_xaxis_transform(),
-        )
+                line.x, line.y, color=look.colour, dashes=look.dashes or (None, None), marker=look.marker,
+                markersize=6.5, markeredgecolor=svg.PAGE, markeredgewidth=0.8,
+            )  # fmt: skip
+        _ring(axes, trials, finite((row.search or {}).get("chosen")), look.colour)
+        _crosses(axes, trials, worst_end(held_out, 0.03 + place * min(0.04, 0.25 / len(tuned))), look.colour)
     log(axes, "x", [x for _, trials in tuned for x, _ in trials], margin=1.3)
-    if failed:
+    if failed := sum(y is None for _, trials in tuned for _, y in trials):
         end, inward = ("foot", "below") if held_out.more_is_better else ("top", "above")
         sentences.append(
             f"Crosses at the {end} are trials that failed ({failed}), from {inward} in the order of the rows."
@@ -95,7 +69,24 @@ def learning_rate_search(comparison: Comparison) -> Picture | None:
     return Picture("search", "Tuning", title, " ".join(sentences), svg.inline(figure, "search", title, described), key)
 
 
-def _trials(row: Row) -> list[tuple[float, float | None]]:
+def _ring(axes: Axes, trials: Trials, chosen: float | None, colour: str) -> None:
+    """Round the trial that was chosen, where it is among those that have a score."""
+    xs, ys = zip(*[(x, y) for x, y in trials if y is not None and x == chosen] or [(math.nan, math.nan)], strict=True)
+    axes.plot(
+        xs, ys, color=colour, marker="o", markersize=13, markerfacecolor="none", markeredgewidth=1.3, linestyle="none"
+    )
+
+
+def _crosses(axes: Axes, trials: Trials, height: float, colour: str) -> None:
+    """At the trials that failed; ``height`` as a share of the picture's."""
+    lost = [x for x, y in trials if y is None]
+    axes.plot(
+        lost, [height] * len(lost), color=colour, marker="x", markersize=6, markeredgewidth=1.5, linestyle="none",
+        transform=axes.get_xaxis_transform(),
+    )  # fmt: skip
+
+
+def _trials(row: Row) -> Trials:
     trials = (row.search or {}).get("trials") or []
     return [
         (lr, finite(trial.get(row.score.key))) for trial in trials if (lr := finite(trial.get("peak_lr"))) and lr > 0

@@ -78,7 +78,7 @@ class Saves:
         self.versions = circumstances.versions()
         self.began_with = began_with(self.decided.weights)
         saving = self.decided.saving
-        keep = checkpoint.Keep(saving.keep_last, saving.keep_every_epochs, saving.keep_best)
+        keep = checkpoint.Retention(saving.keep_last, saving.keep_every_epochs, saving.keep_best)
         self.writer = checkpoint.Writer(self.directory, keep, saving.asynchronous)
 
     def begin(self, progress: Progress) -> None:

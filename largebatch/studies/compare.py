@@ -46,7 +46,7 @@ class Tuning:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ComparedRecipe:
     """A recipe as its file stood when the comparison began, with the row's overrides."""
 
     id: str
@@ -119,7 +119,7 @@ def compare(
     return out
 
 
-def check(row: Row, tuning: Tuning | None) -> Score:
+def check(row: ComparedRecipe, tuning: Tuning | None) -> Score:
     """Find the mistakes of every row before the first one trains; what it is judged by."""
     run = row.run(*(["data.hold_out=" + str(tuning.hold_out)] if tuning else []))
     if tuning is not None and run.lr.base is None:
@@ -165,7 +165,7 @@ def chosen_lr(described: dict[str, Any]) -> tuple[str, ...]:
     return (f"lr.base={found['chosen_base']:.12g}",) if found and found["chosen_base"] is not None else ()
 
 
-def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[Row]:
+def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[ComparedRecipe]:
     for text in (*vary, *overrides):
         for key, instead in (("seed", "--seeds N runs the seeds 0 to N - 1"), ("record.dir", "--out names the folder")):
             if text.partition("=")[0] == key:
@@ -176,7 +176,7 @@ def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[
         written = config.read(recipe)
         for values in itertools.product(*values_of_keys):
             suffix = "".join(f"_{short(value)}" for value in values)
-            rows.append(Row(slug(recipe.stem + suffix), recipe, written, (*overrides, *values)))
+            rows.append(ComparedRecipe(slug(recipe.stem + suffix), recipe, written, (*overrides, *values)))
     twice = {row.id for row in rows if sum(other.id == row.id for other in rows) > 1}
     if twice:
         raise UserError(f"two rows would be called {sorted(twice)[0]}; give the recipes different file names")
@@ -202,7 +202,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
 
 
-def row_facts(row: Row, run: config.Run, seeds: int) -> dict[str, Any]:
+def row_facts(row: ComparedRecipe, run: config.Run, seeds: int) -> dict[str, Any]:
     return {
         "id": row.id,
         "label": run.title or row.id,
@@ -230,7 +230,9 @@ def notes(seeds: int, tuning: Tuning | None, scores: set[Score]) -> list[str]:
     return found
 
 
-def search_lr(row: Row, out: Path, tuning: Tuning, command: str, console: rich.console.Console) -> dict[str, Any]:
+def search_lr(
+    row: ComparedRecipe, out: Path, tuning: Tuning, command: str, console: rich.console.Console
+) -> dict[str, Any]:
     own = row.run()
     assert own.lr.base is not None
     own_peak, _ = peak_of(own.lr, own.batch.global_batch_size)
@@ -271,7 +273,9 @@ def search_lr(row: Row, out: Path, tuning: Tuning, command: str, console: rich.c
     }
 
 
-def run_once(row: Row, more: tuple[str, ...], directory: Path, command: str, console: rich.console.Console) -> Result:
+def run_once(
+    row: ComparedRecipe, more: tuple[str, ...], directory: Path, command: str, console: rich.console.Console
+) -> Result:
     """Train, or read what was trained before; a diverged run is a result like another."""
     run = row.run(*more, config.setting("record.dir", str(directory)))
     done = distributed.gather(finished_before(run, directory))[0]

@@ -43,7 +43,7 @@ UNROLLED = 4  # updates whose momentum is written as a sum
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Descent:
     """``mean``: of the mean loss instead of the sum. ``start``: else the surface's."""
 
     method: str
@@ -58,7 +58,7 @@ class Defaults(NamedTuple):
 
     updates: int
     lrs: dict[str, float]
-    runs: tuple[Run, ...]
+    runs: tuple[Descent, ...]
 
 
 ON_SADDLE = {
@@ -77,26 +77,29 @@ DEFAULTS = {
     "saddle": Defaults(
         200,
         ON_SADDLE,
-        (Run("gradient_descent", 0.05, start=(1.0, -1.0)), *(Run(method, lr) for method, lr in ON_SADDLE.items())),
+        (
+            Descent("gradient_descent", 0.05, start=(1.0, -1.0)),
+            *(Descent(method, lr) for method, lr in ON_SADDLE.items()),
+        ),
     ),
     "ravine": Defaults(
         100_000,
         IN_RAVINE,
         (
-            Run("gradient_descent", 1e-7),
-            Run("gradient_descent", 1e-7, mean=True),
-            Run("gradient_descent", 1e-2),
-            Run("adagrad_sum", 1.0),
-            Run("adagrad", 1.0),
-            Run("adagrad", 0.1),
-            Run("adagrad", 0.01),
+            Descent("gradient_descent", 1e-7),
+            Descent("gradient_descent", 1e-7, mean=True),
+            Descent("gradient_descent", 1e-2),
+            Descent("adagrad_sum", 1.0),
+            Descent("adagrad", 1.0),
+            Descent("adagrad", 0.1),
+            Descent("adagrad", 0.01),
         ),
     ),
     "double_well": Defaults(
         200,
         IN_WELLS,
         tuple(
-            Run(method, IN_WELLS[method])
+            Descent(method, IN_WELLS[method])
             for method in ("gradient_descent", "rmsprop", "heavy_ball", "nesterov", "adam")
         ),
     ),
@@ -218,7 +221,9 @@ def _checked_start(surface: Surface, start: Sequence[float]) -> Point:
     return tuple(float(value) for value in start)
 
 
-def _runs(name: str, methods: Sequence[str] | None, lr: float | None, momentum: float | None, moved: bool) -> list[Run]:
+def _runs(
+    name: str, methods: Sequence[str] | None, lr: float | None, momentum: float | None, moved: bool
+) -> list[Descent]:
     """Those asked for, each once; the surface's own where no method is."""
     for method in methods or ():
         if method not in METHODS:
@@ -229,7 +234,7 @@ def _runs(name: str, methods: Sequence[str] | None, lr: float | None, momentum: 
         raise UserError(f"momentum = {momentum:g} must be at least 0 and below 1")
     lrs, runs = DEFAULTS[name].lrs, DEFAULTS[name].runs
     if methods:
-        runs = tuple(Run(method, lrs[method]) for method in methods)
+        runs = tuple(Descent(method, lrs[method]) for method in methods)
     changed = []
     for run in runs:
         own = METHODS[run.method].constants.get("momentum")
@@ -249,18 +254,18 @@ def _runs(name: str, methods: Sequence[str] | None, lr: float | None, momentum: 
     return list(dict.fromkeys(changed))
 
 
-def _walked(surface: Surface, run: Run, origin: Point, updates: int) -> np.ndarray:
+def _walked(surface: Surface, run: Descent, origin: Point, updates: int) -> np.ndarray:
     method = METHODS[run.method]
     begin = partial(method.begin, run.lr, **_constants(run))
     return walk(surface, begin, run.start or origin, updates, 1 / surface.examples if run.mean else 1.0)
 
 
-def _constants(run: Run) -> dict[str, float]:
+def _constants(run: Descent) -> dict[str, float]:
     constants = METHODS[run.method].constants
     return constants | ({"momentum": run.momentum} if run.momentum is not None else {})
 
 
-def _path(surface: Surface, run: Run, points: np.ndarray, updates: int) -> dict[str, Any]:
+def _path(surface: Surface, run: Descent, points: np.ndarray, updates: int) -> dict[str, Any]:
     done, last = len(points) - 1, points[-1]
     kept = thinned(points)
     diverged = done < updates
@@ -338,7 +343,7 @@ def _critical(surface: Surface, name: str, at: Point) -> dict[str, Any]:
     }
 
 
-def _momentum(surface: Surface, runs: list[Run], walked: list[np.ndarray]) -> dict[str, Any] | None:
+def _momentum(surface: Surface, runs: list[Descent], walked: list[np.ndarray]) -> dict[str, Any] | None:
     """The first updates of the first heavy ball, both ways; Nesterov's and Adam's steps are more than their buffer."""
     for run, points in zip(runs, walked, strict=True):
         if run.method != "heavy_ball" or run.momentum is None:

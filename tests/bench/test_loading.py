@@ -21,7 +21,7 @@ from largebatch.errors import UserError
 from largebatch.studies.bench.loading import measure as loading
 from largebatch.studies.bench.loading import ours as loading_ours
 from largebatch.studies.bench.loading import peers as loading_peers
-from largebatch.studies.bench.loading.ways import Candidate, Sample, Way, decoders, sample_of
+from largebatch.studies.bench.loading.ways import Candidate, PhotoFolder, Way, decoders, sample_of
 
 MEASURED_ANYWHERE = {
     "simplejpeg", "Pillow", "torchvision.io",
@@ -40,7 +40,7 @@ def write_images(folder: Path, count: int, side: int = 48) -> list[Path]:
 
 
 @pytest.fixture
-def sample(tmp_path: Path) -> Sample:
+def sample(tmp_path: Path) -> PhotoFolder:
     write_images(tmp_path / "photographs", 3)
     return sample_of(tmp_path / "photographs", tmp_path, images=8, size=32)
 
@@ -98,7 +98,7 @@ def test_without_a_source_the_samples_must_be_there(tmp_path, monkeypatch):
 # ---- the ways ----
 
 
-def candidates(sample: Sample) -> dict[str, Candidate]:
+def candidates(sample: PhotoFolder) -> dict[str, Candidate]:
     found = [*decoders(sample), *loading_ours.ours(sample), *loading_peers.peers(sample)]
     return {candidate.name: candidate for candidate in found}
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from largebatch import cli
 from largebatch.studies.bench import contestants, optimizer
-from largebatch.studies.bench.contestants import Arena, Contestant, Family
+from largebatch.studies.bench.contestants import Arena, Family, TimedOptimizer
 
 CPU = torch.device("cpu")
 TIMM_S = ("plain", "foreach") if "foreach" in inspect.signature(timm.optim.Lars).parameters else ("plain",)
@@ -42,7 +42,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4, bias=False))
 
 
-def all_contestants(arena: Arena) -> list[Contestant]:
+def all_contestants(arena: Arena) -> list[TimedOptimizer]:
     made = [contestants.contestants_of(family, arena) for family in contestants.families(arena.device)]
     assert not [sentence for _, missing in made for sentence in missing]
     return list(itertools.chain.from_iterable(entered for entered, _ in made))
@@ -277,7 +277,7 @@ def test_the_way_on_cuda_walked_without_it(monkeypatch, waits):
     arena.device = types.SimpleNamespace(type="cuda")  # type: ignore[assignment]
 
     def captured(family, arena):
-        return Contestant(family._replace(switch=lambda *_: None), "fused, CUDA graph", None, lambda: None)  # type: ignore[arg-type]
+        return TimedOptimizer(family._replace(switch=lambda *_: None), "fused, CUDA graph", None, lambda: None)  # type: ignore[arg-type]
 
     def no_compiler():
         raise RuntimeError("no compiler\nand a long log")

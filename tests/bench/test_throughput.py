@@ -33,7 +33,7 @@ from largebatch.studies.bench.throughput import (
 )
 from largebatch.studies.bench.throughput.bare_loop import bare_loop, gathered
 from largebatch.studies.bench.throughput.ready import Ready, ready
-from largebatch.studies.bench.throughput.verdict import Facts, verdict
+from largebatch.studies.bench.throughput.verdict import Measurements, verdict
 from largebatch.tasks.classification import Classification
 
 CPU = torch.device("cpu")
@@ -385,7 +385,7 @@ def test_memory_grows_by_what_is_taken():
     del taken
 
 
-KNOWN = Facts(trainer_over_synthetic=[1.0], exposed_share=0.0, busy_share=None, utilisation=0.6, device="cpu")
+KNOWN = Measurements(trainer_over_synthetic=[1.0], exposed_share=0.0, busy_share=None, utilisation=0.6, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -513,8 +513,8 @@ def test_two_gradients_of_sam_count_twice(recipe, monkeypatch):
 def test_who_begins_alternates():
     order: list[str] = []
 
-    def contestant(name: str, seconds: float) -> throughput.Contestant:
-        return throughput.Contestant(name, 100, lambda: order.append(name) or seconds)
+    def contestant(name: str, seconds: float) -> throughput.TimedLoop:
+        return throughput.TimedLoop(name, 100, lambda: order.append(name) or seconds)
 
     facts = throughput.of_contest([contestant("trainer", 2.0), contestant("synthetic", 1.0), contestant("x", 4.0)], 2)
     assert order == ["trainer", "synthetic", "x"] * 2 + ["x", "synthetic", "trainer"], "a warm-up, then two rounds"

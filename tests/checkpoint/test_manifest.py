@@ -11,7 +11,7 @@ import torch
 
 from largebatch.checkpoint import manifest, reader, writer
 from largebatch.checkpoint.manifest import Damaged
-from largebatch.checkpoint.retention import Keep
+from largebatch.checkpoint.retention import Retention
 
 STATE = {"model": {"weight": torch.tensor([1.0, -0.0])}, "words": ["ä", float("nan"), None]}
 
@@ -19,7 +19,7 @@ STATE = {"model": {"weight": torch.tensor([1.0, -0.0])}, "words": ["ä", float("
 @pytest.fixture
 def small(tmp_path):
     """The smallest that the writer makes."""
-    saves = writer.Writer(tmp_path, Keep(), asynchronous=False)
+    saves = writer.Writer(tmp_path, Retention(), asynchronous=False)
     saves.save(3, {"epoch": 0.5, "accuracy_percent": None}, STATE, {"random": torch.arange(3)})
     outcome = saves.take()
     assert outcome is not None

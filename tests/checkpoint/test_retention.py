@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largebatch.checkpoint.retention import Keep, Saved, staying
+from largebatch.checkpoint.retention import Retention, Saved, staying
 
 QUARTER = 0.25  # epochs: numbers that binary fractions hold exactly
 history = st.lists(
@@ -18,14 +18,14 @@ history = st.lists(
     ]
 )
 policies = st.builds(
-    Keep,
+    Retention,
     last=st.integers(1, 4),
     every_epochs=st.none() | st.integers(1, 8).map(lambda quarters: QUARTER * quarters),
     best=st.integers(0, 3),
 )
 
 
-def stays(one: Saved, saved: list[Saved], keep: Keep) -> bool:
+def stays(one: Saved, saved: list[Saved], keep: Retention) -> bool:
     later = [other for other in saved if other.step > one.step]
     if len(later) < keep.last:
         return True

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from largebatch.checkpoint import manifest, reader, writer
-from largebatch.checkpoint.retention import Keep
+from largebatch.checkpoint.retention import Retention
 from largebatch.checkpoint.writer import Outcome, Writer
 
 
@@ -45,7 +45,7 @@ def newest(directory: Path) -> int:
 
 
 def test_saved_and_read(tmp_path):
-    saves = Writer(tmp_path, Keep(last=2))
+    saves = Writer(tmp_path, Retention(last=2))
     for step in (1, 2, 3):
         outcome = save(saves, step)
         assert (outcome.step, outcome.problem, outcome.finite) == (step, None, True)
@@ -59,7 +59,7 @@ def test_saved_and_read(tmp_path):
 
 
 def test_others_may_read_it(tmp_path):
-    path = save(Writer(tmp_path, Keep()), 1).path
+    path = save(Writer(tmp_path, Retention()), 1).path
     assert path is not None
     assert all(file.stat().st_mode & 0o444 == 0o444 for file in path.iterdir())
 
@@ -74,7 +74,7 @@ def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path, monke
         return write(file, tensors)
 
     monkeypatch.setattr(writer, "write_tensors", waits)
-    saves = Writer(tmp_path, Keep())
+    saves = Writer(tmp_path, Retention())
     weight = torch.zeros(3)
     facts = {"epoch": 0.0, "accuracy_percent": None}
     saves.save(1, facts, {"w": weight}, {})
@@ -97,7 +97,7 @@ def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path, monke
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, where, value, dtype):
-    saves = Writer(tmp_path, Keep())
+    saves = Writer(tmp_path, Retention())
     save(saves, 1)
     bad = {"here": [torch.tensor([0.0, value], dtype=dtype)]}
     saves.save(2, {}, bad if where == "shared" else {}, bad if where == "own" else {})
@@ -109,7 +109,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, where, value, dtype
 
 
 def test_a_number_format_that_no_file_holds_is_told(tmp_path):
-    saves = Writer(tmp_path, Keep())
+    saves = Writer(tmp_path, Retention())
     saves.save(1, {}, {"w": torch.zeros(2, dtype=torch.complex128)}, {})
     outcome = saves.take()
     assert outcome is not None
@@ -120,13 +120,13 @@ def test_a_number_format_that_no_file_holds_is_told(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
-    outcome = save(Writer(tmp_path / "file" / "checkpoints", Keep()), 1)
+    outcome = save(Writer(tmp_path / "file" / "checkpoints", Retention()), 1)
     assert outcome.path is None
     assert outcome.problem == f"{tmp_path}/file/checkpoints/step-00000001: Not a directory"
 
 
 def test_the_same_step_again_takes_the_place_of_the_damaged_one(tmp_path):
-    saves = Writer(tmp_path, Keep())
+    saves = Writer(tmp_path, Retention())
     save(saves, 1)
     (tmp_path / "step-00000001" / "manifest.json").write_text("{}")
     save(saves, 1)
@@ -135,7 +135,7 @@ def test_the_same_step_again_takes_the_place_of_the_damaged_one(tmp_path):
 
 
 def test_a_damaged_one_and_a_strangers_folder_stay(tmp_path):
-    saves = Writer(tmp_path, Keep(last=1))
+    saves = Writer(tmp_path, Retention(last=1))
     save(saves, 1)
     (tmp_path / "step-00000001" / "manifest.json").write_text("{}")
     (tmp_path / "step-00000001.mine").mkdir()
@@ -146,7 +146,7 @@ def test_a_damaged_one_and_a_strangers_folder_stay(tmp_path):
 
 def test_one_of_a_later_step_is_not_removed_by_an_earlier_one(tmp_path):
     """A run that went on from a damaged newest checkpoint saves behind it, and must not lose what it has just saved."""
-    saves = Writer(tmp_path, Keep(last=1))
+    saves = Writer(tmp_path, Retention(last=1))
     save(saves, 9), save(saves, 3)
     assert there(tmp_path) == [9, 3]
     save(saves, 4)
@@ -184,7 +184,7 @@ def meddled(meddle: Callable[[int, str, Any], None]) -> Iterator[list[str]]:
 
 def of_one_save(tmp_path: Path) -> list[str]:
     """What a save that removes an old one does, in order."""
-    saves = Writer(tmp_path, Keep(last=1))
+    saves = Writer(tmp_path, Retention(last=1))
     save(saves, 1)
     with meddled(lambda *_: None) as calls:
         save(saves, 2)
@@ -198,7 +198,7 @@ def test_a_disk_that_refuses_at_any_point_is_told_and_harms_nothing(tmp_path):
     told = 0
     for number, name in enumerate(calls):
         directory = tmp_path / f"{number}-{name}"
-        saves = Writer(directory, Keep(last=1))
+        saves = Writer(directory, Retention(last=1))
         save(saves, 1)
 
         def refuse(now: int, *_: Any, number: int = number) -> None:
@@ -231,7 +231,7 @@ def test_a_power_cut_at_any_point_loses_nothing_that_was_acknowledged(tmp_path):
     survived = set()
     for number, name in enumerate(calls):
         directory = tmp_path / f"{number}-{name}"
-        saves = Writer(directory, Keep(last=1))
+        saves = Writer(directory, Retention(last=1))
         save(saves, 1)
 
         def cut(now: int, *_: Any, number: int = number) -> None:
@@ -245,14 +245,14 @@ def test_a_power_cut_at_any_point_loses_nothing_that_was_acknowledged(tmp_path):
         assert not manifest.left_over(directory)
         survived.add(step := newest(directory))
         assert step == 2 or 2 not in there(directory), name
-        assert save(Writer(directory, Keep(last=1)), 3).path is not None
+        assert save(Writer(directory, Retention(last=1)), 3).path is not None
         assert there(directory) == [3], name
     assert survived == {1, 2}
 
 
 @pytest.mark.parametrize("stays", ["manifest", "tensors", "half of the manifest", "half of the tensors"])
 def test_half_of_a_save_or_of_a_removal_is_cleared_up(tmp_path, stays):
-    saves = Writer(tmp_path, Keep())
+    saves = Writer(tmp_path, Retention())
     save(saves, 1), save(saves, 2)
     for suffix in (manifest.UNFINISHED, manifest.REMOVED):
         shutil.copytree(tmp_path / "step-00000002", half := tmp_path / f"step-00000003{suffix}")
@@ -267,7 +267,7 @@ def test_half_of_a_save_or_of_a_removal_is_cleared_up(tmp_path, stays):
 
 
 def test_a_whole_one_that_has_not_got_its_name_gets_it(tmp_path):
-    saves = Writer(tmp_path, Keep())
+    saves = Writer(tmp_path, Retention())
     save(saves, 1), save(saves, 2)
     os.replace(tmp_path / "step-00000002", tmp_path / "step-00000002.unfinished")
     writer.clear_up(tmp_path)
@@ -283,7 +283,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name_and_old_ones_go_afterw
         elif name == "replace":
             flushed.append(f"{Path(arguments[0]).name} -> {Path(arguments[1]).name}")
 
-    saves = Writer(tmp_path, Keep(last=1))
+    saves = Writer(tmp_path, Retention(last=1))
     save(saves, 1)
     with meddled(note):
         save(saves, 2)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from largebatch.data import decode as decoding
 from largebatch.data.augment import example_generator, resized_crop_box
-from largebatch.data.decode import Draw, Window, evaluation_window, jpeg_size, reason_of, training_window, view
+from largebatch.data.decode import Draw, Window, evaluation_window, jpeg_size, training_window, view, why_unreadable
 from largebatch.data.encoded import Undecoded
 from largebatch.data.packs.writing import square
 
@@ -162,7 +162,7 @@ def test_what_pillow_refuses_turbo_refuses_in_the_same_words(progressive: bool):
             for size in (16, 120):  # at an eighth and in full
                 with pytest.raises(Exception) as failure:  # noqa: PT011
                     view(data[: len(data) - cut], size, training_draw(size, 0, "none"), decode)
-                failures.append(reason_of(failure.value))
+                failures.append(why_unreadable(failure.value))
         assert len(set(failures)) == 1, (cut, failures)
     with pytest.raises(UnidentifiedImageError):
         view(b"\xff\xd8\xff not an image", 16, training_draw(16, 0), "turbo")

@@ -12,14 +12,14 @@ import pytest
 from largebatch.data import build, places, sets
 from largebatch.data import fetch as fetching
 from largebatch.data.fetch import fetch, find, locate
-from largebatch.data.published import Published
+from largebatch.data.published import PublishedFiles
 from largebatch.errors import UserError
 from tests.data.conftest import pixels, write_idx
 from tests.data.test_formats import cifar10_files, pack
 
 
-def published() -> dict[str, Published]:
-    return {name: known.origin for name, known in sets.table().items() if isinstance(known.origin, Published)}
+def published() -> dict[str, PublishedFiles]:
+    return {name: known.origin for name, known in sets.table().items() if isinstance(known.origin, PublishedFiles)}
 
 
 def publish_as(monkeypatch: pytest.MonkeyPatch, name: str, **changes: object) -> None:

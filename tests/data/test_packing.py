@@ -237,7 +237,7 @@ def test_two_at_once_are_refused(image_root, tmp_path):
     dest.mkdir()
     begun = {"form": "pixels", "size": 16, "source": source.fingerprint, "per_file": {"train": 9, "test": 9}}
     with (
-        packing.Progress(dest, begun),
+        packing.PackingProgress(dest, begun),
         pytest.raises(UserError, match=f"another process is making a pack in {dest}"),
     ):
         packed(image_root, dest)

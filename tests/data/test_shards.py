@@ -25,7 +25,7 @@ from largebatch.data.shards import cache as shard_cache
 from largebatch.data.shards import source as shards
 from largebatch.data.shards.cache import Handle, Unreachable
 from largebatch.data.shards.index import scan
-from largebatch.data.shards.source import Shards, is_shards, open_shards
+from largebatch.data.shards.source import ShardedImages, is_shards, open_shards
 from largebatch.errors import LocalError, UserError
 from tests.data.test_shard_cache import Store, fetched, wait_until, write_tar
 
@@ -64,7 +64,7 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def read_all(split: Shards) -> list[tuple[bytes, int]]:
+def read_all(split: ShardedImages) -> list[tuple[bytes, int]]:
     return [(split.read(index), int(split.labels[index])) for index in range(len(split))]
 
 
@@ -510,16 +510,18 @@ def test_what_to_install_for_an_address(address, told, monkeypatch):
 
 
 @st.composite
-def sources(draw) -> Shards:
+def sources(draw) -> ShardedImages:
     sizes = draw(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any))
     return source_of(sizes, draw(st.integers(1, 14)))
 
 
-def source_of(sizes: Sequence[int], shuffle_shards: int) -> Shards:
+def source_of(sizes: Sequence[int], shuffle_shards: int) -> ShardedImages:
     numbers = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     zeros = np.zeros(len(numbers), dtype=np.int64)
     index = shards.Index(numbers, zeros, zeros, zeros, zeros.astype(np.bytes_))
-    return Shards(("0",), tuple(shards.Shard(str(n), 1, "") for n in range(len(sizes))), index, None, shuffle_shards)
+    return ShardedImages(
+        ("0",), tuple(shards.Shard(str(n), 1, "") for n in range(len(sizes))), index, None, shuffle_shards
+    )
 
 
 @pytest.mark.worlds

@@ -375,7 +375,7 @@ def test_timms_norm_with_activation_is_sized_as_well():
 
 def test_a_copy_trains_by_itself():
     model = sized(network(), 2, 4)
-    model[1].ranks = batch_norm.Ranks(Uncopyable(), 2)
+    model[1].ranks = batch_norm.NormGroup(Uncopyable(), 2)
     copied = copy.deepcopy(model)
     assert copied[1].ranks.group is model[1].ranks.group
     copied[1].ranks = None

@@ -122,7 +122,7 @@ def work(folder: str, asked: str) -> None:
                 reduced.append(inside)
                 norms.append(float(norm))
             key = "-".join([engine_name, *map(str, settings.values()), precision, str(accumulation), name])
-            writer = checkpoint.Writer(out / f"saved{world}" / key, checkpoint.Keep())
+            writer = checkpoint.Writer(out / f"saved{world}" / key, checkpoint.Retention())
             writer.save(1, {}, engine.save(), {"statistics": engine.statistics()})
             saved = writer.take()
             assert saved is not None

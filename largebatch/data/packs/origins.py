@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from largebatch.data.contents import FOLDER, PARQUET, SHARDS
-from largebatch.data.decode import reason_of
+from largebatch.data.decode import why_unreadable
 from largebatch.data.folder import Files, scan
 from largebatch.data.packs.parquet import is_parquet, open_parquet
 from largebatch.data.packs.writing import refuse_machine_s
 from largebatch.data.questions import same_classes, whole_set
 from largebatch.data.shards.source import files_of, is_shards, open_shards
-from largebatch.data.sources import Source
+from largebatch.data.sources import ImageSource
 from largebatch.errors import UserError
 from largebatch.recipes import paths
 
@@ -32,7 +32,7 @@ _RUN = 50  # images of an archive that are looked at together: it is read, or fe
 class Origins:
     given: str  # as the user wrote it
     kind: str
-    splits: Mapping[str, Source]  # train and, where there is one, test
+    splits: Mapping[str, ImageSource]  # train and, where there is one, test
     names: Mapping[str, np.ndarray]  # bytes, relative to the folder given
 
     @property
@@ -53,7 +53,7 @@ class Origins:
 def origins(given: str, val: str | None = None) -> Origins:
     """The data set at ``given``, whatever it is; ``val`` names the folder or the split of its test images."""
     root = Path(paths.expanded("SRC", given))
-    splits: Mapping[str, Source]
+    splits: Mapping[str, ImageSource]
     if is_shards(given):
         if val is not None:
             raise UserError(f"--val {val} is for image folders and parquet; test shards are called val-... or test-...")
@@ -82,7 +82,7 @@ def _folders(root: Path, val: str | None) -> dict[str, Files]:
     return found
 
 
-def _names(source: Source, prefixes: tuple[str, ...]) -> np.ndarray:
+def _names(source: ImageSource, prefixes: tuple[str, ...]) -> np.ndarray:
     names = []
     for index in range(len(source)):
         name = source.name(index)
@@ -91,7 +91,7 @@ def _names(source: Source, prefixes: tuple[str, ...]) -> np.ndarray:
     return np.array(names, np.bytes_)
 
 
-def mean_bytes(source: Source, size: int | None, skip_unreadable: bool) -> float:
+def mean_bytes(source: ImageSource, size: int | None, skip_unreadable: bool) -> float:
     """Of up to 1,000 encoded images spread over ``source``, refused where most are shorter than ``size``."""
     lengths, shorts = [], []
     first: tuple[str, int, int] | None = None  # of those that are too small
@@ -105,7 +105,7 @@ def mean_bytes(source: Source, size: int | None, skip_unreadable: bool) -> float
             refuse_machine_s(name, reason)
             if skip_unreadable:
                 continue
-            raise UserError(f"{name} cannot be read as an image: {reason_of(reason)}") from None
+            raise UserError(f"{name} cannot be read as an image: {why_unreadable(reason)}") from None
         lengths.append(len(encoded))
         shorts.append(min(width, height))
         if size is not None and min(width, height) < size:

@@ -154,7 +154,7 @@ class _Opened:
 
 
 class JpegPack(PackedImages):
-    """Encoded images, a :class:`largebatch.data.sources.Source`."""
+    """Encoded images, a :class:`largebatch.data.sources.ImageSource`."""
 
     def __init__(self, root: Path, split: SplitFacts, classes: tuple[str, ...], labels: np.ndarray) -> None:
         super().__init__(root, split, classes, labels)

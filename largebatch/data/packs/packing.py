@@ -37,7 +37,7 @@ from largebatch.data.packs.manifest import (
     write_facts,
 )  # fmt: skip
 from largebatch.data.packs.origins import Origins, mean_bytes
-from largebatch.data.packs.writing import Job, Work, Written, refusal
+from largebatch.data.packs.writing import PlannedFile, Work, WrittenFile, refusal
 from largebatch.data.passed_over import is_hidden, told_of
 from largebatch.data.processes import fork_server, processors
 from largebatch.errors import Lost, UserError
@@ -85,7 +85,7 @@ def pack(
     }
     try:
         dest.mkdir(parents=True, exist_ok=True)
-        with Progress(dest, begun) as progress:
+        with PackingProgress(dest, begun) as progress:
             missing = [job for job in jobs if job.name not in progress.written]
             if size:
                 _check_room(dest, 3 * size * size * _images(missing))
@@ -105,12 +105,12 @@ def pack(
         raise UserError(f"{dest} cannot be written: {reason.strerror or reason}") from None
 
 
-class Progress:
+class PackingProgress:
     """``packing.jsonl``: what is made, then a line for each file that is whole. One process at a time holds it."""
 
     def __init__(self, dest: Path, begun: dict[str, Any]) -> None:
         self.dest, self.path = dest, dest / PROGRESS
-        self.written: dict[str, Written] = {}
+        self.written: dict[str, WrittenFile] = {}
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,7 +122,7 @@ class Progress:
         lines = _whole_lines(self.path)
         self._file.truncate(sum(map(len, lines)))  # what a kill has torn
         for line in lines[1:]:
-            file = Written.model_validate_json(line)
+            file = WrittenFile.model_validate_json(line)
             with contextlib.suppress(FileNotFoundError):
                 if not file.examples or (dest / file.name).stat().st_size == file.bytes:
                     self.written[file.name] = file
@@ -131,13 +131,13 @@ class Progress:
         if not lines:
             self._append(json.dumps(begun))
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> PackingProgress:
         return self
 
     def __exit__(self, *problem: Any) -> None:
         self._file.close()
 
-    def add(self, file: Written) -> None:
+    def add(self, file: WrittenFile) -> None:
         if file.name not in self.written:
             self._append(file.model_dump_json())
             self.written[file.name] = file
@@ -176,7 +176,7 @@ def _begun(dest: Path) -> dict[str, Any] | None:
         begun = json.loads(lines[0]) if lines else None
         sound = begun is None or set(begun) == {"form", "size", "source", "per_file"}
         for line in lines[1:]:
-            Written.model_validate_json(line)
+            WrittenFile.model_validate_json(line)
     except (ValueError, TypeError):
         sound = False
     if not sound:
@@ -209,21 +209,23 @@ def _per_file(images: int, bytes_each: float) -> int:
     return max(1, int(file_bytes / bytes_each), math.ceil(images / MOST_FILES))
 
 
-def _jobs(source: Origins, begun: Mapping[str, Any]) -> list[Job]:
+def _jobs(source: Origins, begun: Mapping[str, Any]) -> list[PlannedFile]:
     suffix = "npy" if begun["form"] == "pixels" else "jpegs"
     jobs = []
     for split, images in source.splits.items():
         each = begun["per_file"][split]
         for number, first in enumerate(range(0, len(images), each)):
-            jobs.append(Job(split, f"{split}-{number:05d}.{suffix}", first, min(first + each, len(images))))
+            jobs.append(PlannedFile(split, f"{split}-{number:05d}.{suffix}", first, min(first + each, len(images))))
     return jobs
 
 
-def _images(jobs: list[Job]) -> int:
+def _images(jobs: list[PlannedFile]) -> int:
     return sum(job.last - job.first for job in jobs)
 
 
-def _decision(source: Origins, size: int | None, jobs: list[Job], missing: list[Job], count: int, dest: Path) -> str:
+def _decision(
+    source: Origins, size: int | None, jobs: list[PlannedFile], missing: list[PlannedFile], count: int, dest: Path
+) -> str:
     images = " and ".join(f"{len(of):,} {split}" for split, of in source.splits.items())
     gigabytes = f", {3 * size * size * _images(jobs) / 1e9:,.2f} GB" if size else ""
     there = f" ({len(jobs) - len(missing)} are there)" if len(missing) < len(jobs) else ""
@@ -234,8 +236,8 @@ def _decision(source: Origins, size: int | None, jobs: list[Job], missing: list[
 
 
 def _make(
-    source: Origins, dest: Path, size: int | None, at_most: dict[str, int], missing: list[Job], count: int,
-    progress: Progress, report: Callable[[int], object],
+    source: Origins, dest: Path, size: int | None, at_most: dict[str, int], missing: list[PlannedFile], count: int,
+    progress: PackingProgress, report: Callable[[int], object],
 ) -> None:  # fmt: skip
     """The files that are missing. However it ends, no worker is left and every whole file has its line."""
     context: Any = fork_server()
@@ -243,7 +245,7 @@ def _make(
     work = Work(source.splits, dest, size, at_most, counter, stop)
     before = sum(file.examples + len(file.left_out) for file in progress.written.values())
     with ProcessPoolExecutor(count, context, writing.begin, (work,)) as pool:
-        futures: list[Future[Written]] = []
+        futures: list[Future[WrittenFile]] = []
         try:
             futures += (pool.submit(writing.write, job) for job in missing)
             waiting = set(futures)
@@ -267,11 +269,11 @@ def _make(
             raise
 
 
-def _succeeded(future: Future[Written]) -> bool:
+def _succeeded(future: Future[WrittenFile]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def _check_left_out(source: Origins, at_most: dict[str, int], progress: Progress) -> None:
+def _check_left_out(source: Origins, at_most: dict[str, int], progress: PackingProgress) -> None:
     for split, bound in at_most.items():
         left_out = {
             i: why for file in progress.written.values() if file.split == split for i, why in file.left_out.items()
@@ -281,7 +283,9 @@ def _check_left_out(source: Origins, at_most: dict[str, int], progress: Progress
             raise UserError(refusal(source.splits[split].name(last), left_out[last], split, bound))
 
 
-def _finished(source: Origins, dest: Path, asked: dict[str, Any], jobs: list[Job], progress: Progress) -> Facts:
+def _finished(
+    source: Origins, dest: Path, asked: dict[str, Any], jobs: list[PlannedFile], progress: PackingProgress
+) -> Facts:
     """Labels, names and index, then ``pack.json``; nothing is left of the progress."""
     facts = Facts(
         format=FORMAT,
@@ -301,7 +305,7 @@ def _finished(source: Origins, dest: Path, asked: dict[str, Any], jobs: list[Job
     return facts
 
 
-def _split(source: Origins, dest: Path, split: str, made: list[Written]) -> SplitFacts:
+def _split(source: Origins, dest: Path, split: str, made: list[WrittenFile]) -> SplitFacts:
     left_out = {index: why for file in made for index, why in file.left_out.items()}
     kept = np.ones(len(source.splits[split]), dtype=bool)
     kept[list(left_out)] = False

@@ -18,15 +18,15 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from largebatch.data.decode import reason_of, rgb
+from largebatch.data.decode import rgb, why_unreadable
 from largebatch.data.processes import begin_worker
-from largebatch.data.sources import Source
+from largebatch.data.sources import ImageSource
 from largebatch.data.unreadable import is_machine_s
 from largebatch.errors import UserError
 from largebatch.records.files import sha256_of, whole
 
 
-class Job(NamedTuple):
+class PlannedFile(NamedTuple):
     """The file that holds images ``first`` to ``last`` (excluded) of a split's source."""
 
     split: str
@@ -35,7 +35,7 @@ class Job(NamedTuple):
     last: int
 
 
-class Written(BaseModel):
+class WrittenFile(BaseModel):
     """What became of a job, as the progress file keeps it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -55,7 +55,7 @@ class Written(BaseModel):
 class Work:
     """What every job of a pack needs. ``at_most`` images of a split may be left out."""
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, ImageSource]
     dest: Path
     size: int | None  # None: jpeg
     at_most: Mapping[str, int]
@@ -63,7 +63,7 @@ class Work:
     stop: Any  # set when the others are to end
 
 
-class Stopped(Exception):
+class PackingStopped(Exception):
     """Another worker, or the user, ended it."""
 
 
@@ -78,7 +78,7 @@ def begin(work: Work) -> None:
     begin_worker()
 
 
-def write(job: Job) -> Written:
+def write(job: PlannedFile) -> WrittenFile:
     """Make the file; what was left of an earlier attempt is written over."""
     path = _work.dest / job.name
     left_out: dict[int, str] = {}
@@ -89,7 +89,7 @@ def write(job: Job) -> Written:
             file.write(npy_header(0, _work.size))
         for index in range(job.first, job.last):
             if _work.stop.is_set():
-                raise Stopped
+                raise PackingStopped
             source = _work.sources[job.split]
             try:
                 packed, width, height = _kept(source.read(index))
@@ -108,7 +108,7 @@ def write(job: Job) -> Written:
     if not lengths:
         path.unlink()
     size = _work.size
-    return Written(
+    return WrittenFile(
         split=job.split,
         name=job.name,
         examples=len(lengths),
@@ -134,7 +134,7 @@ def refuse_machine_s(name: str, failure: Exception) -> None:
     if isinstance(failure, MemoryError):
         raise failure
     if is_machine_s(failure):
-        raise UserError(f"{name} cannot be read: {reason_of(failure)}") from None
+        raise UserError(f"{name} cannot be read: {why_unreadable(failure)}") from None
 
 
 def _kept(encoded: bytes) -> tuple[bytes, int, int]:
@@ -159,7 +159,7 @@ def square(file: Image.Image, size: int) -> np.ndarray:
 
 def _leave_out(split: str, index: int, reason: Exception, left_out: dict[int, str]) -> None:
     """Refused where this file alone has more than may be left out; the sum over files is the packing process's."""
-    left_out[index] = reason_of(reason)
+    left_out[index] = why_unreadable(reason)
     at_most = _work.at_most[split]
     if len(left_out) > at_most:
         raise UserError(refusal(_work.sources[split].name(index), left_out[index], split, at_most))

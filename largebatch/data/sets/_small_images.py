@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from largebatch.data import places
-from largebatch.data.published import Published
+from largebatch.data.published import PublishedFiles
 from largebatch.data.sets import Asked, DataSet, evaluated_on
 from largebatch.data.statistics import Statistics
 from largebatch.errors import UserError
@@ -109,7 +109,7 @@ class SmallImages(DataSet):
 class FromFiles(SmallImages):
     """Read from its published files, in whichever form they lie here."""
 
-    origin: Published
+    origin: PublishedFiles
 
     def load(self, asked: Asked) -> tuple[Callable[[str], Arrays], str]:
         found = places.located(self.name, asked.root)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from largebatch.data.formats import JPEG_ARCHIVE, Form, binary_arrays, python_arrays
-from largebatch.data.published import Published
+from largebatch.data.published import PublishedFiles
 from largebatch.data.sets._cifar import MIRRORS, PAGE, Cifar
 from largebatch.data.statistics import Statistics
 
@@ -16,7 +16,7 @@ class Cifar10(Cifar):
     title = "CIFAR-10"
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     statistics = Statistics((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-    origin = Published(
+    origin = PublishedFiles(
         folders=("cifar10", "CIFAR10", "cifar-10", "CIFAR-10"),
         forms=(
             Form(

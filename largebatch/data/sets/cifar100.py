@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from largebatch.data.formats import JPEG_ARCHIVE, Form, binary_arrays, python_arrays
-from largebatch.data.published import Published
+from largebatch.data.published import PublishedFiles
 from largebatch.data.sets._cifar import MIRRORS, PAGE, Cifar
 from largebatch.data.statistics import Statistics
 
@@ -23,7 +23,7 @@ class Cifar100(Cifar):
     title = "CIFAR-100"
     classes = tuple(_CLASSES.split())
     statistics = Statistics((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
-    origin = Published(
+    origin = PublishedFiles(
         folders=("cifar100", "CIFAR100", "cifar-100", "CIFAR-100"),
         forms=(
             Form(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from largebatch.data.formats import IDX
-from largebatch.data.published import Package, Published
+from largebatch.data.published import Package, PublishedFiles
 from largebatch.data.sets._small_images import FromFiles
 from largebatch.data.statistics import Statistics
 
@@ -20,7 +20,7 @@ class FashionMnist(FromFiles):
     statistics = Statistics((0.2860,), (0.3530,))
     examples = 60_000
     test_examples = 10_000
-    origin = Published(
+    origin = PublishedFiles(
         folders=("FashionMNIST", "fashion_mnist", "fashion-mnist", "Fashion-MNIST"),
         forms=(IDX,),
         mirrors=(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from largebatch.data.formats import IDX
-from largebatch.data.published import Published
+from largebatch.data.published import PublishedFiles
 from largebatch.data.sets._small_images import FromFiles
 from largebatch.data.statistics import Statistics
 
@@ -16,7 +16,7 @@ class Mnist(FromFiles):
     statistics = Statistics((0.1307,), (0.3081,))
     examples = 60_000
     test_examples = 10_000
-    origin = Published(
+    origin = PublishedFiles(
         folders=("MNIST", "mnist"),
         forms=(IDX,),
         mirrors=(

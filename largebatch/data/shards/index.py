@@ -56,7 +56,7 @@ class Index(NamedTuple):
         return Index(*(array[chosen] for array in self))
 
 
-class Found(NamedTuple):
+class ShardSplits(NamedTuple):
     classes: tuple[str, ...]
     splits: dict[str, Index]
     passed_over: dict[str, str]  # by split
@@ -75,7 +75,7 @@ def kept_index(
     folder: Path,
     report: Callable[[str], object],
     at_once: int = 1,
-) -> Found:
+) -> ShardSplits:
     """The index in ``folder``; made and left there if there is none. ``at_once`` shards are opened together."""
     path = folder / f"{hashlib.sha256(repr((_FORMAT, shards)).encode()).hexdigest()[:32]}.npz"
     if (kept := _load(path, shards)) is not None:
@@ -97,7 +97,9 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _made(shards: Shards, opened: Callable[[Shard], Handle], report: Callable[[str], object], at_once: int) -> Found:
+def _made(
+    shards: Shards, opened: Callable[[Shard], Handle], report: Callable[[str], object], at_once: int
+) -> ShardSplits:
     wanted = [shard for split in shards.values() for shard in split]
     report(f"reading the headers of {len(wanted)} shards, {sum(shard.size for shard in wanted) / 1e9:.1f} GB")
     with ThreadPoolExecutor(at_once) as pool:
@@ -125,7 +127,7 @@ def _made(shards: Shards, opened: Callable[[Shard], Handle], report: Callable[[s
             np.array([label_of[image.of_class] for image in images], dtype=np.int64),
             np.array([_shortened(os.fsencode(image.name)) for image in images], dtype=np.bytes_),
         )
-    return Found(tuple(str(of_class) for of_class in label_of), splits, told)
+    return ShardSplits(tuple(str(of_class) for of_class in label_of), splits, told)
 
 
 def _labels(images: list[tuple[Shard, _Image]]) -> dict[int | str, int]:
@@ -233,7 +235,7 @@ def _shortened(name: bytes) -> bytes:
     return name if len(name) <= _NAME_BYTES else b"..." + name[3 - _NAME_BYTES :]
 
 
-def _save(path: Path, found: Found) -> None:
+def _save(path: Path, found: ShardSplits) -> None:
     arrays: dict[str, Any] = {"classes": np.array(found.classes, dtype=np.str_)}
     for split, index in found.splits.items():
         arrays |= {f"{split}.{field}": array for field, array in index._asdict().items()}
@@ -242,14 +244,15 @@ def _save(path: Path, found: Found) -> None:
         np.savez(file, **arrays)
 
 
-def _load(path: Path, shards: Shards) -> Found | None:
+def _load(path: Path, shards: Shards) -> ShardSplits | None:
     """None where there is none, or not a whole one: whatever is wrong with it, it is made again."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
             classes = tuple(kept["classes"].tolist())
             splits = {split: Index(*(kept[f"{split}.{field}"] for field in Index._fields)) for split in shards}
             told = {split: str(kept[f"{split}.passed_over"]) for split in shards}
-        return Found(classes, splits, told) if all(_fits(splits[s], shards[s], len(classes)) for s in shards) else None
+        fits = all(_fits(splits[split], shards[split], len(classes)) for split in shards)
+        return ShardSplits(classes, splits, told) if fits else None
     except Exception:
         return None
 

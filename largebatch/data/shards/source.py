@@ -69,8 +69,8 @@ class _Process:
 
 
 @dataclass(frozen=True, eq=False)
-class Shards:
-    """A :class:`largebatch.data.sources.Source`. With a ``cache`` its shards are in an object store."""
+class ShardedImages:
+    """A :class:`largebatch.data.sources.ImageSource`. With a ``cache`` its shards are in an object store."""
 
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
@@ -109,7 +109,7 @@ class Shards:
         names = np.array([files[shard] + member for shard, member in pairs], np.bytes_)
         return Listing(self.classes, self.labels, SHARDS, names, self.index.length)
 
-    def part(self, chosen: np.ndarray) -> Shards:
+    def part(self, chosen: np.ndarray) -> ShardedImages:
         return replace(self, index=self.index.part(chosen), _process=_Process())
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
@@ -213,7 +213,7 @@ def open_shards(
     report: Callable[[str], object] | None = None,
     shuffle_shards: int = SHUFFLE_SHARDS,
     splits: Sequence[str] | None = ("train", "test"),
-) -> dict[str, Shards]:
+) -> dict[str, ShardedImages]:
     """The ``splits`` (None: those that are there), with one set of classes. ``cache`` keeps the index and what is
     fetched."""
     there, found = _found(root), {}
@@ -239,7 +239,9 @@ def open_shards(
 
     index = kept_index(found, opened, folder, report or (lambda _: None), at_once)
     return {
-        split: Shards(index.classes, found[split], index.splits[split], store, shuffle_shards, index.passed_over[split])
+        split: ShardedImages(
+            index.classes, found[split], index.splits[split], store, shuffle_shards, index.passed_over[split]
+        )
         for split in found
     }
 

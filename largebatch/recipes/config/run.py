@@ -35,7 +35,7 @@ from largebatch.recipes.config.sections import (
     Model,
     NonfiniteGradients,
     RegimeAdaptation,
-    Task,
+    TaskSection,
     WeightDecay,
 )
 from largebatch.recipes.keys import Minutes, Number, PositiveFloat, PositiveInt, Section, Switch
@@ -70,7 +70,7 @@ class Run(Section):
     batch: Batch
     optimizer: Optimizer
     weight_decay: WeightDecay = WeightDecay()
-    task: Task | None = None  # else what the data set says of itself
+    task: TaskSection | None = None  # else what the data set says of itself
     loss: Loss = Loss()
     max_grad_norm: PositiveFloat | None = None
     nonfinite_gradients: NonfiniteGradients = NonfiniteGradients()

@@ -183,7 +183,7 @@ class WeightDecay(Section):
     skip: tuple[Skipped, ...] = ("norm", "bias")
 
 
-class Task(BaseModel):
+class TaskSection(BaseModel):
     """``name``, and whatever keys that task takes."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())

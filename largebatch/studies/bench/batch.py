@@ -48,7 +48,7 @@ LECTURE = {  # MNIST on one Tesla V100; network and framework are not given
 
 
 @dataclasses.dataclass
-class Contestant:
+class TimedBatchSize:
     """One batch size; ``calls`` of its updates fill a window."""
 
     size: int
@@ -159,7 +159,7 @@ def notes(facts: dict[str, Any]) -> list[str]:
     return said
 
 
-def _entered(run: config.Run, size: int, device: torch.device, dataset: Dataset, eager: bool) -> Contestant:
+def _entered(run: config.Run, size: int, device: torch.device, dataset: Dataset, eager: bool) -> TimedBatchSize:
     """Assembled, and warm."""
     stated = run.batch.micro_batch_size
     micro = stated if stated is not None and size % stated == 0 else None  # of a smaller batch its own
@@ -174,7 +174,7 @@ def _entered(run: config.Run, size: int, device: torch.device, dataset: Dataset,
         }
     )
     job = dataclasses.replace(assemble(timed, device), dataset=dataset)
-    contestant = Contestant(size, Updates(job), None)
+    contestant = TimedBatchSize(size, Updates(job), None)
     try:
         if device.type == "cuda":
             contestant.eager_because = "asked for" if eager else capture(contestant.updates)
@@ -190,7 +190,7 @@ def _entered(run: config.Run, size: int, device: torch.device, dataset: Dataset,
     return contestant
 
 
-def _calls_that_fill(contestant: Contestant, seconds: float) -> int:
+def _calls_that_fill(contestant: TimedBatchSize, seconds: float) -> int:
     """From a quarter of a window at least, so that one call's jitter does not decide."""
     calls = 1
     while (spent := _seconds_of(contestant, calls)) < seconds / 4:
@@ -198,7 +198,7 @@ def _calls_that_fill(contestant: Contestant, seconds: float) -> int:
     return max(1, round(calls * seconds / spent))
 
 
-def _seconds_of(contestant: Contestant, calls: int) -> float:
+def _seconds_of(contestant: TimedBatchSize, calls: int) -> float:
     device = contestant.updates.job.device
     _wait_for(device)
     start = time.perf_counter()
@@ -218,7 +218,7 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _row(contestant: Contestant, examples: int) -> dict[str, Any]:
+def _row(contestant: TimedBatchSize, examples: int) -> dict[str, Any]:
     plan, times = contestant.updates.job.plan, contestant.seconds_per_update
     per_update, per_epoch = statistics.median(times), contestant.updates.per_epoch
     timed = contestant.updates_of_window * len(times)

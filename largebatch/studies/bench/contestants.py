@@ -102,7 +102,7 @@ class Family(NamedTuple):
 
 
 @dataclasses.dataclass
-class Contestant:
+class TimedOptimizer:
     family: Family
     form: str
     optimizer: Optimizer
@@ -175,14 +175,14 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def contestants_of(family: Family, arena: Arena) -> tuple[list[Contestant], list[str]]:
+def contestants_of(family: Family, arena: Arena) -> tuple[list[TimedOptimizer], list[str]]:
     """One per form, each after its first step, and sentences about forms that this device has not."""
     optimizer = None
     entered, missing = [], []
     for form in family.forms:
         if optimizer is None or arena.device.type != "cpu":
             optimizer = family.build(arena.groups(), LR)
-        contestant = Contestant(family, form, optimizer, optimizer.step)
+        contestant = TimedOptimizer(family, form, optimizer, optimizer.step)
         contestant.prepare()
         try:
             contestant.step()
@@ -196,7 +196,7 @@ def contestants_of(family: Family, arena: Arena) -> tuple[list[Contestant], list
     return entered, missing
 
 
-def captured(family: Family, arena: Arena) -> Contestant:
+def captured(family: Family, arena: Arena) -> TimedOptimizer:
     """Our fused step in a CUDA graph, with the learning rate on the device and a state of its own."""
     optimizer = family.build(arena.groups(), torch.tensor(LR, device=arena.device))
     family.switch(optimizer, "fused")
@@ -210,7 +210,7 @@ def captured(family: Family, arena: Arena) -> Contestant:
     with torch.cuda.graph(graph):
         optimizer.step()
     stays = family._replace(switch=lambda optimizer, form: None)
-    return Contestant(stays, "fused, CUDA graph", optimizer, graph.replay)
+    return TimedOptimizer(stays, "fused, CUDA graph", optimizer, graph.replay)
 
 
 def deepspeed_lamb() -> Family:

@@ -27,8 +27,8 @@ from largebatch.machine import launched
 from largebatch.records.circumstances import circumstances_of
 from largebatch.studies.bench.contestants import (
     Arena,
-    Contestant,
     Family,
+    TimedOptimizer,
     captured,
     contestants_of,
     deepspeed_lamb,
@@ -194,12 +194,12 @@ def synchronises(step: Callable[[], Any]) -> bool:
     return False
 
 
-def _enter(arena: Arena, entered: list[Family]) -> tuple[list[Contestant], dict[str, bool], list[str]]:
+def _enter(arena: Arena, entered: list[Family]) -> tuple[list[TimedOptimizer], dict[str, bool], list[str]]:
     """Contestants after their first steps, with their launches counted; who makes the host wait; who is missing."""
     on_cuda = arena.device.type == "cuda"
     count = kernels if on_cuda else operators
     count(arena.copy)  # the profiler's own first time
-    contestants: list[Contestant] = []
+    contestants: list[TimedOptimizer] = []
     waits: dict[str, bool] = {}
     missing: list[str] = []
     for family in entered:
@@ -228,7 +228,7 @@ def _enter(arena: Arena, entered: list[Family]) -> tuple[list[Contestant], dict[
     return contestants, waits, missing
 
 
-def _try(missing: list[str], name: str, make: Callable[[], list[Contestant]]) -> list[Contestant]:
+def _try(missing: list[str], name: str, make: Callable[[], list[TimedOptimizer]]) -> list[TimedOptimizer]:
     """What another's code or the driver may refuse, with a sentence about why."""
     try:
         return make()
@@ -238,12 +238,12 @@ def _try(missing: list[str], name: str, make: Callable[[], list[Contestant]]) ->
         return []
 
 
-def _rounds(arena: Arena, contestants: list[Contestant], repeats: int) -> tuple[Times, list[float]]:
+def _rounds(arena: Arena, contestants: list[TimedOptimizer], repeats: int) -> tuple[Times, list[float]]:
     """Milliseconds per step of each contestant, and of the copy, in the same rounds."""
     timed = _milliseconds_on_cuda if arena.device.type == "cuda" else _milliseconds_on_cpu
     times: Times = {contestant.name: [] for contestant in contestants}
     copies: list[float] = []
-    turns: list[Contestant | None] = [*contestants, None]
+    turns: list[TimedOptimizer | None] = [*contestants, None]
     for number in range(DROPPED + repeats):
         for contestant in turns if number % 2 == 0 else reversed(turns):
             if contestant is None:
@@ -277,7 +277,7 @@ def _milliseconds_on_cuda(step: Callable[[], Any]) -> float:
 
 
 def _row(
-    arena: Arena, contestant: Contestant, peer: str | None, times: Times, bandwidth_gigabytes_per_second: float
+    arena: Arena, contestant: TimedOptimizer, peer: str | None, times: Times, bandwidth_gigabytes_per_second: float
 ) -> dict[str, Any]:
     gigabytes = arena.gigabytes_that_must_move(contestant.family.algebra)
     own = times[contestant.name]

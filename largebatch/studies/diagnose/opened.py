@@ -94,7 +94,7 @@ class Opened:
         finally:
             self.model.eval()
 
-    def sample(self, examples: int | None, batch_size: int) -> Sample:
+    def sample(self, examples: int | None, batch_size: int) -> TrainingSample:
         """The first ``examples`` of a fixed random order, in batches of equal size, at most ``batch_size``.
 
         Unless stated, they are 10,000, or all there are up to whole batches.
@@ -115,9 +115,9 @@ class Opened:
         plan = batch.resolve(
             dataset_size=size, global_batch_size=examples, micro_batch_size=each, steps=1, seed=SAMPLE_SEED
         )
-        return Sample(self, plan)
+        return TrainingSample(self, plan)
 
-    def objective(self, sample: Sample) -> Objective:
+    def objective(self, sample: TrainingSample) -> Objective:
         """The mean training loss over the sample as a function of the weights. Collective."""
         forward = functools.partial(self.task.forward, self.model)
         pairs = lambda: ((batch, batch) for batch in sample.mine())  # noqa: E731
@@ -142,7 +142,7 @@ class Opened:
 
 
 @dataclasses.dataclass
-class Sample:
+class TrainingSample:
     """Training examples as they are looked at, again and again: batches that do not depend on the world."""
 
     opened: Opened

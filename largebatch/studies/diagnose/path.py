@@ -26,7 +26,7 @@ from largebatch.run import record
 from largebatch.steps.evaluate import Evaluation, evaluate
 from largebatch.studies.diagnose.opened import (
     Opened,
-    Sample,
+    TrainingSample,
     check_norm,
     circumstances,
     enough_to_normalise,
@@ -72,13 +72,7 @@ def measure(
                 for name, parameter in a.model.named_parameters():
                     parameter.copy_(weights[name])
             training, test = at_these_weights(a, sample, batch_size, norm)
-            lines[kind].append(
-                {
-                    "alpha": alpha,
-                    **{f"train_{key}": number for key, number in training.numbers.items()},
-                    **{f"test_{key}": number for key, number in test.numbers.items()},
-                }
-            )
+            lines[kind].append({"alpha": alpha, **_by_split(training, test)})
             reached = f"test {score.name} {score.of(test.numbers[score.key])}"
             progress(f"{kind} {alpha:+.3f}  train loss {training.loss:.4f}  {reached}")
     facts = {
@@ -102,6 +96,14 @@ def measure(
     return facts
 
 
+def _by_split(training: Evaluation, test: Evaluation) -> dict[str, float]:
+    return {
+        f"{split}_{key}": number
+        for split, of_split in (("train", training), ("test", test))
+        for key, number in of_split.numbers.items()
+    }
+
+
 def check_alike(a: Opened, b: Opened) -> None:
     """A line needs two points of one space, and one data set to look at it with."""
     of_a, of_b = ({"model": run.run.model.model_dump(), "data": {"name": run.run.data.name}} for run in (a, b))
@@ -123,7 +125,7 @@ def end(run: Opened) -> dict[str, Any]:
     }
 
 
-def at_these_weights(run: Opened, sample: Sample, batch_size: int, norm: str) -> tuple[Evaluation, Evaluation]:
+def at_these_weights(run: Opened, sample: TrainingSample, batch_size: int, norm: str) -> tuple[Evaluation, Evaluation]:
     """(training sample, test set) at whatever weights the model has. Collective."""
     if norm == "recomputed":
         with torch.no_grad(), enough_to_normalise(), batch_norm.recomputed_statistics(run.model, distributed.sum_):

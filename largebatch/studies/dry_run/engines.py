@@ -63,7 +63,7 @@ class FakeDdp(Ddp):
         return buckets + [p.grad for p in self.model.parameters() if p.grad is not None]
 
 
-class Bucket:
+class GradBucketStandIn:
     """As much of DDP's GradBucket as our communication hook asks for."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -93,8 +93,8 @@ class Reducer:
         self.engine = engine
         self.listening = False
         self.arrived: list[nn.Parameter] = []
-        self.buckets: list[Bucket] = []
-        self.bucket_of: dict[nn.Parameter, Bucket] = {}
+        self.buckets: list[GradBucketStandIn] = []
+        self.bucket_of: dict[nn.Parameter, GradBucketStandIn] = {}
         for parameter in engine.model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._arrives)
@@ -105,7 +105,7 @@ class Reducer:
             return
         with self.engine.mode:
             for members in buckets_of(self.arrived):
-                bucket = Bucket(members)
+                bucket = GradBucketStandIn(members)
                 self.buckets.append(bucket)
                 self.bucket_of |= dict.fromkeys(members, bucket)
 
@@ -123,7 +123,7 @@ class Reducer:
             bucket.missing = len(bucket.views)
             self._sum(bucket)
 
-    def _sum(self, bucket: Bucket) -> None:
+    def _sum(self, bucket: GradBucketStandIn) -> None:
         if self.engine.parts is not None:
             self.engine.parts.meet(bucket)
         travelling = bucket.flat.to(HALF.get(self.engine.all_reduce, bucket.flat.dtype))

@@ -21,7 +21,7 @@ from largebatch.errors import UserError
 from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.decide import decide, precision_of
-from largebatch.recipes.decided import DataFacts, Decided, LearningRate
+from largebatch.recipes.decided import DataFacts, Decided, ExplainedSchedule
 from largebatch.studies.reading.files import Facts, in_words, paper_of, plain, published_of
 from largebatch.terminal.plot import plot
 
@@ -192,7 +192,7 @@ def _budget_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
     return [*rows, ("steps", f"{plan.steps:,}", rule, origin("epochs", "steps"))]
 
 
-def _lr_rows(run: config.Run, plan: BatchPlan, lr: LearningRate, origin: Origin) -> list[Row]:
+def _lr_rows(run: config.Run, plan: BatchPlan, lr: ExplainedSchedule, origin: Origin) -> list[Row]:
     schedule = lr.schedule
     keys = ("lr.base", "lr.table", "lr.scaling", "lr.reference_batch_size")
     epochs = f"{schedule.warmup / plan.dataset_size:g} epochs"

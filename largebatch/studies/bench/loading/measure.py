@@ -28,14 +28,12 @@ from largebatch.machine import launched
 from largebatch.records.circumstances import circumstances_of
 from largebatch.studies.bench.loading.ours import ours, with_workers
 from largebatch.studies.bench.loading.peers import TIMM, peers, timm_way
-from largebatch.studies.bench.loading.ways import Candidate, Sample, Way, decoders
+from largebatch.studies.bench.loading.ways import Candidate, PhotoFolder, Way, decoders
 
 KINDS = {"decoding": "decoding alone", "ours": "largebatch", "peer": "peers"}
 
-Windows = dict[str, list["Window"]]  # of each way by its name, one for each round
 
-
-class Window(NamedTuple):
+class ReadingTime(NamedTuple):
     images: int
     processor_seconds: float
     wall_seconds: float
@@ -49,6 +47,9 @@ class Window(NamedTuple):
         return self.images / self.wall_seconds
 
 
+ReadingTimes = dict[str, list[ReadingTime]]  # of each way by its name, one for each round
+
+
 def default_source() -> Path:
     """The sample photographs beside the data sets."""
     found = data_folder() / "imagenet_samples"
@@ -58,7 +59,12 @@ def default_source() -> Path:
 
 
 def measure(
-    sample: Sample, seconds: float, repeats: int, command: str, workers: int = 0, only: list[Candidate] | None = None
+    sample: PhotoFolder,
+    seconds: float,
+    repeats: int,
+    command: str,
+    workers: int = 0,
+    only: list[Candidate] | None = None,
 ) -> dict[str, Any]:
     """The numbers of every way that can run here, each with its unit in its name; the others under ``left_out``.
 
@@ -113,15 +119,15 @@ def _open(candidates: list[Candidate]) -> tuple[list[Way], list[str]]:
     return ways, left_out
 
 
-def _rounds(ways: list[Way], seconds: float, repeats: int) -> Windows:
-    windows: Windows = {way.name: [] for way in ways}
+def _rounds(ways: list[Way], seconds: float, repeats: int) -> ReadingTimes:
+    windows: ReadingTimes = {way.name: [] for way in ways}
     for number in range(repeats):
         for way in reversed(ways) if number % 2 else ways:
             windows[way.name].append(_window(way, seconds / repeats))
     return windows
 
 
-def _window(way: Way, seconds: float) -> Window:
+def _window(way: Way, seconds: float) -> ReadingTime:
     """At least one batch; the first, for which files are listed and workers started, is not timed."""
     gc.collect()
     with warnings.catch_warnings():
@@ -134,7 +140,7 @@ def _window(way: Way, seconds: float) -> Window:
             getattr(batches, "close", lambda: None)()
 
 
-def _timed(batches: Iterator[int], seconds: float) -> Window:
+def _timed(batches: Iterator[int], seconds: float) -> ReadingTime:
     images = 0
     begun, worked = time.perf_counter(), _processor_seconds()
     while True:
@@ -143,7 +149,7 @@ def _timed(batches: Iterator[int], seconds: float) -> Window:
             break
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return Window(images, _processor_seconds() - worked, time.perf_counter() - begun)
+    return ReadingTime(images, _processor_seconds() - worked, time.perf_counter() - begun)
 
 
 def _processor_seconds() -> float:
@@ -152,7 +158,7 @@ def _processor_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def _row(way: Way, windows: Windows) -> dict[str, Any]:
+def _row(way: Way, windows: ReadingTimes) -> dict[str, Any]:
     mine = windows[way.name]
     row: dict[str, Any] = {
         "name": way.name,
@@ -169,7 +175,7 @@ def _row(way: Way, windows: Windows) -> dict[str, Any]:
     return row
 
 
-def _wanted(ways: list[Way], windows: Windows) -> list[dict[str, Any]]:
+def _wanted(ways: list[Way], windows: ReadingTimes) -> list[dict[str, Any]]:
     """What the project wants of its ways, beside what was measured: facts, nobody fails by them."""
     return [
         {"what": f"{way.name}: times timm's images/s per core", "measured": row["over_timm_median"],
@@ -179,7 +185,7 @@ def _wanted(ways: list[Way], windows: Windows) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _with_workers(sample: Sample, workers: int, seconds: float, repeats: int) -> list[dict[str, Any]]:
+def _with_workers(sample: PhotoFolder, workers: int, seconds: float, repeats: int) -> list[dict[str, Any]]:
     """By the clock: how both scale over processes."""
     ways, _ = _open([*with_workers(sample, workers), Candidate("timm", lambda: timm_way(sample, workers))])
     windows = _rounds(ways, seconds, repeats)

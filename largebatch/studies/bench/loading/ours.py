@@ -25,11 +25,11 @@ from largebatch.data.packs.packing import pack
 from largebatch.data.packs.split import cropped
 from largebatch.data.processes import answered
 from largebatch.data.sizes import constant
-from largebatch.data.sources import Source
+from largebatch.data.sources import ImageSource
 from largebatch.data.workers import Decoded, Reader, Request
 from largebatch.errors import UserError
 from largebatch.plan import batch
-from largebatch.studies.bench.loading.ways import Candidate, Sample, Way
+from largebatch.studies.bench.loading.ways import Candidate, PhotoFolder, Way
 
 AUGMENT = "resized_crop_flip"
 SEED = 0
@@ -37,7 +37,7 @@ WANTED_PACKED, WANTED_JPEG = 8.0, 1.4  # × timm's, at least
 _ENDLESS = 10**6  # steps
 
 
-def ours(sample: Sample) -> list[Candidate]:
+def ours(sample: PhotoFolder) -> list[Candidate]:
     """Makes nothing yet: a pack is written when the first way that reads it is opened."""
     return [
         Candidate("workers, pillow", lambda: _pillow(sample)),
@@ -50,32 +50,32 @@ def ours(sample: Sample) -> list[Candidate]:
     ]
 
 
-def with_workers(sample: Sample, workers: int) -> list[Candidate]:
+def with_workers(sample: PhotoFolder, workers: int) -> list[Candidate]:
     return [Candidate("workers, turbo", lambda: _turbo(sample, workers))]
 
 
-def files(sample: Sample) -> Source:
+def files(sample: PhotoFolder) -> ImageSource:
     return scan(sample.folder / "train")
 
 
-def _pillow(sample: Sample) -> Way:
+def _pillow(sample: PhotoFolder) -> Way:
     return _reading(sample, files(sample), "pillow", "data.decode = pillow on an image folder")
 
 
-def _turbo(sample: Sample, workers: int = 0) -> Way:
+def _turbo(sample: PhotoFolder, workers: int = 0) -> Way:
     return _reading(
         sample, files(sample), "turbo", "data.decode = turbo on an image folder, the default", workers, WANTED_JPEG
     )
 
 
-def _jpeg_pack(sample: Sample) -> Way:
+def _jpeg_pack(sample: PhotoFolder) -> Way:
     source = open_pack(_packed(sample, "jpeg", None)).splits["train"]
     assert isinstance(source, JpegPack)
     return _reading(sample, source, "turbo", "data.decode = turbo on what data pack --jpeg made", 0, WANTED_JPEG)
 
 
 def _reading(
-    sample: Sample, source: Source, decode: str, how: str, workers: int = 0, wanted: float | None = None
+    sample: PhotoFolder, source: ImageSource, decode: str, how: str, workers: int = 0, wanted: float | None = None
 ) -> Way:
     """What a worker does, here (or ``workers`` of them), given the trainer's own requests."""
     name = f"{'JPEG pack' if isinstance(source, JpegPack) else 'workers'}, {decode}"
@@ -89,7 +89,7 @@ def _reading(
     return Way(name, "ours", "uint8", how, batches, wanted)
 
 
-def _cropped(sample: Sample) -> Way:
+def _cropped(sample: PhotoFolder) -> Way:
     pixels = _pixel_pack(sample)
     centre = viewing.centre_box(pixels.size)
 
@@ -101,7 +101,7 @@ def _cropped(sample: Sample) -> Way:
     return Way("pixel pack, CPU crops", "ours", "uint8", f"from {pixels.size} x {pixels.size}", batches, WANTED_PACKED)
 
 
-def _gathered(sample: Sample) -> Way:
+def _gathered(sample: PhotoFolder) -> Way:
     pixels = _pixel_pack(sample)
     pinned = torch.cuda.is_available()  # where the trainer gathers into pinned memory
 
@@ -115,7 +115,7 @@ def _gathered(sample: Sample) -> Way:
     return Way("pixel pack, gathering", "ours", "uint8", how, batches, WANTED_PACKED)
 
 
-def _on_device(sample: Sample, decode: str) -> Way:
+def _on_device(sample: PhotoFolder, decode: str) -> Way:
     """The whole way to normalised batches; the CUDA device does most of it, the processor's seconds are the host's."""
     if decode == "nvjpeg" and not torch.cuda.is_available():
         raise UserError("it needs a CUDA device")
@@ -129,7 +129,7 @@ def _on_device(sample: Sample, decode: str) -> Way:
     return Way(f"workers, {decode}", "ours", "float32", how, _steps(split, sample, placement))
 
 
-def _steps(split: Split, sample: Sample, placement: Placement) -> Callable[[], Iterator[int]]:
+def _steps(split: Split, sample: PhotoFolder, placement: Placement) -> Callable[[], Iterator[int]]:
     plan = _plan(sample, len(split))
 
     def batches() -> Iterator[int]:
@@ -140,13 +140,13 @@ def _steps(split: Split, sample: Sample, placement: Placement) -> Callable[[], I
     return batches
 
 
-def _plan(sample: Sample, images: int) -> batch.BatchPlan:
+def _plan(sample: PhotoFolder, images: int) -> batch.BatchPlan:
     return batch.resolve(
         dataset_size=images, global_batch_size=sample.batch, micro_batch_size=sample.batch, steps=_ENDLESS, seed=SEED
     )
 
 
-def _drawn(sample: Sample, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _drawn(sample: PhotoFolder, images: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions and indices of one step after another, as a run takes them."""
     plan = _plan(sample, images)
     for step in itertools.count():
@@ -154,14 +154,14 @@ def _drawn(sample: Sample, images: int) -> Iterator[tuple[np.ndarray, np.ndarray
         yield examples.positions, examples.indices
 
 
-def _pixel_pack(sample: Sample) -> PixelPack:
+def _pixel_pack(sample: PhotoFolder) -> PixelPack:
     side = round(sample.size / viewing.CENTRE)
     pixels = open_pack(_packed(sample, "pixels", side)).splits["train"]
     assert isinstance(pixels, PixelPack)
     return pixels
 
 
-def _packed(sample: Sample, form: str, side: int | None) -> Path:
+def _packed(sample: PhotoFolder, form: str, side: int | None) -> Path:
     """The sample as a pack, made at the first call."""
     dest = sample.folder.parent / f"pack-{form}"
     pack(origins(str(sample.folder)), dest, size=side)

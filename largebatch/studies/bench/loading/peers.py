@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from largebatch.studies.bench.loading.ways import Candidate, Sample, Way
+from largebatch.studies.bench.loading.ways import Candidate, PhotoFolder, Way
 
 TIMM = "timm"  # what the ratios are to
 
 
-def peers(sample: Sample) -> list[Candidate]:
+def peers(sample: PhotoFolder) -> list[Candidate]:
     return [
         Candidate("timm", lambda: timm_way(sample)),
         Candidate("timm, its default", lambda: _timm_default(sample)),
@@ -34,13 +34,13 @@ def peers(sample: Sample) -> list[Candidate]:
     ]
 
 
-def timm_way(sample: Sample, workers: int = 0) -> Way:
+def timm_way(sample: PhotoFolder, workers: int = 0) -> Way:
     same = {"interpolation": "bilinear", "color_jitter": None}
     how = "its ImageFolder reader and PIL, create_loader with bilinear interpolation and no jitter, fast_collate"
     return Way(TIMM, "peer", "uint8", how, _endless(lambda: _timm_loader(sample, workers, same)))
 
 
-def _timm_default(sample: Sample) -> Way:
+def _timm_default(sample: PhotoFolder) -> Way:
     default = {"interpolation": "random", "color_jitter": 0.4}
     return Way(
         "timm, its default", "peer", "uint8", "the same with interpolation drawn anew for each image, jitter 0.4",
@@ -48,7 +48,7 @@ def _timm_default(sample: Sample) -> Way:
     )  # fmt: skip
 
 
-def _timm_loader(sample: Sample, workers: int, transform: dict[str, Any]) -> DataLoader:
+def _timm_loader(sample: PhotoFolder, workers: int, transform: dict[str, Any]) -> DataLoader:
     """What its prefetcher reads from; the prefetcher itself normalises on the device."""
     from timm.data import create_dataset, create_loader
 
@@ -60,7 +60,7 @@ def _timm_loader(sample: Sample, workers: int, transform: dict[str, Any]) -> Dat
     return prefetcher.loader
 
 
-def _torchvision(sample: Sample, as_float: bool) -> Way:
+def _torchvision(sample: PhotoFolder, as_float: bool) -> Way:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
@@ -76,7 +76,7 @@ def _torchvision(sample: Sample, as_float: bool) -> Way:
     return Way("torchvision", "peer", "uint8", f"{how}, PILToTensor", _endless(open_loader))
 
 
-def _torchvision_v2(sample: Sample) -> Way:
+def _torchvision_v2(sample: PhotoFolder) -> Way:
     from torchvision.datasets import ImageFolder
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms import v2
@@ -98,7 +98,7 @@ def _torchvision_v2(sample: Sample) -> Way:
     )
 
 
-def _webdataset(sample: Sample) -> Way:
+def _webdataset(sample: PhotoFolder) -> Way:
     from torchvision import transforms
 
     wds: Any = importlib.import_module("webdataset")
@@ -132,7 +132,7 @@ def _write_shard(files: list[Path], shard: Path) -> None:
             tar.addfile(label, io.BytesIO(b"0"))
 
 
-def _dali(sample: Sample) -> Way:
+def _dali(sample: PhotoFolder) -> Way:
     dali: Any = importlib.import_module("nvidia.dali")
     fn: Any = importlib.import_module("nvidia.dali.fn")
     types: Any = importlib.import_module("nvidia.dali.types")
@@ -156,7 +156,7 @@ def _dali(sample: Sample) -> Way:
     return Way("DALI", "peer", "uint8", "its CPU pipeline with one thread: image_random_crop, resize, flip", batches)
 
 
-def _loader(dataset: Any, sample: Sample) -> DataLoader:
+def _loader(dataset: Any, sample: PhotoFolder) -> DataLoader:
     return DataLoader(dataset, sample.batch, shuffle=True, drop_last=True)
 
 

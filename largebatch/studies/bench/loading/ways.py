@@ -23,7 +23,7 @@ BATCH = 128
 
 
 @dataclass(frozen=True)
-class Sample:
+class PhotoFolder:
     folder: Path  # train/<class>/*.jpg; what is made of them lies beside it
     source: Path
     distinct: list[Path]  # the photographs, each once
@@ -58,7 +58,7 @@ class Candidate(NamedTuple):
     opened: Callable[[], Way]
 
 
-def sample_of(source: Path, into: Path, images: int, size: int) -> Sample:
+def sample_of(source: Path, into: Path, images: int, size: int) -> PhotoFolder:
     """``images`` photographs of ``source`` in ``into``/sample; of a larger source evenly spread ones.
 
     One that is taken again is a hard link to its first copy: those are files of their own to who reads a folder.
@@ -77,7 +77,7 @@ def sample_of(source: Path, into: Path, images: int, size: int) -> Sample:
         else:
             copies[file] = Path(shutil.copyfile(file, name))
     sizes = [file.stat().st_size for _, file in chosen]
-    return Sample(into / "sample", source, list(copies), images, size, sum(sizes) / 1e6)
+    return PhotoFolder(into / "sample", source, list(copies), images, size, sum(sizes) / 1e6)
 
 
 def _photographs(source: Path) -> list[tuple[str, Path]]:
@@ -97,7 +97,7 @@ def _photographs(source: Path) -> list[tuple[str, Path]]:
     return [(label, file) for label, file in found if file.suffix.lower() in SUFFIXES]
 
 
-def decoders(sample: Sample) -> list[Candidate]:
+def decoders(sample: PhotoFolder) -> list[Candidate]:
     """Decoding alone, from memory and whole."""
     return [
         Candidate("simplejpeg", lambda: _decoding(sample, "simplejpeg", "", _simplejpeg())),
@@ -106,7 +106,7 @@ def decoders(sample: Sample) -> list[Candidate]:
     ]
 
 
-def _decoding(sample: Sample, name: str, how: str, decode: Callable[[bytes], Any]) -> Way:
+def _decoding(sample: PhotoFolder, name: str, how: str, decode: Callable[[bytes], Any]) -> Way:
     encoded = sample.encoded()
 
     def batches() -> Iterator[int]:

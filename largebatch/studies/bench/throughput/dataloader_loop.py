@@ -23,7 +23,7 @@ from largebatch.data.resident import ResidentSplit
 from largebatch.studies.bench.throughput.bare_loop import Batches
 
 
-class Examples(torch.utils.data.Dataset):
+class TransformedExamples(torch.utils.data.Dataset):
     """As torchvision's own classes for MNIST and CIFAR do it."""
 
     def __init__(self, split: ResidentSplit) -> None:
@@ -49,7 +49,7 @@ class Examples(torch.utils.data.Dataset):
 
 def loader(split: ResidentSplit, micro_batch_size: int, workers: int, placement: Placement) -> DataLoader[Any]:
     return DataLoader(
-        Examples(split),
+        TransformedExamples(split),
         batch_size=micro_batch_size,
         shuffle=True,
         drop_last=True,

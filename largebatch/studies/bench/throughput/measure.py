@@ -35,14 +35,14 @@ from largebatch.studies.bench.throughput import dataloader_loop, flops, timm_loo
 from largebatch.studies.bench.throughput.bare_loop import bare_loop, gathered
 from largebatch.studies.bench.throughput.machine_load import Memory, busy_share
 from largebatch.studies.bench.throughput.ready import Ready, ready
-from largebatch.studies.bench.throughput.verdict import Facts, verdict
+from largebatch.studies.bench.throughput.verdict import Measurements, verdict
 
 DATALOADER_EXAMPLES = 20_000  # of one turn, at most: it is the slow one, and its rate is steady
 WORKERS = (0, 2)  # of the DataLoader; the faster is taken
 
 
 @dataclasses.dataclass
-class Contestant:
+class TimedLoop:
     name: str
     examples: int  # of one turn
     seconds: Callable[[], float]  # of one turn
@@ -73,7 +73,7 @@ def measure(
     memory = Memory(device)
     fixed, changed = turns.timed(run, steps)
     job = assemble(fixed, device)
-    trainer = Contestant("trainer", steps * job.plan.global_batch_size, lambda: turns.trainer_seconds(job))
+    trainer = TimedLoop("trainer", steps * job.plan.global_batch_size, lambda: turns.trainer_seconds(job))
     facts: dict[str, Any] = {
         "kind": "throughput",
         "recipe": run.name,
@@ -93,7 +93,7 @@ def measure(
     if beside:
         written = config.from_dict(config.overlay(run.as_written(), beside), f"{run.name} with --beside")
         other = assemble(turns.timed(written, steps)[0], device)
-        there = Contestant("beside", steps * other.plan.global_batch_size, lambda: turns.trainer_seconds(other))
+        there = TimedLoop("beside", steps * other.plan.global_batch_size, lambda: turns.trainer_seconds(other))
         facts |= of_contest([trainer, there], pairs)
     else:
         trainer.seconds()  # with nobody else there, it shows what memory it takes
@@ -111,7 +111,7 @@ def measure(
     }
 
 
-def of_contest(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
+def of_contest(contestants: list[TimedLoop], rounds: int) -> dict[str, Any]:
     """Each once to warm up, then in rounds; their speeds and our own over each of the others."""
     for contestant in contestants:
         contestant.seconds()
@@ -131,11 +131,11 @@ def of_contest(contestants: list[Contestant], rounds: int) -> dict[str, Any]:
 
 def others(
     job: Job, batches: Ready, steps: int, dataloader: bool | None, compile_timm: bool | None
-) -> tuple[list[Contestant], dict[str, str]]:
+) -> tuple[list[TimedLoop], dict[str, str]]:
     """Who stands beside the trainer, ready to be timed; and why others do not."""
     examples = steps * job.plan.global_batch_size
     on_ready = turns.with_training_set(job, batches)
-    entered = [Contestant("synthetic", examples, lambda: turns.trainer_seconds(on_ready), "the trainer, ready batches")]
+    entered = [TimedLoop("synthetic", examples, lambda: turns.trainer_seconds(on_ready), "the trainer, ready batches")]
     left_out: dict[str, str] = {}
     if reason := what_a_bare_loop_lacks(job.run, job.decided.precision):
         left_out["bare_loop"] = reason
@@ -182,25 +182,25 @@ def own_job(job: Job) -> Job:
     return own
 
 
-def bare_contestant(job: Job, batches: Ready, examples: int) -> Contestant:
+def bare_contestant(job: Job, batches: Ready, examples: int) -> TimedLoop:
     own, split = own_job(job), job.dataset.train
     if isinstance(split, ResidentSplit) and split.augment == "none":
         stream, words, beside = lambda: gathered_steps(own, split), "picks and normalises its batches", "trainer"
     else:
         stream, words, beside = lambda: ready_steps(own, batches), "ready batches", "synthetic"
     seconds = lambda: turns.loop_seconds(own, stream(), lambda steps: train_barely(own, steps))  # noqa: E731
-    return Contestant("bare_loop", examples, seconds, words, beside)
+    return TimedLoop("bare_loop", examples, seconds, words, beside)
 
 
-def timm_contestant(job: Job, batches: Ready, examples: int, peer: timm_loop.Peer) -> Contestant:
+def timm_contestant(job: Job, batches: Ready, examples: int, peer: timm_loop.Peer) -> TimedLoop:
     def seconds() -> float:
         loop = lambda steps: timm_loop.timm_loop(peer, steps, job.plan.accumulation_steps, job.task)  # noqa: E731
         return turns.loop_seconds(job, ready_steps(job, batches), loop)
 
-    return Contestant("timm", examples, seconds, f"{peer.what}, ready batches", "synthetic")
+    return TimedLoop("timm", examples, seconds, f"{peer.what}, ready batches", "synthetic")
 
 
-def dataloader_contestant(job: Job, steps: int) -> Contestant:
+def dataloader_contestant(job: Job, steps: int) -> TimedLoop:
     """With as many workers as are faster in a first turn."""
     own, split, plan = own_job(job), job.dataset.train, job.plan
     assert isinstance(split, ResidentSplit)
@@ -215,7 +215,7 @@ def dataloader_contestant(job: Job, steps: int) -> Contestant:
     best = max(tried, key=lambda workers: tried[workers])
     rates = " and ".join(f"{rate:,.0f} with {workers} workers" for workers, rate in tried.items())
     what = f"DataLoader, {best} workers (tried: {rates}, examples/s), turns of {count} steps"
-    return Contestant("dataloader_loop", count * plan.global_batch_size, lambda: seconds(best), what)
+    return TimedLoop("dataloader_loop", count * plan.global_batch_size, lambda: seconds(best), what)
 
 
 def train_barely(job: Job, steps: Iterator[Any]) -> None:
@@ -269,10 +269,10 @@ def arithmetic(job: Job, images_per_second: float) -> dict[str, Any]:
     }
 
 
-def known(facts: dict[str, Any]) -> Facts:
+def known(facts: dict[str, Any]) -> Measurements:
     """What the verdict is drawn from."""
     exposed, waited, whole = (facts["split"][f"{part}_seconds"] for part in ("communication", "data", "step"))
-    return Facts(
+    return Measurements(
         trainer_over_synthetic=facts["trainer_over_synthetic"],
         exposed_share=exposed / whole if exposed is not None and whole else None,
         busy_share=facts["device_busy_share"],

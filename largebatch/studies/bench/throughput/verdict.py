@@ -22,7 +22,7 @@ LEAST_BUSY = 0.85
 COMPUTING = 0.5
 
 
-class Facts(NamedTuple):
+class Measurements(NamedTuple):
     """What is known; None where it was not measured."""
 
     trainer_over_synthetic: list[float] | None  # a ratio for each round
@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def verdict(facts: Facts) -> Verdict:
+def verdict(facts: Measurements) -> Verdict:
     ratios = facts.trainer_over_synthetic or []
     below = sum(ratio < ENOUGH_OF_CEILING for ratio in ratios)
     if ratios and below >= MOST_ROUNDS * len(ratios):
