@@ -137,7 +137,7 @@ def test_a_kind_that_is_there_twice_is_named(tmp_path):
         UserError,
         match=f"cosine is the name of two files of largebatch.recipes.decays, in .* and {re.escape(str(tmp_path))}",
     ):
-        kinds.found("largebatch.recipes.decays", [*decays.__path__, str(tmp_path)], decays.Decay)
+        kinds.sections_by_name("largebatch.recipes.decays", [*decays.__path__, str(tmp_path)], decays.Decay)
 
 
 def test_two_kinds_alone_are_known_outside_their_folder():

@@ -24,7 +24,7 @@ class Pieces(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    here: tuple[Piece, ...]
+    local: tuple[Piece, ...]
 
 
 def held(tensor: Tensor) -> Tensor | Pieces:

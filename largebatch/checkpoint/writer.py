@@ -69,14 +69,14 @@ class Writer:
         self._outcome: Outcome | None = None
         self._cut_off: str | None = None  # from the other ranks, and why
 
-    def save(self, step: int, facts: dict[str, Any], shared: dict[str, Any], own: dict[str, Any]) -> None:
+    def save(self, step: int, facts: dict[str, Any], shared: dict[str, Any], of_rank: dict[str, Any]) -> None:
         """Begin to save; returns when everything is copied.
 
-        ``shared`` is the same on every rank but for its :class:`~pieces.Pieces`, ``own`` is this rank's.
+        ``shared`` is the same on every rank but for its :class:`~pieces.Pieces`, ``of_rank`` is this rank's.
         A save in progress is waited for first, its outcome kept for :meth:`take`.
         """
         self._wait()
-        copy = self.copied(shared, own)
+        copy = self.copied(shared, of_rank)
         self._thread = threading.Thread(
             target=self._write, args=(step, facts, copy, time.perf_counter()), name="checkpoint", daemon=True
         )
@@ -112,15 +112,15 @@ class Writer:
         if self._thread is None or not self._thread.is_alive():
             distributed.leave(self._group)
 
-    def copied(self, shared: dict[str, Any], own: dict[str, Any]) -> Copy:
+    def copied(self, shared: dict[str, Any], of_rank: dict[str, Any]) -> Copy:
         of_all: tree.Tensors = {}
         mine: tree.Tensors = {}
         shared_tree = tree.flatten(shared, "state", of_all)
-        own_tree = tree.flatten(own, f"ranks/{distributed.rank()}", mine)
+        own_tree = tree.flatten(of_rank, f"ranks/{distributed.rank()}", mine)
         wanted: dict[str, Tensor] = {}
         for name, tensor in of_all.items():
             if isinstance(tensor, Pieces):
-                wanted |= {f"{name}@{piece.start}": piece.values for piece in tensor.here}
+                wanted |= {f"{name}@{piece.start}": piece.values for piece in tensor.local}
             elif distributed.is_first():
                 wanted[name] = tensor
         whole = {name: tensor for name, tensor in mine.items() if isinstance(tensor, Tensor)}
@@ -182,21 +182,21 @@ class Writer:
         except Exception as error:
             return f"{folder.with_suffix('')}: {why_not_written(error)}", True, {}
 
-    def _committed(self, step: int, facts: dict[str, Any], shared_tree: Any, found: list[Any], begun: float) -> Outcome:
+    def _committed(self, step: int, facts: dict[str, Any], shared_tree: Any, parts: list[Any], begun: float) -> Outcome:
         """Rank zero: the checkpoint gets its name if every rank has written its part."""
-        problems = [problem for problem, *_ in found if problem]
-        finite = all(is_finite for _, is_finite, *_ in found)
+        problems = [problem for problem, *_ in parts if problem]
+        finite = all(is_finite for _, is_finite, *_ in parts)
         folder, path = unfinished(self.directory, step), manifest.path_of(self.directory, step)
         size = 0
         if not problems:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                files = {name: about for _, _, own, *_ in found for name, about in own.items()}
-                along = {name: tensor for *_, tensors in found for name, tensor in tensors.items()}
+                files = {name: about for _, _, own, *_ in parts for name, about in own.items()}
+                along = {name: tensor for *_, tensors in parts for name, tensor in tensors.items()}
                 if along:
                     files |= write_tensors(folder / "ranks.safetensors", along)
                 size = sum(about["bytes"] for about in files.values())
-                whole = {"state": shared_tree, "ranks": [own_tree for _, _, _, own_tree, _ in found]}
+                whole = {"state": shared_tree, "ranks": [own_tree for _, _, _, own_tree, _ in parts]}
                 manifest.write(folder, {"step": step, **facts, "files": files, "tree": whole})
                 take_name(folder, path)
             except Exception as error:

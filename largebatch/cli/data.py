@@ -159,15 +159,15 @@ class ProgressLines:
 
     def __init__(self, console: rich.console.Console, unit: str, every_seconds: float = EVERY_SECONDS) -> None:
         self.console, self.unit, self.every = console, unit, every_seconds
-        self.told = self.begun = time.monotonic()
+        self.last_line_at = self.begun = time.monotonic()
         self.first: int | None = None
 
     def tell(self, done: int, total: int) -> None:
         now = time.monotonic()
         self.first = done if self.first is None else self.first
-        if self.console.is_terminal or now - self.told < self.every or done == total:
+        if self.console.is_terminal or now - self.last_line_at < self.every or done == total:
             return
-        self.told = now
+        self.last_line_at = now
         rate = (done - self.first) / (now - self.begun)
         tell(self.console, f"{done:,} of {total:,} {self.unit}, {rate:,.0f} {self.unit}/s")
 

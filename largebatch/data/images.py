@@ -116,14 +116,14 @@ def _place(known: Photographs, root: str | None) -> str:
     return root if root is not None and "://" in root else str(places.located(known.name, root).path)
 
 
-def _divided(where: str, found: ImageSplits, known: Photographs, hold_out: int) -> tuple[Any, Any]:
+def _divided(where: str, images: ImageSplits, known: Photographs, hold_out: int) -> tuple[Any, Any]:
     """The sources that are trained on and judged by."""
-    train = found.parts["train"]
+    train = images.parts["train"]
     if known.number_of_classes is not None and len(train.classes) != known.number_of_classes:
         raise UserError(f"{where} has {len(train.classes)} classes; {known.name} needs {known.number_of_classes}")
-    same_classes(where, {"train": train} if hold_out else found.parts)
+    same_classes(where, {"train": train} if hold_out else images.parts)
     if not hold_out:
-        return train, found.parts["test"]
+        return train, images.parts["test"]
     leaves_some(hold_out, len(train))
     chosen = np.zeros(len(train), dtype=bool)
     order = np.random.Generator(np.random.PCG64(HOLD_OUT_SEED)).permutation(len(train))

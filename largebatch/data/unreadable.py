@@ -15,15 +15,15 @@ from largebatch.errors import LocalError, UserError
 
 Reasons = dict[str, str]  # file -> why it cannot be read
 
-_MACHINE_S = {  # failures that say nothing about the image, and may pass
+_OF_MACHINE = {  # failures that say nothing about the image, and may pass
     errno.EMFILE, errno.ENFILE, errno.ENOMEM,
     errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
 }  # fmt: skip
 
 
-def is_machine_s(failure: Exception) -> bool:
+def is_machine_failure(failure: Exception) -> bool:
     """Whether the machine failed, and not the image."""
-    return isinstance(failure, MemoryError) or getattr(failure, "errno", None) in _MACHINE_S
+    return isinstance(failure, MemoryError) or getattr(failure, "errno", None) in _OF_MACHINE
 
 
 class Unreadable:
@@ -40,9 +40,9 @@ class Unreadable:
     def share(self) -> float:
         return len(self.met) / self.examples
 
-    def add(self, found: Reasons) -> None:
+    def add(self, reasons: Reasons) -> None:
         """What this rank met; refused where it is one file too many, whatever the others met."""
-        for file, reason in found.items():
+        for file, reason in reasons.items():
             if file not in self.met:
                 self.met[file] = self._fresh[file] = reason
                 if len(self.met) > self.at_most:

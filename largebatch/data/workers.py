@@ -33,7 +33,7 @@ from largebatch.data.sizes import Sizes
 from largebatch.data.sources import ImageSource
 from largebatch.data.statistics import IMAGENET
 from largebatch.data.streams import in_steps, one_ahead
-from largebatch.data.unreadable import Reasons, Unreadable, is_machine_s
+from largebatch.data.unreadable import Reasons, Unreadable, is_machine_failure
 from largebatch.errors import LocalError, Lost
 from largebatch.plan.batch import BatchPlan
 
@@ -144,10 +144,10 @@ class Reader(Dataset):
                 return index
             except Exception as failure:  # a broken image can raise nearly anything
                 name, reason = self.source.name(index), why_unreadable(failure)
-                machine_s = is_machine_s(failure)
+                of_machine = is_machine_failure(failure)
                 message = f"{name} cannot be read as an image: {reason}"
-                if machine_s or self.at_most is None:
-                    return Refusal({}, message, machine_s)
+                if of_machine or self.at_most is None:
+                    return Refusal({}, message, of_machine)
                 unreadable[name] = reason
                 if len(unreadable) > self.at_most:
                     return Refusal(unreadable, message)

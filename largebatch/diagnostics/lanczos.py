@@ -44,7 +44,7 @@ def lanczos(
     start: Tensor,
     iterations: int,
     generator: torch.Generator,
-    enough: Callable[[Tridiagonal], bool] = lambda found: False,
+    enough: Callable[[Tridiagonal], bool] = lambda tridiagonal: False,
     storage: torch.dtype | None = None,
 ) -> Tridiagonal:
     """At most ``iterations`` products, fewer when it is ``enough`` or the whole space is known.

@@ -118,13 +118,13 @@ def of_products(
     generator = torch.Generator().manual_seed(seed)
     runs: list[Tridiagonal] = []
 
-    def enough(found: Tridiagonal) -> bool:
-        done = len(found.alpha)
+    def enough(tridiagonal: Tridiagonal) -> bool:
+        done = len(tridiagonal.alpha)
         if done % 10 == 0:
-            progress(f"vector {len(runs) + 1} of {vectors}: {done} products, {told(found)}")
+            progress(f"vector {len(runs) + 1} of {vectors}: {done} products, {extremes_in_words(tridiagonal)}")
         if runs:  # the density alone
-            return done >= density_iterations or found.beta[-1] == 0.0
-        return done >= density_iterations and converged(found, eigenvalues)
+            return done >= density_iterations or tridiagonal.beta[-1] == 0.0
+        return done >= density_iterations and converged(tridiagonal, eigenvalues)
 
     for number in range(vectors):
         signs = (2 * torch.randint(2, (n,), generator=generator) - 1).to(like)
@@ -147,22 +147,22 @@ def of_products(
     }
 
 
-def converged(found: Tridiagonal, eigenvalues: int) -> bool:
+def converged(tridiagonal: Tridiagonal, eigenvalues: int) -> bool:
     """Whether the wanted Ritz values are near eigenvalues, and have been the wanted ones for a while.
 
     A Ritz value of small residual may be an eigenvalue further inside, while a cluster beyond it is still one value.
     """
-    if len(found.alpha) < 2 * eigenvalues + SETTLED:
+    if len(tridiagonal.alpha) < 2 * eigenvalues + SETTLED:
         return False
     wanted = np.r_[:eigenvalues, -eigenvalues:0]
-    theta, _, residuals = found.ritz()
-    before = found.first(len(found.alpha) - SETTLED).ritz()[0]
+    theta, _, residuals = tridiagonal.ritz()
+    before = tridiagonal.first(len(tridiagonal.alpha) - SETTLED).ritz()[0]
     allowed = np.maximum(RESIDUAL * np.abs(theta), ZERO * np.abs(theta).max())[wanted]
     return bool((residuals[wanted] <= allowed).all() and (np.abs(theta[wanted] - before[wanted]) <= allowed).all())
 
 
-def told(found: Tridiagonal) -> str:
-    theta, _, residuals = found.ritz()
+def extremes_in_words(tridiagonal: Tridiagonal) -> str:
+    theta, _, residuals = tridiagonal.ritz()
     return f"largest {theta[-1]:.4g} (residual {residuals[-1]:.1e}), smallest {theta[0]:.4g} ({residuals[0]:.1e})"
 
 

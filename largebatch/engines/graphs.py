@@ -55,12 +55,12 @@ class _Flat(nn.Module):
 
     def __init__(self, model: nn.Module, arguments: Any) -> None:
         super().__init__()
-        self.model, self.own = model, model.forward
+        self.model, self.original = model, model.forward
         self.spec = tree_flatten(arguments)[1]
 
     def forward(self, *tensors: Tensor) -> Any:
         given, named = tree_unflatten(list(tensors), self.spec)
-        return self.own(*given, **named)
+        return self.original(*given, **named)
 
 
 def capture(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]], half: torch.dtype | None) -> None:

@@ -280,11 +280,11 @@ class Flag:
             self._settle()
             dist.destroy_process_group(self._group)
 
-    def exchange(self, own: int) -> int:
+    def exchange(self, number: int) -> int:
         if self._group is None:
-            return own
+            return number
         agreed = self._settle()
-        raised = torch.tensor([own])
+        raised = torch.tensor([number])
         work = dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._pending = (work, raised)
         return agreed

@@ -71,7 +71,7 @@ class Step:
         self.rows: list[GroupSettings] = []
         self.settings = DeviceTable([[0.0] * len(GroupSettings._fields)] * (len(work) + 1), torch.float64, self.device)
         self.slots = [
-            dict(zip(GroupSettings._fields, line.unbind(), strict=True)) for line in self.settings.here.unbind()
+            dict(zip(GroupSettings._fields, line.unbind(), strict=True)) for line in self.settings.tensor.unbind()
         ]
         self.previous_lrs = [self._previous_lr(group) for group in self.groups]
         self.sums = torch.zeros(len(self.process_groups), 2, dtype=torch.float64, device=self.device)
@@ -111,12 +111,12 @@ class Step:
         }
         self.steps = torch.zeros(len(found), device=self.device)
         self.corrections = torch.ones(max(1, len(found)), 2, dtype=torch.float64, device=self.device)
-        self.counter_groups = DeviceTable([number for _, _, number in found.values()], torch.int64, self.device).here
+        self.counter_groups = DeviceTable([number for _, _, number in found.values()], torch.int64, self.device).tensor
         if not found:
             return {}
         steps = [step for step, _, _ in found.values()]
         if all(step.device.type == "cpu" for step in steps):
-            self.steps = DeviceTable(torch.stack(steps), torch.float32, self.device).here
+            self.steps = DeviceTable(torch.stack(steps), torch.float32, self.device).tensor
         else:
             self.steps = torch.stack([step.to(self.device, torch.float32) for step in steps])
         for view, (_, parameter, _) in zip(self.steps.unbind(), found.values(), strict=True):
@@ -178,11 +178,11 @@ class Step:
         kernels, lamb = self.kernels, self.optimizer.KERNELS == "lamb"
         measure = kernels.lamb_measure if lamb else kernels.lars_measure
         advance = kernels.lamb_advance if lamb else kernels.lars_advance
-        tables_ = (self.tables.parts, self.tables.grads.here, self.tables.chunks)
-        common = (*tables_, self.settings.here, self.clip, self.corrections)
+        tables_ = (self.tables.parts, self.tables.grads.tensor, self.tables.chunks)
+        common = (*tables_, self.settings.tensor, self.clip, self.corrections)
         sizes = {"CHUNK": tables.CHUNK, "BLOCK": tables.BLOCK}
         if many := len(self.steps):
-            counted = (self.steps, self.counter_groups, self.settings.here, self.corrections, many)
+            counted = (self.steps, self.counter_groups, self.settings.tensor, self.corrections, many)
             launch(kernels.lamb_count, -(-many // 128), *counted, BLOCK=128)
         buckets = [(bucket, *(kernels.TYPES[dtype] for dtype in bucket.types)) for bucket in self.tables.buckets]
         if self.optimizer.max_grad_norm is not None:

@@ -34,16 +34,16 @@ def load(
             hook.remove()
 
 
-def check_groups(own: list[dict[str, Any]], state_dict: State) -> dict[Any, Tensor]:
+def check_groups(param_groups: list[dict[str, Any]], state_dict: State) -> dict[Any, Tensor]:
     """The parameter of each number in a state with as many groups of as many tensors."""
     groups = state_dict["param_groups"]
-    sizes, wanted = [len(group["params"]) for group in groups], [len(group["params"]) for group in own]
+    sizes, wanted = [len(group["params"]) for group in groups], [len(group["params"]) for group in param_groups]
     if sizes != wanted:
         raise UserError(
             f"the state belongs to another model: its parameter groups hold {sizes} tensors, this optimizer's {wanted}"
         )
     numbers = [number for group in groups for number in group["params"]]
-    return dict(zip(numbers, (p for group in own for p in group["params"]), strict=True))
+    return dict(zip(numbers, (p for group in param_groups for p in group["params"]), strict=True))
 
 
 def check_settings(name: str, number: int, saved: dict[str, Any], wanted: list[str]) -> None:

@@ -251,10 +251,10 @@ def check_group(number: int, group: dict[str, Any]) -> None:
             check_matrix(weight, name)
 
 
-def check_state(own: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
+def check_state(param_groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
     """The state is of these groups, with these optimizers, over these shapes."""
-    loading.check_groups(own, state_dict)
-    for number, (saved, here) in enumerate(zip(state_dict["param_groups"], own, strict=True)):
+    loading.check_groups(param_groups, state_dict)
+    for number, (saved, here) in enumerate(zip(state_dict["param_groups"], param_groups, strict=True)):
         for key in ("muon", "others"):
             if saved.get(key) != here[key]:
                 raise UserError(

@@ -86,19 +86,19 @@ class DeviceTable:
 
     def __init__(self, values: Any, dtype: torch.dtype, device: torch.device) -> None:
         host = torch.as_tensor(values, dtype=dtype)
-        self.here = torch.empty_like(host, device=device)
+        self.tensor = torch.empty_like(host, device=device)
         self._pinned: Tensor | None = None
         self._captured: list[Tensor] = []
         self.fill(host)
 
     def fill(self, values: Any) -> None:
-        host = torch.as_tensor(values, dtype=self.here.dtype)
-        if self.here.device.type == "cpu":
-            self.here.copy_(host)
+        host = torch.as_tensor(values, dtype=self.tensor.dtype)
+        if self.tensor.device.type == "cpu":
+            self.tensor.copy_(host)
             return
         pinned = self._pinned if self._pinned is not None else torch.empty_like(host, pin_memory=True)
         pinned.copy_(host)
-        self.here.copy_(pinned, non_blocking=True)
+        self.tensor.copy_(pinned, non_blocking=True)
         self._pinned = None  # torch gives this memory out again only after it has been read
         if torch.cuda.is_current_stream_capturing():
             self._captured.append(pinned)  # a graph reads it again at every replay
@@ -186,9 +186,9 @@ class Tables:
             self.buckets.append(Bucket(types, first, sum(here[:adapted]), sum(here)))
             first, done = first + sum(here), done + len(bucket)
         chunks = torch.stack([numbers, torch.arange(len(numbers)) - begins[numbers]], dim=1)
-        self.chunks = DeviceTable(chunks, torch.int64, self.device).here  # part, which of its chunks
-        self.parts = DeviceTable([part.line for part in self._placed], torch.int64, self.device).here
-        self.ranges = DeviceTable(ranges, torch.int64, self.device).here  # the chunks of every layer: first, last + 1
+        self.chunks = DeviceTable(chunks, torch.int64, self.device).tensor  # part, which of its chunks
+        self.parts = DeviceTable([part.line for part in self._placed], torch.int64, self.device).tensor
+        self.ranges = DeviceTable(ranges, torch.int64, self.device).tensor  # the chunks of every layer: first, last + 1
         self.grads = DeviceTable(self._grad_addresses(looks), torch.int64, self.device)
         self.partials = torch.zeros(max(1, first), 2, dtype=torch.float64, device=self.device)
 

@@ -30,7 +30,7 @@ def folders(package: str) -> list[str]:
     return list(importlib.import_module(package).__path__)
 
 
-def found(package: str, folders: Iterable[str], base: type[Kind]) -> dict[str, type[Kind]]:
+def sections_by_name(package: str, folders: Iterable[str], base: type[Kind]) -> dict[str, type[Kind]]:
     """Name -> section, in the order of names: of each module in the ``folders`` of a package its section."""
     return {name: kind_in(module(), name, base) for name, module in modules(package, folders).items()}
 

@@ -95,4 +95,4 @@ class Optimizer(Section):
 def table() -> dict[str, type[Optimizer]]:
     """Every kind by its name."""
     package = "largebatch.optimizers"
-    return kinds.found(package, kinds.folders(package), Optimizer)
+    return kinds.sections_by_name(package, kinds.folders(package), Optimizer)

@@ -86,16 +86,16 @@ def _open_directory(
     write_text(file, text)
 
 
-def differences(there: Any, here: Any, key: str = "") -> list[str]:
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
     """``'lr.base: 0.1 there, 0.2 here'`` for every leaf that differs, at most three."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        if there.get("name") != here.get("name"):  # another thing altogether: its own keys say nothing
-            return [f"{key}.name: {there.get('name')} there, {here.get('name')} here"]
+    if isinstance(old, dict) and isinstance(new, dict):
+        if old.get("name") != new.get("name"):  # another thing altogether: its own keys say nothing
+            return [f"{key}.name: {old.get('name')} there, {new.get('name')} here"]
         found = []
-        for name in sorted({*there, *here}):
-            found += differences(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+        for name in sorted({*old, *new}):
+            found += differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         return found[:3]
-    return [] if there == here else [f"{key}: {there} there, {here} here"]
+    return [] if old == new else [f"{key}: {old} there, {new} here"]
 
 
 @contextlib.contextmanager

@@ -21,12 +21,12 @@ _HANDLER = "largebatch.similar"
 
 def escaped(text: str, keep: str = "") -> str:
     """``text`` on one line, without what a terminal would obey; ``keep``: such characters that may stay."""
-    return _UNSEEN.sub(lambda found: found[0] if found[0] in keep else _code(found[0]), text)
+    return _UNSEEN.sub(lambda match: match[0] if match[0] in keep else _code(match[0]), text)
 
 
 def as_utf8(text: str) -> str:
     """``text`` as UTF-8 can hold it: bytes of a name that were none are escaped."""
-    return re.sub(r"[\ud800-\udfff]", lambda found: _code(found[0]), text)
+    return re.sub(r"[\ud800-\udfff]", lambda match: _code(match[0]), text)
 
 
 def _code(sign: str) -> str:

@@ -46,7 +46,7 @@ def test_pieces_of_any_ranks_come_together(cut):
             here = tuple(Piece(begin, tensor.reshape(-1)[begin:end]) for begin, end in ranges)
             of_all: tree.Tensors = {}
             the_tree = tree.flatten({"w": Pieces(tuple(tensor.shape), tensor.dtype, here)}, "state", of_all)
-            own = {f"{name}@{piece.start}": piece.values for name, p in of_all.items() for piece in p.here}
+            own = {f"{name}@{piece.start}": piece.values for name, p in of_all.items() for piece in p.local}
             if own:
                 written |= writer.write_tensors(Path(folder) / f"rank-{rank:05d}.safetensors", own)
         facts = {"files": written, "tree": {"state": the_tree, "ranks": []}}

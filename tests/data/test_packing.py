@@ -27,7 +27,7 @@ from largebatch.data.folder import scan
 from largebatch.data.packs import packing
 from largebatch.data.packs.origins import origins
 from largebatch.data.packs.pack import JpegPack, PixelPack, open_pack, verify
-from largebatch.data.packs.writing import refuse_machine_s
+from largebatch.data.packs.writing import refuse_machine_failure
 from largebatch.data.shards.cache import Unreachable
 from largebatch.errors import UserError
 
@@ -393,10 +393,10 @@ def test_a_row_without_bytes_is_left_out(image_root, tmp_path):
 @pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "Too many open files"), Unreachable("the store is gone")])
 def test_a_failure_of_the_machine_leaves_no_image_out(failure):
     with pytest.raises(UserError, match=r"^a\.jpg cannot be read: (Too many open files|the store is gone)"):
-        refuse_machine_s("a.jpg", failure)
-    refuse_machine_s("a.jpg", OSError(errno.ENOENT, "No such file or directory"))
+        refuse_machine_failure("a.jpg", failure)
+    refuse_machine_failure("a.jpg", OSError(errno.ENOENT, "No such file or directory"))
     with pytest.raises(MemoryError):
-        refuse_machine_s("a.jpg", MemoryError())
+        refuse_machine_failure("a.jpg", MemoryError())
 
 
 def test_sources_that_are_none(image_root, tmp_path):

@@ -53,7 +53,7 @@ def joined(held):
     whole = {}
     for name, pieces in held:
         flat = torch.zeros(pieces.shape).flatten()
-        for start, values in pieces.here:
+        for start, values in pieces.local:
             flat[start : start + len(values)] = values
         whole[name] = distributed.sum_(flat).view(pieces.shape)
     return whole

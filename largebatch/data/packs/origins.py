@@ -17,7 +17,7 @@ from largebatch.data.contents import FOLDER, PARQUET, SHARDS
 from largebatch.data.decode import why_unreadable
 from largebatch.data.folder import Files, scan
 from largebatch.data.packs.parquet import is_parquet, open_parquet
-from largebatch.data.packs.writing import refuse_machine_s
+from largebatch.data.packs.writing import refuse_machine_failure
 from largebatch.data.questions import same_classes, whole_set
 from largebatch.data.shards.source import files_of, is_shards, open_shards
 from largebatch.data.sources import ImageSource
@@ -102,7 +102,7 @@ def mean_bytes(source: ImageSource, size: int | None, skip_unreadable: bool) -> 
             with Image.open(io.BytesIO(encoded)) as file:
                 width, height = file.size
         except Exception as reason:  # a broken image can raise nearly anything
-            refuse_machine_s(name, reason)
+            refuse_machine_failure(name, reason)
             if skip_unreadable:
                 continue
             raise UserError(f"{name} cannot be read as an image: {why_unreadable(reason)}") from None

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from largebatch.data.decode import rgb, why_unreadable
 from largebatch.data.processes import begin_worker
 from largebatch.data.sources import ImageSource
-from largebatch.data.unreadable import is_machine_s
+from largebatch.data.unreadable import is_machine_failure
 from largebatch.errors import UserError
 from largebatch.records.files import sha256_of, whole
 
@@ -94,7 +94,7 @@ def write(job: PlannedFile) -> WrittenFile:
             try:
                 packed, width, height = _kept(source.read(index))
             except Exception as reason:  # a broken image can raise nearly anything
-                refuse_machine_s(source.name(index), reason)
+                refuse_machine_failure(source.name(index), reason)
                 _leave_out(job.split, index, reason, left_out)
             else:
                 file.write(packed)
@@ -129,11 +129,11 @@ def npy_header(images: int, size: int) -> bytes:
     return header.getvalue()
 
 
-def refuse_machine_s(name: str, failure: Exception) -> None:
+def refuse_machine_failure(name: str, failure: Exception) -> None:
     """Raises where the machine failed, which says nothing of the image and leaves none out."""
     if isinstance(failure, MemoryError):
         raise failure
-    if is_machine_s(failure):
+    if is_machine_failure(failure):
         raise UserError(f"{name} cannot be read: {why_unreadable(failure)}") from None
 
 

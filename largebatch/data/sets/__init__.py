@@ -136,7 +136,7 @@ def built(asked: Asked) -> Dataset:
     return found.build(asked)
 
 
-def check(found: DataSet, asked: Asked) -> None:
+def check(known: DataSet, asked: Asked) -> None:
     """Refuse numbers out of their range, and keys that the set does not take."""
     if asked.image_size is not None and asked.image_size.first < 1:
         raise UserError(f"data.image_size = {asked.image_size.first} is out of range; at least 1")
@@ -150,12 +150,12 @@ def check(found: DataSet, asked: Asked) -> None:
         raise UserError(
             f"data.image_shape = {list(asked.image_shape)} should be three positive sizes: channels, height, width"
         )
-    for key in (key for key in OF_SOME if key not in found.takes and getattr(asked, key) not in IDLE.get(key, (None,))):
+    for key in (key for key in OF_SOME if key not in known.takes and getattr(asked, key) not in IDLE.get(key, (None,))):
         whom, why = OF_SOME[key]
         takers = " and ".join(name for name, other in table().items() if key in other.takes)
-        raise UserError(f"data.{key} is for {whom.format(takers=takers)}; data set {found.name} {why}")
-    if asked.root is not None and isinstance(found.origin, NoFiles):
-        raise UserError(f"data.root = {asked.root!r} is not used: data set {found.name} has no files")
+        raise UserError(f"data.{key} is for {whom.format(takers=takers)}; data set {known.name} {why}")
+    if asked.root is not None and isinstance(known.origin, NoFiles):
+        raise UserError(f"data.root = {asked.root!r} is not used: data set {known.name} has no files")
 
 
 def leaves_some(hold_out: int, examples: int) -> None:

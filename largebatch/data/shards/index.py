@@ -104,7 +104,7 @@ def _made(
     report(f"reading the headers of {len(wanted)} shards, {sum(shard.size for shard in wanted) / 1e9:.1f} GB")
     with ThreadPoolExecutor(at_once) as pool:
         scanned, passed_over = [], [PassedOver() for _ in wanted]
-        for images in pool.map(lambda shard, own: scan(opened(shard), shard.address, own), wanted, passed_over):
+        for images in pool.map(lambda shard, over: scan(opened(shard), shard.address, over), wanted, passed_over):
             scanned.append(images)
             if 10 * len(scanned) // len(wanted) > 10 * (len(scanned) - 1) // len(wanted):
                 report(f"read the headers of {len(scanned)} of {len(wanted)} shards")
@@ -235,11 +235,11 @@ def _shortened(name: bytes) -> bytes:
     return name if len(name) <= _NAME_BYTES else b"..." + name[3 - _NAME_BYTES :]
 
 
-def _save(path: Path, found: ShardSplits) -> None:
-    arrays: dict[str, Any] = {"classes": np.array(found.classes, dtype=np.str_)}
-    for split, index in found.splits.items():
+def _save(path: Path, made: ShardSplits) -> None:
+    arrays: dict[str, Any] = {"classes": np.array(made.classes, dtype=np.str_)}
+    for split, index in made.splits.items():
         arrays |= {f"{split}.{field}": array for field, array in index._asdict().items()}
-        arrays[f"{split}.passed_over"] = np.array(found.passed_over[split])
+        arrays[f"{split}.passed_over"] = np.array(made.passed_over[split])
     with whole(path) as unfinished, open(unfinished, "wb") as file:
         np.savez(file, **arrays)
 

@@ -246,8 +246,8 @@ def open_shards(
     }
 
 
-def _check_room(cache: ShardCache, found: dict[str, tuple[Shard, ...]], shuffle_shards: int) -> None:
-    block = max(sum(sorted((shard.size for shard in split), reverse=True)[:shuffle_shards]) for split in found.values())
+def _check_room(cache: ShardCache, parts: dict[str, tuple[Shard, ...]], shuffle_shards: int) -> None:
+    block = max(sum(sorted((shard.size for shard in split), reverse=True)[:shuffle_shards]) for split in parts.values())
     if block > cache.at_most:
         raise LocalError(
             f"{shuffle_shards} shards that are shuffled together take up to {block / 1e9:.2f} GB, and the shard cache "

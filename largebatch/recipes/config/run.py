@@ -97,8 +97,8 @@ class Run(Section):
     @pydantic.field_validator("engine", mode="before")
     @classmethod
     def ddp_unless_named(cls, written: Any) -> Any:
-        ddp_s = isinstance(written, dict) and written and set(written) <= set(DdpEngine.model_fields)
-        return {"name": "ddp", **written} if ddp_s else written
+        all_ddp = isinstance(written, dict) and written and set(written) <= set(DdpEngine.model_fields)
+        return {"name": "ddp", **written} if all_ddp else written
 
     @pydantic.model_validator(mode="after")
     def one_budget(self) -> Run:

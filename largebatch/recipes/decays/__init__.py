@@ -58,7 +58,7 @@ class Decay(Section):
 @functools.cache
 def table() -> dict[str, type[Decay]]:
     """Every kind by its name."""
-    return kinds.found(__name__, __path__, Decay)
+    return kinds.sections_by_name(__name__, __path__, Decay)
 
 
 def listed(numbers: Iterable[float]) -> str:

@@ -297,8 +297,8 @@ def _row(
     }
 
 
-def _times(own: list[float], others: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(own, others, strict=True))
+def _times(times: list[float], others: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
 def _wanted(device: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ def lines(facts: Facts) -> dict[str, str]:
     """What is seen, a line each."""
     ranks, hosts = facts["ranks"], by_host(facts["ranks"])
     first, group, folder = ranks[0], facts["group"], facts["run_folder"]
-    found = {"hosts": alike(hosts, lambda here: f"rank {spans([rank['rank'] for rank in here])}", always=True)}
+    found = {"hosts": alike(hosts, lambda host: f"rank {spans([rank['rank'] for rank in host])}", always=True)}
     found["devices"] = alike(hosts, _words_of_devices)
     found["cores"] = alike(hosts, _words_of_cores)
     found["versions"] = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
@@ -25,16 +25,16 @@ def lines(facts: Facts) -> dict[str, str]:
         )
         found["clocks"] = f"within {facts['clock_difference_seconds']:.3f} s of each other"
     found["data"] = alike(
-        hosts, lambda here: f"{here[0]['data_folder']}: {', '.join(here[0]['data_sets']) or 'no set'}"
+        hosts, lambda host: f"{host[0]['data_folder']}: {', '.join(host[0]['data_sets']) or 'no set'}"
     )
     found["run folder"] = f"{folder['path']}, {size(first['free_bytes']['run_folder'])} free" + (
         ", the same for all ranks" if group and not folder["problem"] and not folder["unseen_by_ranks"] else ""
     )
     found["disk"] = alike(
-        hosts, lambda here: f"{here[0]['temporary_folder']} {size(here[0]['free_bytes']['temporary_folder'])} free"
+        hosts, lambda host: f"{host[0]['temporary_folder']} {size(host[0]['free_bytes']['temporary_folder'])} free"
     )
-    found["memory"] = alike(hosts, lambda here: f"shared, {size(here[0]['shared_memory_bytes'])} in /dev/shm")
-    found["open files"] = alike(hosts, lambda here: f"{here[0]['open_files'] or 'without limit'} at most")
+    found["memory"] = alike(hosts, lambda host: f"shared, {size(host[0]['shared_memory_bytes'])} in /dev/shm")
+    found["open files"] = alike(hosts, lambda host: f"{host[0]['open_files'] or 'without limit'} at most")
     if any(rank["tensorboard_open"] for rank in ranks):
         where = [host for host, here in hosts.items() if here[0]["tensorboard_open"]]
         found["tensorboard"] = (
@@ -45,24 +45,24 @@ def lines(facts: Facts) -> dict[str, str]:
     return found
 
 
-def _words_of_devices(here: list[Facts]) -> str:
+def _words_of_devices(ranks: list[Facts]) -> str:
     kinds: dict[str, int] = {}
-    for rank in here:
+    for rank in ranks:
         device = rank["device"]
         name = f"{device['name']} ({size(device['bytes'])})" if device["type"] == "cuda" else "cpu"
         kinds[name] = kinds.get(name, 0) + 1
     words = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in kinds.items())
-    device = here[0]["device"]
+    device = ranks[0]["device"]
     if device["driver"] or device["visible"]:
         words += f", {device['visible']} visible, driver {device['driver']}, torch for CUDA {device['torch_cuda']}"
     return words
 
 
-def _words_of_cores(here: list[Facts]) -> str:
-    threads, set_to = here[0]["threads"], here[0]["omp_num_threads"]
+def _words_of_cores(ranks: list[Facts]) -> str:
+    threads, set_to = ranks[0]["threads"], ranks[0]["omp_num_threads"]
     given = f"OMP_NUM_THREADS={set_to}" if set_to else "OMP_NUM_THREADS is not set"
-    plural = ["s" * (count > 1) for count in (len(here), threads)]
-    return f"{here[0]['cores']}; {len(here)} rank{plural[0]} × {threads} thread{plural[1]} ({given})"
+    plural = ["s" * (count > 1) for count in (len(ranks), threads)]
+    return f"{ranks[0]['cores']}; {len(ranks)} rank{plural[0]} × {threads} thread{plural[1]} ({given})"
 
 
 def _words_of_recipe(recipe: Facts) -> dict[str, str]:

@@ -50,13 +50,13 @@ def of_step(run: config.Run, cluster: Cluster) -> tuple[Job, Traced]:
     return job, traced(job, mode, cluster.device == "cuda")
 
 
-def too_much(run: config.Run, cluster: Cluster, job: Job, found: Traced, memory_gib: float) -> str:
+def too_much(run: config.Run, cluster: Cluster, job: Job, trace: Traced, memory_gib: float) -> str:
     """The sentence, with the largest micro-batch that would fit: guessed in proportion, then traced."""
-    passing = found.bytes_by_part["activations"] + found.bytes_by_part["gathered blocks"]
-    room = memory_gib * GIB - (found.total_bytes - passing)
+    passing = trace.bytes_by_part["activations"] + trace.bytes_by_part["gathered blocks"]
+    room = memory_gib * GIB - (trace.total_bytes - passing)
     fits = None
     for micro in smaller_micro_batches(run, job.plan, cluster) if room > 0 else []:
-        if passing * micro / found.micro_batch_size > 1.1 * room:
+        if passing * micro / trace.micro_batch_size > 1.1 * room:
             continue  # activations are nearly proportional to the micro-batch
         changed = run.model_copy(update={"batch": run.batch.model_copy(update={"micro_batch_size": micro})})
         if of_step(changed, cluster)[1].total_bytes <= memory_gib * GIB:
@@ -64,13 +64,13 @@ def too_much(run: config.Run, cluster: Cluster, job: Job, found: Traced, memory_
             break
     advice = f"batch.micro_batch_size = {fits} would fit" if fits else "no smaller micro-batch would fit"
     return (
-        f"the run needs {found.total_bytes / GIB:.2f} GiB per rank, of which activations "
-        f"{found.bytes_by_part['activations'] / GIB:.2f} GiB at micro-batch {found.micro_batch_size}; --memory = "
+        f"the run needs {trace.total_bytes / GIB:.2f} GiB per rank, of which activations "
+        f"{trace.bytes_by_part['activations'] / GIB:.2f} GiB at micro-batch {trace.micro_batch_size}; --memory = "
         f"{memory_gib:g} GiB; {advice}"
     )
 
 
-def facts(job: Job, found: Traced, cluster: Cluster, command: str) -> dict[str, Any]:
+def facts(job: Job, trace: Traced, cluster: Cluster, command: str) -> dict[str, Any]:
     run, plan, decided = job.run, job.plan, job.decided
     size = plan.dataset_size
     return {
@@ -102,13 +102,13 @@ def facts(job: Job, found: Traced, cluster: Cluster, command: str) -> dict[str, 
         ],
         "evaluated_after_steps": sorted(decided.evaluating.at.steps()),
         "saved_after_steps": sorted(decided.saving.at.steps()),
-        "traced_micro_batch_size": found.micro_batch_size,
-        "traced_accumulation_steps": found.accumulation_steps,
-        "memory_per_rank_mib": {part: value / MIB for part, value in found.bytes_by_part.items()},
-        "memory_of_evaluation_mib": found.evaluation_bytes / MIB,
-        "memory_total_per_rank_mib": found.total_bytes / MIB,
-        "collectives_per_step": collectives(found, decided.recording.every_steps, plan.world_size),
-        "flops_per_step_and_rank": found.flops,
+        "traced_micro_batch_size": trace.micro_batch_size,
+        "traced_accumulation_steps": trace.accumulation_steps,
+        "memory_per_rank_mib": {part: value / MIB for part, value in trace.bytes_by_part.items()},
+        "memory_of_evaluation_mib": trace.evaluation_bytes / MIB,
+        "memory_total_per_rank_mib": trace.total_bytes / MIB,
+        "collectives_per_step": collectives(trace, decided.recording.every_steps, plan.world_size),
+        "flops_per_step_and_rank": trace.flops,
         **circumstances_of(command),
     }  # fmt: skip
 
@@ -123,11 +123,11 @@ def schedule(job: Job, count: int = 480) -> list[list[float]]:
     return [[examples / plan.dataset_size, lr(examples)] for examples in seen]
 
 
-def collectives(found: Traced, recorded_every: int, world_size: int) -> list[dict[str, Any]]:
+def collectives(trace: Traced, recorded_every: int, world_size: int) -> list[dict[str, Any]]:
     """By collective and purpose. A ring sends (w − 1)/w of the bytes twice in an all-reduce, else once."""
     calls: collections.Counter[tuple[str, str, int]] = collections.Counter()
     sizes: collections.Counter[tuple[str, str, int]] = collections.Counter()
-    for call, times in found.collectives:
+    for call, times in trace.collectives:
         key = (call.name, call.what_for, call.ranks)
         calls[key] += times
         sizes[key] += times * call.bytes

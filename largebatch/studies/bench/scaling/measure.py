@@ -129,9 +129,9 @@ def started(
         return json.loads(file.read_text())["measured"]
 
 
-def reason(told: str) -> str:
+def reason(stderr: str) -> str:
     """The sentence in which the program ended, else the first exception, else the last line."""
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     own = [line.removeprefix("largebatch: ") for line in lines if line.startswith("largebatch: ")]
     raised = [line for line in lines if re.match(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exception)\b", line)]
     raised = [line for line in raised if "ChildFailedError" not in line]  # the launcher's own

@@ -78,21 +78,21 @@ def notes(facts: dict[str, Any]) -> list[str]:
     return [*said, f"verdict: {facts['verdict']['sentence']}"]
 
 
-def of_arithmetic(found: dict[str, Any]) -> list[str]:
-    if "not_counted_because" in found:
-        return [f"arithmetic: not counted, {found['not_counted_because']}"]
-    one, rate = found["forward_flop_per_image"] + found["backward_flop_per_image"], found["model_flop_per_second"]
-    used, peak = found["utilisation_of_measured_peak"], f"{scaled(found['measured_peak_flop_per_second'])}FLOP/s"
+def of_arithmetic(facts: dict[str, Any]) -> list[str]:
+    if "not_counted_because" in facts:
+        return [f"arithmetic: not counted, {facts['not_counted_because']}"]
+    one, rate = facts["forward_flop_per_image"] + facts["backward_flop_per_image"], facts["model_flop_per_second"]
+    used, peak = facts["utilisation_of_measured_peak"], f"{scaled(facts['measured_peak_flop_per_second'])}FLOP/s"
     told = (
-        f"arithmetic: {scaled(one * found['passes'])}FLOP an example, forward and backward; {scaled(rate)}FLOP/s, "
+        f"arithmetic: {scaled(one * facts['passes'])}FLOP an example, forward and backward; {scaled(rate)}FLOP/s, "
         f"{percent(used)} of the {peak} of a large matrix product here"
     )
-    if found["datasheet"]:
-        used, peak = found["utilisation_of_datasheet_peak"], f"{scaled(found['datasheet_peak_flop_per_second'])}FLOP/s"
-        told += f", {percent(used)} of the {peak} of the datasheet ({found['datasheet']})"
+    if facts["datasheet"]:
+        used, peak = facts["utilisation_of_datasheet_peak"], f"{scaled(facts['datasheet_peak_flop_per_second'])}FLOP/s"
+        told += f", {percent(used)} of the {peak} of the datasheet ({facts['datasheet']})"
     said = [told]
-    if found["share_of_mlperf_rate"] is not None:
-        share = f"{percent(found['share_of_mlperf_rate'])} of 7,760 images/s"
+    if facts["share_of_mlperf_rate"] is not None:
+        share = f"{percent(facts['share_of_mlperf_rate'])} of 7,760 images/s"
         said.append(f"MLPerf: {share}, ResNet-50's rate for each of 8 H200 in Training v4.0")
     return said
 
