@@ -251,7 +251,7 @@ def _over(step: float, square: float) -> float:
 
 
 @dataclass(frozen=True)
-class Method:
+class DescentMethod:
     """``begin(lr, **constants)`` gives the move of one coordinate: gradient in, change of the parameter out."""
 
     title: str
@@ -260,13 +260,13 @@ class Method:
 
 
 METHODS = {
-    "gradient_descent": Method("gradient descent", gradient_descent),
-    "heavy_ball": Method("heavy ball", heavy_ball, {"momentum": 0.9}),
-    "nesterov": Method("Nesterov", nesterov, {"momentum": 0.9}),
-    "adagrad": Method("Adagrad, mean of g²", adagrad),
-    "adagrad_sum": Method("Adagrad, sum of g²", adagrad_sum),
-    "rmsprop": Method("RMSprop", rmsprop, {"alpha": 0.9}),
-    "adam": Method("Adam", adam, {"momentum": 0.9, "alpha": 0.9}),
+    "gradient_descent": DescentMethod("gradient descent", gradient_descent),
+    "heavy_ball": DescentMethod("heavy ball", heavy_ball, {"momentum": 0.9}),
+    "nesterov": DescentMethod("Nesterov", nesterov, {"momentum": 0.9}),
+    "adagrad": DescentMethod("Adagrad, mean of g²", adagrad),
+    "adagrad_sum": DescentMethod("Adagrad, sum of g²", adagrad_sum),
+    "rmsprop": DescentMethod("RMSprop", rmsprop, {"alpha": 0.9}),
+    "adam": DescentMethod("Adam", adam, {"momentum": 0.9, "alpha": 0.9}),
 }
 
 

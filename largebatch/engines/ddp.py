@@ -61,7 +61,7 @@ class Ddp(Engine):
         self.cuda_graphs = cuda_graphs and device.type == "cuda"  # elsewhere there are none, and nothing depends on it
         self.compile_mode = "reduce-overhead" if self.cuda_graphs else "default"
         self._graphs_asked, self._captured = cuda_graphs, False
-        self.parts: Parts | None = None
+        self.parts: PartSquares | None = None
 
     @property
     def description(self) -> str:
@@ -71,7 +71,7 @@ class Ddp(Engine):
 
     def measure_parts(self, examples: int) -> None:
         """Call before :meth:`prepare`: measure the gradients of parts of so many examples."""
-        self.parts = Parts(examples)
+        self.parts = PartSquares(examples)
 
     def wrap(self, plan: BatchPlan) -> nn.Module:
         if self.cuda_graphs and (most := max(stage.accumulation_steps for stage in plan.stages)) > 1:
@@ -131,7 +131,7 @@ class Ddp(Engine):
         return torch.stack([sums / distributed.world_size() ** 2, whole])
 
 
-class Parts:
+class PartSquares:
     """Squared norms of parts as they are: of summed losses over the global batch, times the world size."""
 
     def __init__(self, examples: int) -> None:

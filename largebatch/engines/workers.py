@@ -30,9 +30,9 @@ class Workers:
         self.engine = engine
         self.statistics = list(engine.statistics().values())
         self.counters = [buffer for buffer in engine.model.buffers() if not buffer.is_floating_point()]
-        self.here = count // distributed.world_size()
+        self.per_rank = count // distributed.world_size()
         self.inside = 0
-        self.kept = [[t.clone() for t in self._everything()] for _ in range(self.here if self.here > 1 else 0)]
+        self.kept = [[t.clone() for t in self._everything()] for _ in range(self.per_rank if self.per_rank > 1 else 0)]
         self.states = [copy.deepcopy(engine.optimizer.state_dict()) for _ in self.kept]
 
     def _live(self) -> list[Tensor]:
@@ -88,7 +88,7 @@ class Workers:
     def save_own(self) -> list[dict[str, Any]]:
         """Copies of this rank's, in order."""
         own = []
-        for worker in range(self.here):
+        for worker in range(self.per_rank):
             self.enter(worker)
             optimizer = states.held(self.engine.optimizer, self.engine.layout())
             own.append({"tensors": states.copied(self._everything()), "optimizer": states.copied(optimizer)})
@@ -97,8 +97,8 @@ class Workers:
     @torch.no_grad()
     def load(self, saved: list[dict[str, Any]]) -> None:
         """Of all workers, in order."""
-        first = distributed.rank() * self.here
-        for worker in range(self.here):
+        first = distributed.rank() * self.per_rank
+        for worker in range(self.per_rank):
             self.enter(worker)
             state = saved[first + worker]
             for tensor, value in zip(self._everything(), state["tensors"], strict=True):

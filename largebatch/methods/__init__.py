@@ -6,7 +6,7 @@ Reading one loads no torch: what needs it imports it where a part is built or at
 
 from largebatch.recipes import config  # noqa: F401  # the recipe's own sections come first
 from largebatch.recipes.methods import Decision, GainClock, Method, MicroBatchWish, in_steps
-from largebatch.steps.part import Beyond, Built, Diverged, Part, Recording, Running
+from largebatch.steps.part import Beyond, Built, Diverged, Part, PartRecorder, Running
 
 __all__ = [
     "Beyond",
@@ -17,7 +17,7 @@ __all__ = [
     "Method",
     "MicroBatchWish",
     "Part",
-    "Recording",
+    "PartRecorder",
     "Running",
     "in_steps",
 ]

@@ -85,11 +85,11 @@ class Gains(Part):
     """Measures the gain of every step, and sets its learning rate."""
 
     def __init__(self, decided: Decided) -> None:
-        from largebatch.optim.adascale import AdaScale as Averages
+        from largebatch.optim.adascale import AdaScaleAverages
 
         assert decided.clock is not None
         self.decided, self.clock = decided, decided.clock
-        self.averages = Averages(self.clock.parts)
+        self.averages = AdaScaleAverages(self.clock.parts)
         self.highest_lr = 0.0  # of all steps: no rule says it beforehand
 
     @property

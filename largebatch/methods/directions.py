@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from largebatch.methods import Built, Method, Part, Recording
+from largebatch.methods import Built, Method, Part, PartRecorder
 from largebatch.plan.batch import due
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class DirectionsOfRun(Part):
         """A step that is looked at, or the one before it."""
         return due(step.number, self.every) or due(step.number + 1, self.every)
 
-    def read(self, recorder: Recording) -> None:
+    def read(self, recorder: PartRecorder) -> None:
         for step, numbers in self.waiting:
             recorder.event("directions", **self.plan.when(step), **numbers.read())
         self.waiting = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from largebatch.methods import Built, Method, Part, Recording
+from largebatch.methods import Built, Method, Part, PartRecorder
 from largebatch.plan.batch import due
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class LayersOfRun(Part):
         if due(step.number, self.every):
             self.waiting.append((step.number + 1, self.watch.after()))
 
-    def read(self, recorder: Recording) -> None:
+    def read(self, recorder: PartRecorder) -> None:
         for step, layers in self.waiting:
             values = layers.read()
             recorder.layers(step, self.plan.examples_before(step), values.summary(), values.by_layer())

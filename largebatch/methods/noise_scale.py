@@ -9,7 +9,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from largebatch.errors import UserError
-from largebatch.methods import Built, Decision, Method, Part, Recording
+from largebatch.methods import Built, Decision, Method, Part, PartRecorder
 from largebatch.plan.batch import BatchPlan, Stage, due, largest_divisor
 from largebatch.recipes.keys import Fraction, PositiveInt
 
@@ -129,7 +129,7 @@ class NoiseOfRun(Part):
             self.last = step, squares
         self.waiting.clear()
 
-    def read(self, recorder: Recording) -> None:
+    def read(self, recorder: PartRecorder) -> None:
         """The newest measured step and the averages up to it."""
         self.settle()
         if self.last is None:

@@ -114,7 +114,7 @@ class LocalWorkers(Part):
         workers, count = self.begun(), self.decision.workers
         examples = step.examples // count
         stream, micro_batches = iter(step.micro_batches), examples // self.plan.at(step.number).micro_batch_size
-        for worker in range(workers.here):
+        for worker in range(workers.per_rank):
             workers.enter(worker)
             part = itertools.islice(stream, micro_batches)
             yield dataclasses.replace(step, examples=examples, micro_batches=part, last=None, workers=count)

@@ -23,7 +23,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from largebatch.methods import Built, Method, Part, Recording
+from largebatch.methods import Built, Method, Part, PartRecorder
 from largebatch.plan.batch import due
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class TimesOfRanks(Part):
             sums |= dict.fromkeys(("compute", "forward", "backward", "communication", "optimizer"), math.nan)
         return [sums[part] for part in PARTS]
 
-    def read(self, recorder: Recording) -> None:
+    def read(self, recorder: PartRecorder) -> None:
         """Record the steps measured since the last time."""
         import torch
 
@@ -201,20 +201,20 @@ def summary(of_ranks: list[dict[str, float]], hosts: list[str]) -> dict[str, Any
     }
 
 
-def is_slow(found: dict[str, Any]) -> bool:
-    own, median = found["own_seconds_slowest"], found["own_seconds_median"]
-    return own > SLOW * median and own - median > NOTICEABLE * found["step_seconds_median"]
+def is_slow(times: dict[str, Any]) -> bool:
+    own, median = times["own_seconds_slowest"], times["own_seconds_median"]
+    return own > SLOW * median and own - median > NOTICEABLE * times["step_seconds_median"]
 
 
-def sentence(found: dict[str, Any], engine: str) -> str:
-    rank, host, part = found["slowest_rank"], found["slowest_host"], found["slowest_part"]
-    if found["compute_seconds_median"] is None:
+def sentence(times: dict[str, Any], engine: str) -> str:
+    rank, host, part = times["slowest_rank"], times["slowest_host"], times["slowest_part"]
+    if times["compute_seconds_median"] is None:
         return (
-            f"rank {rank} (host {host}) is slow: it waits {found['own_seconds_slowest']:.3f} s a step for data, median "
-            f"{found['own_seconds_median']:.3f} s ({engine} does not tell computing from communicating)"
+            f"rank {rank} (host {host}) is slow: it waits {times['own_seconds_slowest']:.3f} s a step for data, median "
+            f"{times['own_seconds_median']:.3f} s ({engine} does not tell computing from communicating)"
         )
     return (
-        f"rank {rank} (host {host}) is slow: {found['own_seconds_slowest']:.3f} s a step of its own, median "
-        f"{found['own_seconds_median']:.3f} s; {WORDS[part]} {found[f'slowest_{part}_seconds']:.3f} s, median "
-        f"{found[f'{part}_seconds_median']:.3f} s"
+        f"rank {rank} (host {host}) is slow: {times['own_seconds_slowest']:.3f} s a step of its own, median "
+        f"{times['own_seconds_median']:.3f} s; {WORDS[part]} {times[f'slowest_{part}_seconds']:.3f} s, median "
+        f"{times[f'{part}_seconds_median']:.3f} s"
     )

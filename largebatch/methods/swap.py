@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from largebatch.errors import UserError
-from largebatch.methods import Beyond, Built, Decision, Diverged, Method, Part, Recording, Running
+from largebatch.methods import Beyond, Built, Decision, Diverged, Method, Part, PartRecorder, Running
 from largebatch.plan import batch
 from largebatch.plan.batch import BatchPlan, MicroBatch
 from largebatch.plan.score import ACCURACY
@@ -176,7 +176,7 @@ class SwapOfRun(Part):
         self.tally.sums.clear()
         return self.job.task.numbers({key: tensor.cpu() for key, tensor in sums.items()})[ACCURACY.key]
 
-    def read(self, recorder: Recording) -> None:
+    def read(self, recorder: PartRecorder) -> None:
         for step, accuracy in self.reached:
             examples = self.job.plan.examples_before(step)
             recorder.event("train_accuracy", step=step, examples_seen=examples, accuracy_percent=accuracy)

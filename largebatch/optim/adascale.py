@@ -31,7 +31,7 @@ def gain(variance: float, square: float, parts: int) -> float:
 
 
 @dataclasses.dataclass
-class AdaScale:
+class AdaScaleAverages:
     """The averages over steps, and the clock τ in steps of the small batch."""
 
     parts: int  # S = global batch / reference batch

@@ -45,7 +45,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
         kernel[(programs,)](*arguments, **constants)
 
 
-class Step:
+class KernelStep:
     """One step of all groups, from tables made for these parameters and the places where they lie."""
 
     def __init__(self, optimizer: Any, work: list[tuple[Shards, dict[str, Any]]]) -> None:

@@ -66,7 +66,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         # Of the last step of each of its parameters: (settings, layers, sums of squares) of the adapted groups.
         self._measured: dict[tuple[int, ...], list[Measured]] = {}
         # By the parameters it was made for: ZeRO steps one flat partition after another.
-        self._triton: dict[tuple[int, ...], kernels.Step] = {}
+        self._triton: dict[tuple[int, ...], kernels.KernelStep] = {}
         self._kept: dict[int, Shards] = {}  # by group: what is here of its layers, while that does not change
         self._scratch: cpu.Scratch | None = None
         self._shapes: dict[int, Shapes] = {}  # by group: of its layers when it was given
@@ -193,7 +193,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         form = self._form(work)
         if form == "triton":
             apart = {those: made for those, made in self._triton.items() if not set(those) & set(which)}
-            self._triton = {**apart, which: kernels.Step(self, work)}  # it takes the counters over
+            self._triton = {**apart, which: kernels.KernelStep(self, work)}  # it takes the counters over
             self._kept.clear()  # the kernels' tables take its place, and its counters are not the state's any more
             now += self._triton[which].step()
             return loss

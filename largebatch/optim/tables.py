@@ -26,7 +26,7 @@ DTYPE = operator.attrgetter("dtype")
 Look = tuple[int, tuple[int, ...], torch.dtype]
 
 
-class Part(NamedTuple):
+class PartLine(NamedTuple):
     """A line of the table of parts: addresses, then numbers. The order is the kernels'."""
 
     weight: int
@@ -76,7 +76,7 @@ class Placed(NamedTuple):
     """A part on its way into the tables."""
 
     layer: int
-    line: Part
+    line: PartLine
     grad: int  # the gradient's address: beyond that of ``owner``'s gradient, where there is one
     owner: int | None  # among the parameters with a gradient
 
@@ -134,7 +134,7 @@ class Tables:
                 like = weight if is_dense(weight) else weight.contiguous()
                 buffers = [self._address(tensors[i], like) for tensors in shards.buffers.values()]
                 layer = layers + shards.rows[i]
-                line = Part(
+                line = PartLine(
                     weight=self._address(weight, like),
                     first=buffers[0],
                     second=buffers[-1],

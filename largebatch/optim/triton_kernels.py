@@ -21,12 +21,12 @@ import torch
 import triton
 import triton.language as tl
 
-from largebatch.optim.tables import GroupSettings, Part
+from largebatch.optim.tables import GroupSettings, PartLine
 
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
 
-PART = tl.constexpr(len(Part._fields))
-WEIGHT, FIRST, SECOND, ROUNDED, LENGTH, GROUP, ROW, COUNTER = (tl.constexpr(i) for i in range(len(Part._fields)))
+PART = tl.constexpr(len(PartLine._fields))
+WEIGHT, FIRST, SECOND, ROUNDED, LENGTH, GROUP, ROW, COUNTER = (tl.constexpr(i) for i in range(len(PartLine._fields)))
 
 SETTINGS = tl.constexpr(len(GroupSettings._fields))
 (

@@ -171,11 +171,11 @@ class Account:
             for name, evaluation in evaluations:
                 self.evaluation(name, evaluation)
 
-    def evaluation(self, name: str, found: Evaluation) -> None:
+    def evaluation(self, name: str, result: Evaluation) -> None:
         """A loss that is not finite ends the run."""
         told = name.replace("_", "-")
-        if not math.isfinite(found.loss):
-            raise Diverged(f"the {told} loss is {found.loss} after step {self.progress.step}; {self.last_good}")
+        if not math.isfinite(result.loss):
+            raise Diverged(f"the {told} loss is {result.loss} after step {self.progress.step}; {self.last_good}")
         step, examples = self.taken
         epoch = examples / self.plan.dataset_size
         self.recorder.event(
@@ -185,14 +185,14 @@ class Account:
             epoch=epoch,
             seconds=self.progress.seconds,
             split=name,
-            **found.numbers,
-            examples=found.examples,
+            **result.numbers,
+            examples=result.examples,
         )
         score = self.job.task.score
-        told = f"{told} {score.name} {score.of(found.numbers[score.key])}"
-        self.recorder.say(f"epoch {epoch:6.2f}  step {step:>6}  {told}  loss {found.loss:.4f}")
+        told = f"{told} {score.name} {score.of(result.numbers[score.key])}"
+        self.recorder.say(f"epoch {epoch:6.2f}  step {step:>6}  {told}  loss {result.loss:.4f}")
         if self.mllog is not None and name == self.measure.evaluated_on:
-            reached = found.numbers[score.key] / (100 if score.unit == "%" else 1)
+            reached = result.numbers[score.key] / (100 if score.unit == "%" else 1)
             self.mllog.evaluation(epoch, reached, time.perf_counter() - self.looked)
 
     def save_ended(self) -> None:
@@ -277,9 +277,9 @@ class Account:
         return self.unsaved or self.recorder.unwritten() or (self.mllog.problem if self.mllog is not None else None)
 
 
-def prefixed(split: str, found: Evaluation | None, score: str) -> dict[str, float | None]:
+def prefixed(split: str, evaluation: Evaluation | None, score: str) -> dict[str, float | None]:
     """``{"test_loss": ...}``; the loss and the score are null where nothing was evaluated."""
-    numbers: dict[str, Any] = {"loss": None, score: None} if found is None else found.numbers
+    numbers: dict[str, Any] = {"loss": None, score: None} if evaluation is None else evaluation.numbers
     return {f"{split}_{key}": number for key, number in numbers.items()}
 
 

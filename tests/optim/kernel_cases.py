@@ -232,7 +232,7 @@ def a_tensor_that_has_no_gradient_at_first(device: str) -> None:
 @case
 def moved_gradients_keep_the_tables(device: str) -> None:
     for make in MAKERS.values():
-        with mock.patch.object(kernels, "Step", wraps=kernels.Step) as built:
+        with mock.patch.object(kernels, "KernelStep", wraps=kernels.KernelStep) as built:
             fused, _ = compare(make, weights(device), hold=True)
         assert built.call_count == 1
         with mock.patch.object(
@@ -251,7 +251,7 @@ def one_group_after_another_as_zero_steps_them(device: str) -> None:
     together = MAKERS["lamb"](grouped(parameters, {"weight_decay": 0.1}, {"adapt": False}), form="plain")
     copies = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
     apart = MAKERS["lamb"](grouped(copies, {"weight_decay": 0.1}, {"adapt": False}), form="fused")
-    with mock.patch.object(kernels, "Step", wraps=kernels.Step) as built:
+    with mock.patch.object(kernels, "KernelStep", wraps=kernels.KernelStep) as built:
         for step in range(3):
             for those in (parameters, copies):
                 for p, grad in zip(those, gradients(those, step), strict=True):

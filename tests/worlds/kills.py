@@ -48,7 +48,7 @@ MOMENTS = {
     "between the last save and the result": Moment("largebatch.run.account:Account.result", on_first=True),
     # of some methods only
     "at weights uphill": Moment("largebatch.optim.sam:Perturbation.undo"),
-    "between the gain and its step": Moment("largebatch.optim.adascale:AdaScale.advance"),
+    "between the gain and its step": Moment("largebatch.optim.adascale:AdaScaleAverages.advance"),
     "between a step and its moving average": Moment("largebatch.methods.ema:MovingAverageOfRun.after"),
     "while statistics are recomputed": Moment("largebatch.models.batch_norm:recomputed_statistics"),
     "before workers are averaged": Moment("largebatch.engines.workers:Workers.average"),
