@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from programs import weights_at_end
 
@@ -86,3 +87,38 @@ def test_the_same_comparison_goes_on_in_its_folder(old):
     assert changed == [old / ROW / "seed-1" / "metrics.jsonl"], "what was finished is not trained again"
     search, begun = (read(folder / "comparison.json")["rows"][0]["learning_rate_search"] for folder in (old, OLD))
     assert (search["chosen"], search["trials"]) == (0.2, begun["trials"])
+
+
+# Of commit a4be16b, before parts: tests/method_recipes.py on one thread in float64; two of each run's checkpoints at
+# most are left, and the weights that it ended with.
+
+BEFORE_PARTS = {  # which of its checkpoints it goes on from
+    "ema": ("ema", 13),
+    "adascale, noise scale": ("adascale", 7),
+    "workers that step alone": ("post_local_sgd_with_ema", 13),
+    "in the middle of an epoch that is counted": ("swap", 7),
+    "between two workers": ("swap", 50),
+}
+
+
+@pytest.mark.worlds
+@pytest.mark.parametrize("case", BEFORE_PARTS)
+def test_a_run_of_before_parts_goes_on(tmp_path, one_thread, case):
+    method, step = BEFORE_PARTS[case]
+    directory = shutil.copytree(OLD.parent / "before_parts" / method, tmp_path / method)
+    before = read(directory / "result.json")
+    (directory / "result.json").unlink()
+    for newer in (directory / "checkpoints").glob("step-*"):
+        if int(newer.name.removeprefix("step-")) > step:
+            shutil.rmtree(newer)
+    run = config.load(directory / "run.yaml", [f"record.dir={directory}"])
+    assert train(run, quiet=True).status == "finished"
+    assert f"from {directory}/checkpoints/step-{step:08}" in (directory / "train.log").read_text()
+    ended, expected = weights_at_end(directory), safetensors.torch.load_file(directory / "end.safetensors")
+    assert ended.keys() == expected.keys()
+    for name, tensor in ended.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-11, msg=name)
+    after = read(directory / "result.json")
+    measured = [key for key, value in before.items() if isinstance(value, float) and "second" not in key]
+    assert {key: after[key] for key in measured} == pytest.approx({key: before[key] for key in measured}, rel=1e-9)
+    assert [worker["steps"] for worker in after.get("workers") or []] == [w["steps"] for w in before["workers"] or []]
