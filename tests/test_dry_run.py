@@ -385,6 +385,8 @@ def largest_world(run: config.Run) -> int:
                 continue
             plan = derive.plan_of(run, Imagenet.examples, world, 256)
             derive.learning_rate_of(run, plan)
+            for method in run.methods.values():
+                method.decide(run, plan, 256)
             return world
     raise AssertionError(f"{run.name} suits no world")
 

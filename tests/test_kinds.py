@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from programs import REPOSITORY, environment, state_at_end
 
 from largebatch import optimizers
@@ -110,6 +111,34 @@ def test_a_toy_of_each_kind_is_read_and_trained(recipe, folder, tmp_path, engine
     assert optimizer["optimizer"] == "Signs"
     assert {group["share"] for group in optimizer["groups"]} == {0.5}
     assert all(set(state) == {"m"} for state in optimizer["layers"].values())
+
+
+@pytest.fixture
+def method_of_the_page(tmp_path: Path) -> Path:
+    """The one that CONTRIBUTING.md shows, as a file."""
+    [text] = re.findall("## A method\n\n```python\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    file = tmp_path / "toys" / "methods" / "gradient_noise.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    return tmp_path / "toys"
+
+
+@pytest.mark.worlds
+def test_the_method_of_the_page_is_read_and_trained(recipe, method_of_the_page, tmp_path):
+    """Two steps of plain SGD: beside the same run without noise every weight lies lr · (both draws) away."""
+    changes = {"optimizer": {"name": "sgd"}, "precision": "fp64", "epochs": None, "steps": 2, "lr": {"base": 0.1}}
+    weights = {}
+    for name, eta in (("still", 1e-30), ("noisy", 0.3)):
+        path = recipe(name, gradient_noise={"eta": eta}, **changes)
+        ended = with_toys(method_of_the_page, "train", path)
+        assert ended.returncode == 0, ended.stderr
+        weights[name] = torch.cat([t.flatten() for t in state_at_end(tmp_path / "runs" / name)["model"].values()])
+    moved = (weights["noisy"] - weights["still"]).norm() / len(weights["still"]) ** 0.5
+    expected = 0.1 * (0.3 + 0.3 / 2**0.55) ** 0.5  # of each element, where two draws are independent
+    assert moved == pytest.approx(expected, rel=0.2)
+    refused = with_toys(method_of_the_page, "train", path, "engine={name: fsdp}")
+    assert refused.returncode == 2
+    assert "gradient_noise needs engine.name = ddp" in refused.stderr
 
 
 @pytest.mark.worlds

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from largebatch.errors import UserError
 from largebatch.methods import Built, GainClock, Method, MicroBatchWish, Part
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 class AdaScale(Method):
     """The lr is ``lr.base`` times the gain of each step."""
 
-    KEY: ClassVar[str] = "lr.scaling"
-    SECTION: ClassVar[bool] = False
-    WHOLE: ClassVar[bool] = True
-    AT_WEIGHTS: ClassVar[bool] = True
-    ENDS_EARLY: ClassVar[bool] = True
-    EQUAL_UNITS: ClassVar[bool] = True
+    KEY = "lr.scaling"
+    SECTION = False
+    WHOLE = True
+    AT_WEIGHTS = True
+    ENDS_EARLY = True
+    EQUAL_UNITS = True
 
     reference: int
 

@@ -6,7 +6,7 @@ The step before is forgotten by a resume, so the first directions after one have
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from largebatch.methods import Built, Method, Part, PartRecorder
 from largebatch.plan.batch import due
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class DirectionsOfSteps(Method):
-    KEY: ClassVar[str] = "record.directions_every_steps"
-    SECTION: ClassVar[bool] = False
-    CHANGES: ClassVar[bool] = False
-    ONE_STEP: ClassVar[bool] = True
+    KEY = "record.directions_every_steps"
+    SECTION = False
+    CHANGES = False
+    ONE_STEP = True
 
     every_steps: int
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 class Ema(Method):
     """A second set of weights, w_ema <- decay·w_ema + (1 − decay)·w, evaluated beside the trained ones."""
 
-    KEY: ClassVar[str] = "ema"
-    ROW: ClassVar[str | None] = "EMA"
-    CHANGES: ClassVar[bool] = False
-    BESIDE: ClassVar[str | None] = "their moving average"
+    KEY = "ema"
+    ROW = "EMA"
+    CHANGES = False
+    BESIDE = "their moving average"
 
     decay: Annotated[float, Field(gt=0, lt=1), Number] = 0.999
     every_steps: PositiveInt = 1

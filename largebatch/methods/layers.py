@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from largebatch.methods import Built, Method, Part, PartRecorder
 from largebatch.plan.batch import due
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Layers(Method):
-    KEY: ClassVar[str] = "record.layers_every_steps"
-    SECTION: ClassVar[bool] = False
-    CHANGES: ClassVar[bool] = False
+    KEY = "record.layers_every_steps"
+    SECTION = False
+    CHANGES = False
 
     every_steps: int
 

@@ -6,7 +6,7 @@ Its averages go on after a resume.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from largebatch.errors import UserError
 from largebatch.methods import Built, Decision, Method, Part, PartRecorder
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 class NoiseScale(Method):
     """McCandlish's simple noise scale, from gradients that the training takes anyway."""
 
-    KEY: ClassVar[str] = "record.noise_scale"
-    SWITCH: ClassVar[bool] = True
-    CHANGES: ClassVar[bool] = False
-    WHOLE: ClassVar[bool] = True
-    AT_WEIGHTS: ClassVar[bool] = True
-    ONE_STEP: ClassVar[bool] = True
-    EQUAL_UNITS: ClassVar[bool] = True
+    KEY = "record.noise_scale"
+    SWITCH = True
+    CHANGES = False
+    WHOLE = True
+    AT_WEIGHTS = True
+    ONE_STEP = True
+    EQUAL_UNITS = True
 
     small_batch_size: PositiveInt | None = None  # examples of the small batch; unset: the micro-batch
     every_steps: PositiveInt = 5

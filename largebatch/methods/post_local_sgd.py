@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from largebatch.errors import UserError
 from largebatch.methods import Built, Decision, Method, MicroBatchWish, Part, in_steps
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 class PostLocalSgd(Method):
     """From an epoch on every worker steps alone, and the workers are averaged every ``period`` steps (Lin 2020)."""
 
-    KEY: ClassVar[str] = "averaging"
-    ROW: ClassVar[str | None] = "averaging"
-    WHOLE: ClassVar[bool] = True
-    REPLAYED: ClassVar[bool] = False
-    ALONE: ClassVar[str | None] = "by turns"
+    KEY = "averaging"
+    ROW = "averaging"
+    WHOLE = True
+    REPLAYED = False
+    ALONE = "by turns"
 
     name: Literal["post_local_sgd"]
     workers: Several  # each takes global_batch_size / workers examples of a step
@@ -117,7 +117,7 @@ class LocalWorkers(Part):
         for worker in range(workers.per_rank):
             workers.enter(worker)
             part = itertools.islice(stream, micro_batches)
-            yield dataclasses.replace(step, examples=examples, micro_batches=part, last=None, workers=count)
+            yield step.turn(examples=examples, micro_batches=part, last=None, workers=count)
         first = self.plan.first_step_at(self.decision.from_examples)
         last = step.number + 1 == self.plan.steps
         step.workers, step.together = count, (step.number + 1 - first) % self.decision.period == 0 or last

@@ -6,7 +6,7 @@ One perturbation for the global batch, or one for each ``m`` examples (m-sharpne
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from largebatch.errors import UserError
 from largebatch.methods import Built, Method, MicroBatchWish, Part
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Sam(Method):
     """Sharpness-aware minimisation: the gradient at w + rho·g/‖g‖ (Foret et al. 2021)."""
 
-    KEY: ClassVar[str] = "sam"
-    ROW: ClassVar[str | None] = "SAM"
-    WHOLE: ClassVar[bool] = True
-    REPLAYED: ClassVar[bool] = False
+    KEY = "sam"
+    ROW = "SAM"
+    WHOLE = True
+    REPLAYED = False
 
     rho: PositiveFloat = 0.05
     m: PositiveInt | None = None  # examples that share one perturbation (m-sharpness); unset: the global batch

@@ -21,7 +21,7 @@ import math
 import platform
 import statistics
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from largebatch.methods import Built, Method, Part, PartRecorder
 from largebatch.plan.batch import due
@@ -46,9 +46,9 @@ Laps = list[tuple[str, Mark]]  # what began when
 
 
 class StepTimes(Method):
-    KEY: ClassVar[str] = "record.ranks_every_steps"
-    SECTION: ClassVar[bool] = False
-    CHANGES: ClassVar[bool] = False
+    KEY = "record.ranks_every_steps"
+    SECTION = False
+    CHANGES = False
 
     every_steps: int
 

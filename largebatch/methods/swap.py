@@ -17,7 +17,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 class Swap(Method):
     """One large batch until a train accuracy, then independent small-batch workers, then their mean (Gupta 2020)."""
 
-    KEY: ClassVar[str] = "averaging"
-    ROW: ClassVar[str | None] = "averaging"
-    WHOLE: ClassVar[bool] = True
-    REPLAYED: ClassVar[bool] = False
-    ALONE: ClassVar[str | None] = "at the end"
-    ENDS_EARLY: ClassVar[bool] = True
+    KEY = "averaging"
+    ROW = "averaging"
+    WHOLE = True
+    REPLAYED = False
+    ALONE = "at the end"
+    ENDS_EARLY = True
 
     name: Literal["swap"]
     stop_at_train_accuracy: Annotated[float, Field(gt=0, le=100), Number]  # percent, over one epoch of training

@@ -25,9 +25,14 @@ from largebatch.recipes.keys import Section
 Kind = TypeVar("Kind", bound=Section)
 
 
+FURTHER: dict[str, list[str]] = {}  # package -> folders of kinds beside its own: of whoever starts the program
+
+
 def folders(package: str) -> list[str]:
     """Where the kinds of a package lie."""
-    return list(importlib.import_module(package).__path__)
+    path = importlib.import_module(package).__path__
+    path.extend(folder for folder in FURTHER.get(package, ()) if folder not in path)
+    return list(path)
 
 
 def sections_by_name(package: str, folders: Iterable[str], base: type[Kind]) -> dict[str, type[Kind]]:

@@ -48,6 +48,10 @@ class Step:
     def alone(self) -> bool:
         return self.last is None
 
+    def turn(self, **changes: Any) -> Step:
+        """What one set of weights takes of it; nothing has come of that yet."""
+        return dataclasses.replace(self, units=None, loss=None, **changes)
+
     def add(self, loss: Tensor) -> None:
         """A part of its loss."""
         self.loss = loss if self.loss is None else self.loss + loss
