@@ -12,6 +12,7 @@ from hosts import Hosts, Process
 from programs import REPOSITORY
 
 from largebatch import checkpoint
+from largebatch.checkpoint.pieces import whole
 from largebatch.recipes import config
 from largebatch.run.train import train
 
@@ -94,7 +95,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     """Those of the newest checkpoint."""
     found = checkpoint.load_newest(directory / "checkpoints")
     assert found is not None, f"no checkpoint in {directory}"
-    return found.state["model"]
+    return {name: whole(saved) for name, saved in found.state["model"].items()}
 
 
 def assert_same_end(directory: Path, reference: Path, tolerance: float = ROUNDING) -> None:

@@ -15,6 +15,7 @@ from pool import LAUNCHER, REPOSITORY, environment
 
 from largebatch import checkpoint
 from largebatch.checkpoint import manifest
+from largebatch.checkpoint.pieces import Pieces, whole
 from largebatch.engines.states import whole_model
 
 __all__ = ["LAUNCHER", "REPOSITORY", "environment"]  # of pool.py, for who has to do with programs
@@ -38,7 +39,19 @@ def saved(directory: Path) -> list[Path]:
 def state_at_end(directory: Path) -> dict[str, Any]:
     """What the newest checkpoint of a run directory holds, tensors whole."""
     newest = saved(directory)[-1]
-    return checkpoint.state_of(newest, manifest.read(newest))
+    return joined(checkpoint.state_of(newest, manifest.read(newest)))
+
+
+def joined(tree: Any) -> Any:
+    """A state as it is read, its pieces put together."""
+    match tree:
+        case Pieces():
+            return whole(tree)
+        case dict():
+            return {key: joined(below) for key, below in tree.items()}
+        case list() | tuple():
+            return type(tree)(map(joined, tree))
+    return tree
 
 
 def weights_at_end(directory: Path) -> dict[str, torch.Tensor]:

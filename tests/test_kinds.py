@@ -126,7 +126,13 @@ def method_of_the_page(tmp_path: Path) -> Path:
 @pytest.mark.worlds
 def test_the_method_of_the_page_is_read_and_trained(recipe, method_of_the_page, tmp_path):
     """Two steps of plain SGD: beside the same run without noise every weight lies lr · (both draws) away."""
-    changes = {"optimizer": {"name": "sgd"}, "precision": "fp64", "epochs": None, "steps": 2, "lr": {"base": 0.1}}
+    changes = {
+        "optimizer": {"name": "sgd", "momentum": 0.0},
+        "precision": "fp64",
+        "epochs": None,
+        "steps": 2,
+        "lr": {"base": 0.1},
+    }
     weights = {}
     for name, eta in (("still", 1e-30), ("noisy", 0.3)):
         path = recipe(name, gradient_noise={"eta": eta}, **changes)

@@ -105,7 +105,7 @@ def test_a_started_process_finds_its_place(environ, place):
         {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_JOB_NODELIST": "node[1-2]"},  # salloc
         {**SRUN, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},  # salloc's interactive step
         {key: value for key, value in SRUN.items() if "STEP" not in key} | {"SLURM_PROCID": "0"},  # the batch script
-        {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
         {**MPI_5, "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
         {"JOB_COMPLETION_INDEX": "2"},  # many runs, one pod each
         {"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "train-worker-0:23456", "PET_RDZV_BACKEND": "c10d"},  # for torchrun
@@ -155,6 +155,7 @@ def test_ranks_agree_on_address_and_port_and_steps_do_not_share_ports():
         ({**SRUN, "WORLD_SIZE": "4"}, "WORLD_SIZE = 4 contradicts SLURM_STEP_NUM_TASKS = 10"),
         ({**SRUN, "SLURM_PROCID": ""}, "SLURM_PROCID is not set"),
         ({**SRUN, "SLURM_STEP_NODELIST": "node[3-"}, "'node[3-' is not a host list"),
+        ({**SRUN, "SLURM_STEP_NODELIST": ""}, "'' is not a host list; set MASTER_ADDR to the host of rank 0"),
         ({**MPI_5, "OMPI_COMM_WORLD_SIZE": "4"}, "-x MASTER_ADDR="),
         ({**INDEXED_JOB, "MASTER_ADDR": ""}, "MASTER_ADDR is not"),
         ({**INDEXED_JOB, "JOB_COMPLETION_INDEX": "4"}, "RANK = 4 does not fit WORLD_SIZE = 4"),

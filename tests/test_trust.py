@@ -6,7 +6,6 @@ import ast
 import gzip
 import io
 import json
-import pickle
 import re
 import struct
 import tarfile
@@ -85,80 +84,11 @@ class Evil:
         return exec, ("import os; os.mknod('sprung')",)
 
 
-def named(module: str, name: str) -> bytes:
-    return b"c" + f"{module}\n{name}\n".encode()
-
-
-CALL = b"(S'touch sprung'\ntR."
-ATTACKS = {
-    "reduce": pickle.dumps(Evil()),
-    "reduce in a dictionary": pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [Evil()]}),
-    "reduce of protocol 0": pickle.dumps(Evil(), protocol=0),
-    "global": named("os", "system") + CALL,
-    "global after a stop sign in a string": b"S'.'\n0" + named("os", "system") + CALL,
-    "global with dots": b"\x80\x04" + b"\x8c\x05numpy\x8c\x0fndarray.__new__\x93" + CALL,
-    "numpy's own loader": named("numpy", "load") + b"(S'sprung'\nN\x88tR.",
-    "numpy's testing": named("numpy.testing._private.utils", "runstring") + b"(S\"open('sprung','w')\"\n}tR.",
-    "numpy under an old name": named("numpy.core.multiarray", "fromfile") + b"(S'/etc/passwd'\ntR.",
-    "stack global": b"\x80\x04\x8c\x02os\x8c\x06system\x93" + CALL,
-    "inst": b"(S'touch sprung'\nios\nsystem\n.",
-    "obj": b"(" + named("os", "system") + b"S'touch sprung'\no.",
-    "newobj": b"\x80\x02" + named("os", "system") + b"(S'touch sprung'\nt\x81.",
-    "newobj_ex": b"\x80\x04" + named("os", "system") + b"(S'touch sprung'\nt}\x92.",
-    "build": named("builtins", "object") + b"(tR}S'x'\nI1\nsb.",
-    "build on an allowed function": named("numpy.core.numeric", "_frombuffer") + b"(N}S'__doc__'\nS'x'\nstb.",
-    "build on an array's class": named("numpy", "ndarray") + b"(N}S'sprung'\nI1\nstb.",
-    "extension": b"\x80\x02\x82\x01.",
-    "persistent": b"Psprung\n.",
-    "binary persistent": b"K\x01Q.",
-    "a codec that is a module": named("_codecs", "encode") + b"(S'x'\nS'../../sprung'\ntR.",
-    "memory": b"K\x01r\xff\xff\xff\xff.",
-    "torn": pickle.dumps(Evil())[:-5],
-    "not a pickle": b"\x00" * 100,
-    "nothing": b"",
-}
-
-
-def test_a_pickled_batch_runs_no_code(trap):
-    offenders = []
-    for attack, pickled in ATTACKS.items():
-        try:
-            formats._python_batch("data_batch_1", pickled)
-            offenders.append((attack, "read"))
-        except UserError as refusal:
-            if len(str(refusal)) >= 300:
-                offenders.append((attack, str(refusal)))
-        if trap.exists():
-            offenders.append((attack, "it ran"))
-            trap.unlink()
-    assert not offenders
-
-
-def test_a_pickled_batch_would_run_code_elsewhere(trap):
-    pickle.loads(ATTACKS["reduce"])
-    assert trap.exists()
-
-
-def test_a_pickle_changes_no_function_of_ours():
-    with pytest.raises(UserError, match="change a function"):
-        formats._python_batch("x", ATTACKS["build on an allowed function"])
-    rebuild = np.empty(0).__reduce_ex__(5)[0]
-    assert rebuild.__doc__ != "x"
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_an_honest_batch_reads_in_every_protocol(protocol):
-    planes = np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8)
-    read, labels = formats._python_batch("x", pickle.dumps({b"data": planes, b"labels": [3, 4]}, protocol))
-    assert (read == planes).all()
-    assert labels.tolist() == [3, 4]
-
-
 FORM = Cifar10.origin.forms[0]
 
 
 def archive(folder: Path, *members: tuple[str, bytes, dict]) -> Path:
-    path = folder / "cifar-10-python.tar.gz"
+    path = folder / "cifar-10-binary.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         for name, content, more in members:
             info = tarfile.TarInfo(name)
@@ -338,6 +268,8 @@ def dangers(source: str) -> list[str]:
     """Calls that would run what somebody else wrote, or let it write where it likes."""
     found = []
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [f"import {a.name}" for a in node.names if a.name in ("pickle", "pickletools", "marshal", "dill")]
         if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "marshal", "subprocess", "os", "yaml"):
             found += [
                 f"from {node.module} import {a.name}"
@@ -372,7 +304,7 @@ def test_the_law_finds_what_it_forbids():
     sources = [
         "eval('1')", "pickle.load(f)", "torch.load(p)", "torch.load(p, weights_only=False)", "yaml.load(t, Loader=L)",
         "subprocess.run('ls', check=True)", "subprocess.run(c, shell=True)", "tar.extractall(p)", "np.load(f)",
-        "from pickle import loads", "os.system('x')", "subprocess.run(f'ls {x}')",
+        "from pickle import loads", "import pickle", "os.system('x')", "subprocess.run(f'ls {x}')",
     ]  # fmt: skip
     assert not [source for source in sources if not dangers(source)]
 

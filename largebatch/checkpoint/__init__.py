@@ -2,14 +2,15 @@
 
 manifest.py    a checkpoint's folder, and whether it is what it was
 tree.py        a state as JSON with tensors beside it
+pieces.py      a tensor of which every rank holds some, and the part of it that a rank takes
 writer.py      the copy, the thread that writes it, the name it gets when everything is on the disk
 reader.py      the newest that is whole
 retention.py   which ones stay
 export.py      plain weights for others
 randomness.py  the random state that each rank keeps to itself
 
-torch.distributed.checkpoint would do the sharding, but keeps its table of contents in a pickle, which runs code when it
-is read, and knows nothing of ZeRO's flat partitions.
+torch.distributed.checkpoint shards, too, and can write safetensors. This format is kept for state that is no tensor
+(plain JSON), ranges of ZeRO's flat partitions, checksums of every file, and retention.
 """
 
 from largebatch.checkpoint.manifest import Damaged, existing, path_of, step_of

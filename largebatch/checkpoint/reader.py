@@ -1,8 +1,10 @@
 """Reading checkpoints: the newest that is what it was when it was written, the same on every rank.
 
 Nothing in a checkpoint is run: the manifest is JSON, tensors are safetensors, checked by size and SHA-256 first. The
-files of a checkpoint are shared among the ranks for checking; then every rank reads all of them and takes its part.
-What a file says of itself is not believed before it is compared: no tensor is made whose pieces are not there.
+files of a checkpoint are shared among the ranks for checking. Then every rank maps all of them and looks at what they
+say of their tensors; the content is read where it is taken, by the range (:mod:`largebatch.checkpoint.pieces`), so the
+ranks of a host share what they read, and none makes a tensor that it does not keep. What a file says of itself is not
+believed before it is compared: no tensor is made whose pieces are not there.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from largebatch.checkpoint import manifest, tree
+from largebatch.checkpoint.pieces import Piece, Pieces
 from largebatch.errors import UserError
 from largebatch.machine import distributed, watchdog
 
@@ -27,7 +30,7 @@ SMALL = 4096  # elements: copied out of the file, so that counters and the like 
 class Loaded(NamedTuple):
     path: Path
     facts: dict[str, Any]  # the manifest
-    state: dict[str, Any]  # whole tensors; "ranks" holds what each rank kept to itself
+    state: dict[str, Any]  # its tensors lie in the mapped files; "ranks" holds what each rank kept to itself
     complaints: list[str]  # a sentence for each newer checkpoint that could not be read
 
 
@@ -103,10 +106,13 @@ def _read(path: Path, facts: dict[str, Any]) -> tuple[dict[str, Any] | None, str
 
 
 def state_of(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything in the checkpoint, tensors whole, on the CPU. Damaged where it is not what the writer makes."""
+    """Everything in the checkpoint, on the CPU, as it was saved: a tensor, or all of its pieces.
+
+    Damaged where it is not what the writer makes. The files stay mapped for as long as something of them is in use.
+    """
     try:
         with Tensors(path, facts["files"]) as tensors:
-            found = tree.restore(facts["tree"], tensors.whole)
+            found = tree.restore(facts["tree"], tensors.stored)
         return {**found["state"], "ranks": found["ranks"]}
     except OSError as error:
         raise manifest.Damaged(error.strerror or str(error)) from None
@@ -115,7 +121,7 @@ def state_of(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 class Tensors:
-    """The tensors of a checkpoint's files, joined from their pieces."""
+    """The tensors of a checkpoint's files: views of the mapped content, of which nothing is read yet."""
 
     def __init__(self, path: Path, files: dict[str, Any]) -> None:
         self.files = {name: safetensors.safe_open(path / name, framework="pt") for name in sorted(files)}
@@ -124,7 +130,7 @@ class Tensors:
             for key in file.keys():  # noqa: SIM118  # a method of safetensors, no mapping
                 self.places.setdefault(key.rpartition("@")[0] or key, []).append((name, key))
 
-    def whole(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def stored(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | Pieces:
         places = self.places.get(name, [])
         if [key for _, key in places] == [name]:
             [(file, key)] = places
@@ -132,16 +138,16 @@ class Tensors:
             if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
                 raise manifest.Damaged(f"{name} is of another shape or type")
             return tensor.clone() if tensor.numel() <= SMALL else tensor
-        end, pieces = 0, []
+        end, pieces = 0, list[Piece]()
         for start, file, key in sorted((start_of(key), file, key) for file, key in places):
             values = self.files[file].get_tensor(key).reshape(-1)
             if start != end or values.dtype != dtype:
                 raise manifest.Damaged(f"the pieces of {name} do not fit together")
             end += len(values)
-            pieces.append(values)
+            pieces.append(Piece(start, values))
         if end != math.prod(shape):
             raise manifest.Damaged(f"{name} is not whole")
-        return torch.cat(pieces).view(shape) if pieces else torch.empty(shape, dtype=dtype)
+        return Pieces(shape, dtype, tuple(pieces))
 
     def __enter__(self) -> Tensors:
         for file in self.files.values():

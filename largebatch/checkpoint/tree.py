@@ -56,7 +56,7 @@ def escaped(key: str) -> str:
     return key.replace("%", "%25").replace("/", "%2F").replace("@", "%40")
 
 
-def restore(tree: Any, tensor: Callable[[str, tuple[int, ...], torch.dtype], Tensor]) -> Any:
+def restore(tree: Any, tensor: Callable[[str, tuple[int, ...], torch.dtype], Tensor | Pieces]) -> Any:
     """The opposite; ``tensor`` is asked for each by name, shape and type. ValueError where :func:`flatten` has not
     made the tree."""
     match tree:

@@ -62,7 +62,7 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, report: Report 
 def _fetch_from_afar(name: str, origin: PublishedFiles, root: str | os.PathLike[str] | None, report: Report) -> Path:
     tried = [f"no copy in {place}" for place in bases(name, root)]
     with _workshop(root) as (base, work):
-        for source, attempt in _attempts(name, origin, work):
+        for source, attempt in _attempts(origin, work):
             try:
                 report(f"{name}: trying {source}")
                 home = _moved(attempt(report), base / origin.home)
@@ -79,10 +79,9 @@ def _fetch_from_afar(name: str, origin: PublishedFiles, root: str | os.PathLike[
     )
 
 
-def _attempts(name: str, origin: PublishedFiles, work: Path) -> Iterator[tuple[str, Callable[[Report], Path]]]:
+def _attempts(origin: PublishedFiles, work: Path) -> Iterator[tuple[str, Callable[[Report], Path]]]:
     """Every way to get the set, best first: what it is called, and what gives a folder of its files."""
-    for mirror in origin.mirrors:
-        url = mirror.format(name=name)
+    for url in origin.mirrors:
         yield url, lambda report, url=url: _from_mirror(url, origin, work, report)
     if package := origin.package:
         yield f"Debian's package {package.name}", lambda report: _from_debian(package, origin.forms[0], work)

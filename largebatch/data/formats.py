@@ -1,9 +1,8 @@
 """The public file formats, read strictly: what a file claims is compared with what it holds.
 
 - IDX (LeCun): big-endian magic 0x0000_08_dd (unsigned bytes, dd dimensions), dd sizes, then the bytes.
-- CIFAR, Python version: pickles of {b"data": (N, 3072) uint8, b"labels": list}; read by an unpickler
-  that rebuilds numpy arrays and plain containers and knows nothing else, so that a file runs no code.
-- CIFAR, binary version: records of 1 label byte (CIFAR-100: coarse, then fine), 1024 red, green, blue.
+- CIFAR, binary version: records of 1 label byte (CIFAR-100: coarse, then fine), 1024 red, green, blue. The Python
+  version is pickles, which nothing here opens.
 - JPEG archive: an npz with ``jpeg`` (all files end to end, uint8), ``offsets`` (N + 1) and ``labels``.
 
 A file that would unfold to more than 1 GiB is refused, and so is every other way of a stranger's file to do more than
@@ -13,21 +12,17 @@ names the file, what was expected and what was found.
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
 import itertools
 import math
 import os
-import pickle
-import pickletools
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
 
 import numpy as np
 
@@ -154,79 +149,8 @@ def _idx_arrays(read: Read, names: Sequence[str]) -> Arrays:
     return images[..., None], labels
 
 
-class _Function:
-    """Can be called by a pickle and not be changed by it: the opcode BUILD would set a plain function's attributes."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, call: Any) -> None:
-        self.call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.call(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it would change a function")
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Rebuilds numpy arrays, bytes and plain containers; every other name in a pickle is refused."""
-
-    _allowed: ClassVar = {
-        ("multiarray", "_reconstruct"): _Function(np.empty(0).__reduce__()[0]),
-        ("numeric", "_frombuffer"): _Function(np.empty(0).__reduce_ex__(5)[0]),
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _Function(codecs.encode),
-    }
-    _memory: ClassVar = {"PUT", "BINPUT", "LONG_BINPUT"}
-    _refused: ClassVar = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        short = module_name.removeprefix("numpy.core.").removeprefix("numpy._core.")
-        try:
-            return self._allowed[short, global_name]
-        except KeyError:
-            asked = f"{module_name}.{global_name}"[:60]
-            raise pickle.UnpicklingError(f"it asks for {asked if asked.isprintable() else ascii(asked)}") from None
-
-    @classmethod
-    def of(cls, raw: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(raw):
-            if opcode.name in cls._refused:
-                raise pickle.UnpicklingError(f"it holds the opcode {opcode.name}")
-            if opcode.name in cls._memory and not 0 <= (argument or 0) <= len(raw):
-                raise pickle.UnpicklingError("it asks for more memory than it could use")
-        return cls(io.BytesIO(raw), encoding="bytes").load()
-
-
-def _python_batch(where: str, raw: bytes) -> Arrays:
-    try:
-        batch = _ArraysOnly.of(raw)
-    except Exception as reason:  # a corrupt pickle can raise nearly anything
-        raise UserError(f"{where} is refused: not a plain pickle of arrays ({f'{reason}'[:100]})") from None
-    if not isinstance(batch, dict):
-        raise UserError(f"{where} should hold a dictionary, found {type(batch).__name__}")
-    batch = {key.encode() if isinstance(key, str) else key: value for key, value in batch.items()}
-    data, labels = batch.get(b"data"), batch.get(b"fine_labels", batch.get(b"labels"))
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
-        raise UserError(f"{where}: data should be uint8 (N, 3072), found {found}")
-    if not isinstance(labels, list) or len(labels) != len(data):
-        raise UserError(f"{where} has {len(data)} images but not as many labels")
-    if not all(type(label) is int and 0 <= label < 256 for label in labels):
-        raise UserError(f"{where}: labels should be integers from 0 to 255")
-    return data, np.array(labels, dtype=np.uint8)
-
-
 def _planes_to_images(planes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-
-
-def python_arrays(read: Read, names: Sequence[str]) -> Arrays:
-    parts = [_python_batch(*read(name)) for name in names]
-    planes, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _planes_to_images(planes), labels
 
 
 def binary_arrays(label_bytes: int) -> Callable[[Read, Sequence[str]], Arrays]:

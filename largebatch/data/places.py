@@ -91,7 +91,21 @@ def located(name: str, root: str | os.PathLike[str] | None = None) -> LocalCopy:
                 f"data set {name} in {folder} is not complete: {', '.join(missing)} missing; "
                 f"run `largebatch data fetch {name}`"
             )
+    for base, pickled in _pickled(name, origin, root):
+        raise UserError(
+            f"data set {name} in {pickled} is the Python version, which is pickled and not read; run `largebatch data "
+            f"fetch {name}`, or put {' '.join(origin.md5)} from {origin.page} into {base}"
+        )
     raise UserError(f"data set {name} not found in {looked}; run `largebatch data fetch {name}`")
+
+
+def _pickled(name: str, origin: PublishedFiles, root: str | os.PathLike[str] | None) -> Iterator[tuple[Path, Path]]:
+    """Copies in a version that is not read, each after the folder that was searched."""
+    for base in bases(name, root):
+        homes = (base, *(base / alias for alias in origin.folders))
+        for path in (base, *(home / pickled for home in homes for pickled in origin.pickled)):
+            if path.name in origin.pickled and os.path.exists(path):
+                yield base, path
 
 
 def search(name: str, root: str | os.PathLike[str] | None = None) -> LocalCopy | None:

@@ -44,6 +44,7 @@ class PublishedFiles:
     home: str  # the folder that they go to, below a data folder
     page: str  # for a reader
     package: Package | None = None
+    pickled: tuple[str, ...] = ()  # folders and archives of a version that is not read: opening a pickle runs code
 
     @property
     def archived(self) -> Form | None:

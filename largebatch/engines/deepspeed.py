@@ -128,13 +128,13 @@ class DeepSpeed(Engine):
                     found |= dict(states.held_values(parameter, parameter.detach(), self.layout()))
         return found
 
-    def _take_weights(self, whole: dict[str, Tensor]) -> None:
-        super()._take_weights(whole)
+    def _take_weights(self, saved: dict[str, Tensor | Pieces]) -> None:
+        super()._take_weights(saved)
         with torch.no_grad():
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
                     if id(parameter) in self.partitions:
-                        states.cut(self.partitions[id(parameter)], whole, parameter)
+                        states.cut(self.partitions[id(parameter)], saved, parameter)
 
 
 def installed(device: torch.device) -> Any:

@@ -18,13 +18,14 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from largebatch.checkpoint import pieces
 from largebatch.checkpoint.pieces import Pieces
 from largebatch.data.nested import Batch, cast
 from largebatch.engines import states
@@ -195,9 +196,9 @@ class Engine(abc.ABC):
         return states.held_weights(self.model)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`save` of any engine in any world, tensors whole; ``state["ranks"]`` holds what ranks
-        kept to themselves, which in the same world is this rank's again."""
-        model = states.whole_model(state)
+        """Continue from :meth:`save` of any engine in any world, all pieces there; ``state["ranks"]`` holds what ranks
+        kept to themselves, which in the same world is this rank's again. Read is what this rank takes."""
+        model = states.judged_model(state)
         check_names(model, self._shapes())
         states.check(self.optimizer, self.layout(), state["optimizer"])
         with torch.no_grad():
@@ -211,10 +212,10 @@ class Engine(abc.ABC):
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 if name in model:
-                    buffer.copy_(model[name])
+                    buffer.copy_(pieces.whole(model[name]))
 
-    def _take_weights(self, whole: dict[str, Tensor]) -> None:
-        states.take_weights(self.model, whole)
+    def _take_weights(self, saved: dict[str, Tensor | Pieces]) -> None:
+        states.take_weights(self.model, saved)
 
     def _parameter_names(self) -> set[str]:
         return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
@@ -238,9 +239,9 @@ def whole(norm: Tensor) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def check_names(whole: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:
+def check_names(saved: Mapping[str, Tensor | Pieces], wanted: dict[str, tuple[int, ...]]) -> None:
     """The checkpoint's model is this one: the same names and shapes."""
-    found = {name: tuple(tensor.shape) for name, tensor in whole.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
     for name in wanted:
         if found.get(name) != wanted[name]:
             there = f"has {name} of shape {found[name]}" if name in found else f"has no {name}"

@@ -9,19 +9,20 @@ layers (ZeRO), whose :class:`~largebatch.optim.shards.Partition` says where they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from largebatch.checkpoint import pieces
 from largebatch.checkpoint.pieces import Piece, Pieces
 from largebatch.errors import UserError
 from largebatch.machine import distributed
-from largebatch.optim.shards import Partition
+from largebatch.optim.shards import Partition, local
 
 NOT_SAVED = ("params", "names", "foreach", "fused", "capturable", "differentiable")  # the machine's
 
@@ -82,10 +83,15 @@ def copied(tree: Any) -> Any:
     return tree
 
 
-def whole_model(state: dict[str, Any]) -> dict[str, Tensor]:
+def judged_model(state: dict[str, Any]) -> dict[str, Tensor | Pieces]:
     """The model in a checkpoint's state as it is judged: running statistics are the means over ranks."""
     of_ranks = [own["statistics"] for own in state["ranks"]]
     return {**state["model"], **mean_statistics(of_ranks)}
+
+
+def whole_model(state: dict[str, Any]) -> dict[str, Tensor]:
+    """:func:`judged_model`, for who has it all to himself."""
+    return {name: pieces.whole(saved) for name, saved in judged_model(state).items()}
 
 
 def statistics_of_this_rank(of_ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -100,18 +106,18 @@ def mean_statistics(of_ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([own[name] for own in of_ranks]).mean(dim=0) for name in of_ranks[0]}
 
 
-def take_weights(model: nn.Module, whole: dict[str, Tensor]) -> None:
-    """Every parameter its part of the whole weights by name."""
+def take_weights(model: nn.Module, saved: dict[str, Tensor | Pieces]) -> None:
+    """Every parameter its part of the saved weights by name."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(like(parameter, whole[name].to(parameter.dtype)))
+            pieces.take(local(parameter), parameter, saved[name])
 
 
-def cut(partition: Partition, whole: dict[str, Tensor], into: Tensor) -> Tensor:
-    """Fills the flat tensor with this rank's pieces of the whole layers."""
+def cut(partition: Partition, saved: dict[str, Tensor | Pieces], into: Tensor) -> Tensor:
+    """Fills the flat tensor with this rank's ranges of the saved layers."""
     for segment in partition.segments:
-        layer = whole[partition.layers[segment.layer][0]].reshape(-1)
-        into[segment.offset :][: segment.length] = layer[segment.start : segment.start + segment.length].to(into)
+        layer = saved[partition.layers[segment.layer][0]]
+        pieces.fill(into[segment.offset :][: segment.length], layer, segment.start)
     return into
 
 
@@ -131,7 +137,7 @@ def check(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> None:
 
 
 def scattered(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> dict[str, Any]:
-    """What ``optimizer.load_state_dict`` takes: every parameter's part of what :func:`held` gave, tensors whole."""
+    """What ``optimizer.load_state_dict`` takes: every parameter's part of what :func:`held` gave on all ranks."""
     settings = {tuple(sorted(group["names"])): group for group in saved["groups"]}
     state: dict[int, dict[str, Any]] = {}
     groups = []
@@ -160,14 +166,13 @@ def part_of(parameter: Tensor, layers: dict[str, dict[str, Any]], layout: Layout
     shapes = dict(partition.layers)
     found: dict[str, Any] = {}
     for key, example in next((of_layer for of_layer in own.values() if of_layer), {}).items():
-        none = torch.zeros(()) if isinstance(example, Tensor) and example.dim() == 0 else None  # a layer never stepped
+        # a layer never stepped has none: zeros, which take no memory
         values = {
-            name: of_layer.get(key, torch.zeros(shapes[name]) if none is None else none)
-            for name, of_layer in own.items()
+            name: of_layer.get(key, torch.zeros(()).expand(math.prod(shapes[name]))) for name, of_layer in own.items()
         }
-        if none is not None:
-            found[key] = counter(key, values)
-        elif isinstance(example, Tensor):
+        if isinstance(example, Tensor) and example.dim() == 0:
+            found[key] = counter(key, [of_layer.get(key, torch.zeros(())) for of_layer in own.values()])
+        elif isinstance(example, Tensor | Pieces):
             found[key] = cut(partition, values, torch.zeros_like(parameter))
         else:
             found[key] = example
@@ -176,17 +181,19 @@ def part_of(parameter: Tensor, layers: dict[str, dict[str, Any]], layout: Layout
 
 def like(parameter: Tensor, value: Any) -> Any:
     """Cut as the parameter is, and laid out in memory as it is: torch's fused kernels walk memory and do not ask."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
+    if not isinstance(value, Tensor | Pieces) or tuple(value.shape) != tuple(parameter.shape):
+        return pieces.whole(value) if isinstance(value, Pieces) else value
+    mine = torch.empty_like(local(parameter), dtype=value.dtype, memory_format=torch.preserve_format)
+    pieces.take(mine, parameter, value)
     if not isinstance(parameter, DTensor):
-        return torch.empty_like(parameter, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)
-    value = value.to(parameter.device)
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return mine
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(mine, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
 
 
-def counter(key: str, values: dict[str, Tensor]) -> Tensor:
+def counter(key: str, values: list[Tensor]) -> Tensor:
     """A flat partition has one counter for all its layers."""
-    distinct = {float(value) for value in values.values()}
+    distinct = {float(value) for value in values}
     if len(distinct) > 1:
         raise UserError(
             f"the checkpoint's layers differ in {key!r} ({', '.join(f'{v:g}' for v in sorted(distinct)[:3])}): "

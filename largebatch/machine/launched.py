@@ -26,7 +26,7 @@ PORTS = range(20_000, 29_000)
 TORCH_PORT = 29_500  # what torch itself takes where nobody says otherwise
 VARIABLES = (  # numbers and addresses that we, torch and DeepSpeed read
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK",
-    "GROUP_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+    "GROUP_WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "OMP_NUM_THREADS",
 )  # fmt: skip
 SPECIAL_STEPS = 4_294_967_000  # Slurm numbers its batch, external and interactive steps just below 2**32
 
@@ -111,23 +111,15 @@ def _by_slurm(environ: Mapping[str, str]) -> Place | None:
     """A step that srun started. A shell of salloc and the batch script itself are none, nor is a step of one task."""
     if not environ.get("SLURM_STEP_ID") or number(environ, "SLURM_STEP_ID") >= SPECIAL_STEPS:
         return None
-    tasks = "SLURM_STEP_NUM_TASKS" if environ.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
-    if number(environ, tasks, 1) < 2:
+    if number(environ, "SLURM_STEP_NUM_TASKS", 1) < 2:
         return None
-    keys = ("SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST")
-    hosts = next((environ[key] for key in keys if environ.get(key)), None)
-    address = environ.get("MASTER_ADDR") or (first_host(hosts) if hosts else None)
-    if address is None:
-        raise UserError(
-            "srun started this process, but SLURM_STEP_NODELIST is not set; set MASTER_ADDR to rank 0's host"
-        )
     # Steps of one job, and jobs that follow one another, get ports of their own.
     job = number(environ, "SLURM_JOB_ID", 0) + 1009 * number(environ, "SLURM_STEP_ID")
     return Place(
         number(environ, "SLURM_PROCID"),
         number(environ, "SLURM_LOCALID"),
-        _world_size(environ, tasks),
-        address,
+        _world_size(environ, "SLURM_STEP_NUM_TASKS"),
+        environ.get("MASTER_ADDR") or first_host(environ.get("SLURM_STEP_NODELIST", "")),
         number(environ, "MASTER_PORT", PORTS[job % len(PORTS)]),
         "slurm",
     )
@@ -137,20 +129,18 @@ def _by_mpi(environ: Mapping[str, str]) -> Place | None:
     if number(environ, "OMPI_COMM_WORLD_SIZE", 1) < 2:
         return None
     world_size = _world_size(environ, "OMPI_COMM_WORLD_SIZE")
-    # mpirun's own contact point; Open MPI 5 gives none but that of a daemon on each host.
-    mpirun = environ.get("OMPI_MCA_orte_hnp_uri", "")
     address = environ.get("MASTER_ADDR")
     if not address and number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", 0) == world_size:
         address = "127.0.0.1"
-    if not address and (found := re.search(r"tcp4?://([\w.-]+)", mpirun)):
+    # mpirun's own contact point; Open MPI 5 gives none but that of a daemon on each host.
+    if not address and (found := re.search(r"tcp://([\w.-]+)", environ.get("OMPI_MCA_orte_hnp_uri", ""))):
         address = found[1]
     if not address:
         raise UserError(
             "mpirun started this process on one of several hosts and does not say where rank 0 is; "
             "add `-x MASTER_ADDR=<host of rank 0>` to mpirun"
         )
-    job = environ.get("PMIX_NAMESPACE") or mpirun
-    port = PORTS[zlib.crc32(job.encode()) % len(PORTS)] if job else TORCH_PORT
+    port = PORTS[zlib.crc32(environ.get("PMIX_NAMESPACE", "").encode()) % len(PORTS)]
     return Place(
         number(environ, "OMPI_COMM_WORLD_RANK"),
         number(environ, "OMPI_COMM_WORLD_LOCAL_RANK"),

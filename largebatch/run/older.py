@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from largebatch.checkpoint.pieces import whole
 from largebatch.engines.states import mean_statistics
 from largebatch.plan.batch import BatchPlan
 from largebatch.recipes.decided import Marks
@@ -54,4 +55,5 @@ def moving_average(state: dict[str, Any]) -> dict[str, Any] | None:
     average = (state["parts"] if of_parts else state).get("ema")
     if average is None:
         return None
-    return average | mean_statistics([(rank["parts"] if of_parts else rank)["ema"] for rank in state["ranks"]])
+    statistics = mean_statistics([(rank["parts"] if of_parts else rank)["ema"] for rank in state["ranks"]])
+    return {name: whole(saved) for name, saved in average.items()} | statistics

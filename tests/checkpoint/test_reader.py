@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 
 from largebatch.checkpoint import manifest, reader, tree, writer
 from largebatch.checkpoint.manifest import Damaged
-from largebatch.checkpoint.pieces import Piece, Pieces
+from largebatch.checkpoint.pieces import Piece, Pieces, fill, whole
 from largebatch.errors import UserError
 from largebatch.records.files import sha256_of
 
+MAPS = Path("/proc/self/maps")
+
 
 @st.composite
-def cuts(draw: st.DrawFn) -> tuple[torch.Tensor, list[list[tuple[int, int]]]]:
-    """A tensor, and for each of 1 to 5 ranks the ranges that it holds; some ranks hold none, some are out of order."""
+def cuts(draw: st.DrawFn) -> tuple[torch.Tensor, list[list[tuple[int, int]]], list[int]]:
+    """A tensor, for each of 1 to 5 ranks the ranges that it holds (some hold none, some are out of order), and the
+    range that somebody wants of it."""
     shape = draw(st.lists(st.integers(0, 5), max_size=3))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool]))
     size = math.prod(shape)
@@ -31,14 +34,15 @@ def cuts(draw: st.DrawFn) -> tuple[torch.Tensor, list[list[tuple[int, int]]]]:
     of_ranks: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
     for begin, end in zip(borders, borders[1:], strict=False):
         of_ranks[draw(st.integers(0, ranks - 1))].append((begin, end))
-    return torch.arange(size).reshape(shape).to(dtype), of_ranks
+    wanted = sorted(draw(st.tuples(st.integers(0, size), st.integers(0, size))))
+    return torch.arange(size).reshape(shape).to(dtype), of_ranks, wanted
 
 
 @pytest.mark.worlds
 @settings(max_examples=100, deadline=None)
 @given(cut=cuts())
 def test_pieces_of_any_ranks_come_together(cut):
-    tensor, of_ranks = cut
+    tensor, of_ranks, (start, stop) = cut
     with tempfile.TemporaryDirectory() as folder:
         written = {}
         the_tree = None
@@ -50,9 +54,13 @@ def test_pieces_of_any_ranks_come_together(cut):
             if own:
                 written |= writer.write_tensors(Path(folder) / f"rank-{rank:05d}.safetensors", own)
         facts = {"files": written, "tree": {"state": the_tree, "ranks": []}}
-        found = reader.state_of(Path(folder), facts)["w"]
+        stored = reader.state_of(Path(folder), facts)["w"]
+        found = whole(stored)
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(found, tensor)
+        wanted = torch.empty(stop - start, dtype=tensor.dtype)
+        fill(wanted, stored, start)
+        assert torch.equal(wanted, tensor.reshape(-1)[start:stop])
 
 
 def leaf(shape: list[int], dtype: str = "float32", name: str = "state/w") -> dict:
@@ -65,7 +73,7 @@ def test_what_was_forged_to_be_right_is_read(forge):
 
 
 def read(path: Path) -> torch.Tensor:
-    return reader.state_of(path, reader.checked(path))["w"]
+    return whole(reader.state_of(path, reader.checked(path))["w"])
 
 
 ONES = torch.ones
@@ -176,6 +184,26 @@ def test_files_of_an_earlier_version_are_told(tmp_path):
     (tmp_path / "step-00000010.pt").touch()
     with pytest.raises(UserError, match="holds checkpoints of an earlier version"):
         reader.load_newest(tmp_path)
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux tells what is mapped where")
+def test_what_is_read_lies_in_the_mapped_files(forge):
+    """Neither a tensor nor a piece of one is copied before somebody takes it."""
+    size = 100_000
+    contents = [{"state/w@0": ONES(size), "state/v": ONES(size)}, {"state/w@100000": ONES(size)}]
+    leaves = {"w": leaf([2 * size])["state"]["w"], "v": leaf([size], name="state/v")["state"]["w"]}
+    path = forge(contents=contents, tree={"state": leaves, "ranks": []})
+    state = reader.state_of(path, reader.checked(path))
+    mapped = [line.split(maxsplit=5) for line in MAPS.read_text().splitlines() if str(path) in line]
+    ranges = [[int(end, 16) for end in words[0].split("-")] for words in mapped]
+    for tensor in (state["v"], *(piece.values for piece in state["w"].local)):
+        assert any(begin <= tensor.data_ptr() < end for begin, end in ranges)
+
+
+def test_pieces_that_are_not_all_there_fill_nothing_unseen():
+    """What a rank is about to save holds its own pieces alone."""
+    with pytest.raises(AssertionError, match="pieces are missing"):
+        whole(Pieces((4,), torch.float32, (Piece(0, ONES(2)),)))
 
 
 def test_small_tensors_outlive_their_file(forge, tmp_path):

@@ -123,10 +123,10 @@ def test_fetched_into_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_an_archive_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    files = cifar10_files("python")
-    pack(files | {"cifar-10-batches-py/readme.html": b"x"}, tmp_path / "mirror" / "cifar-10-python.tar.gz")
+    files = cifar10_files()
+    pack(files | {"cifar-10-batches-bin/readme.html": b"x"}, tmp_path / "mirror" / "cifar-10-binary.tar.gz")
     publish(monkeypatch, "cifar10", tmp_path / "mirror")
-    assert fetch("cifar10", report=lambda line: None) == tmp_path / "data" / "cifar-10-batches-py"
+    assert fetch("cifar10", report=lambda line: None) == tmp_path / "data" / "cifar-10-batches-bin"
     assert files_below(tmp_path / "data") == sorted(files)
     assert len(build("cifar10").train) == 20
 
@@ -155,7 +155,7 @@ def test_when_all_fails_everything_tried_is_listed(tmp_path: Path):
     ):
         assert part in message
     assert "\n" not in message
-    with pytest.raises(UserError, match=r"put cifar-10-python.tar.gz from .* into .*/data by hand"):
+    with pytest.raises(UserError, match=r"put cifar-10-binary.tar.gz from .* into .*/data by hand"):
         fetch("cifar10", report=lambda line: None)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from largebatch.data import build, formats
+from largebatch.data import build
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
 from tests.data.conftest import CPU, idx_bytes, pixels, write_idx
@@ -100,29 +100,19 @@ def test_a_label_without_a_class_is_refused(mnist_like: Path):
         build("mnist", root=str(mnist_like))
 
 
-def cifar_batch(number: int, labels_key: bytes = b"labels") -> tuple[np.ndarray, list[int], dict[bytes, object]]:
-    """Four images (N, H, W, C), their labels, and the pickle's dictionary."""
+def cifar_batch(number: int) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Four images (N, H, W, C), their labels, and the images as the files have them: rows of three planes."""
     images = pixels(4, 32, 3, seed=number)
-    labels = [(number + row) % 10 for row in range(4)]
-    planes = images.transpose(0, 3, 1, 2).reshape(4, 3072)
-    return (
-        images,
-        labels,
-        {b"batch_label": b"x", labels_key: labels, b"data": planes, b"filenames": [b"a.png"] * 4},
-    )
+    return images, [(number + row) % 10 for row in range(4)], images.transpose(0, 3, 1, 2).reshape(4, 3072)
 
 
-def cifar10_files(form: str, protocol: int = 2) -> dict[str, bytes]:
+def cifar10_files() -> dict[str, bytes]:
     files = {}
     for number in range(1, 7):
-        images, labels, batch = cifar_batch(number)
+        _, labels, planes = cifar_batch(number)
         name = f"data_batch_{number}" if number < 6 else "test_batch"
-        if form == "python":
-            files[f"cifar-10-batches-py/{name}"] = pickle.dumps(batch, protocol)
-        else:
-            planes = images.transpose(0, 3, 1, 2).reshape(4, 3072)
-            rows = np.concatenate([np.array(labels, np.uint8)[:, None], planes], axis=1)
-            files[f"cifar-10-batches-bin/{name}.bin"] = rows.tobytes()
+        rows = np.concatenate([np.array(labels, np.uint8)[:, None], planes], axis=1)
+        files[f"cifar-10-batches-bin/{name}.bin"] = rows.tobytes()
     return files
 
 
@@ -144,10 +134,9 @@ def pack(files: dict[str, bytes], path: Path) -> Path:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("form", ["python", "binary"])
-def test_cifar10_is_the_same_in_every_form(tmp_path: Path, form: str, packed: bool):
-    files = cifar10_files(form)
-    root = pack(files, tmp_path / f"cifar-10-{form}.tar.gz") if packed else unpack(files, tmp_path)
+def test_cifar10_is_the_same_packed_or_not(tmp_path: Path, packed: bool):
+    files = cifar10_files()
+    root = pack(files, tmp_path / "cifar-10-binary.tar.gz") if packed else unpack(files, tmp_path)
     dataset = build("cifar10", root=str(root))
     expected = [cifar_batch(number) for number in range(1, 6)]
     assert np.array_equal(raw_images(dataset.train), np.concatenate([images for images, _, _ in expected]))
@@ -156,35 +145,18 @@ def test_cifar10_is_the_same_in_every_form(tmp_path: Path, form: str, packed: bo
     assert dataset.input_shape == (3, 32, 32)
     assert dataset.facts["augment"] == "crop_flip"
     if packed:
-        assert [path.name for path in tmp_path.iterdir()] == [f"cifar-10-{form}.tar.gz"]
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_pickles_of_every_protocol_are_read(protocol: int):
-    where, raw = "batch", pickle.dumps(cifar_batch(1)[2], protocol)
-    planes, labels = formats._python_batch(where, raw)
-    assert np.array_equal(planes, cifar_batch(1)[2][b"data"])
-    assert labels.tolist() == cifar_batch(1)[1]
+        assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
 def test_cifar100_takes_the_fine_labels(tmp_path: Path):
-    images, _, batch = cifar_batch(1, b"coarse_labels")
-    fine, planes = [99, 3, 40, 7], batch[b"data"]
-    assert isinstance(planes, np.ndarray)
-    both = np.array([[1, label] for label in fine], np.uint8)
-    rows = np.concatenate([both, planes], axis=1).tobytes()
-    roots = {}
-    for form, content, suffix in (
-        ("python", pickle.dumps(batch | {b"fine_labels": fine}, 2), ""),
-        ("binary", rows, ".bin"),
-    ):
-        files = {f"cifar-100-{form}/{name}{suffix}": content for name in ("train", "test")}
-        roots[form] = unpack(files, tmp_path / form)
-    for root in roots.values():
-        dataset = build("cifar100", root=str(root))
-        assert np.array_equal(raw_images(dataset.train), images)
-        assert labels_of(dataset.train) == fine
-        assert len(set(dataset.classes)) == dataset.outputs == 100
+    images, _, planes = cifar_batch(1)
+    fine = [99, 3, 40, 7]
+    rows = np.concatenate([np.array([[1, label] for label in fine], np.uint8), planes], axis=1).tobytes()
+    root = unpack({f"cifar-100-binary/{name}.bin": rows for name in ("train", "test")}, tmp_path)
+    dataset = build("cifar100", root=str(root))
+    assert np.array_equal(raw_images(dataset.train), images)
+    assert labels_of(dataset.train) == fine
+    assert len(set(dataset.classes)) == dataset.outputs == 100
 
 
 class Malicious:
@@ -195,49 +167,38 @@ class Malicious:
         return os.mkdir, (str(self.victim),)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_runs_no_code(tmp_path: Path, protocol: int):
-    victim = tmp_path / "victim"
-    files = cifar10_files("python")
-    files["cifar-10-batches-py/data_batch_3"] = pickle.dumps({b"data": Malicious(victim)}, protocol)
-    with pytest.raises(UserError, match=r"data_batch_3 is refused: .*it asks for posix.mkdir"):
-        build("cifar10", root=str(unpack(files, tmp_path / "root")))
+PICKLED = ["cifar-10-batches-py/data_batch_1", "CIFAR10/cifar-10-batches-py/data_batch_1", "cifar-10-python.tar.gz"]
+
+
+@pytest.mark.parametrize("where", PICKLED)
+def test_the_python_version_is_refused_unopened(tmp_path: Path, where: str):
+    root, victim = tmp_path / "root", tmp_path / "victim"
+    unpack({where: pickle.dumps({b"data": Malicious(victim)})}, root)
+    named = root / where.removesuffix("/data_batch_1")
+    asked = [root, named] if named.is_dir() else [root]
+    for folder in asked:
+        with pytest.raises(UserError) as error:
+            build("cifar10", root=str(folder))
+        assert str(error.value) == (
+            f"data set cifar10 in {named} is the Python version, which is pickled and not read; run `largebatch data "
+            "fetch cifar10`, or put cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html into "
+            f"{folder}"
+        )
     assert not victim.exists()
-    pickle.loads(files["cifar-10-batches-py/data_batch_3"])
-    assert victim.exists()  # it would have
-
-
-BAD_BATCHES = [
-    (b"", "data_batch_2 is refused"),
-    (pickle.dumps(cifar_batch(2)[2], 2)[:-900], "data_batch_2 is refused"),
-    (pickle.dumps([1, 2]), "should hold a dictionary, found list"),
-    (pickle.dumps({b"labels": [1]}), r"data should be uint8 \(N, 3072\), found NoneType"),
-    (pickle.dumps({b"data": np.zeros((2, 3072))}), r"found float64 \(2, 3072\)"),
-    (
-        pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}),
-        "2 images but not as many labels",
-    ),
-    (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": ["x"]}), "integers from 0 to 255"),
-]
-
-
-@pytest.mark.parametrize(("content", "message"), BAD_BATCHES)
-def test_a_damaged_pickle_is_named(tmp_path: Path, content: bytes, message: str):
-    files = cifar10_files("python") | {"cifar-10-batches-py/data_batch_2": content}
-    with pytest.raises(UserError, match=message):
-        build("cifar10", root=str(unpack(files, tmp_path)))
+    unpack(cifar10_files(), root)
+    assert len(build("cifar10", root=str(root)).train) == 20
 
 
 def test_a_truncated_binary_batch_is_named(tmp_path: Path):
-    files = cifar10_files("binary")
+    files = cifar10_files()
     files["cifar-10-batches-bin/data_batch_5.bin"] = b"x" * 5000
     with pytest.raises(UserError, match=r"data_batch_5.bin should be records of 3073 bytes, the file has 5000"):
         build("cifar10", root=str(unpack(files, tmp_path)))
 
 
-@pytest.mark.parametrize("outside", ["../evil", "/tmp/evil", "cifar-10-batches-py/../../evil"])
+@pytest.mark.parametrize("outside", ["../evil", "/tmp/evil", "cifar-10-batches-bin/../../evil"])
 def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path, outside: str):
-    root = pack({outside: b"x", **cifar10_files("python")}, tmp_path / "root" / "cifar-10-python.tar.gz")
+    root = pack({outside: b"x", **cifar10_files()}, tmp_path / "root" / "cifar-10-binary.tar.gz")
     with pytest.raises(UserError, match="lies outside its folder"):
         build("cifar10", root=str(root))
     assert not list(tmp_path.rglob("evil"))
@@ -245,27 +206,27 @@ def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path, outside: str
 
 @pytest.mark.parametrize("kept", [100, -100])
 def test_a_truncated_archive_is_named(tmp_path: Path, kept: int):
-    root = pack(cifar10_files("python"), tmp_path / "cifar-10-python.tar.gz")
-    archive = tmp_path / "cifar-10-python.tar.gz"
+    root = pack(cifar10_files(), tmp_path / "cifar-10-binary.tar.gz")
+    archive = tmp_path / "cifar-10-binary.tar.gz"
     archive.write_bytes(archive.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"cifar-10-python.tar.gz is not a whole tar.gz archive"):
+    with pytest.raises(UserError, match=r"cifar-10-binary.tar.gz is not a whole tar.gz archive"):
         build("cifar10", root=str(root))
 
 
 def test_a_link_in_an_archive_is_not_followed(tmp_path: Path):
-    files = cifar10_files("python")
-    del files["cifar-10-batches-py/test_batch"]
-    pack(files, tmp_path / "cifar-10-python.tar.gz")
+    files = cifar10_files()
+    del files["cifar-10-batches-bin/test_batch.bin"]
+    pack(files, tmp_path / "cifar-10-binary.tar.gz")
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
-        link = tarfile.TarInfo("cifar-10-batches-py/test_batch")
+        link = tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress((tmp_path / "all.tar").read_bytes()))
-    with pytest.raises(UserError, match="has no file cifar-10-batches-py/test_batch"):
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(gzip.compress((tmp_path / "all.tar").read_bytes()))
+    with pytest.raises(UserError, match="has no file cifar-10-batches-bin/test_batch.bin"):
         build("cifar10", root=str(tmp_path))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from largebatch import checkpoint, engines, optim
 from largebatch.checkpoint import manifest
+from largebatch.checkpoint.pieces import whole
 from largebatch.machine import distributed
 from largebatch.optim import shards
 from largebatch.plan import batch
@@ -132,8 +133,11 @@ def work(folder: str, asked: str) -> None:
             with engine.whole_model(), torch.no_grad():
                 outputs = engine.predict(TASK, (images[: rank + 1],))  # unequal shares: nobody waits for anybody
             end[key] = {
-                "model": state["model"],
-                "layers": state["optimizer"]["layers"],
+                "model": {name: whole(saved) for name, saved in state["model"].items()},
+                "layers": {
+                    name: {key: whole(saved) for key, saved in of_layer.items()}
+                    for name, of_layer in state["optimizer"]["layers"].items()
+                },
                 "reduced": reduced,
                 "norms": norms,
                 "outputs": outputs[:1],

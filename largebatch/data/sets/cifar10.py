@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from largebatch.data.formats import JPEG_ARCHIVE, Form, binary_arrays, python_arrays
+from largebatch.data.formats import JPEG_ARCHIVE, Form, binary_arrays
 from largebatch.data.published import PublishedFiles
 from largebatch.data.sets._cifar import MIRRORS, PAGE, Cifar
 from largebatch.data.statistics import Statistics
 
-_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-_BINARY = tuple(f"{name}.bin" for name in _BATCHES)
+_BATCHES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 
 
 class Cifar10(Cifar):
@@ -20,17 +19,14 @@ class Cifar10(Cifar):
         folders=("cifar10", "CIFAR10", "cifar-10", "CIFAR-10"),
         forms=(
             Form(
-                "Python version", "cifar-10-batches-py", _BATCHES, ("test_batch",), python_arrays,
-                archive="cifar-10-python.tar.gz",
-            ),
-            Form(
-                "binary version", "cifar-10-batches-bin", _BINARY, ("test_batch.bin",), binary_arrays(label_bytes=1),
+                "binary version", "cifar-10-batches-bin", _BATCHES, ("test_batch.bin",), binary_arrays(label_bytes=1),
                 archive="cifar-10-binary.tar.gz",
             ),
             JPEG_ARCHIVE,
         ),
         mirrors=MIRRORS,
-        md5={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
-        home="cifar-10-batches-py",
+        md5={"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
+        home="cifar-10-batches-bin",
         page=PAGE,
+        pickled=("cifar-10-batches-py", "cifar-10-python.tar.gz"),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from largebatch.data.formats import JPEG_ARCHIVE, Form, binary_arrays, python_arrays
+from largebatch.data.formats import JPEG_ARCHIVE, Form, binary_arrays
 from largebatch.data.published import PublishedFiles
 from largebatch.data.sets._cifar import MIRRORS, PAGE, Cifar
 from largebatch.data.statistics import Statistics
@@ -27,17 +27,14 @@ class Cifar100(Cifar):
         folders=("cifar100", "CIFAR100", "cifar-100", "CIFAR-100"),
         forms=(
             Form(
-                "Python version", "cifar-100-python", ("train",), ("test",), python_arrays,
-                archive="cifar-100-python.tar.gz",
-            ),
-            Form(
                 "binary version", "cifar-100-binary", ("train.bin",), ("test.bin",), binary_arrays(label_bytes=2),
                 archive="cifar-100-binary.tar.gz",
             ),
             JPEG_ARCHIVE,
         ),
         mirrors=MIRRORS,
-        md5={"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
-        home="cifar-100-python",
+        md5={"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
+        home="cifar-100-binary",
         page=PAGE,
+        pickled=("cifar-100-python", "cifar-100-python.tar.gz"),
     )  # fmt: skip
