@@ -24,7 +24,6 @@ from largebatch.plan.batch import largest_divisor
 from largebatch.run.assemble import Job
 from largebatch.run.loop import Steps
 from largebatch.run.parts import Parts
-from largebatch.steps.step import Step
 from largebatch.studies.bench.optimizer import synchronises
 
 WARM_UP = 3  # updates before a capture: libraries load, the optimizer's states and Triton's kernels are made
@@ -44,7 +43,6 @@ class Updates:
         self.everything = self.split.resident(job.device)
         self.stage = job.plan.at(0)
         self.steps = Steps(job, Parts(job))
-        self.lr = job.decided.lr.schedule(0)
         self.per_epoch = -(-len(self.split) // self.stage.global_batch_size)
         self.order = torch.arange(len(self.split), device=job.device)
         self.places = torch.arange(self.stage.global_batch_size, device=job.device)
@@ -56,9 +54,7 @@ class Updates:
     def one(self) -> None:
         """One update; nothing in it waits for the device or depends on the host, so that a graph can hold it."""
         chosen = self.order.index_select(0, self.places)
-        stage = self.stage
-        parts = self._micro_batches(chosen)
-        self.steps.take(Step(0, stage.global_batch_size, parts, stage.accumulation_steps, self.lr))
+        self.steps.make(self.steps.begin(0), self._micro_batches(chosen))
         self.places.add_(self.stage.global_batch_size).remainder_(len(self.order))
 
     def call(self) -> None:
