@@ -236,13 +236,15 @@ def test_without_the_package_one_sentence(tmp_path, monkeypatch):
 def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe, tmp_path, monkeypatch, caplog):
     """The trainer's own log, of a run on digits that calls itself the benchmark and reaches its target."""
     from largebatch.recipes import config
-    from largebatch.run import loop
+    from largebatch.run import account
     from largebatch.run.train import train
 
     monkeypatch.setattr(
-        loop,
+        account,
         "mlperf_facts",
-        lambda job, facts=loop.mlperf_facts: dataclasses.replace(facts(job), benchmark="resnet", target=RESNET_TARGET),
+        lambda job, facts=account.mlperf_facts: dataclasses.replace(
+            facts(job), benchmark="resnet", target=RESNET_TARGET
+        ),
     )
     changes = {
         "optimizer": {"name": "lars", "trust_coefficient": 0.02},

@@ -4,7 +4,6 @@ Reading one loads no torch: what needs it imports it where a part is built or at
 :mod:`largebatch.optim` and :mod:`largebatch.diagnostics`.
 """
 
-from largebatch.recipes import config  # noqa: F401  # the recipe's own sections come first
 from largebatch.recipes.methods import Decision, GainClock, Method, MicroBatchWish, in_steps
 from largebatch.steps.part import Beyond, Built, Diverged, Part, PartRecorder, Running
 
@@ -21,3 +20,5 @@ __all__ = [
     "Running",
     "in_steps",
 ]
+
+from largebatch.recipes import config  # noqa: F401  # last: with its sections all methods are read

@@ -107,9 +107,14 @@ class Uphill(Part):
             with batch_norm.frozen_statistics(self.job.engine.model):
                 yield batch
             if self.m is not None:
-                self.perturbation.undo()
+                self.back(turn)
+                turn.lap("data")
         if self.m is None:
-            self.perturbation.undo()
+            self.back(turn)
+
+    def back(self, turn: Step) -> None:
+        turn.lap("backward")
+        self.perturbation.undo()
 
     def go(self, turn: Step, batches: Iterable[Batch], units: int | Tensor, alone: bool) -> None:
         """To w + ε, with the gradient of the mean loss over ``units``: of all ranks, or of this one ``alone``."""

@@ -21,8 +21,8 @@ N workers. Hoffer et al. move r once per part instead, in turn, and torch once p
 1 − that of most papers; μ = 1 keeps the last mini-batch's mean alone, the "batch normalization without moving
 averages" of Akiba, Suzuki & Fukuda 2017 (1711.04325). Evaluation is torch's.
 
-Precise batch norm (Wu & Johnson 2021, 2105.07576, §3; also the last phase of SWAP, Gupta et al. 2020, 2001.02312)
-replaces r by the statistics of the whole population, here of all examples shown, weighted by their number:
+Precise batch norm (Wu & Johnson 2021, 2105.07576, §3) replaces r by the statistics of the whole population, here of all
+examples shown, weighted by their number:
 
     running_mean = E[x]        running_var = E[x²] − E[x]²
 

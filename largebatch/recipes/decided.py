@@ -66,7 +66,7 @@ class Evaluating(NamedTuple):
     on: str  # test, or held_out
     training_set: bool | None  # at the end as well; None: where it lies on the device
     median_of: int  # the last so many evaluations are the result
-    recomputes: bool  # batch norm's statistics, before each; SWAP's average has none in any case
+    recomputes: bool  # batch norm's statistics, before each; weights of a method may have none in any case
     recomputed_examples: int  # that it sees for them
 
 

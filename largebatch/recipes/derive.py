@@ -176,7 +176,7 @@ def learning_rate_of(run: config.Run, plan: BatchPlan) -> ExplainedSchedule:
 
 
 def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> ExplainedSchedule:
-    """The schedule of one ``lr`` section over a plan; also that of SWAP's workers."""
+    """The schedule of one ``lr`` section over a plan; also that of workers that go on alone."""
     peak, rule = peak_of(lr, plan.global_batch_size)
     epochs = plan.budget_examples / plan.dataset_size
     warmup = warmup_epochs(lr, plan.global_batch_size) * stretch

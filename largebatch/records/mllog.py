@@ -263,5 +263,5 @@ def _logger(path: Path) -> tuple[Any, _Lines]:
     handler = _Lines(path, mode="a", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.addHandler(handler)
-    package = re.escape(str(Path(__file__).parent.parent))
+    package = re.escape(str(Path(__file__).parents[2]))
     return mllog.MLLogger(ours, default_stack_offset=1, root_dir=package), handler

@@ -241,7 +241,7 @@ def _split(group: Group) -> str:
 
 
 def _peak_lr(run: Run) -> float | None:
-    """The one reached, where the run is finished: AdaScale's follows from its gains; else the one planned."""
+    """The one reached, where the run is finished, for a rule may not say it beforehand; else the one planned."""
     planned = run.plan.get("lr")
     peak = finite(planned.get("peak")) if isinstance(planned, Mapping) else None
     reached = run.measured("peak_lr")

@@ -355,7 +355,7 @@ def test_sizes_are_read():
     [
         ({}, [1501], "--sizes: 1501 is larger than the training set of digits; at most 1500"),
         ({"data": {"name": "synthetic", "augment": "flip"}}, [1], "add data.augment=none"),
-        ({"ema": {}}, [1], "leave averaging and ema out"),
+        ({"ema": {}}, [1], "leave ema out"),
         (
             {"model": CNN | {"channels": [4, 8, 8, 8]}},
             [1],

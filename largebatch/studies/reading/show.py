@@ -1,8 +1,8 @@
 """What follows from one recipe at a batch size: each number with its rule and where it was written. No torch, no data.
 
 Steps at which something changes are steps done before it, as the schedule counts examples seen *before* a step.
-What a machine would decide is decided as on CUDA unless the recipe says otherwise. Under AdaScale lengths are those
-of the scale-invariant clock, on which a step of the large batch is worth its gain.
+What a machine would decide is decided as on CUDA unless the recipe says otherwise. Where a step of
+the large batch is worth its gain, lengths are those of the scale-invariant clock.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ def as_plot(facts: Facts, width: int = 60) -> str:
     drawn = plot(
         points,
         title=("lr at gain 1; a step takes it times its gain" if gained else "lr") + ("; logarithmic" if log else ""),
-        x_label="epochs of AdaScale's scale-invariant clock" if gained else "epochs",
+        x_label="epochs of the scale-invariant clock" if gained else "epochs",
         width=width,
         lowest=levels[0] / 1.5 if log else 0.0,
         levels=levels if in_steps else [],
