@@ -18,42 +18,20 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from programs import REPOSITORY, environment
 
+from docs.floors import FLOORS, imports, room_of
 from largebatch.recipes import config, derive, refusals, strict_yaml
 from largebatch.recipes.derive import peak_of
 from largebatch.records import names
 
 PACKAGE = REPOSITORY / "largebatch"
-FLOORS = (  # a room imports from floors below it: science stands below the machine, and does not know it
-    "terminal", "errors", "optim", "plan", "recipes", "records", "report", "data", "models", "tasks", "optimizers",
-    "diagnostics", "machine", "checkpoint", "engines", "steps", "methods", "run", "studies", "cli", "__main__",
-)  # fmt: skip
 DEEPSPEED = {"engines/deepspeed.py", "studies/bench/contestants.py"}  # who may import it
 RECIPE = {"config", "derive", "decide", "refusals"}  # what no room of a run asks but ASSEMBLY: it reads `decided`
 ASSEMBLY = {"assemble.py", "train.py"}
 
 
-def imports(file: Path) -> set[str]:
-    """What of ours a file imports, and ``deepspeed`` if it does: ``{"optim.lars", "errors", ...}``."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            top, _, rest = name.partition(".")
-            if top == "largebatch":
-                found.add(rest)
-            if top == "deepspeed":
-                found.add("deepspeed")
-    return found
-
-
 def breaches(file: Path) -> Iterator[str]:
     """What of the import law a file of the package breaks."""
-    room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    room = room_of(file, PACKAGE)
     if room == "__init__":
         return
     if room not in FLOORS:
