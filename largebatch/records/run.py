@@ -106,8 +106,8 @@ class TrainLine(LineRecord):
     loss: Amount  # mean over their examples; null where none is finite
     grad_norm: Amount  # of the last step's gradient, before it is clipped; null where it is not known
     examples_per_second: Amount  # [examples/s]
-    gain: Amount = None  # AdaScale's, of the last step
-    progress: Amount = None  # AdaScale's, in steps of the small batch
+    gain: Amount = None  # of the last step, where the schedule follows gains
+    progress: Amount = None  # of such a schedule, in steps of the small batch
     global_batch_size: Whole = None  # [examples] of the last step, where a ramp changes it
 
 
@@ -122,7 +122,7 @@ class EvaluateLine(LineRecord):
     examples_seen: Whole  # [examples] up to here
     epoch: Amount  # the same, in passes over the data
     seconds: Amount  # [s] of training up to here
-    split: Text  # test, held_out or train; ema: the moving average on the test set
+    split: Text  # test, held_out or train; else the test set, by an average of weights
     numbers: Numbers
     examples: Whole  # [examples] evaluated, each once
 
@@ -195,11 +195,11 @@ class RanksLine(LineRecord):
     examples_seen: Whole  # [examples] up to here
     epoch: Amount  # the same, in passes over the data
     seconds: Numbers
-    slowest_rank: Whole  # whose own seconds (data, compute, optimizer) are most
-    slowest_host: Text
-    slowest_part: Text  # of its own, the one furthest above the median
-    own_seconds_median: Amount  # [s]
-    own_seconds_slowest: Amount  # [s]
+    slowest_rank: Count  # whose own seconds (data, compute, optimizer) are most
+    slowest_host: Name
+    slowest_part: Name  # of its own, the one furthest above the median
+    own_seconds_median: Number  # [s]
+    own_seconds_slowest: Number  # [s]
     slowest_over_median: Amount  # ratio of both
 
 
@@ -269,7 +269,7 @@ class UnreadableLine(LineRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainAccuracyLine(LineRecord):
-    """SWAP's, at the end of each epoch of its first part."""
+    """At the end of each epoch, where workers go on alone from a train accuracy."""
 
     EVENT = "train_accuracy"
 
@@ -280,12 +280,12 @@ class TrainAccuracyLine(LineRecord):
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """What one of SWAP's workers reached before all are averaged."""
+    """What one of several workers reached before all are averaged."""
 
-    worker: Whole  # from 0
-    steps: Whole  # that it made
-    train_loss: Amount  # mean of its last steps, those of a tenth of its training
-    test_accuracy_percent: Amount  # [%] before averaging
+    worker: int  # from 0
+    steps: int  # that it made
+    train_loss: float  # mean of its last steps, those of a tenth of its training
+    test_accuracy_percent: float  # [%] before averaging
 
 
 def _workers(value: object) -> list[WorkerResult] | None:
@@ -297,7 +297,7 @@ Workers = Annotated[Sequence[WorkerResult] | None, BeforeValidator(_workers)]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerLine(WorkerResult, LineRecord):
-    """The end of one of SWAP's workers."""
+    """The end of such a worker."""
 
     EVENT = "worker"
 
@@ -318,20 +318,20 @@ class ResultRecord(Written):
     """``result.json``: how the run ended, and what it reached.
 
     ``numbers`` are those of the last evaluations, with the split before their keys: ``test_loss``, ``test_`` and the
-    score's key (the median of the last ``evaluate.median_of``), the same of ``train_``, ``ema_test_`` and the score's
-    key. ``test_`` stands for the split the run is judged on.
+    score's key (the median of the last ``evaluate.median_of``), the same of ``train_``, and the score of an average of
+    weights. ``test_`` stands for the split the run is judged on.
     """
 
     BY_KEY = "numbers"
 
     status: Name  # finished; failed; stopped: the same command goes on
     reason: Text  # why it did not finish
-    steps: Whole  # made one after another, SWAP's workers' included
+    steps: Whole  # made one after another, those of such workers included
     examples_seen: Whole  # [examples] by all
     evaluated_on: Text  # test or held_out
     numbers: Numbers
-    workers: Workers  # SWAP's
-    reached_train_accuracy: Flag  # whether SWAP's first part did
+    workers: Workers = None  # that went on alone and were averaged
+    reached_train_accuracy: Flag = None  # whether the training before them reached its target
     peak_lr: Amount  # the highest that the optimizer got
     seconds_training: Amount  # [s] in steps
     seconds_total: Amount  # [s] evaluations and saving included, sessions summed

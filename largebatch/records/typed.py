@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -137,6 +138,17 @@ def read(kind: type[Kind], value: object, where: object) -> Kind:
     except pydantic.ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         raise UserError(_sentence(problem["loc"], problem["type"], problem["msg"], data, where)) from None
+
+
+def made(kind: type[Kind], facts: Mapping[str, Any]) -> Kind:
+    """The record of these keys, to be written: TypeError for one that it does not know, or for one that is missing."""
+    by_key, known = getattr(kind, "BY_KEY", None), inspect.signature(kind).parameters
+    if by_key is None:
+        return kind(**facts)
+    numbers = {key: value for key, value in facts.items() if key not in known}
+    if wrong := [key for key, value in numbers.items() if not isinstance(value, (int, float, type(None)))]:
+        raise TypeError(f"{kind.__name__} knows no {wrong[0]}, which is no number")
+    return kind(**{key: value for key, value in facts.items() if key in known}, **{by_key: numbers})
 
 
 def mapping(value: object, where: object) -> Mapping[str, Any]:
