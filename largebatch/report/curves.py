@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from largebatch.report.files import finite
-from largebatch.report.run import Record, Run
+from largebatch.records.run import EvaluateLine, LineRecord
+from largebatch.report.run import Run
 from largebatch.report.summary import Row
 
 POINTS = 300
@@ -57,7 +57,7 @@ def interval_lines(row: Row, x: str, y: str) -> list[Line]:
     """
     made = []
     for runs, broken in [(row.finished, False), *(((run,), True) for run in row.broken)]:
-        of_runs = [{record["step"]: record for record in run.events[y]} for run in runs]
+        of_runs = [{line.step: line for line in _of_kind(run, y)} for run in runs]
         of_runs = [records for records in of_runs if records]
         steps = sorted(set.intersection(*map(set, of_runs))) if of_runs else []
         steps = [steps[index] for index in _kept(len(steps), POINTS)]
@@ -75,8 +75,12 @@ def interval_lines(row: Row, x: str, y: str) -> list[Line]:
     return [line for line in made if any(value == value for value in line.y)]
 
 
-def _numbers(record: Record, x: str, y: str) -> tuple[float, float, float, float]:
-    known = [finite(record.get(key)) for key in (x, y, f"{y}_low", f"{y}_high")]
+def _of_kind(run: Run, event: str) -> list[LineRecord]:
+    return [line for line in run.lines if event == line.EVENT]
+
+
+def _numbers(line: LineRecord, x: str, y: str) -> tuple[float, float, float, float]:
+    known = [line.number(key) for key in (x, y, f"{y}_low", f"{y}_high")]
     instead = (math.nan, math.nan, 0.0, math.inf)
     at, number, low, high = (other if value is None else value for value, other in zip(known, instead, strict=True))
     return at, number, low, high
@@ -84,10 +88,10 @@ def _numbers(record: Record, x: str, y: str) -> tuple[float, float, float, float
 
 def recorded(run: Run, x: str, y: str, event: str = "train") -> Points:
     """Step -> (x, y) where both are finite; evaluations are those of the split the run is judged on."""
-    records = run.events[event]
+    lines = _of_kind(run, event)
     if event == "evaluate":
-        records = [record for record in records if record.get("split") == run.evaluated_on]
-    pairs = ((record["step"], finite(record.get(x)), finite(record.get(y))) for record in records)
+        lines = [line for line in run.lines_of(EvaluateLine) if line.split == run.evaluated_on]
+    pairs = ((line.step, line.number(x), line.number(y)) for line in lines)
     return {step: (a, b) for step, a, b in pairs if a is not None and b is not None}
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from largebatch.report.files import finite
+from largebatch.records.typed import finite
 from largebatch.report.numerals import ABSENT, count, measured, percent, plain, scored
-from largebatch.report.run import Record
+from largebatch.report.shapes import Diagnosis
 from largebatch.report.summary import Comparison, Estimate, Row, estimate
 from largebatch.report.table import Column, Line, Table
 
@@ -51,22 +51,22 @@ class Finding:
     advice: tuple[str, ...]
 
 
-def facts_of(row: Row, kind: str) -> list[Record]:
+def facts_of(row: Row, kind: str) -> list[Diagnosis]:
     return [run.diagnostics[kind] for run in row.runs if kind in run.diagnostics]
 
 
-def settings(facts: Iterable[Record]) -> list[Setting]:
+def settings(facts: Iterable[Diagnosis]) -> list[Setting]:
     """Every box that was searched, the full space first, the larger box first."""
     found = {_setting(entry) for one in facts for entry in one["keskar"]}
     return sorted(found, key=lambda setting: (setting.dimensions or 0, -setting.epsilon))
 
 
-def sharpness(facts: Iterable[Record], setting: Setting) -> Estimate | None:
+def sharpness(facts: Iterable[Diagnosis], setting: Setting) -> Estimate | None:
     values = [finite(entry.get("sharpness")) for one in facts for entry in one["keskar"] if _setting(entry) == setting]
     return estimate(values)
 
 
-def published_sharpness(facts: Iterable[Record], setting: Setting) -> Published | None:
+def published_sharpness(facts: Iterable[Diagnosis], setting: Setting) -> Published | None:
     """The papers say nothing of how many directions theirs were: a random space is a random space."""
     for one in facts:
         for entry in one.get("published") or ():
@@ -86,7 +86,7 @@ def sharpness_table(comparison: Comparison) -> Table | None:
     radii = sorted({entry["rho"] for _, facts in rows for one in facts for entry in one.get("sam") or ()})
     columns = [Column("recipe", number=False), Column("global batch")]
     columns += [Column(score.name, score.unit) for score in (comparison.named("train"), comparison.reached)]
-    cells: list[Callable[[Row, list[Record]], str]] = [
+    cells: list[Callable[[Row, list[Diagnosis]], str]] = [
         lambda row, _: count(row.global_batch_size),
         lambda row, _: scored(row.reached_in_training, row.score),
         lambda row, _: scored(row.reached, row.score),
@@ -125,7 +125,7 @@ def noise_table(comparison: Comparison) -> Table | None:
         Column("tr Σ"),
         Column("|G|²"),
     )
-    cells: list[Callable[[Row, list[Record]], str]] = [
+    cells: list[Callable[[Row, list[Diagnosis]], str]] = [
         lambda row, _: count(row.global_batch_size),
         lambda _, facts: noise_words(noise(facts)),
         lambda _, facts: interval_words(noise(facts)),
@@ -149,7 +149,7 @@ class Noise(NamedTuple):
     high: float | None
 
 
-def noise(facts: Iterable[Record]) -> Noise:
+def noise(facts: Iterable[Diagnosis]) -> Noise:
     facts = list(facts)
     values = estimate(finite(one.get("noise_scale")) for one in facts)
     lows = [low for one in facts if (low := finite(one.get("noise_scale_low"))) is not None]
@@ -184,7 +184,7 @@ def spectrum_table(comparison: Comparison) -> Table | None:
         Column("zero", "%"),
         Column("negative", "%"),
     )
-    cells: list[Callable[[Row, list[Record]], str]] = [
+    cells: list[Callable[[Row, list[Diagnosis]], str]] = [
         lambda row, _: count(row.global_batch_size),
         lambda _, facts: spread(estimate(_first(one["largest"]) for one in facts)),
         lambda _, facts: spread(estimate(_first(one["smallest"]) for one in facts)),
@@ -235,7 +235,7 @@ def _near(a: float | None, b: float) -> bool:
     return a is not None and math.isclose(a, b, rel_tol=1e-6)
 
 
-def _sam(facts: Iterable[Record], rho: float) -> Estimate | None:
+def _sam(facts: Iterable[Diagnosis], rho: float) -> Estimate | None:
     return estimate(
         finite(entry.get("increase")) for one in facts for entry in one.get("sam") or () if entry["rho"] == rho
     )
@@ -249,15 +249,15 @@ def _first(eigenvalues: list[Any]) -> float | None:
     return finite(eigenvalues[0].get("value")) if eigenvalues else None
 
 
-def _trace(facts: list[Record]) -> str:
+def _trace(facts: list[Diagnosis]) -> str:
     if len(facts) > 1:
         return spread(estimate(finite(one.get("trace")) for one in facts))
     trace = finite(facts[0].get("trace"))
     return ABSENT if trace is None else measured(trace, finite(facts[0].get("trace_std_error")))
 
 
-def _share(which: str) -> Callable[[Row, list[Record]], str]:
-    def cell(_: Row, facts: list[Record]) -> str:
+def _share(which: str) -> Callable[[Row, list[Diagnosis]], str]:
+    def cell(_: Row, facts: list[Diagnosis]) -> str:
         shares = estimate(finite(one.get(f"{which}_share")) for one in facts)
         if shares is None:
             return ABSENT
@@ -270,5 +270,7 @@ def _examples(number: float) -> str:
     return count(number) if number >= 10 else plain(number)
 
 
-def _lines(rows: list[tuple[Row, list[Record]]], cells: list[Callable[[Row, list[Record]], str]]) -> tuple[Line, ...]:
+def _lines(
+    rows: list[tuple[Row, list[Diagnosis]]], cells: list[Callable[[Row, list[Diagnosis]], str]]
+) -> tuple[Line, ...]:
     return tuple(Line(row.id, (row.label, *(cell(row, facts) for cell in cells))) for row, facts in rows)

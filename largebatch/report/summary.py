@@ -8,16 +8,15 @@ unfinished runs enter no mean; they are counted.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scipy.special import stdtrit
 
 from largebatch.errors import UserError
 from largebatch.plan.score import Score
-from largebatch.report.files import finite
+from largebatch.records.comparison import SearchRecord
 from largebatch.report.read import Group, Source, read
 from largebatch.report.run import Run
 
@@ -69,8 +68,8 @@ class Row:
     difference: Difference | None
     fewer_steps: float
     """Steps of the baseline / steps of this row."""
-    search: Mapping[str, Any] | None
-    expect: Mapping[str, Any] | None
+    search: SearchRecord | None
+    expect: Mapping[str, object] | None
     published: Mapping[int, float]
     comparison: str
 
@@ -187,8 +186,8 @@ def _row(group: Group, reference: Group, place: int) -> Row:
     plan = group.runs[0].plan
     own_steps, other_steps = (_mean(run.steps for run in g.runs) or 0 for g in (group, reference))
     for key, of in (
-        ("global_batch_size", lambda run: run.plan["global_batch_size"]),
-        ("steps", lambda run: run.plan["steps"]),
+        ("global_batch_size", lambda run: run.plan.global_batch_size),
+        ("steps", lambda run: run.plan.steps),
         ("score", lambda run: run.score.key),
     ):
         values = sorted({of(run) for run in group.runs})
@@ -197,7 +196,7 @@ def _row(group: Group, reference: Group, place: int) -> Row:
     score, other = group.runs[0].score, reference.runs[0].score
     alike = score.same_measure(other)
     score = other if alike else score  # the baseline's tolerance is every row's
-    reached, baseline = (_over_seeds(g, f"test_{s.key}") for g, s in ((group, score), (reference, other)))
+    reached, baseline = (_over_seeds(g, lambda run: run.reached()) for g in (group, reference))
     comparable = alike and group is not reference and _split(group) == _split(reference)
     return Row(
         id=group.id,
@@ -207,17 +206,17 @@ def _row(group: Group, reference: Group, place: int) -> Row:
         config=group.config,
         overrides=group.overrides,
         runs=group.runs,
-        global_batch_size=plan["global_batch_size"],
+        global_batch_size=plan.global_batch_size,
         steps=round(own_steps),
         epochs=_mean(run.epochs for run in group.runs),
         peak_lr=_peak_lr(group.runs[0]),
         score=score,
         evaluated_on=_split(group),
-        reached_in_training=_over_seeds(group, f"train_{score.key}"),
+        reached_in_training=_over_seeds(group, lambda run: run.result.number(f"train_{score.key}")),
         reached=reached,
-        seconds_per_step=_over_seeds(group, "seconds_per_step"),
-        seconds_per_epoch=_over_seeds(group, "seconds_per_epoch"),
-        seconds_total=_over_seeds(group, "seconds_total"),
+        seconds_per_step=_over_seeds(group, lambda run: run.result.seconds_per_step),
+        seconds_per_epoch=_over_seeds(group, lambda run: run.result.seconds_per_epoch),
+        seconds_total=_over_seeds(group, lambda run: run.result.seconds_total),
         difference=difference(reached, baseline) if reached and baseline and comparable else None,
         fewer_steps=other_steps / own_steps if own_steps else math.nan,
         search=group.search,
@@ -232,8 +231,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return found.mean if found else None
 
 
-def _over_seeds(group: Group, key: str) -> Estimate | None:
-    return estimate(run.measured(key) for run in group.runs if run.finished)
+def _over_seeds(group: Group, number: Callable[[Run], float | None]) -> Estimate | None:
+    return estimate(number(run) for run in group.runs if run.finished)
 
 
 def _split(group: Group) -> str:
@@ -242,7 +241,6 @@ def _split(group: Group) -> str:
 
 def _peak_lr(run: Run) -> float | None:
     """The one reached, where the run is finished: AdaScale's follows from its gains; else the one planned."""
-    planned = run.plan.get("lr")
-    peak = finite(planned.get("peak")) if isinstance(planned, Mapping) else None
-    reached = run.measured("peak_lr")
+    peak = run.plan.lr.peak if run.plan.lr else None
+    reached = run.result.peak_lr
     return reached if reached is not None and (run.finished or peak is None) else peak

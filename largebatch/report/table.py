@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from largebatch.plan.score import Score, score_of, words_of
-from largebatch.report.files import finite
+from largebatch.plan.score import Score, words_of
+from largebatch.records.typed import finite
 from largebatch.report.numerals import ABSENT, count, decimals, interval, plain, ratio, scored, signed
 from largebatch.report.summary import Comparison, Estimate, Row
 from largebatch.report.verdict import best_large_batch
@@ -144,7 +144,7 @@ def results(comparison: Comparison) -> Table:
 
 def searches(comparison: Comparison) -> Table | None:
     """What tuning each row got; None where none was tuned."""
-    tuned = [row for row in comparison.rows if row.search]
+    tuned = [(row, row.search) for row in comparison.rows if row.search]
     if not tuned:
         return None
     columns = (
@@ -157,23 +157,22 @@ def searches(comparison: Comparison) -> Table | None:
         Column("held-out examples"),
     )
     lines = []
-    for row in tuned:
-        search = row.search or {}
-        score, trials = score_of(search), search.get("trials") or []
-        at_chosen = [finite(trial.get(score.key)) for trial in trials if trial.get("peak_lr") == search.get("chosen")]
+    for row, search in tuned:
+        score, trials = search.judged_by, search.trials or ()
+        at_chosen = [trial.number(score.key) for trial in trials if trial.peak_lr == search.chosen]
         best = max((value for value in at_chosen if value is not None), key=score.worth, default=None)
-        failed = sum(finite(trial.get(score.key)) is None for trial in trials)
+        failed = sum(trial.number(score.key) is None for trial in trials)
         lines.append(
             Line(
                 row.id,
                 (
                     row.label,
-                    str(search.get("key") or ABSENT),
-                    str(search.get("budget") or len(trials)),
+                    search.key or ABSENT,
+                    str(search.budget or len(trials)),
                     str(failed),
-                    plain(finite(search.get("chosen"))),
+                    plain(search.chosen),
                     scored(_alone(best), score),
-                    count(finite(search.get("hold_out"))),
+                    count(search.hold_out),
                 ),
             )
         )
@@ -232,7 +231,7 @@ def every_run(comparison: Comparison) -> Table:
         *(Column(*words_of(key)) for key in beside),
         Column("in total", "s"),
     )
-    total = decimals(run.measured("seconds_total") for run in comparison.runs)
+    total = decimals(run.result.seconds_total for run in comparison.runs)
     return Table(
         "Every run, with its folder.",
         columns,
@@ -247,11 +246,11 @@ def every_run(comparison: Comparison) -> Table:
                     else f"{run.status}: {run.reason}"
                     if run.reason != run.status
                     else run.status,
-                    count(run.measured("steps")),
+                    count(run.result.steps),
                     cell(_alone(run.reached("train")), run.score),
                     cell(_alone(run.reached()), run.score),
-                    *(scored(_alone(run.measured(f"test_{key}")), Score(key, *words_of(key))) for key in beside),
-                    ABSENT if (seconds := run.measured("seconds_total")) is None else f"{seconds:,.{total}f}",
+                    *(scored(_alone(run.result.number(f"test_{key}")), Score(key, *words_of(key))) for key in beside),
+                    ABSENT if (seconds := run.result.seconds_total) is None else f"{seconds:,.{total}f}",
                 ),
             )
             for run in comparison.runs
@@ -274,7 +273,7 @@ def _beside(comparison: Comparison) -> list[str]:
     """What runs measured on the test set beside the loss and the score, by key: top-5, R²."""
     if not comparison.one_score:
         return []
-    keys = dict.fromkeys(key for run in comparison.runs for key in run.result)
+    keys = dict.fromkeys(key for run in comparison.runs for key in run.result.numbers)
     known = [key.removeprefix("test_") for key in keys if re.fullmatch(r"test_[a-z0-9_]{1,40}", key)]
     return [key for key in known if key not in ("loss", comparison.score.key)][:MOST_BESIDE]
 

@@ -41,7 +41,7 @@ def is_near(row: Row) -> bool:
 
 def verdict(comparison: Comparison) -> str:
     """One sentence, from the means and nothing else."""
-    datasets = sorted({str(run.plan.get("dataset")) for row in comparison.rows for run in row.runs})
+    datasets = sorted({str(run.plan.dataset) for row in comparison.rows for run in row.runs})
     if len(datasets) > 1:
         return f"These runs cannot be compared: they were trained on different data ({', '.join(datasets)})."
     if not comparison.one_score:
