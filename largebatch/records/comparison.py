@@ -78,6 +78,9 @@ class ComparedRow:
     expect: Cited | None  # what the recipe cites
 
 
+Seeds = Annotated[Sequence[int], BeforeValidator(lambda value: value if isinstance(value, list) else [])]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRecord(Written):
     """``comparison.json``."""
@@ -85,7 +88,7 @@ class ComparisonRecord(Written):
     name: Text
     command: Text
     created: Name | None  # when, in UTC
-    seeds: Annotated[Sequence[int] | None, BeforeValidator(lambda value: value if isinstance(value, list) else None)]
+    seeds: Seeds | None  # that every row is run at
     tuning: Annotated[Tuning | None, lenient_part(Tuning)]
     baseline: Text  # the id of the row that others are compared with
     rows: Sequence[Annotated[ComparedRow, part(ComparedRow)]]

@@ -31,6 +31,8 @@ from largebatch.records.typed import (
     read,
 )
 
+Ramp = Sequence[Annotated[Sequence[Number], Field(min_length=2, max_length=2)]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRate:
@@ -59,9 +61,7 @@ class PlanRecord(Written):
     accumulation_steps: Whole  # micro-batches of a rank in a step
     bn_batch_size: Whole  # [examples] that a batch norm sees together; null: the micro-batch
     methods: Text  # what else the recipe asks for, in words
-    ramp: (
-        Sequence[Annotated[Sequence[Number], Field(min_length=2, max_length=2)]] | None
-    )  # [epoch, batch] of its stages
+    ramp: Ramp | None  # pairs of an epoch and the batch from then on
     world_size: Count | None  # ranks
     steps: Count  # to be made
     budget_examples: Amount  # [examples] to be trained on
