@@ -27,7 +27,7 @@ def run_directory() -> str:
         "# The run directory",
         "Made by `make docs` from `largebatch/records/`: the types that the writers and the report use.",
         "Every file and line carries `version`; where it is missing it is 0, from before versions were written.\n"
-        "What is not finite stands as null. A key that is marked *where there is one* is left out where it says nothing.\n"
+        "What is not finite stands as null. A key marked *where there is one* is left out where it says nothing.\n"
         "Readers pass over keys that they do not know, and refuse a version above their own.",
         f"## `{names.PLAN}`",
         *_record(run.PlanRecord, run.PlannedRate),

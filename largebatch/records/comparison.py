@@ -15,13 +15,13 @@ from largebatch.plan.score import ACCURACY, Score
 from largebatch.records.typed import (
     Amount,
     Cited,
+    FileRecord,
     Judged,
     Name,
     Number,
     Numbers,
     Text,
     Whole,
-    Written,
     lenient_part,
     part,
 )
@@ -37,7 +37,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord(Written):
+class TrialRecord(FileRecord):
     """One learning rate that was tried; ``numbers`` is the score under its key, null where the run failed."""
 
     BY_KEY = "numbers"
@@ -82,7 +82,7 @@ Seeds = Annotated[Sequence[int], BeforeValidator(lambda value: value if isinstan
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonRecord(Written):
+class ComparisonRecord(FileRecord):
     """``comparison.json``."""
 
     name: Text

@@ -16,6 +16,7 @@ from largebatch.records.typed import (
     Amount,
     Cited,
     Count,
+    FileRecord,
     Flag,
     Judged,
     Name,
@@ -25,7 +26,6 @@ from largebatch.records.typed import (
     Table,
     Text,
     Whole,
-    Written,
     lenient_part,
     part,
     read,
@@ -45,7 +45,7 @@ class PlannedRate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRecord(Written):
+class PlanRecord(FileRecord):
     """``plan.json``: what was decided before time was spent; written anew when a run goes on."""
 
     name: Text  # of the recipe
@@ -85,7 +85,7 @@ class PlanRecord(Written):
         return self.score or ACCURACY
 
 
-class LineRecord(Written):
+class LineRecord(FileRecord):
     """A line of ``metrics.jsonl``; the kind of each stands under ``event``."""
 
     EVENT: ClassVar[str]
@@ -314,7 +314,7 @@ LINES: dict[str, type[LineRecord]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultRecord(Written):
+class ResultRecord(FileRecord):
     """``result.json``: how the run ended, and what it reached.
 
     ``numbers`` are those of the last evaluations, with the split before their keys: ``test_loss``, ``test_`` and the

@@ -2,7 +2,7 @@
 
 A record is a frozen dataclass, and its fields are the keys of a JSON object; a field that is None by default is written
 only where it is something. Numbers that have keys of their own, a task's for one,
-are the mapping in the field :attr:`Written.BY_KEY`, and stand beside the other keys in the file.
+are the mapping in the field :attr:`FileRecord.BY_KEY`, and stand beside the other keys in the file.
 
 What is read may be older, damaged, or a stranger's. Only what readers rely on is refused, in a sentence with its key:
 the strict types (``Count``, ``Number``, ``Name``, ``Table``). Under the lenient ones (``Amount``, ``Whole``, ``Text``,
@@ -90,7 +90,7 @@ Numbers = Annotated[Mapping[str, float | None], BeforeValidator(_numbers)]
 BESIDE = ("event", "version")  # what a file holds that is no field
 
 
-class Written:
+class FileRecord:
     """A record that a file holds."""
 
     VERSION: ClassVar[int] = 1  # 0: from before versions were written
@@ -105,7 +105,7 @@ class Written:
 Kind = TypeVar("Kind")
 
 
-def content(record: Written, **before: object) -> dict[str, object]:
+def content(record: FileRecord, **before: object) -> dict[str, object]:
     """What a file holds of it, ``before`` and its version first."""
     return {**before, "version": record.VERSION, **_plain(record)}
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from largebatch.report.numerals import count, duration, listing, plain
-from largebatch.report.run import Run
-from largebatch.report.summary import Comparison, Row
+from largebatch.report.run import RecordedRun
+from largebatch.report.summary import Comparison, MeasuredRow
 
 SPLIT_NAMES = {"test": "the test set", "held_out": "a held-out part of the training set"}
 
@@ -45,7 +45,7 @@ def setting(comparison: Comparison) -> str:
     return " · ".join(parts)
 
 
-def machine(run: Run) -> str:
+def machine(run: RecordedRun) -> str:
     """The machine in one line, without what it lacks."""
     parts = run.plan.machine or {}
     units = {"cores": "cores", "torch_threads": "threads"}
@@ -53,7 +53,7 @@ def machine(run: Run) -> str:
     return ", ".join(words) or "not recorded"
 
 
-def model(run: Run) -> str:
+def model(run: RecordedRun) -> str:
     """Its name and size: ``tiny_cnn with 93,322 parameters``."""
     name = run.recipe.model.name if run.recipe.model else None
     parameters = run.plan.parameters
@@ -70,7 +70,7 @@ def names(comparison: Comparison, ids: set[str]) -> str:
     return listing(said)
 
 
-def _same(comparison: Comparison, what: str, value: Callable[[Row], str]) -> str:
+def _same(comparison: Comparison, what: str, value: Callable[[MeasuredRow], str]) -> str:
     values = {row.id: value(row) for row in comparison.rows}
     kinds = list(dict.fromkeys(values.values()))
     if len(comparison.rows) == 1:
@@ -81,11 +81,11 @@ def _same(comparison: Comparison, what: str, value: Callable[[Row], str]) -> str
     return f"Not the same {what}: {'; '.join(listed)}."
 
 
-def _of_runs(value: Callable[[Run], Any]) -> Callable[[Row], str]:
+def _of_runs(value: Callable[[RecordedRun], Any]) -> Callable[[MeasuredRow], str]:
     return lambda row: listing(dict.fromkeys(str(value(run) or "not recorded") for run in row.runs))
 
 
-def _tuning(row: Row) -> str:
+def _tuning(row: MeasuredRow) -> str:
     if not row.search:
         return "the recipe’s learning rate, none searched here"
     trials = row.search.budget or len(row.search.trials or ())

@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from largebatch.records.run import NoiseScaleLine, NoiseScaleSection
 from largebatch.report import svg
-from largebatch.report.curves import Line, interval_lines
+from largebatch.report.curves import CurveLine, interval_lines
 from largebatch.report.frame import HEIGHT, WIDTH, Picture, empty_axes
 from largebatch.report.numerals import count
 from largebatch.report.row_lines import draw_lines, drawn_lines, line_picture, positive
@@ -114,7 +114,7 @@ def _epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def _within(line: Line, low: float, high: float) -> Line:
+def _within(line: CurveLine, low: float, high: float) -> CurveLine:
     """Its band cut to the axis, whose end stands for a bound that is not known; none where the line has a gap."""
     known = [math.isfinite(value) for value in line.y]
 

@@ -20,9 +20,9 @@ from largebatch.report.figures import pictures
 from largebatch.report.frame import Picture
 from largebatch.report.looks import Look, looks
 from largebatch.report.numerals import capital, plural
-from largebatch.report.run import Run
+from largebatch.report.run import RecordedRun
 from largebatch.report.summary import Comparison
-from largebatch.report.table import Table
+from largebatch.report.table import TextTable
 from largebatch.report.verdict import verdict
 
 HERE = Path(__file__).parent
@@ -183,12 +183,12 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     return said + [(name, _kinds(runs, lambda run, name=name: (run.plan.versions or {}).get(name))) for name in names]
 
 
-def _processes(run: Run) -> str:
+def _processes(run: RecordedRun) -> str:
     world = run.plan.world_size or 1
     return "1 process" if world == 1 else f"{world} processes"
 
 
-def _kinds(runs: tuple[Run, ...], value: Callable[[Run], Any]) -> str:
+def _kinds(runs: tuple[RecordedRun, ...], value: Callable[[RecordedRun], Any]) -> str:
     values = [str(value(run) or "not recorded") for run in runs]
     kinds = list(dict.fromkeys(values))
     return kinds[0] if len(kinds) == 1 else "; ".join(f"{kind} ({values.count(kind)} runs)" for kind in kinds)
@@ -216,7 +216,7 @@ def _whole(text: str) -> str:
     return re.sub(r"(\d) (?=%|points|seeds?\b|epochs|steps|runs|min\b|s\b)", "\\1\u00a0", text)
 
 
-def _markdown_table(data: Table) -> str:
+def _markdown_table(data: TextTable) -> str:
     lines = [
         "| " + " | ".join(_plain(column.heading) for column in data.columns) + " |",
         "|" + "|".join("---:" if column.number else ":---" for column in data.columns) + "|",

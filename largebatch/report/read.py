@@ -14,7 +14,7 @@ from largebatch.records.run import RecipeRecord
 from largebatch.records.typed import finite
 from largebatch.records.typed import read as read_as
 from largebatch.report.files import json_of
-from largebatch.report.run import Run, read_run
+from largebatch.report.run import RecordedRun, read_run
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Group:
     """The label before it was told apart from others of the same recipe."""
     config: str | None
     overrides: tuple[str, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
     search: SearchRecord | None
     expect: Mapping[str, object] | None
     published: Mapping[int, float]
@@ -37,7 +37,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportSource:
     """Everything read for one report."""
 
     name: str
@@ -49,7 +49,7 @@ class Source:
     notes: tuple[str, ...]
 
 
-def read(paths: Sequence[Path]) -> Source:
+def read(paths: Sequence[Path]) -> ReportSource:
     """Comparison folders, or run folders of which the first is the baseline."""
     if not paths:
         raise UserError("report needs a comparison folder or at least one run folder, and got none")
@@ -66,7 +66,7 @@ def is_comparison(path: Path) -> bool:
     return (path / COMPARISON).is_file()
 
 
-def read_comparisons(paths: Sequence[Path]) -> Source:
+def read_comparisons(paths: Sequence[Path]) -> ReportSource:
     """Several comparisons as one: rows, labels and runs begin with their comparison's folder; the first's baseline."""
     folder, names = _names(paths, "comparison")
     sources = [read_comparison(path) for path in paths]
@@ -89,7 +89,7 @@ def read_comparisons(paths: Sequence[Path]) -> Source:
         for note in source.notes
         if note not in everywhere
     ]
-    return Source(
+    return ReportSource(
         name=folder.name,
         folder=folder,
         commands=tuple(dict.fromkeys(command for source in sources for command in source.commands)),
@@ -100,7 +100,7 @@ def read_comparisons(paths: Sequence[Path]) -> Source:
     )
 
 
-def read_comparison(folder: Path) -> Source:
+def read_comparison(folder: Path) -> ReportSource:
     """The folder's ``comparison.json`` and every run it lists."""
     file = folder / COMPARISON
     record = read_as(ComparisonRecord, json_of(file), file)
@@ -113,7 +113,7 @@ def read_comparison(folder: Path) -> Source:
         raise UserError(f"{file}: two rows have the same id; ids are {', '.join(ids)}")
     if baseline not in ids:
         raise UserError(f"{file}: baseline {baseline!r} is no row; rows are {', '.join(ids)}")
-    return Source(
+    return ReportSource(
         name=record.name or folder.resolve().name,
         folder=folder,
         commands=(record.command,) if record.command else (),
@@ -148,7 +148,7 @@ def _group(folder: Path, row: ComparedRow, file: Path) -> Group:
     )
 
 
-def read_runs(paths: Sequence[Path]) -> Source:
+def read_runs(paths: Sequence[Path]) -> ReportSource:
     """Each folder its own row, labelled by the run's name, or by its folder where names repeat."""
     folder, names = _names(paths, "run")
     runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
@@ -168,7 +168,7 @@ def read_runs(paths: Sequence[Path]) -> Source:
         for run, title in zip(runs, titles, strict=True)
     )
     name = titles[0] if len(runs) == 1 else folder.name
-    return Source(name, folder, (), None, groups[0].id, groups, ())
+    return ReportSource(name, folder, (), None, groups[0].id, groups, ())
 
 
 def _names(paths: Sequence[Path], what: str) -> tuple[Path, list[str]]:

@@ -5,13 +5,13 @@ import math
 from matplotlib.axes import Axes
 
 from largebatch.report import svg
-from largebatch.report.curves import Line
+from largebatch.report.curves import CurveLine
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.looks import looks
 from largebatch.report.numerals import axis, decimals, short
 from largebatch.report.scales import focus, log, worst_end
 from largebatch.report.strips import Strip, strip_figure
-from largebatch.report.summary import Comparison, Row
+from largebatch.report.summary import Comparison, MeasuredRow
 
 Trials = list[tuple[float, float | None]]  # peak learning rate, score: None where the trial failed
 
@@ -38,7 +38,7 @@ def learning_rate_search(comparison: Comparison) -> Picture | None:
     held_out = comparison.named("held-out")
     figure, axes = empty_axes(axis(held_out), "peak learning rate (log scale)")
     shown = {
-        row.label: [Line(tuple(x for x, _ in good), tuple(y for _, y in good))]
+        row.label: [CurveLine(tuple(x for x, _ in good), tuple(y for _, y in good))]
         for row, trials in tuned
         if (good := [(x, y) for x, y in trials if y is not None])
     }
@@ -86,6 +86,6 @@ def _crosses(axes: Axes, trials: Trials, height: float, colour: str) -> None:
     )  # fmt: skip
 
 
-def _trials(row: Row) -> Trials:
+def _trials(row: MeasuredRow) -> Trials:
     trials = (row.search and row.search.trials) or ()
     return [(lr, trial.number(row.score.key)) for trial in trials if (lr := trial.peak_lr) and lr > 0]

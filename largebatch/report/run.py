@@ -38,7 +38,7 @@ SHOWN: dict[str, type[LineRecord]] = {
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One run as it lies on disk."""
 
     path: Path
@@ -111,7 +111,7 @@ class Run:
         return self.result.number(f"{split}_{self.score.key}")
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: Path, name: str) -> RecordedRun:
     """One run directory; ``name`` is what the report will call it."""
     if not path.is_dir():
         raise UserError(f"{path} is no folder; give a run folder, which holds {names.PLAN}, or a comparison folder")
@@ -122,7 +122,7 @@ def read_run(path: Path, name: str) -> Run:
     recipe = read(RecipeRecord, parse(text, f"{path / names.RECIPE} is not valid YAML"), path / names.RECIPE)
     result = _result(path / names.RESULT)
     lines = _metrics(path / names.METRICS, required=result.status == "finished")
-    return Run(path, name, recipe, text, plan, result, lines, _diagnostics(path / names.DIAGNOSTICS))
+    return RecordedRun(path, name, recipe, text, plan, result, lines, _diagnostics(path / names.DIAGNOSTICS))
 
 
 def _result(file: Path) -> ResultRecord:

@@ -17,12 +17,12 @@ from scipy.special import stdtrit
 from largebatch.errors import UserError
 from largebatch.plan.score import Score
 from largebatch.records.comparison import SearchRecord
-from largebatch.report.read import Group, Source, read
-from largebatch.report.run import Run
+from largebatch.report.read import Group, ReportSource, read
+from largebatch.report.run import RecordedRun
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedMean:
     """A mean over ``n`` seeds; ``std`` is the sample standard deviation, None for one seed."""
 
     mean: float
@@ -41,7 +41,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredRow:
     """One recipe at one batch over its seeds, measured; what no finished seed measured is None."""
 
     id: str
@@ -51,20 +51,20 @@ class Row:
     """Its look: 0 for the baseline, then in the order of the rows."""
     config: str | None
     overrides: tuple[str, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
     global_batch_size: int
     steps: int
     epochs: float | None
     peak_lr: float | None
     score: Score
     evaluated_on: str
-    reached_in_training: Estimate | None
+    reached_in_training: SeedMean | None
     """The score on the training set."""
-    reached: Estimate | None
+    reached: SeedMean | None
     """The score that the row is judged by."""
-    seconds_per_step: Estimate | None
-    seconds_per_epoch: Estimate | None
-    seconds_total: Estimate | None
+    seconds_per_step: SeedMean | None
+    seconds_per_epoch: SeedMean | None
+    seconds_total: SeedMean | None
     difference: Difference | None
     fewer_steps: float
     """Steps of the baseline / steps of this row."""
@@ -78,11 +78,11 @@ class Row:
         return self.place == 0
 
     @property
-    def finished(self) -> tuple[Run, ...]:
+    def finished(self) -> tuple[RecordedRun, ...]:
         return tuple(run for run in self.runs if run.finished)
 
     @property
-    def broken(self) -> tuple[Run, ...]:
+    def broken(self) -> tuple[RecordedRun, ...]:
         """Runs that failed, were stopped or never ended."""
         return tuple(run for run in self.runs if not run.finished)
 
@@ -104,15 +104,15 @@ class Comparison:
     folder: Path
     commands: tuple[str, ...]
     created: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[MeasuredRow, ...]
     notes: tuple[str, ...]
 
     @property
-    def baseline(self) -> Row:
+    def baseline(self) -> MeasuredRow:
         return next(row for row in self.rows if row.is_baseline)
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[RecordedRun, ...]:
         return tuple(run for row in self.rows for run in row.runs)
 
     @property
@@ -147,7 +147,7 @@ def summarize(paths: Path | Sequence[Path]) -> Comparison:
     return measure(read([paths] if isinstance(paths, Path) else paths))
 
 
-def measure(source: Source) -> Comparison:
+def measure(source: ReportSource) -> Comparison:
     """Means, differences and ratios of what was read."""
     reference = next(group for group in source.groups if group.id == source.baseline)
     places = {
@@ -157,7 +157,7 @@ def measure(source: Source) -> Comparison:
     return Comparison(source.name, source.folder, source.commands, source.created, rows, source.notes)
 
 
-def estimate(values: Iterable[float | None]) -> Estimate | None:
+def estimate(values: Iterable[float | None]) -> SeedMean | None:
     """Mean and sample standard deviation of the values that are there; None where none is."""
     numbers = [value for value in values if value is not None]
     if not numbers:
@@ -165,10 +165,10 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
     n = len(numbers)
     mean = math.fsum(numbers) / n
     std = math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (n - 1)) if n > 1 else None
-    return Estimate(mean, std, n)
+    return SeedMean(mean, std, n)
 
 
-def difference(row: Estimate, baseline: Estimate) -> Difference:
+def difference(row: SeedMean, baseline: SeedMean) -> Difference:
     """``row`` − ``baseline`` with Welch's 95 % interval where both have a standard deviation."""
     amount = row.mean - baseline.mean
     if row.std is None or baseline.std is None:
@@ -182,7 +182,7 @@ def difference(row: Estimate, baseline: Estimate) -> Difference:
     return Difference(amount, error, amount - half, amount + half)
 
 
-def _row(group: Group, reference: Group, place: int) -> Row:
+def _row(group: Group, reference: Group, place: int) -> MeasuredRow:
     plan = group.runs[0].plan
     own_steps, other_steps = (_mean(run.steps for run in g.runs) or 0 for g in (group, reference))
     for key, of in (
@@ -198,7 +198,7 @@ def _row(group: Group, reference: Group, place: int) -> Row:
     score = other if alike else score  # the baseline's tolerance is every row's
     reached, baseline = (_over_seeds(g, lambda run: run.reached()) for g in (group, reference))
     comparable = alike and group is not reference and _split(group) == _split(reference)
-    return Row(
+    return MeasuredRow(
         id=group.id,
         label=group.label,
         recipe=group.recipe,
@@ -231,7 +231,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return found.mean if found else None
 
 
-def _over_seeds(group: Group, number: Callable[[Run], float | None]) -> Estimate | None:
+def _over_seeds(group: Group, number: Callable[[RecordedRun], float | None]) -> SeedMean | None:
     return estimate(number(run) for run in group.runs if run.finished)
 
 
@@ -239,7 +239,7 @@ def _split(group: Group) -> str:
     return next((run.evaluated_on for run in group.runs if run.finished), group.runs[0].evaluated_on)
 
 
-def _peak_lr(run: Run) -> float | None:
+def _peak_lr(run: RecordedRun) -> float | None:
     """The one reached, where the run is finished: AdaScale's follows from its gains; else the one planned."""
     peak = run.plan.lr.peak if run.plan.lr else None
     reached = run.result.peak_lr

@@ -270,13 +270,13 @@ def planned(job: Job, command: str) -> PlanRecord:
     )
 
 
-def mlperf_facts(job: Job) -> mllog.Facts:
+def mlperf_facts(job: Job) -> mllog.MlperfRun:
     """What MLPerf's log says of a run before it starts."""
     run, plan = job.run, job.plan
     keys = run.optimizer.model_dump()
     imagenet = run.data.name == "imagenet" and not run.data.hold_out and run.model.name.endswith("resnet50")
     warmup = job.decided.lr.schedule.warmup / plan.dataset_size
-    return mllog.Facts(
+    return mllog.MlperfRun(
         seed=run.seed,
         global_batch_size=plan.global_batch_size,
         gradient_accumulation_steps=plan.accumulation_steps,
