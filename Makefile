@@ -17,7 +17,7 @@ OMP_NUM_THREADS ?= 1
 PYTEST := PYTHONHASHSEED=$(PYTHONHASHSEED) OMP_NUM_THREADS=$(OMP_NUM_THREADS) OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test slow lint types check bench gpu-check gpu-wheels clean
+.PHONY: help install demo quick test slow lint types check bench gpu-check gpu-wheels docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ gpu-check: ## on a machine with CUDA: its tests and measurements in 8 minutes (G
 
 gpu-wheels: ## the wheels that such a machine may lack, into GPU_WHEELS (.whl unless named)
 	$(GPU_PYTHON) tests/gpu_check.py --fetch-wheels $(or $(GPU_WHEELS),.whl)
+
+docs: install ## the pages that are made from the code: docs/build.py
+	$(BIN)/python -m docs.build
 
 clean: ## remove what make made, runs and comparisons excepted
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -19,12 +19,12 @@ from PIL import Image
 from largebatch.data import folder
 from largebatch.data.folder import Files, scan
 from largebatch.data.packs import packing
-from largebatch.data.packs.manifest import Facts
+from largebatch.data.packs.manifest import PackRecord
 from largebatch.data.packs.origins import origins
 from largebatch.data.sources import ImageSource
 
 
-def packed(source: Path | str, dest: Path, val: str | None = None, **options: Any) -> Facts | None:
+def packed(source: Path | str, dest: Path, val: str | None = None, **options: Any) -> PackRecord | None:
     settings: dict[str, Any] = {"size": 16, "workers": 2, **options}
     return packing.pack(origins(str(source), val), dest, **settings)
 

@@ -10,6 +10,8 @@ import pytest
 from programs import largebatch, wait_for_first_line
 
 from largebatch.errors import UserError
+from largebatch.records.run import ResultRecord
+from largebatch.records.typed import read
 from largebatch.report import write
 from largebatch.studies import compare as module
 from largebatch.studies.compare import Tuning, compare, rows_of, varied
@@ -97,6 +99,9 @@ def test_an_interrupted_comparison_stops_and_goes_on_where_it_was(recipe, tmp_pa
     assert result(out, "long/seed-1")["status"] == "finished"
 
 
+AT_50 = {"status": "finished", "test_accuracy_percent": 50.0, "evaluated_on": "test"}
+
+
 def test_the_tuned_rows_have_searched_equally_whatever_the_recipe_said(recipe, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(
@@ -104,7 +109,7 @@ def test_the_tuned_rows_have_searched_equally_whatever_the_recipe_said(recipe, t
         "run_once",
         lambda row, more, directory, command, console: (
             calls.append((row.id, more))
-            or module.Result("finished", None, directory, {"test_accuracy_percent": 50.0, "evaluated_on": "test"})
+            or module.Result("finished", None, directory, read(ResultRecord, AT_50, "result.json"))
         ),
     )
     compare([recipe("a"), recipe("b", lr={"base": 3.0})], tmp_path / "out", tuning=Tuning(trials=4))

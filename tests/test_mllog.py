@@ -14,11 +14,11 @@ import pytest
 from programs import Killed, killed_at
 
 from largebatch.errors import UserError
-from largebatch.records.mllog import RESNET_TARGET, Facts, MlperfLog, division_of
+from largebatch.records.mllog import RESNET_TARGET, MlperfLog, MlperfRun, division_of
 
 pytest.importorskip("mlperf_logging", reason="mlperf-logging is not installed")
 
-REFERENCE_4096 = Facts(  # rcps_resnet.json, resnet_ref_4096
+REFERENCE_4096 = MlperfRun(  # rcps_resnet.json, resnet_ref_4096
     seed=1,
     global_batch_size=4096,
     gradient_accumulation_steps=1,

@@ -76,12 +76,12 @@ def test_what_found_no_room_is_told_and_the_same_command_goes_on(recipe, tmp_pat
     assert "No space left on device" in last
     run = config.load(path)
     result = record.read_result(run.directory)
-    assert result is None or result["status"] == "stopped"
+    assert result is None or result.status == "stopped"
     again = command("train", path)
     assert again.exit_code == 0
     result = record.read_result(run.directory)
     assert result is not None
-    assert result["status"] == "finished"
+    assert result.status == "finished"
     assert [path.name for path in saved(run.directory)][-1] == "step-00000030"
 
 

@@ -1,9 +1,10 @@
-"""What is left on the disk: whole files, facts that know when they were changed, circumstances."""
+"""What is left on the disk: whole files, facts that know when they were changed, circumstances, typed records."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import REPOSITORY
 
+from largebatch.errors import UserError
 from largebatch.records import circumstances, facts, files
 from largebatch.records.circumstances import circumstances_of
+from largebatch.records.comparison import ComparisonRecord
+from largebatch.records.run import LINES, EvaluateLine, PlanRecord, ResultRecord, StopLine, WorkerLine
+from largebatch.records.typed import content, made, read
 
 WRITES: dict[str, Callable[[Path], None]] = {
     "text": lambda path: files.write_text(path, "new ä"),
@@ -151,3 +157,102 @@ def test_the_commit_is_that_of_a_checkout_that_has_the_package(monkeypatch, trac
     monkeypatch.setattr(subprocess, "run", git)
     assert circumstances.commit.__wrapped__() == commit
     assert len(asked) == (2 if tracked else 1)
+
+
+OLD = Path(__file__).parent / "runs" / "old_classification"
+KINDS = {"plan.json": PlanRecord, "result.json": ResultRecord, "comparison.json": ComparisonRecord}
+
+
+def without_version(record: Any) -> dict[str, Any]:
+    whole = content(record)
+    assert whole.pop("version") == record.VERSION
+    return whole
+
+
+def known(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_was_written_before_records_had_types_is_read_and_written_as_it_was(name):
+    there = [json.loads(file.read_text()) for file in sorted(OLD.rglob(name))]
+    assert there
+    for whole in there:
+        again = without_version(read(KINDS[name], whole, name))
+        assert known(again) == known(whole)
+
+
+def test_so_is_every_line_of_old_metrics():
+    lines = [json.loads(line) for file in OLD.rglob("metrics.jsonl") for line in file.read_text().splitlines()]
+    assert {line["event"] for line in lines} >= {"train", "evaluate", "checkpoint", "stop"}
+    for line in lines:
+        kind = LINES[line.pop("event")]
+        assert without_version(read(kind, line, "metrics.jsonl")) == line
+
+
+def test_numbers_by_key_stand_beside_the_other_keys():
+    at = {"step": 3, "examples_seen": 30, "epoch": 0.5, "seconds": 1.0, "split": "test", "examples": 10}
+    line = EvaluateLine(**at, numbers={"loss": 0.5, "top5_percent": 99.0})
+    assert without_version(line) == {**at, "loss": 0.5, "top5_percent": 99.0}
+    assert read(EvaluateLine, {"event": "evaluate", **content(line)}, "a line") == line
+    assert (line.number("loss"), line.number("epoch"), line.number("nothing")) == (0.5, 0.5, None)
+    worker = WorkerLine(0, 5, 0.1, 90.0, step=3)
+    assert read(WorkerLine, content(worker), "a line") == worker
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"seed": None}, "plan.json: seed is 'None'; valid: int"),
+        ({"steps": "ten"}, "plan.json: steps is 'ten'; valid: int"),
+        ({"global_batch_size": 0}, "plan.json: global_batch_size: Input should be greater than 0"),
+        ({"ramp": [[1.0]]}, "plan.json: ramp.0: Value should have at least 2 items"),
+        ({"machine": 3}, "plan.json: machine: Input should be"),
+        ({"score": {"key": "a"}}, "plan.json: score.name: Field required"),
+        ({"score": {"key": "a", "name": "a", "tolerance": -1}}, "plan.json: score: "),
+        ({"version": 2}, "plan.json: version is '2'; this largebatch reads versions up to 1"),
+        ({"version": "x"}, "plan.json: version is 'x'"),
+    ],
+)
+def test_what_readers_rely_on_is_refused_in_a_sentence(changed, sentence):
+    whole = json.loads((OLD / "small_perceptron" / "seed-0" / "plan.json").read_text())
+    with pytest.raises(UserError) as caught:
+        read(PlanRecord, {**whole, **changed}, "plan.json")
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_nobody_relies_on_is_none_where_it_is_of_another_kind():
+    plan = read(
+        PlanRecord,
+        {"global_batch_size": 64, "steps": 10, "seed": 0, "lr": "high", "epochs": "ten", "parameters": [], "title": 3,
+         "unheard_of": 1},
+        "plan.json",
+    )  # fmt: skip
+    assert (plan.lr, plan.epochs, plan.parameters, plan.title, plan.versions) == (None, None, None, "3", None)
+    assert read(ResultRecord, {"status": "finished", "workers": 3, "test_loss": "low"}, "r").numbers == {
+        "test_loss": None
+    }
+
+
+def test_the_pages_made_from_the_code_are_what_the_script_makes():
+    at = importlib.util.spec_from_file_location("build", REPOSITORY / "docs" / "build.py")
+    assert at is not None
+    assert at.loader is not None
+    build = importlib.util.module_from_spec(at)
+    at.loader.exec_module(build)
+    for page, text in build.PAGES:
+        assert (REPOSITORY / "docs" / page).read_text(encoding="utf-8") == text(), "run make docs"
+
+
+def test_a_writer_is_refused_what_its_record_does_not_know():
+    assert made(StopLine, {"step": 1, "reason": "SIGTERM"}) == StopLine(step=1, reason="SIGTERM")
+    at = {"step": 3, "examples_seen": 30, "epoch": 0.5, "seconds": 1.0, "split": "test", "examples": 10}
+    assert made(EvaluateLine, {**at, "loss": 0.5}).numbers == {"loss": 0.5}
+    for kind, given, words in (
+        (StopLine, {"step": 1}, "reason"),
+        (StopLine, {"step": 1, "reason": "x", "why": "x"}, "why"),
+        (EvaluateLine, {**at, "words": "no number"}, "knows no words"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            made(kind, given)

@@ -22,6 +22,8 @@ from largebatch.errors import UserError
 from largebatch.machine import distributed, launched
 from largebatch.recipes import config, paths, strict_yaml
 from largebatch.records.facts import write_json
+from largebatch.records.run import PlanRecord
+from largebatch.records.typed import read
 from largebatch.run import record
 from largebatch.terminal.console import Console, tell
 from largebatch.terminal.escapes import as_utf8, escaped
@@ -201,12 +203,11 @@ def test_names_are_escaped_wherever_they_go(tmp_path):
 
 
 def test_the_log_is_utf8_and_a_line_is_a_line(tmp_path):
-    recorder = record.Recorder(
-        tmp_path, {"name": "x", "steps": 1}, first_step=0, tensorboard=False,
-        console=Console(file=io.StringIO()), quiet=False,
-    )  # fmt: skip
+    plan = read(PlanRecord, {"steps": 1, "seed": 0, "global_batch_size": 1}, "plan.json")
+    console = Console(file=io.StringIO())
+    recorder = record.Recorder(tmp_path, plan, first_step=0, tensorboard=False, console=console, quiet=False)
     recorder.say(f"{STRANGE} cannot be read")
-    recorder.event("unreadable", files={STRANGE: "no image"})
+    recorder.event("unreadable", step=1, examples_seen=1, count=1, share=1.0, files={STRANGE: "no image"})
     recorder.close()
     assert (tmp_path / "train.log").read_text(encoding="utf-8") == f"{SHOWN} cannot be read\n"
     [line] = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]

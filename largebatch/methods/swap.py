@@ -31,6 +31,7 @@ from largebatch.recipes.config.sections import LearningRate
 from largebatch.recipes.decided import Marks
 from largebatch.recipes.keys import Number, PositiveFloat, PositiveInt, Several
 from largebatch.recipes.optimizers import Surroundings
+from largebatch.records.run import WorkerResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,14 +131,6 @@ class SwapRule(Decision):
 
     def part(self, job: Built) -> SwapOfRun:
         return SwapOfRun(self, job)
-
-
-@dataclasses.dataclass
-class WorkerResult:
-    worker: int
-    steps: int
-    train_loss: float  # mean of its last steps, those of a tenth of its training
-    test_accuracy_percent: float  # before averaging
 
 
 class SwapOfRun(Part):

@@ -27,7 +27,7 @@ CLOSED_END_LR = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Facts:
+class MlperfRun:
     """What MLPerf asks to know before a run; learning rates as the optimizer gets them, lengths as named."""
 
     seed: int
@@ -60,7 +60,7 @@ class MlperfLog:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.facts: Facts | None = None
+        self.facts: MlperfRun | None = None
         self.begun = time.time()  # init_start: what was built before start() belongs to MLPerf's initialisation
         lines = _lines(self.path)
         self.started = any(line["key"] == "run_start" for line in lines)
@@ -76,7 +76,7 @@ class MlperfLog:
         """Why a line is missing in the file; None where all are there."""
         return self.handler.problem
 
-    def start(self, facts: Facts, epoch: float = 0.0) -> None:
+    def start(self, facts: MlperfRun, epoch: float = 0.0) -> None:
         """The facts and ``run_start``; in a file that has them, one line that says at which epoch it goes on."""
         self.facts = facts
         if self.reached:
@@ -150,11 +150,11 @@ class MlperfLog:
         return whole if near else round(epoch, 4)
 
 
-def division_of(facts: Facts) -> str:
+def division_of(facts: MlperfRun) -> str:
     return facts.division or ("open" if open_because(facts) else "closed")
 
 
-def open_because(facts: Facts) -> str | None:
+def open_because(facts: MlperfRun) -> str | None:
     """What the closed division does not allow in a run, the first of it; None where it is within the rules.
 
     Checked is what MLCommons' compliance checker checks (``training_4.0.0/closed_resnet.yaml``,
@@ -183,7 +183,7 @@ def _is_power_of_2(number: float) -> bool:
     return number > 0 and math.log2(number).is_integer()
 
 
-def _submission(facts: Facts) -> dict[str, Any]:
+def _submission(facts: MlperfRun) -> dict[str, Any]:
     return {
         "submission_benchmark": facts.benchmark,
         "submission_division": division_of(facts),
@@ -193,7 +193,7 @@ def _submission(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _workload(facts: Facts) -> dict[str, Any]:
+def _workload(facts: MlperfRun) -> dict[str, Any]:
     return {
         "seed": facts.seed,
         "global_batch_size": facts.global_batch_size,
@@ -206,7 +206,7 @@ def _workload(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _optimizer(facts: Facts) -> dict[str, Any]:
+def _optimizer(facts: MlperfRun) -> dict[str, Any]:
     """MLPerf's names; those of the rules carry the optimizer's, and SGD's warm-up does not."""
     own = {"lars": "lars_opt", "sgd": "sgd_opt"}.get(facts.optimizer, "opt")
     base = {} if own == "opt" else {f"{own}_base_learning_rate": facts.peak_lr}

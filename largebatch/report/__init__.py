@@ -14,23 +14,23 @@ from largebatch.records import names
 from largebatch.records.files import write_text
 from largebatch.report.read import is_comparison
 from largebatch.report.summary import Comparison, summarize
-from largebatch.report.table import Table, results
+from largebatch.report.table import TextTable, results
 from largebatch.report.verdict import verdict
 
-__all__ = ["Comparison", "Table", "Written", "results", "summarize", "verdict", "write"]
+__all__ = ["Comparison", "TextTable", "WrittenReport", "results", "summarize", "verdict", "write"]
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenReport:
     """Where the report went, and what a terminal shows of it (``table`` prints itself with rich)."""
 
     html: Path
     markdown: Path
-    table: Table
+    table: TextTable
     verdict: str
 
 
-def write(paths: Path | Sequence[Path], out: Path | None = None) -> Written:
+def write(paths: Path | Sequence[Path], out: Path | None = None) -> WrittenReport:
     """``report.html`` and ``report.md`` in the folder ``out``.
 
     ``paths`` are comparison folders, or run folders, of which the first has the baseline. By default ``out``
@@ -49,7 +49,7 @@ def write(paths: Path | Sequence[Path], out: Path | None = None) -> Written:
             write_text(out / name, content)
     except OSError as error:
         raise UserError(f"the report cannot be written to {out}: {error.strerror}; name another folder") from None
-    return Written(out / names.REPORT_PAGE, out / names.REPORT_TEXT, results(comparison), verdict(comparison))
+    return WrittenReport(out / names.REPORT_PAGE, out / names.REPORT_TEXT, results(comparison), verdict(comparison))
 
 
 def _beside(paths: Sequence[Path], comparison: Comparison) -> Path:

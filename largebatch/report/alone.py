@@ -4,13 +4,14 @@ What is drawn is what the page shows; here its title stands above it and its cap
 """
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from largebatch.errors import UserError
 from largebatch.records.files import write_bytes
+from largebatch.report.shapes import Diagnosis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,11 +29,10 @@ class Drawn(NamedTuple):
     description: str
 
 
-Facts = Mapping[str, Any]
-Draw = Callable[[Facts], Drawn]
+Draw = Callable[[Diagnosis], Drawn]
 
 
-def write_picture(facts: Facts, file: Path) -> None:
+def write_picture(facts: Diagnosis, file: Path) -> None:
     """Draw ``facts`` by their kind into ``file``, which is there whole or not at all."""
     from largebatch.report import svg
 

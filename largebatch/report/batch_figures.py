@@ -14,12 +14,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from largebatch.plan.score import Score
 from largebatch.report import svg
-from largebatch.report.curves import Line
+from largebatch.report.curves import CurveLine
 from largebatch.report.frame import WIDTH, Picture, empty_axes
 from largebatch.report.looks import MARKERS, Look, look, looks
 from largebatch.report.numerals import axis, capital, count, listing, of_score, slug
 from largebatch.report.scales import focus, limits, log, name_of_worst_end, worst_end
-from largebatch.report.summary import Comparison, Estimate, Row
+from largebatch.report.summary import Comparison, MeasuredRow, SeedMean
 
 FAR = 20  # times the best: beyond it a score where less is better has a logarithmic scale
 PUBLISHED = Look(-1, svg.MUTED, svg.VARIABLES[svg.MUTED], (1, 3), "o")
@@ -31,7 +31,7 @@ class Curve:
 
     name: str
     look: Look
-    rows: tuple[Row, ...]
+    rows: tuple[MeasuredRow, ...]
 
 
 def score_by_batch(comparison: Comparison) -> list[Picture]:
@@ -49,7 +49,7 @@ def score_by_batch(comparison: Comparison) -> list[Picture]:
 
 def curves(comparison: Comparison) -> list[Curve]:
     """The rows by recipe; the baseline's first."""
-    series: dict[tuple[object, ...], list[Row]] = {}
+    series: dict[tuple[object, ...], list[MeasuredRow]] = {}
     for row in sorted(comparison.rows, key=lambda row: row.comparison != comparison.baseline.comparison):
         series.setdefault((row.comparison, row.config or row.id, _others(row)), []).append(row)
     grouped = sorted(series.values(), key=lambda rows: not any(row.is_baseline for row in rows))
@@ -66,11 +66,11 @@ def curves(comparison: Comparison) -> list[Curve]:
     ]
 
 
-def _others(row: Row) -> tuple[str, ...]:
+def _others(row: MeasuredRow) -> tuple[str, ...]:
     return tuple(word for word in row.overrides if not word.startswith("batch."))
 
 
-def _names(grouped: Sequence[Sequence[Row]]) -> list[str]:
+def _names(grouped: Sequence[Sequence[MeasuredRow]]) -> list[str]:
     """Comparison and recipe, as much of both as tells the curves apart."""
     recipes = [rows[0].label if len(rows) == 1 else rows[0].recipe for rows in grouped]
     names = []
@@ -93,12 +93,12 @@ def _picture(
     sizes: Sequence[int],
     name: str,
     score: Score,
-    value: Callable[[Row], Estimate | None],
+    value: Callable[[MeasuredRow], SeedMean | None],
     *,
     cited: bool = False,
 ) -> Picture:
     figure, axes = empty_axes(axis(score), "global batch size, examples (log scale)")
-    shown: dict[str, list[Line]] = {}
+    shown: dict[str, list[CurveLine]] = {}
     key: list[tuple[Look, str]] = []
     lost: list[str] = []
     crosses: list[tuple[int, Look]] = []
@@ -110,7 +110,7 @@ def _picture(
         if known:
             x, y = tuple(float(size) for size, _ in known), tuple(found.mean for _, found in known)
             _draw(axes, curve.look, x, y, [found.std or 0 for _, found in known])
-            shown[curve.name] = [Line(x, y)]
+            shown[curve.name] = [CurveLine(x, y)]
         if known or failed:
             key.append((curve.look, curve.name))
     sentences = ["Bars are ± one standard deviation over seeds."] if _has_seeds(drawn, value) else []
@@ -120,7 +120,7 @@ def _picture(
         label = "published" if len(published) == 1 else f"published: {source}"
         x, y = tuple(map(float, tops)), tuple(tops.values())
         axes.plot(x, y, color=own.colour, dashes=own.dashes, linewidth=1.4, marker=own.marker, markersize=4, zorder=1.5)
-        shown[label] = [Line(x, y)]
+        shown[label] = [CurveLine(x, y)]
         key.append((own, label))
     if published:
         sentences.append(f"Published: {'; '.join(published)}.")
@@ -141,7 +141,7 @@ def _picture(
     )
 
 
-def _has_seeds(drawn: Sequence[Curve], value: Callable[[Row], Estimate | None]) -> bool:
+def _has_seeds(drawn: Sequence[Curve], value: Callable[[MeasuredRow], SeedMean | None]) -> bool:
     return any((found := value(row)) and found.std is not None for curve in drawn for row in curve.rows)
 
 
@@ -170,7 +170,7 @@ def _published(drawn: Sequence[Curve], sizes: Sequence[int]) -> dict[str, dict[i
     return found
 
 
-def _heights(axes: Axes, shown: dict[str, list[Line]], score: Score, foot: float) -> list[str]:
+def _heights(axes: Axes, shown: dict[str, list[CurveLine]], score: Score, foot: float) -> list[str]:
     """Scale the score's axis: curves over several sizes are held whole, lone points may be beyond it."""
     said = focus(axes, shown, score, room=0.6)
     long = [value for own in shown.values() for line in own if len(line.x) > 1 for value in line.y]

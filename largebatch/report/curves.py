@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from largebatch.report.files import finite
-from largebatch.report.run import Record, Run
-from largebatch.report.summary import Row
+from largebatch.records.run import EvaluateLine, LineRecord
+from largebatch.report.run import RecordedRun
+from largebatch.report.summary import MeasuredRow
 
 POINTS = 300
 AVERAGED_POINTS = 100
@@ -22,7 +22,7 @@ Points = dict[int, tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Line:
+class CurveLine:
     """``low`` and ``high`` are None for a single run; ``broken`` marks a run that did not finish."""
 
     x: tuple[float, ...]
@@ -32,7 +32,7 @@ class Line:
     broken: bool = False
 
 
-def lines(row: Row, x: str, y: str, event: str = "train") -> list[Line]:
+def lines(row: MeasuredRow, x: str, y: str, event: str = "train") -> list[CurveLine]:
     """The lines of ``y`` against ``x`` for one row: the mean first, then each run that did not finish."""
     noisy = y in NOISY and event != "evaluate"
     finished = [points for run in row.finished if (points := recorded(run, x, y, event))]
@@ -45,11 +45,11 @@ def lines(row: Row, x: str, y: str, event: str = "train") -> list[Line]:
     for run in row.broken:
         if points := recorded(run, x, y, event):
             line = _mean([list(points.values())], noisy)
-            drawn.append(Line(line.x, line.y, broken=True))
+            drawn.append(CurveLine(line.x, line.y, broken=True))
     return drawn
 
 
-def interval_lines(row: Row, x: str, y: str) -> list[Line]:
+def interval_lines(row: MeasuredRow, x: str, y: str) -> list[CurveLine]:
     """As ``lines``, of the event named ``y``, whose records hold an interval as ``y``_low and ``y``_high.
 
     Bands reach over the intervals of all seeds. A number that is not known is a gap; a bound that is not
@@ -57,14 +57,14 @@ def interval_lines(row: Row, x: str, y: str) -> list[Line]:
     """
     made = []
     for runs, broken in [(row.finished, False), *(((run,), True) for run in row.broken)]:
-        of_runs = [{record["step"]: record for record in run.events[y]} for run in runs]
+        of_runs = [{line.step: line for line in _of_kind(run, y)} for run in runs]
         of_runs = [records for records in of_runs if records]
         steps = sorted(set.intersection(*map(set, of_runs))) if of_runs else []
         steps = [steps[index] for index in _kept(len(steps), POINTS)]
         known = [[_numbers(records[step], x, y) for records in of_runs] for step in steps]
         if steps:
             made.append(
-                Line(
+                CurveLine(
                     x=tuple(found[0][0] for found in known),
                     y=tuple(sum(number for _, number, _, _ in found) / len(found) for found in known),
                     low=None if broken else tuple(min(low for *_, low, _ in found) for found in known),
@@ -75,29 +75,33 @@ def interval_lines(row: Row, x: str, y: str) -> list[Line]:
     return [line for line in made if any(value == value for value in line.y)]
 
 
-def _numbers(record: Record, x: str, y: str) -> tuple[float, float, float, float]:
-    known = [finite(record.get(key)) for key in (x, y, f"{y}_low", f"{y}_high")]
+def _of_kind(run: RecordedRun, event: str) -> list[LineRecord]:
+    return [line for line in run.lines if event == line.EVENT]
+
+
+def _numbers(line: LineRecord, x: str, y: str) -> tuple[float, float, float, float]:
+    known = [line.number(key) for key in (x, y, f"{y}_low", f"{y}_high")]
     instead = (math.nan, math.nan, 0.0, math.inf)
     at, number, low, high = (other if value is None else value for value, other in zip(known, instead, strict=True))
     return at, number, low, high
 
 
-def recorded(run: Run, x: str, y: str, event: str = "train") -> Points:
+def recorded(run: RecordedRun, x: str, y: str, event: str = "train") -> Points:
     """Step -> (x, y) where both are finite; evaluations are those of the split the run is judged on."""
-    records = run.events[event]
+    lines = _of_kind(run, event)
     if event == "evaluate":
-        records = [record for record in records if record.get("split") == run.evaluated_on]
-    pairs = ((record["step"], finite(record.get(x)), finite(record.get(y))) for record in records)
+        lines = [line for line in run.lines_of(EvaluateLine) if line.split == run.evaluated_on]
+    pairs = ((line.step, line.number(x), line.number(y)) for line in lines)
     return {step: (a, b) for step, a, b in pairs if a is not None and b is not None}
 
 
-def _mean(runs: list[list[tuple[float, float]]], noisy: bool) -> Line:
+def _mean(runs: list[list[tuple[float, float]]], noisy: bool) -> CurveLine:
     reduce = _averaged if noisy else _thinned
     x = _over([[a for a, _ in run] for run in runs])
     kept = _kept(len(x), AVERAGED_POINTS if noisy else POINTS)
     values = [reduce([b for _, b in run], kept) for run in runs]
     several = len(runs) > 1
-    return Line(
+    return CurveLine(
         x=tuple(_thinned(x, kept)),
         y=tuple(_over(values)),
         low=tuple(min(column) for column in zip(*values, strict=True)) if several else None,

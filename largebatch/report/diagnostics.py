@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from largebatch.report.files import finite
+from largebatch.records.typed import finite
 from largebatch.report.numerals import ABSENT, count, measured, percent, plain, scored
-from largebatch.report.run import Record
-from largebatch.report.summary import Comparison, Estimate, Row, estimate
-from largebatch.report.table import Column, Line, Table
+from largebatch.report.shapes import Diagnosis
+from largebatch.report.summary import Comparison, MeasuredRow, SeedMean, estimate
+from largebatch.report.table import Column, TableLine, TextTable
 
 
 class Setting(NamedTuple):
@@ -29,7 +29,7 @@ class Setting(NamedTuple):
         return f"{space}, ε\u00a0{plain(self.epsilon)}"
 
 
-class Published(NamedTuple):
+class PublishedSharpness(NamedTuple):
     """A sharpness that a paper gives for this setting."""
 
     sharpness: float
@@ -51,33 +51,33 @@ class Finding:
     advice: tuple[str, ...]
 
 
-def facts_of(row: Row, kind: str) -> list[Record]:
+def facts_of(row: MeasuredRow, kind: str) -> list[Diagnosis]:
     return [run.diagnostics[kind] for run in row.runs if kind in run.diagnostics]
 
 
-def settings(facts: Iterable[Record]) -> list[Setting]:
+def settings(facts: Iterable[Diagnosis]) -> list[Setting]:
     """Every box that was searched, the full space first, the larger box first."""
     found = {_setting(entry) for one in facts for entry in one["keskar"]}
     return sorted(found, key=lambda setting: (setting.dimensions or 0, -setting.epsilon))
 
 
-def sharpness(facts: Iterable[Record], setting: Setting) -> Estimate | None:
+def sharpness(facts: Iterable[Diagnosis], setting: Setting) -> SeedMean | None:
     values = [finite(entry.get("sharpness")) for one in facts for entry in one["keskar"] if _setting(entry) == setting]
     return estimate(values)
 
 
-def published_sharpness(facts: Iterable[Record], setting: Setting) -> Published | None:
+def published_sharpness(facts: Iterable[Diagnosis], setting: Setting) -> PublishedSharpness | None:
     """The papers say nothing of how many directions theirs were: a random space is a random space."""
     for one in facts:
         for entry in one.get("published") or ():
             known = finite(entry.get("sharpness"))
             same_space = (entry.get("space") == "full") == (setting.dimensions is None)
             if known is not None and same_space and _near(finite(entry.get("epsilon")), setting.epsilon):
-                return Published(known, finite(entry.get("std")), str(entry.get("source") or ""))
+                return PublishedSharpness(known, finite(entry.get("std")), str(entry.get("source") or ""))
     return None
 
 
-def sharpness_table(comparison: Comparison) -> Table | None:
+def sharpness_table(comparison: Comparison) -> TextTable | None:
     """Keskar's tables 3 and 4 for our rows."""
     rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "sharpness"))]
     if not rows:
@@ -86,7 +86,7 @@ def sharpness_table(comparison: Comparison) -> Table | None:
     radii = sorted({entry["rho"] for _, facts in rows for one in facts for entry in one.get("sam") or ()})
     columns = [Column("recipe", number=False), Column("global batch")]
     columns += [Column(score.name, score.unit) for score in (comparison.named("train"), comparison.reached)]
-    cells: list[Callable[[Row, list[Record]], str]] = [
+    cells: list[Callable[[MeasuredRow, list[Diagnosis]], str]] = [
         lambda row, _: count(row.global_batch_size),
         lambda row, _: scored(row.reached_in_training, row.score),
         lambda row, _: scored(row.reached, row.score),
@@ -109,10 +109,10 @@ def sharpness_table(comparison: Comparison) -> Table | None:
     )
     if sources:
         caption += f" Published, beneath: {'; '.join(sources)}."
-    return Table(caption, tuple(columns), _lines(rows, cells))
+    return TextTable(caption, tuple(columns), _lines(rows, cells))
 
 
-def noise_table(comparison: Comparison) -> Table | None:
+def noise_table(comparison: Comparison) -> TextTable | None:
     rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "noise"))]
     if not rows:
         return None
@@ -125,7 +125,7 @@ def noise_table(comparison: Comparison) -> Table | None:
         Column("tr Σ"),
         Column("|G|²"),
     )
-    cells: list[Callable[[Row, list[Record]], str]] = [
+    cells: list[Callable[[MeasuredRow, list[Diagnosis]], str]] = [
         lambda row, _: count(row.global_batch_size),
         lambda _, facts: noise_words(noise(facts)),
         lambda _, facts: interval_words(noise(facts)),
@@ -138,7 +138,7 @@ def noise_table(comparison: Comparison) -> Table | None:
     )
     if several:
         caption += " Means over seeds; the interval reaches over all of theirs."
-    return Table(caption, columns, _lines(rows, cells))
+    return TextTable(caption, columns, _lines(rows, cells))
 
 
 class Noise(NamedTuple):
@@ -149,7 +149,7 @@ class Noise(NamedTuple):
     high: float | None
 
 
-def noise(facts: Iterable[Record]) -> Noise:
+def noise(facts: Iterable[Diagnosis]) -> Noise:
     facts = list(facts)
     values = estimate(finite(one.get("noise_scale")) for one in facts)
     lows = [low for one in facts if (low := finite(one.get("noise_scale_low"))) is not None]
@@ -170,7 +170,7 @@ def interval_words(found: Noise) -> str:
     return f"{_examples(found.low)} to {_examples(found.high)}"
 
 
-def spectrum_table(comparison: Comparison) -> Table | None:
+def spectrum_table(comparison: Comparison) -> TextTable | None:
     rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "spectrum"))]
     if not rows:
         return None
@@ -184,7 +184,7 @@ def spectrum_table(comparison: Comparison) -> Table | None:
         Column("zero", "%"),
         Column("negative", "%"),
     )
-    cells: list[Callable[[Row, list[Record]], str]] = [
+    cells: list[Callable[[MeasuredRow, list[Diagnosis]], str]] = [
         lambda row, _: count(row.global_batch_size),
         lambda _, facts: spread(estimate(_first(one["largest"]) for one in facts)),
         lambda _, facts: spread(estimate(_first(one["smallest"]) for one in facts)),
@@ -196,7 +196,7 @@ def spectrum_table(comparison: Comparison) -> Table | None:
         " seeds: mean ± standard deviation over them), and the shares by sign, of which the first is the lecture’s"
         " minimum ratio."
     )
-    return Table(caption, columns, _lines(rows, cells))
+    return TextTable(caption, columns, _lines(rows, cells))
 
 
 def findings(comparison: Comparison) -> list[Finding]:
@@ -211,7 +211,7 @@ def findings(comparison: Comparison) -> list[Finding]:
     return found
 
 
-def tables(comparison: Comparison) -> list[Table]:
+def tables(comparison: Comparison) -> list[TextTable]:
     made = (sharpness_table(comparison), noise_table(comparison), spectrum_table(comparison))
     return [table for table in made if table is not None]
 
@@ -222,7 +222,7 @@ def sentence(words: object) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def spread(value: Estimate | None) -> str:
+def spread(value: SeedMean | None) -> str:
     return ABSENT if value is None else measured(value.mean, value.std)
 
 
@@ -235,13 +235,13 @@ def _near(a: float | None, b: float) -> bool:
     return a is not None and math.isclose(a, b, rel_tol=1e-6)
 
 
-def _sam(facts: Iterable[Record], rho: float) -> Estimate | None:
+def _sam(facts: Iterable[Diagnosis], rho: float) -> SeedMean | None:
     return estimate(
         finite(entry.get("increase")) for one in facts for entry in one.get("sam") or () if entry["rho"] == rho
     )
 
 
-def _words(found: Published | None) -> str:
+def _words(found: PublishedSharpness | None) -> str:
     return found.words if found else ABSENT
 
 
@@ -249,19 +249,19 @@ def _first(eigenvalues: list[Any]) -> float | None:
     return finite(eigenvalues[0].get("value")) if eigenvalues else None
 
 
-def _trace(facts: list[Record]) -> str:
+def _trace(facts: list[Diagnosis]) -> str:
     if len(facts) > 1:
         return spread(estimate(finite(one.get("trace")) for one in facts))
     trace = finite(facts[0].get("trace"))
     return ABSENT if trace is None else measured(trace, finite(facts[0].get("trace_std_error")))
 
 
-def _share(which: str) -> Callable[[Row, list[Record]], str]:
-    def cell(_: Row, facts: list[Record]) -> str:
+def _share(which: str) -> Callable[[MeasuredRow, list[Diagnosis]], str]:
+    def cell(_: MeasuredRow, facts: list[Diagnosis]) -> str:
         shares = estimate(finite(one.get(f"{which}_share")) for one in facts)
         if shares is None:
             return ABSENT
-        return percent(Estimate(100 * shares.mean, shares.std and 100 * shares.std, shares.n))
+        return percent(SeedMean(100 * shares.mean, shares.std and 100 * shares.std, shares.n))
 
     return cell
 
@@ -270,5 +270,7 @@ def _examples(number: float) -> str:
     return count(number) if number >= 10 else plain(number)
 
 
-def _lines(rows: list[tuple[Row, list[Record]]], cells: list[Callable[[Row, list[Record]], str]]) -> tuple[Line, ...]:
-    return tuple(Line(row.id, (row.label, *(cell(row, facts) for cell in cells))) for row, facts in rows)
+def _lines(
+    rows: list[tuple[MeasuredRow, list[Diagnosis]]], cells: list[Callable[[MeasuredRow, list[Diagnosis]], str]]
+) -> tuple[TableLine, ...]:
+    return tuple(TableLine(row.id, (row.label, *(cell(row, facts) for cell in cells))) for row, facts in rows)

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from largebatch.report.files import finite
 from largebatch.report.numerals import count, duration, listing, plain
-from largebatch.report.run import Run
-from largebatch.report.summary import Comparison, Row
+from largebatch.report.run import RecordedRun
+from largebatch.report.summary import Comparison, MeasuredRow
 
 SPLIT_NAMES = {"test": "the test set", "held_out": "a held-out part of the training set"}
 
@@ -17,11 +16,11 @@ def fairness(comparison: Comparison) -> list[str]:
         _same(comparison, "number of training examples", _of_runs(lambda run: count(run.examples))),
         _same(comparison, "epochs", _of_runs(lambda run: plain(run.epochs))),
         _same(comparison, "seeds", lambda row: ", ".join(map(str, sorted(run.seed for run in row.runs)))),
-        _same(comparison, "data", _of_runs(lambda run: run.plan.get("dataset"))),
+        _same(comparison, "data", _of_runs(lambda run: run.plan.dataset)),
         _same(comparison, "model", _of_runs(model)),
         _same(comparison, "evaluation", _of_runs(lambda run: SPLIT_NAMES[run.evaluated_on])),
-        _same(comparison, "device", _of_runs(lambda run: run.plan.get("device"))),
-        _same(comparison, "precision", _of_runs(lambda run: run.plan.get("precision"))),
+        _same(comparison, "device", _of_runs(lambda run: run.plan.device)),
+        _same(comparison, "precision", _of_runs(lambda run: run.plan.precision)),
         _same(comparison, "machine", _of_runs(machine)),
         _same(comparison, "tuning", _tuning),
     ]
@@ -32,13 +31,13 @@ def setting(comparison: Comparison) -> str:
     run = comparison.baseline.runs[0]
     sizes = [
         f"{count(size)} {what}"
-        for key, what in (("dataset_size", "training"), ("test_size", "test"))
-        if (size := finite(run.plan.get(key)))
+        for size, what in ((run.plan.dataset_size, "training"), (run.plan.test_size, "test"))
+        if size
     ]
     seeds = sorted({run.seed for run in comparison.runs})
-    seconds = sum(run.measured("seconds_total") or 0 for run in comparison.runs)
+    seconds = sum(run.result.seconds_total or 0 for run in comparison.runs)
     parts = [
-        str(run.plan.get("dataset") or "unnamed data") + (f" ({' and '.join(sizes)} examples)" if sizes else ""),
+        (run.plan.dataset or "unnamed data") + (f" ({' and '.join(sizes)} examples)" if sizes else ""),
         model(run),
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
         f"{len(comparison.runs)} run{'s' * (len(comparison.runs) > 1)} in {duration(seconds)}",
@@ -46,20 +45,19 @@ def setting(comparison: Comparison) -> str:
     return " · ".join(parts)
 
 
-def machine(run: Run) -> str:
+def machine(run: RecordedRun) -> str:
     """The machine in one line, without what it lacks."""
-    parts = run.plan.get("machine") or {}
+    parts = run.plan.machine or {}
     units = {"cores": "cores", "torch_threads": "threads"}
     words = [f"{value} {units[key]}" if key in units else str(value) for key, value in parts.items() if value]
     return ", ".join(words) or "not recorded"
 
 
-def model(run: Run) -> str:
+def model(run: RecordedRun) -> str:
     """Its name and size: ``tiny_cnn with 93,322 parameters``."""
-    section = run.config.get("model")
-    name = section.get("name") if isinstance(section, dict) else None
-    parameters = finite(run.plan.get("parameters"))
-    return str(name or "unnamed model") + (f" with {count(parameters)} parameters" if parameters else "")
+    name = run.recipe.model.name if run.recipe.model else None
+    parameters = run.plan.parameters
+    return (name or "unnamed model") + (f" with {count(parameters)} parameters" if parameters else "")
 
 
 def names(comparison: Comparison, ids: set[str]) -> str:
@@ -72,7 +70,7 @@ def names(comparison: Comparison, ids: set[str]) -> str:
     return listing(said)
 
 
-def _same(comparison: Comparison, what: str, value: Callable[[Row], str]) -> str:
+def _same(comparison: Comparison, what: str, value: Callable[[MeasuredRow], str]) -> str:
     values = {row.id: value(row) for row in comparison.rows}
     kinds = list(dict.fromkeys(values.values()))
     if len(comparison.rows) == 1:
@@ -83,12 +81,12 @@ def _same(comparison: Comparison, what: str, value: Callable[[Row], str]) -> str
     return f"Not the same {what}: {'; '.join(listed)}."
 
 
-def _of_runs(value: Callable[[Run], Any]) -> Callable[[Row], str]:
+def _of_runs(value: Callable[[RecordedRun], Any]) -> Callable[[MeasuredRow], str]:
     return lambda row: listing(dict.fromkeys(str(value(run) or "not recorded") for run in row.runs))
 
 
-def _tuning(row: Row) -> str:
+def _tuning(row: MeasuredRow) -> str:
     if not row.search:
         return "the recipe’s learning rate, none searched here"
-    trials = row.search.get("budget") or len(row.search.get("trials") or [])
+    trials = row.search.budget or len(row.search.trials or ())
     return f"{trials} peak learning rates tried on held-out training examples"

@@ -8,15 +8,7 @@ from typing import Any
 from largebatch.errors import UserError
 from largebatch.records import names
 
-LARGEST = 1e100  # whose square is a number still
 LONGEST = 1 << 28  # bytes; a line of metrics has some 200
-
-
-def finite(value: Any) -> float | None:
-    """The number, or None for what is absent, no number or not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -LARGEST <= value <= LARGEST:
-        return None
-    return float(value)
 
 
 def text_of(file: Path) -> str:
@@ -50,12 +42,6 @@ def loaded(text: str) -> Any:
         raise
     except (ValueError, RecursionError):  # a number too long, halves of a character, nesting without end
         raise json.JSONDecodeError("no value that a run writes", "", 0) from None
-    return value
-
-
-def mapping(value: Any, where: object) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} holds {type(value).__name__}; valid: a mapping of names to values")
     return value
 
 

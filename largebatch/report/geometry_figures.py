@@ -6,8 +6,9 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from largebatch.records.run import NoiseScaleLine, NoiseScaleSection
 from largebatch.report import svg
-from largebatch.report.curves import Line, interval_lines
+from largebatch.report.curves import CurveLine, interval_lines
 from largebatch.report.frame import HEIGHT, WIDTH, Picture, empty_axes
 from largebatch.report.numerals import count
 from largebatch.report.row_lines import draw_lines, drawn_lines, line_picture, positive
@@ -56,10 +57,9 @@ def _how_measured(comparison: Comparison) -> list[str]:
     """Which gradients were compared, and how far the averages reach back; where all rows agree on it."""
     found = set()
     for run in comparison.runs:
-        section = (run.config.get("record") or {}).get("noise_scale") or {}
-        for record in run.events["noise_scale"][-1:]:
-            kept = float(section.get("smoothing", 0.99))
-            found.add((record.get("small_batch_size"), round(1 / (1 - kept)), section.get("every_steps", 5)))
+        rule = (run.recipe.record and run.recipe.record.noise_scale) or NoiseScaleSection()
+        for line in run.lines_of(NoiseScaleLine)[-1:]:
+            found.add((line.small_batch_size, round(1 / (1 - rule.smoothing)), rule.every_steps))
     if len(found) != 1:
         return ["Of running averages; small batches differ between the rows."] if found else []
     [(small, steps, every)] = found
@@ -114,7 +114,7 @@ def _epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def _within(line: Line, low: float, high: float) -> Line:
+def _within(line: CurveLine, low: float, high: float) -> CurveLine:
     """Its band cut to the axis, whose end stands for a bound that is not known; none where the line has a gap."""
     known = [math.isfinite(value) for value in line.y]
 

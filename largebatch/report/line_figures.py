@@ -5,7 +5,7 @@ Scales of a score are chosen for where the rows end; logarithmic ones for what f
 
 from matplotlib.ticker import MaxNLocator
 
-from largebatch.report.files import finite
+from largebatch.records.run import EvaluateLine
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.numerals import axis, capital, count, slug
 from largebatch.report.row_lines import draw_lines, drawn_lines, line_picture, positive
@@ -37,7 +37,7 @@ def score(
 
 def score_in_time(comparison: Comparison) -> Picture | None:
     longest = max(
-        (finite(record.get("seconds")) or 0 for run in comparison.runs for record in run.evaluations),
+        (line.seconds or 0 for run in comparison.runs for line in run.lines_of(EvaluateLine)),
         default=0,
     )
     unit, scale = ("s", 1) if longest < 300 else ("min", 60) if longest < 3 * 3600 else ("h", 3600)

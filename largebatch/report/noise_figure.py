@@ -10,20 +10,21 @@ import math
 
 from matplotlib.axes import Axes
 
+from largebatch.records.typed import finite
 from largebatch.report import svg
-from largebatch.report.alone import Drawn, Facts
+from largebatch.report.alone import Drawn
 from largebatch.report.diagnostics import Noise, facts_of, interval_words, noise, noise_words
-from largebatch.report.files import finite
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.numerals import count, short
 from largebatch.report.scales import log
+from largebatch.report.shapes import Diagnosis
 from largebatch.report.strips import Strip, strip_figure
 from largebatch.report.summary import Comparison
 
 HEADING = "noise scale, examples (log scale)"
 
 
-def draw(facts: Facts) -> Drawn:
+def draw(facts: Diagnosis) -> Drawn:
     """One run: steps and examples against the batch; only the point where the scale is not known."""
     found = noise([facts])
     title = f"Noise scale: {facts.get('title') or facts.get('run') or 'a run'}"

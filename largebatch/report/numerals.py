@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 from largebatch.plan.score import Score
-from largebatch.report.summary import Difference, Estimate
+from largebatch.report.summary import Difference, SeedMean
 
 ABSENT = "–"
 
@@ -27,14 +27,14 @@ def plain(number: float | None) -> str:
     return f"{number:.4g}".replace("e-0", "e-").replace("e+0", "e")
 
 
-def percent(value: Estimate | None) -> str:
+def percent(value: SeedMean | None) -> str:
     """``91.20 ± 0.11``, or ``91.20`` for one seed."""
     if value is None:
         return ABSENT
     return f"{value.mean:.2f}" if value.std is None else f"{value.mean:.2f} ± {value.std:.2f}"
 
 
-def scored(value: Estimate | None, score: Score) -> str:
+def scored(value: SeedMean | None, score: Score) -> str:
     """As :func:`percent`, or ``0.4987`` and ``0.499 ± 0.012``; without the unit."""
     if value is None or score.unit == "%":
         return percent(value)
@@ -43,7 +43,7 @@ def scored(value: Estimate | None, score: Score) -> str:
 
 def of_score(value: float, score: Score) -> str:
     """``91.20 %``, ``0.4987``, ``2.104 °C``."""
-    return f"{scored(Estimate(value, None, 1), score)} {score.unit}".rstrip()
+    return f"{scored(SeedMean(value, None, 1), score)} {score.unit}".rstrip()
 
 
 def axis(score: Score) -> str:

@@ -20,9 +20,9 @@ from largebatch.report.figures import pictures
 from largebatch.report.frame import Picture
 from largebatch.report.looks import Look, looks
 from largebatch.report.numerals import capital, plural
-from largebatch.report.run import Run
+from largebatch.report.run import RecordedRun
 from largebatch.report.summary import Comparison
-from largebatch.report.table import Table
+from largebatch.report.table import TextTable
 from largebatch.report.verdict import verdict
 
 HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ def html(comparison: Comparison) -> str:
         every_run=table.every_run(comparison),
         commands=commands(comparison),
         facts=facts(comparison),
-        configs=[(row.label, row.runs[0].config_text) for row in comparison.rows],
+        configs=[(row.label, row.runs[0].recipe_text) for row in comparison.rows],
     )
 
 
@@ -158,7 +158,7 @@ def commands(comparison: Comparison) -> list[str]:
     """What to type: the comparisons' commands, or each run's own."""
     if comparison.commands:
         return list(comparison.commands)
-    return list(dict.fromkeys(str(run.plan["command"]) for run in comparison.runs if run.plan.get("command")))
+    return list(dict.fromkeys(run.plan.command for run in comparison.runs if run.plan.command))
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -172,25 +172,23 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
             "runs",
             f"{len(runs)}, of which {broken} did not finish" if broken else f"{len(runs)}, all finished",
         ),
-        ("started", _kinds(runs[:1], lambda run: run.plan.get("started"))),
+        ("started", _kinds(runs[:1], lambda run: run.plan.started)),
         ("machine", _kinds(runs, machine)),
-        ("device", _kinds(runs, lambda run: run.plan.get("device"))),
-        ("precision", _kinds(runs, lambda run: run.plan.get("precision"))),
-        ("engine", _kinds(runs, lambda run: f"{run.plan.get('engine')}, {_processes(run)}")),
-        ("commit", _kinds(runs, lambda run: run.plan.get("commit"))),
+        ("device", _kinds(runs, lambda run: run.plan.device)),
+        ("precision", _kinds(runs, lambda run: run.plan.precision)),
+        ("engine", _kinds(runs, lambda run: f"{run.plan.engine}, {_processes(run)}")),
+        ("commit", _kinds(runs, lambda run: run.plan.commit)),
     ]
-    names = list(dict.fromkeys(name for run in runs for name in run.plan.get("versions") or {}))
-    return said + [
-        (name, _kinds(runs, lambda run, name=name: (run.plan.get("versions") or {}).get(name))) for name in names
-    ]
+    names = list(dict.fromkeys(name for run in runs for name in run.plan.versions or {}))
+    return said + [(name, _kinds(runs, lambda run, name=name: (run.plan.versions or {}).get(name))) for name in names]
 
 
-def _processes(run: Run) -> str:
-    world = run.plan.get("world_size") or 1
+def _processes(run: RecordedRun) -> str:
+    world = run.plan.world_size or 1
     return "1 process" if world == 1 else f"{world} processes"
 
 
-def _kinds(runs: tuple[Run, ...], value: Callable[[Run], Any]) -> str:
+def _kinds(runs: tuple[RecordedRun, ...], value: Callable[[RecordedRun], Any]) -> str:
     values = [str(value(run) or "not recorded") for run in runs]
     kinds = list(dict.fromkeys(values))
     return kinds[0] if len(kinds) == 1 else "; ".join(f"{kind} ({values.count(kind)} runs)" for kind in kinds)
@@ -218,7 +216,7 @@ def _whole(text: str) -> str:
     return re.sub(r"(\d) (?=%|points|seeds?\b|epochs|steps|runs|min\b|s\b)", "\\1\u00a0", text)
 
 
-def _markdown_table(data: Table) -> str:
+def _markdown_table(data: TextTable) -> str:
     lines = [
         "| " + " | ".join(_plain(column.heading) for column in data.columns) + " |",
         "|" + "|".join("---:" if column.number else ":---" for column in data.columns) + "|",

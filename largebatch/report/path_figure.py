@@ -10,20 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from largebatch.plan.score import ACCURACY, Score, score_of
+from largebatch.records.typed import finite
 from largebatch.report import svg
-from largebatch.report.alone import Drawn, Facts
-from largebatch.report.files import finite
+from largebatch.report.alone import Drawn
 from largebatch.report.frame import HEIGHT, WIDTH, Picture
 from largebatch.report.numerals import axis, count, plain
-from largebatch.report.run import Record
 from largebatch.report.scales import log
+from largebatch.report.shapes import Diagnosis
 from largebatch.report.summary import Comparison
 
 LOSS, SCORE = svg.COLOURS[0], svg.COLOURS[1]
 WAYS = {"line": "on the straight line", "curve": "on the curve"}
 
 
-def draw(facts: Facts) -> Drawn:
+def draw(facts: Diagnosis) -> Drawn:
     """The straight line, and below it the curve where it was measured."""
     ways = [way for way in WAYS if facts.get(way)]
     height = (HEIGHT + 16) * len(ways)
@@ -38,7 +38,7 @@ def draw(facts: Facts) -> Drawn:
 
 def pictures(comparison: Comparison) -> list[Picture]:
     """Line and curve of every run that was measured on its way to another."""
-    measured: list[Record] = []
+    measured: list[Diagnosis] = []
     for run in comparison.runs:
         facts = run.diagnostics.get("path")
         if facts and facts not in measured:  # both ends keep them
@@ -54,7 +54,7 @@ def pictures(comparison: Comparison) -> list[Picture]:
     return made
 
 
-def _panel(figure: Figure, bottom: float, share: float, facts: Record, way: str, *, named: bool = False) -> None:
+def _panel(figure: Figure, bottom: float, share: float, facts: Diagnosis, way: str, *, named: bool = False) -> None:
     """Loss on the left in one colour, the score on the right in another; train solid, test dashed.
 
     A score that is a loss itself, as of a regression, has one line for both.
@@ -86,7 +86,7 @@ def _panel(figure: Figure, bottom: float, share: float, facts: Record, way: str,
         _mark(axes, alpha, _name(facts, side), finite(facts[side].get("global_batch_size")))
 
 
-def _is_loss(points: Sequence[Record], score: Score) -> bool:
+def _is_loss(points: Sequence[Diagnosis], score: Score) -> bool:
     return all(
         point.get(f"{split}_{score.key}") in (None, point.get(f"{split}_loss"))
         for point in points
@@ -94,7 +94,7 @@ def _is_loss(points: Sequence[Record], score: Score) -> bool:
     )
 
 
-def _loss_name(points: Sequence[Record], score: Score) -> str:
+def _loss_name(points: Sequence[Diagnosis], score: Score) -> str:
     if score.same_measure(ACCURACY):
         return "cross-entropy"
     return score.name if _is_loss(points, score) else "loss"
@@ -112,7 +112,7 @@ def _scale(axes: Axes, values: Sequence[float], score: Score) -> None:
     return None
 
 
-def _series(axes: Axes, points: Sequence[Record], quantity: str, colour: str) -> list[float]:
+def _series(axes: Axes, points: Sequence[Diagnosis], quantity: str, colour: str) -> list[float]:
     """Draw it for both sets; the numbers that were drawn."""
     drawn = []
     for split, dashes in (("train", (None, None)), ("test", (6, 2.5))):
@@ -143,18 +143,18 @@ def _mark(axes: Axes, alpha: float, name: str, batch: float | None) -> None:
     )  # fmt: skip
 
 
-def _title(facts: Record) -> str:
+def _title(facts: Diagnosis) -> str:
     return f"From {_name(facts, 'a')} to {_name(facts, 'b')}"
 
 
-def _name(facts: Record, side: str) -> str:
+def _name(facts: Diagnosis, side: str) -> str:
     """The run's title, with its batch where the other's is the same."""
     own, other = (facts[which].get("title") or facts[which].get("run") or which for which in (side, "ab".strip(side)))
     batch = finite(facts[side].get("global_batch_size"))
     return f"{own} at {count(batch)}" if own == other and batch else str(own)
 
 
-def _caption(facts: Record) -> str:
+def _caption(facts: Diagnosis) -> str:
     ends = []
     for alpha, side in ((0, "a"), (1, "b")):
         seed = f", seed {facts[side]['seed']}" if "seed" in facts[side] else ""
@@ -167,7 +167,7 @@ def _caption(facts: Record) -> str:
     return f"Solid: {examples}; dashed: the test set{dots}. {'; '.join(ends)}.{norm}"
 
 
-def _said(points: Sequence[Record]) -> str:
+def _said(points: Sequence[Diagnosis]) -> str:
     """The loss at both ends and at its highest between."""
     known = [(point["alpha"], loss) for point in points if (loss := finite(point.get("train_loss"))) is not None]
     between = [(loss, alpha) for alpha, loss in known if 0 <= alpha <= 1]

@@ -5,14 +5,15 @@ import textwrap
 from matplotlib.figure import Figure
 
 from largebatch.report import svg
-from largebatch.report.alone import Drawn, Facts
+from largebatch.report.alone import Drawn
 from largebatch.report.diagnostics import sentence
 from largebatch.report.frame import WIDTH
+from largebatch.report.shapes import Diagnosis
 
 LINE = 16.0
 
 
-def draw(facts: Facts) -> Drawn:
+def draw(facts: Diagnosis) -> Drawn:
     """Sentences only: there is nothing to be measured with a ruler."""
     parts = [("", [sentence(facts["sentence"])])]
     parts += [(name, [sentence(one) for one in facts.get(name) or ()]) for name in ("evidence", "advice")]

@@ -8,10 +8,13 @@ from typing import Any
 
 from largebatch.errors import UserError
 from largebatch.plan.score import ACCURACY, Score
+from largebatch.records.comparison import ComparedRow, ComparisonRecord, SearchRecord
 from largebatch.records.names import COMPARISON, PLAN
-from largebatch.report.files import finite, json_of, mapping, need
-from largebatch.report.run import Run, read_run
-from largebatch.report.shapes import Comparison, shaped
+from largebatch.records.run import RecipeRecord
+from largebatch.records.typed import finite
+from largebatch.records.typed import read as read_as
+from largebatch.report.files import json_of
+from largebatch.report.run import RecordedRun, read_run
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Group:
     """The label before it was told apart from others of the same recipe."""
     config: str | None
     overrides: tuple[str, ...]
-    runs: tuple[Run, ...]
-    search: Mapping[str, Any] | None
-    expect: Mapping[str, Any] | None
+    runs: tuple[RecordedRun, ...]
+    search: SearchRecord | None
+    expect: Mapping[str, object] | None
     published: Mapping[int, float]
     """Batch size -> the score that the recipe cites for it."""
     comparison: str = ""
@@ -34,7 +37,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportSource:
     """Everything read for one report."""
 
     name: str
@@ -46,7 +49,7 @@ class Source:
     notes: tuple[str, ...]
 
 
-def read(paths: Sequence[Path]) -> Source:
+def read(paths: Sequence[Path]) -> ReportSource:
     """Comparison folders, or run folders of which the first is the baseline."""
     if not paths:
         raise UserError("report needs a comparison folder or at least one run folder, and got none")
@@ -63,7 +66,7 @@ def is_comparison(path: Path) -> bool:
     return (path / COMPARISON).is_file()
 
 
-def read_comparisons(paths: Sequence[Path]) -> Source:
+def read_comparisons(paths: Sequence[Path]) -> ReportSource:
     """Several comparisons as one: rows, labels and runs begin with their comparison's folder; the first's baseline."""
     folder, names = _names(paths, "comparison")
     sources = [read_comparison(path) for path in paths]
@@ -86,7 +89,7 @@ def read_comparisons(paths: Sequence[Path]) -> Source:
         for note in source.notes
         if note not in everywhere
     ]
-    return Source(
+    return ReportSource(
         name=folder.name,
         folder=folder,
         commands=tuple(dict.fromkeys(command for source in sources for command in source.commands)),
@@ -97,63 +100,59 @@ def read_comparisons(paths: Sequence[Path]) -> Source:
     )
 
 
-def read_comparison(folder: Path) -> Source:
+def read_comparison(folder: Path) -> ReportSource:
     """The folder's ``comparison.json`` and every run it lists."""
     file = folder / COMPARISON
-    data = mapping(json_of(file), file)
-    need(data, "rows", list, file)
-    shaped(data, Comparison, file)
-    groups = []
-    for index, row in enumerate(need(data, "rows", list, file)):
-        row = mapping(row, f"{file}: rows[{index}]")
-        label = str(row.get("label") or need(row, "id", str, file))
-        names = [str(name) for name in need(row, "runs", list, f"{file}: rows[{index}]")]
-        for name in names:
-            if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-                raise UserError(f"{file}: run {name[:60]!r} does not lie in the folder of the comparison")
-            if not (folder / name / PLAN).is_file():
-                raise UserError(f"{file}: run {name} has not started; run the comparison again to finish it")
-        if not names:
-            raise UserError(f"{file}: row {label!r} lists no runs; run the comparison again to finish it")
-        runs = tuple(read_run(folder / name, name) for name in names)
-        groups.append(
-            Group(
-                id=need(row, "id", str, file),
-                label=label,
-                recipe=label,
-                config=row.get("config"),
-                overrides=tuple(str(word) for word in row.get("overrides") or ()),
-                runs=runs,
-                search=row.get("learning_rate_search"),
-                expect=expected(expect := row.get("expect") or runs[0].config.get("expect"), runs[0].config),
-                published=published(expect, runs[0].score),
-            )
-        )
-    groups = _told_apart(groups)
+    record = read_as(ComparisonRecord, json_of(file), file)
+    groups = _told_apart([_group(folder, row, file) for row in record.rows])
     if not groups:
         raise UserError(f"{file}: rows is empty; a report needs at least one row")
-    baseline = str(data.get("baseline") or groups[0].id)
+    baseline = record.baseline or groups[0].id
     ids = [group.id for group in groups]
     if len(set(ids)) != len(ids):
         raise UserError(f"{file}: two rows have the same id; ids are {', '.join(ids)}")
     if baseline not in ids:
         raise UserError(f"{file}: baseline {baseline!r} is no row; rows are {', '.join(ids)}")
-    return Source(
-        name=str(data.get("name") or folder.resolve().name),
+    return ReportSource(
+        name=record.name or folder.resolve().name,
         folder=folder,
-        commands=(str(data["command"]),) if data.get("command") else (),
-        created=data.get("created"),
+        commands=(record.command,) if record.command else (),
+        created=record.created,
         baseline=baseline,
         groups=tuple(groups),
-        notes=tuple(str(note) for note in data.get("notes") or ()),
+        notes=tuple(record.notes or ()),
     )
 
 
-def read_runs(paths: Sequence[Path]) -> Source:
+def _group(folder: Path, row: ComparedRow, file: Path) -> Group:
+    label = row.label or row.id
+    for name in row.runs:
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise UserError(f"{file}: run {name[:60]!r} does not lie in the folder of the comparison")
+        if not (folder / name / PLAN).is_file():
+            raise UserError(f"{file}: run {name} has not started; run the comparison again to finish it")
+    if not row.runs:
+        raise UserError(f"{file}: row {label!r} lists no runs; run the comparison again to finish it")
+    runs = tuple(read_run(folder / name, name) for name in row.runs)
+    expect = row.expect or runs[0].recipe.expect
+    return Group(
+        id=row.id,
+        label=label,
+        recipe=label,
+        config=row.config,
+        overrides=tuple(row.overrides or ()),
+        runs=runs,
+        search=row.learning_rate_search,
+        expect=expected(expect, runs[0].recipe),
+        published=published(expect, runs[0].score),
+    )
+
+
+def read_runs(paths: Sequence[Path]) -> ReportSource:
     """Each folder its own row, labelled by the run's name, or by its folder where names repeat."""
     folder, names = _names(paths, "run")
     runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
-    titles = [str(run.plan.get("name") or run.name) for run in runs]
+    titles = [run.plan.name or run.name for run in runs]
     groups = tuple(
         Group(
             id=run.name,
@@ -163,13 +162,13 @@ def read_runs(paths: Sequence[Path]) -> Source:
             overrides=(),
             runs=(run,),
             search=None,
-            expect=expected(run.config.get("expect"), run.config),
-            published=published(run.config.get("expect"), run.score),
+            expect=expected(run.recipe.expect, run.recipe),
+            published=published(run.recipe.expect, run.score),
         )
         for run, title in zip(runs, titles, strict=True)
     )
     name = titles[0] if len(runs) == 1 else folder.name
-    return Source(name, folder, (), None, groups[0].id, groups, ())
+    return ReportSource(name, folder, (), None, groups[0].id, groups, ())
 
 
 def _names(paths: Sequence[Path], what: str) -> tuple[Path, list[str]]:
@@ -197,41 +196,42 @@ def _told_apart(groups: list[Group]) -> list[Group]:
     told = []
     for group in groups:
         same = of_label[group.label]
-        sizes = [other.runs[0].plan["global_batch_size"] for other in same]
+        sizes = [other.runs[0].plan.global_batch_size for other in same]
         if len(same) > 1 and len(set(sizes)) == len(sizes):
-            group = replace(group, label=f"{group.label} at {group.runs[0].plan['global_batch_size']:,}")
+            group = replace(group, label=f"{group.label} at {group.runs[0].plan.global_batch_size:,}")
         elif len(same) > 1:
             group = replace(group, label=f"{group.label} ({group.id})")
         told.append(group)
     return told
 
 
-def expected(expect: Any, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def expected(expect: Mapping[str, Any] | None, recipe: RecipeRecord) -> dict[str, object] | None:
     """What the recipe says was published, at the batch that this run has: its row, where there are rows."""
-    if not isinstance(expect, Mapping):
+    if expect is None:
         return None
-    rows = expect.get("by_batch_size") or {}
-    batch = config.get("batch")
-    size = batch.get("global_batch_size") if isinstance(batch, Mapping) else None
-    row = rows.get(size, rows.get(str(size)))
-    found = (row or {}) if rows else {key: expect.get(key) for key in ("numbers", "top1", "steps")}
-    known = {key: value for key, value in found.items() if value is not None and key != "numbers"}
-    return {**_numbers(found), **known, "source": str(expect.get("source") or "")}
+    rows = _by_size(expect)
+    size = recipe.batch.global_batch_size if recipe.batch else None
+    row = (rows.get(size) if size else None) if rows else {key: expect.get(key) for key in ("numbers", "top1", "steps")}
+    known = {key: value for key, value in (row or {}).items() if value is not None and key != "numbers"}
+    return {**_numbers(row or {}), **known, "source": str(expect.get("source") or "")}
 
 
-def published(expect: Any, score: Score) -> dict[int, float]:
+def published(expect: Mapping[str, Any] | None, score: Score) -> dict[int, float]:
     """The scores that the recipe cites by batch size."""
-    rows = (expect.get("by_batch_size") if isinstance(expect, Mapping) else None) or {}
-    cited = ((int(size), finite(_cited(row or {}, score))) for size, row in rows.items())
+    cited = ((size, finite(_cited(row or {}, score))) for size, row in _by_size(expect or {}).items())
     return {size: number for size, number in sorted(cited) if number is not None}
 
 
-def _cited(row: Mapping[str, Any], score: Score) -> Any:
+def _by_size(expect: Mapping[str, Any]) -> dict[int, Mapping[str, Any] | None]:
+    return {int(size): row for size, row in (expect.get("by_batch_size") or {}).items()}
+
+
+def _cited(row: Mapping[str, Any], score: Score) -> object:
     top = row.get("top1") if score.same_measure(ACCURACY) else None
     return _numbers(row).get(score.key) if top is None else top
 
 
-def _numbers(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _numbers(row: Mapping[str, Any]) -> Mapping[str, object]:
     """What is published by the number's key."""
     numbers = row.get("numbers")
     return numbers if isinstance(numbers, Mapping) else {}

@@ -5,14 +5,13 @@ import math
 from matplotlib.axes import Axes
 
 from largebatch.report import svg
-from largebatch.report.curves import Line
-from largebatch.report.files import finite
+from largebatch.report.curves import CurveLine
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.looks import looks
 from largebatch.report.numerals import axis, decimals, short
 from largebatch.report.scales import focus, log, worst_end
 from largebatch.report.strips import Strip, strip_figure
-from largebatch.report.summary import Comparison, Row
+from largebatch.report.summary import Comparison, MeasuredRow
 
 Trials = list[tuple[float, float | None]]  # peak learning rate, score: None where the trial failed
 
@@ -39,7 +38,7 @@ def learning_rate_search(comparison: Comparison) -> Picture | None:
     held_out = comparison.named("held-out")
     figure, axes = empty_axes(axis(held_out), "peak learning rate (log scale)")
     shown = {
-        row.label: [Line(tuple(x for x, _ in good), tuple(y for _, y in good))]
+        row.label: [CurveLine(tuple(x for x, _ in good), tuple(y for _, y in good))]
         for row, trials in tuned
         if (good := [(x, y) for x, y in trials if y is not None])
     }
@@ -53,7 +52,7 @@ def learning_rate_search(comparison: Comparison) -> Picture | None:
                 line.x, line.y, color=look.colour, dashes=look.dashes or (None, None), marker=look.marker,
                 markersize=6.5, markeredgecolor=svg.PAGE, markeredgewidth=0.8,
             )  # fmt: skip
-        _ring(axes, trials, finite((row.search or {}).get("chosen")), look.colour)
+        _ring(axes, trials, row.search and row.search.chosen, look.colour)
         _crosses(axes, trials, worst_end(held_out, 0.03 + place * min(0.04, 0.25 / len(tuned))), look.colour)
     log(axes, "x", [x for _, trials in tuned for x, _ in trials], margin=1.3)
     if failed := sum(y is None for _, trials in tuned for _, y in trials):
@@ -63,7 +62,8 @@ def learning_rate_search(comparison: Comparison) -> Picture | None:
         )
     title = "Learning-rate search"
     described = "; ".join(
-        f"{row.label}: chosen {(row.search or {}).get('chosen')} of {len(trials)} trials" for row, trials in tuned
+        f"{row.label}: chosen {row.search.chosen if row.search else None} of {len(trials)} trials"
+        for row, trials in tuned
     )
     key = tuple((style[row.id], row.label) for row, _ in tuned)
     return Picture("search", "Tuning", title, " ".join(sentences), svg.inline(figure, "search", title, described), key)
@@ -86,8 +86,6 @@ def _crosses(axes: Axes, trials: Trials, height: float, colour: str) -> None:
     )  # fmt: skip
 
 
-def _trials(row: Row) -> Trials:
-    trials = (row.search or {}).get("trials") or []
-    return [
-        (lr, finite(trial.get(row.score.key))) for trial in trials if (lr := finite(trial.get("peak_lr"))) and lr > 0
-    ]
+def _trials(row: MeasuredRow) -> Trials:
+    trials = (row.search and row.search.trials) or ()
+    return [(lr, trial.number(row.score.key)) for trial in trials if (lr := trial.peak_lr) and lr > 0]

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from largebatch.report import svg
-from largebatch.report.curves import Line, lines
+from largebatch.report.curves import CurveLine, lines
 from largebatch.report.frame import Picture
 from largebatch.report.looks import Look, looks
-from largebatch.report.summary import Comparison, Row
+from largebatch.report.summary import Comparison, MeasuredRow
 
-Drawn = Sequence[tuple[Row, list[Line]]]
+Drawn = Sequence[tuple[MeasuredRow, list[CurveLine]]]
 
 
 def drawn_lines(comparison: Comparison, x: str, y: str, event: str = "train", x_scale: float = 1.0) -> Drawn:
@@ -112,5 +112,5 @@ def line_picture(
     return Picture(name, section, title, " ".join(sentences), svg.inline(figure, name, title, ends), key)
 
 
-def _last(line: Line) -> float:
+def _last(line: CurveLine) -> float:
     return [value for value in line.y if not math.isnan(value)][-1]

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from largebatch.plan.score import Score
-from largebatch.report.curves import Line
+from largebatch.report.curves import CurveLine
 from largebatch.report.numerals import listing, of_score
 
 FOCUS = 15.0
@@ -15,7 +15,7 @@ FOCUS = 15.0
 
 
 def focus(
-    axes: Axes, shown: Mapping[str, Sequence[Line]], score: Score, *, ends: bool = True, room: float = 1.6
+    axes: Axes, shown: Mapping[str, Sequence[CurveLine]], score: Score, *, ends: bool = True, room: float = 1.6
 ) -> list[str]:
     """Scale the axis of a score to where lines end (or, without ``ends``, to their best); says what is cut.
 
@@ -72,7 +72,7 @@ def name_of_worst_end(score: Score) -> str:
     return "foot" if score.more_is_better else "top"
 
 
-def _best_bound(line: Line, score: Score) -> tuple[float, ...] | None:
+def _best_bound(line: CurveLine, score: Score) -> tuple[float, ...] | None:
     """Of the seeds, the best ones'."""
     return line.high if score.more_is_better else line.low
 

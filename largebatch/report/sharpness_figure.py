@@ -4,18 +4,18 @@ from collections.abc import Iterable
 
 from matplotlib.figure import Figure
 
+from largebatch.records.typed import finite
 from largebatch.report import svg
-from largebatch.report.alone import Drawn, Facts
+from largebatch.report.alone import Drawn
 from largebatch.report.diagnostics import Setting, facts_of, published_sharpness, settings, sharpness, spread
-from largebatch.report.files import finite
 from largebatch.report.frame import Picture
 from largebatch.report.numerals import count, plain, short
-from largebatch.report.run import Record
+from largebatch.report.shapes import Diagnosis
 from largebatch.report.strips import Strip, strip_figure
 from largebatch.report.summary import Comparison
 
 
-def draw(facts: Facts) -> Drawn:
+def draw(facts: Diagnosis) -> Drawn:
     """One run: a bar for each box that was searched."""
     strips = [_strip(setting.words.capitalize(), [facts], setting) for setting in settings([facts])]
     rises = [
@@ -54,7 +54,7 @@ def _figure(strips: list[Strip]) -> Figure:
     return strip_figure(f"sharpness, % of 1 + loss{' (log scale)' * log}", strips, log=log)
 
 
-def _strip(name: str, facts: Iterable[Record], setting: Setting, colour: str = svg.ACCENT) -> Strip:
+def _strip(name: str, facts: Iterable[Diagnosis], setting: Setting, colour: str = svg.ACCENT) -> Strip:
     facts = list(facts)
     found, published = sharpness(facts, setting), published_sharpness(facts, setting)
     return Strip(
@@ -69,7 +69,7 @@ def _strip(name: str, facts: Iterable[Record], setting: Setting, colour: str = s
     )
 
 
-def _how(facts: Record) -> str:
+def _how(facts: Diagnosis) -> str:
     words = {"batch": "the batch’s", "running": "running"}.get(str(facts.get("batch_norm")))
     batch_norm = f", batch norm with {words} statistics" if words else ""
     cited = " Triangles mark what was published." if facts.get("published") else ""

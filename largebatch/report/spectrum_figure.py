@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from largebatch.records.typed import finite
 from largebatch.report import svg
-from largebatch.report.alone import Drawn, Facts
+from largebatch.report.alone import Drawn
 from largebatch.report.diagnostics import facts_of
-from largebatch.report.files import finite
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.looks import looks
 from largebatch.report.numerals import count, measured
-from largebatch.report.run import Record
 from largebatch.report.scales import log
+from largebatch.report.shapes import Diagnosis
 from largebatch.report.summary import Comparison
 
 X_LABEL, Y_LABEL = "eigenvalue of the Hessian", "density (log scale)"
 
 
-def draw(facts: Facts) -> Drawn:
+def draw(facts: Diagnosis) -> Drawn:
     """One run, with its computed eigenvalues as ticks at the foot; those alone where no density was estimated."""
     figure, axes = empty_axes(Y_LABEL, X_LABEL)
     x, y = _density(facts)
@@ -78,7 +78,7 @@ def picture(comparison: Comparison) -> Picture | None:
     return Picture("spectrum", "Diagnostics", title, caption, svg.inline(figure, "spectrum", title, described), key)
 
 
-def _density(facts: Record) -> tuple[list[float], list[float]]:
+def _density(facts: Diagnosis) -> tuple[list[float], list[float]]:
     density = facts.get("density") or {}
     floor = _floor([facts])
     pairs = [
@@ -89,7 +89,7 @@ def _density(facts: Record) -> tuple[list[float], list[float]]:
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def _floor(several: Sequence[Record]) -> float:
+def _floor(several: Sequence[Diagnosis]) -> float:
     """Below the height of a single eigenvalue: with P of them, one is 1/P of the peak at most."""
     floors = []
     for facts in several:
@@ -99,12 +99,12 @@ def _floor(several: Sequence[Record]) -> float:
     return min(floors, default=1e-8)
 
 
-def _ends(facts: Record) -> list[float]:
+def _ends(facts: Diagnosis) -> list[float]:
     entries = [*facts["largest"], *facts["smallest"]]
     return [value for entry in entries if (value := finite(entry.get("value"))) is not None]
 
 
-def _frame(axes: Axes, several: Sequence[Record]) -> None:
+def _frame(axes: Axes, several: Sequence[Diagnosis]) -> None:
     """Axes over everything that was computed, with the zero between falling and rising curvature."""
     drawn = [_density(facts) for facts in several]
     floor = _floor(several)

@@ -8,22 +8,21 @@ unfinished runs enter no mean; they are counted.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scipy.special import stdtrit
 
 from largebatch.errors import UserError
 from largebatch.plan.score import Score
-from largebatch.report.files import finite
-from largebatch.report.read import Group, Source, read
-from largebatch.report.run import Run
+from largebatch.records.comparison import SearchRecord
+from largebatch.report.read import Group, ReportSource, read
+from largebatch.report.run import RecordedRun
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedMean:
     """A mean over ``n`` seeds; ``std`` is the sample standard deviation, None for one seed."""
 
     mean: float
@@ -42,7 +41,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredRow:
     """One recipe at one batch over its seeds, measured; what no finished seed measured is None."""
 
     id: str
@@ -52,25 +51,25 @@ class Row:
     """Its look: 0 for the baseline, then in the order of the rows."""
     config: str | None
     overrides: tuple[str, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RecordedRun, ...]
     global_batch_size: int
     steps: int
     epochs: float | None
     peak_lr: float | None
     score: Score
     evaluated_on: str
-    reached_in_training: Estimate | None
+    reached_in_training: SeedMean | None
     """The score on the training set."""
-    reached: Estimate | None
+    reached: SeedMean | None
     """The score that the row is judged by."""
-    seconds_per_step: Estimate | None
-    seconds_per_epoch: Estimate | None
-    seconds_total: Estimate | None
+    seconds_per_step: SeedMean | None
+    seconds_per_epoch: SeedMean | None
+    seconds_total: SeedMean | None
     difference: Difference | None
     fewer_steps: float
     """Steps of the baseline / steps of this row."""
-    search: Mapping[str, Any] | None
-    expect: Mapping[str, Any] | None
+    search: SearchRecord | None
+    expect: Mapping[str, object] | None
     published: Mapping[int, float]
     comparison: str
 
@@ -79,11 +78,11 @@ class Row:
         return self.place == 0
 
     @property
-    def finished(self) -> tuple[Run, ...]:
+    def finished(self) -> tuple[RecordedRun, ...]:
         return tuple(run for run in self.runs if run.finished)
 
     @property
-    def broken(self) -> tuple[Run, ...]:
+    def broken(self) -> tuple[RecordedRun, ...]:
         """Runs that failed, were stopped or never ended."""
         return tuple(run for run in self.runs if not run.finished)
 
@@ -105,15 +104,15 @@ class Comparison:
     folder: Path
     commands: tuple[str, ...]
     created: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[MeasuredRow, ...]
     notes: tuple[str, ...]
 
     @property
-    def baseline(self) -> Row:
+    def baseline(self) -> MeasuredRow:
         return next(row for row in self.rows if row.is_baseline)
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[RecordedRun, ...]:
         return tuple(run for row in self.rows for run in row.runs)
 
     @property
@@ -148,7 +147,7 @@ def summarize(paths: Path | Sequence[Path]) -> Comparison:
     return measure(read([paths] if isinstance(paths, Path) else paths))
 
 
-def measure(source: Source) -> Comparison:
+def measure(source: ReportSource) -> Comparison:
     """Means, differences and ratios of what was read."""
     reference = next(group for group in source.groups if group.id == source.baseline)
     places = {
@@ -158,7 +157,7 @@ def measure(source: Source) -> Comparison:
     return Comparison(source.name, source.folder, source.commands, source.created, rows, source.notes)
 
 
-def estimate(values: Iterable[float | None]) -> Estimate | None:
+def estimate(values: Iterable[float | None]) -> SeedMean | None:
     """Mean and sample standard deviation of the values that are there; None where none is."""
     numbers = [value for value in values if value is not None]
     if not numbers:
@@ -166,10 +165,10 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
     n = len(numbers)
     mean = math.fsum(numbers) / n
     std = math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (n - 1)) if n > 1 else None
-    return Estimate(mean, std, n)
+    return SeedMean(mean, std, n)
 
 
-def difference(row: Estimate, baseline: Estimate) -> Difference:
+def difference(row: SeedMean, baseline: SeedMean) -> Difference:
     """``row`` − ``baseline`` with Welch's 95 % interval where both have a standard deviation."""
     amount = row.mean - baseline.mean
     if row.std is None or baseline.std is None:
@@ -183,12 +182,12 @@ def difference(row: Estimate, baseline: Estimate) -> Difference:
     return Difference(amount, error, amount - half, amount + half)
 
 
-def _row(group: Group, reference: Group, place: int) -> Row:
+def _row(group: Group, reference: Group, place: int) -> MeasuredRow:
     plan = group.runs[0].plan
     own_steps, other_steps = (_mean(run.steps for run in g.runs) or 0 for g in (group, reference))
     for key, of in (
-        ("global_batch_size", lambda run: run.plan["global_batch_size"]),
-        ("steps", lambda run: run.plan["steps"]),
+        ("global_batch_size", lambda run: run.plan.global_batch_size),
+        ("steps", lambda run: run.plan.steps),
         ("score", lambda run: run.score.key),
     ):
         values = sorted({of(run) for run in group.runs})
@@ -197,9 +196,9 @@ def _row(group: Group, reference: Group, place: int) -> Row:
     score, other = group.runs[0].score, reference.runs[0].score
     alike = score.same_measure(other)
     score = other if alike else score  # the baseline's tolerance is every row's
-    reached, baseline = (_over_seeds(g, f"test_{s.key}") for g, s in ((group, score), (reference, other)))
+    reached, baseline = (_over_seeds(g, lambda run: run.reached()) for g in (group, reference))
     comparable = alike and group is not reference and _split(group) == _split(reference)
-    return Row(
+    return MeasuredRow(
         id=group.id,
         label=group.label,
         recipe=group.recipe,
@@ -207,17 +206,17 @@ def _row(group: Group, reference: Group, place: int) -> Row:
         config=group.config,
         overrides=group.overrides,
         runs=group.runs,
-        global_batch_size=plan["global_batch_size"],
+        global_batch_size=plan.global_batch_size,
         steps=round(own_steps),
         epochs=_mean(run.epochs for run in group.runs),
         peak_lr=_peak_lr(group.runs[0]),
         score=score,
         evaluated_on=_split(group),
-        reached_in_training=_over_seeds(group, f"train_{score.key}"),
+        reached_in_training=_over_seeds(group, lambda run: run.result.number(f"train_{score.key}")),
         reached=reached,
-        seconds_per_step=_over_seeds(group, "seconds_per_step"),
-        seconds_per_epoch=_over_seeds(group, "seconds_per_epoch"),
-        seconds_total=_over_seeds(group, "seconds_total"),
+        seconds_per_step=_over_seeds(group, lambda run: run.result.seconds_per_step),
+        seconds_per_epoch=_over_seeds(group, lambda run: run.result.seconds_per_epoch),
+        seconds_total=_over_seeds(group, lambda run: run.result.seconds_total),
         difference=difference(reached, baseline) if reached and baseline and comparable else None,
         fewer_steps=other_steps / own_steps if own_steps else math.nan,
         search=group.search,
@@ -232,17 +231,16 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return found.mean if found else None
 
 
-def _over_seeds(group: Group, key: str) -> Estimate | None:
-    return estimate(run.measured(key) for run in group.runs if run.finished)
+def _over_seeds(group: Group, number: Callable[[RecordedRun], float | None]) -> SeedMean | None:
+    return estimate(number(run) for run in group.runs if run.finished)
 
 
 def _split(group: Group) -> str:
     return next((run.evaluated_on for run in group.runs if run.finished), group.runs[0].evaluated_on)
 
 
-def _peak_lr(run: Run) -> float | None:
+def _peak_lr(run: RecordedRun) -> float | None:
     """The one reached, where the run is finished, for a rule may not say it beforehand; else the one planned."""
-    planned = run.plan.get("lr")
-    peak = finite(planned.get("peak")) if isinstance(planned, Mapping) else None
-    reached = run.measured("peak_lr")
+    peak = run.plan.lr.peak if run.plan.lr else None
+    reached = run.result.peak_lr
     return reached if reached is not None and (run.finished or peak is None) else peak

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from largebatch.plan.score import Score, score_of, words_of
-from largebatch.report.files import finite
+from largebatch.plan.score import Score, words_of
+from largebatch.records.typed import finite
 from largebatch.report.numerals import ABSENT, count, decimals, interval, plain, ratio, scored, signed
-from largebatch.report.summary import Comparison, Estimate, Row
+from largebatch.report.summary import Comparison, MeasuredRow, SeedMean
 from largebatch.report.verdict import best_large_batch
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """``mark`` is a word such as "baseline"; ``trouble`` says what went wrong with the row's runs."""
 
     id: str
@@ -43,12 +43,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Prints itself in a terminal with rich; elsewhere ``columns`` and ``lines`` are plain data."""
 
     caption: str
     columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
 
     @property
     def placed(self) -> list[tuple[int, Column, Column | None]]:
@@ -87,7 +87,7 @@ class Table:
                 yield Text(f"{line.cells[0]}: {line.trouble}", style="red")
 
 
-def results(comparison: Comparison) -> Table:
+def results(comparison: Comparison) -> TextTable:
     """The main table. Seconds share the decimals of their column."""
     rows, best = comparison.rows, best_large_batch(comparison)
     score = comparison.score if comparison.one_score else Score("score", "score")
@@ -108,12 +108,12 @@ def results(comparison: Comparison) -> Table:
     )
     cell = _cells(comparison)
     seconds = [_seconds(rows, key) for key in ("seconds_per_step", "seconds_per_epoch", "seconds_total")]
-    return Table(
+    return TextTable(
         f"Each {score.name} is the mean over the finished seeds ± their sample standard deviation"
         f"{'' if any(len(row.finished) > 1 for row in rows) else '; one seed: no interval'}.",
         columns,
         tuple(
-            Line(
+            TableLine(
                 row.id,
                 (
                     row.label,
@@ -142,9 +142,9 @@ def results(comparison: Comparison) -> Table:
     )
 
 
-def searches(comparison: Comparison) -> Table | None:
+def searches(comparison: Comparison) -> TextTable | None:
     """What tuning each row got; None where none was tuned."""
-    tuned = [row for row in comparison.rows if row.search]
+    tuned = [(row, row.search) for row in comparison.rows if row.search]
     if not tuned:
         return None
     columns = (
@@ -157,34 +157,33 @@ def searches(comparison: Comparison) -> Table | None:
         Column("held-out examples"),
     )
     lines = []
-    for row in tuned:
-        search = row.search or {}
-        score, trials = score_of(search), search.get("trials") or []
-        at_chosen = [finite(trial.get(score.key)) for trial in trials if trial.get("peak_lr") == search.get("chosen")]
+    for row, search in tuned:
+        score, trials = search.judged_by, search.trials or ()
+        at_chosen = [trial.number(score.key) for trial in trials if trial.peak_lr == search.chosen]
         best = max((value for value in at_chosen if value is not None), key=score.worth, default=None)
-        failed = sum(finite(trial.get(score.key)) is None for trial in trials)
+        failed = sum(trial.number(score.key) is None for trial in trials)
         lines.append(
-            Line(
+            TableLine(
                 row.id,
                 (
                     row.label,
-                    str(search.get("key") or ABSENT),
-                    str(search.get("budget") or len(trials)),
+                    search.key or ABSENT,
+                    str(search.budget or len(trials)),
                     str(failed),
-                    plain(finite(search.get("chosen"))),
+                    plain(search.chosen),
                     scored(_alone(best), score),
-                    count(finite(search.get("hold_out"))),
+                    count(search.hold_out),
                 ),
             )
         )
-    return Table(
+    return TextTable(
         "Learning rates searched, judged on a held-out part of the training set, never on the test set.",
         columns,
         tuple(lines),
     )
 
 
-def published(comparison: Comparison) -> Table | None:
+def published(comparison: Comparison) -> TextTable | None:
     """What the papers report, beside what was measured here; None where no recipe cites a result."""
     cited, cell = [row for row in comparison.rows if row.expect], _cells(comparison)
     if not cited:
@@ -195,12 +194,12 @@ def published(comparison: Comparison) -> Table | None:
         Column("source", number=False),
         Column("measured here", comparison.score.unit if comparison.one_score else ""),
     )
-    return Table(
+    return TextTable(
         "Published results belong to the paper's own workload (its data, model and budget);"
         " they are to be expected here only where the workload is the same.",
         columns,
         tuple(
-            Line(
+            TableLine(
                 row.id,
                 (
                     row.label,
@@ -219,7 +218,7 @@ def published(comparison: Comparison) -> Table | None:
     )
 
 
-def every_run(comparison: Comparison) -> Table:
+def every_run(comparison: Comparison) -> TextTable:
     """One line a run, so that no seed is lost in a mean; what its task measures beside the score, too."""
     beside, cell = _beside(comparison), _cells(comparison)
     columns = (
@@ -232,12 +231,12 @@ def every_run(comparison: Comparison) -> Table:
         *(Column(*words_of(key)) for key in beside),
         Column("in total", "s"),
     )
-    total = decimals(run.measured("seconds_total") for run in comparison.runs)
-    return Table(
+    total = decimals(run.result.seconds_total for run in comparison.runs)
+    return TextTable(
         "Every run, with its folder.",
         columns,
         tuple(
-            Line(
+            TableLine(
                 run.name,
                 (
                     run.name,
@@ -247,11 +246,11 @@ def every_run(comparison: Comparison) -> Table:
                     else f"{run.status}: {run.reason}"
                     if run.reason != run.status
                     else run.status,
-                    count(run.measured("steps")),
+                    count(run.result.steps),
                     cell(_alone(run.reached("train")), run.score),
                     cell(_alone(run.reached()), run.score),
-                    *(scored(_alone(run.measured(f"test_{key}")), Score(key, *words_of(key))) for key in beside),
-                    ABSENT if (seconds := run.measured("seconds_total")) is None else f"{seconds:,.{total}f}",
+                    *(scored(_alone(run.result.number(f"test_{key}")), Score(key, *words_of(key))) for key in beside),
+                    ABSENT if (seconds := run.result.seconds_total) is None else f"{seconds:,.{total}f}",
                 ),
             )
             for run in comparison.runs
@@ -263,7 +262,7 @@ def _scored(score: Score, *, wide: bool = False) -> Column:
     return Column(score.name, score.unit, wide=wide)
 
 
-def _cells(comparison: Comparison) -> Callable[[Estimate | None, Score], str]:
+def _cells(comparison: Comparison) -> Callable[[SeedMean | None, Score], str]:
     """A score as a cell; with its unit where the column has none, since rows have others."""
     if comparison.one_score:
         return scored
@@ -274,7 +273,7 @@ def _beside(comparison: Comparison) -> list[str]:
     """What runs measured on the test set beside the loss and the score, by key: top-5, R²."""
     if not comparison.one_score:
         return []
-    keys = dict.fromkeys(key for run in comparison.runs for key in run.result)
+    keys = dict.fromkeys(key for run in comparison.runs for key in run.result.numbers)
     known = [key.removeprefix("test_") for key in keys if re.fullmatch(r"test_[a-z0-9_]{1,40}", key)]
     return [key for key in known if key not in ("loss", comparison.score.key)][:MOST_BESIDE]
 
@@ -284,11 +283,11 @@ def _cited(value: object) -> str:
     return str(value) if number is None else f"{number:g}"
 
 
-def _alone(value: float | None) -> Estimate | None:
-    return None if value is None else Estimate(value, None, 1)
+def _alone(value: float | None) -> SeedMean | None:
+    return None if value is None else SeedMean(value, None, 1)
 
 
-def _seconds(rows: tuple[Row, ...], key: str) -> Callable[[Row], str]:
+def _seconds(rows: tuple[MeasuredRow, ...], key: str) -> Callable[[MeasuredRow], str]:
     means = {row.id: estimate.mean for row in rows if (estimate := getattr(row, key))}
     digits = decimals(means.values())
     return lambda row: f"{means[row.id]:,.{digits}f}" if row.id in means else ABSENT

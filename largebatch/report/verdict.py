@@ -17,12 +17,12 @@ from largebatch.report.numerals import (
     signed,
     unsigned,
 )
-from largebatch.report.summary import Comparison, Difference, Estimate, Row
+from largebatch.report.summary import Comparison, Difference, MeasuredRow, SeedMean
 
 LESS = " where less is better"
 
 
-def best_large_batch(comparison: Comparison) -> Row | None:
+def best_large_batch(comparison: Comparison) -> MeasuredRow | None:
     """The row that the verdict is about; None where no larger batch than the baseline's was measured."""
     measured = [row for row in _larger(comparison) if row.difference]
     near = [row for row in measured if is_near(row)]
@@ -34,14 +34,14 @@ def best_large_batch(comparison: Comparison) -> Row | None:
     )
 
 
-def is_near(row: Row) -> bool:
+def is_near(row: MeasuredRow) -> bool:
     """Within the tolerance of the baseline, or better."""
     return row.difference is not None and _gain(row) >= -row.score.tolerance * (1 + 2e-9)
 
 
 def verdict(comparison: Comparison) -> str:
     """One sentence, from the means and nothing else."""
-    datasets = sorted({str(run.plan.get("dataset")) for row in comparison.rows for run in row.runs})
+    datasets = sorted({str(run.plan.dataset) for row in comparison.rows for run in row.runs})
     if len(datasets) > 1:
         return f"These runs cannot be compared: they were trained on different data ({', '.join(datasets)})."
     if not comparison.one_score:
@@ -63,11 +63,11 @@ def named(label: str) -> str:
     return f"“{label}”" if "," in label or ":" in label else label
 
 
-def _judged(comparison: Comparison, reference: Estimate, best: Row, reached: Estimate, gap: Difference) -> str:
+def _judged(comparison: Comparison, reference: SeedMean, best: MeasuredRow, reached: SeedMean, gap: Difference) -> str:
     baseline, score = comparison.baseline, comparison.score
     at = f"at batch {count(best.global_batch_size)}"
     measured = (
-        f"{named(best.label)} ends at {_told(Estimate(reached.mean, None, 1), comparison.reached)} against the"
+        f"{named(best.label)} ends at {_told(SeedMean(reached.mean, None, 1), comparison.reached)} against the"
         f" baseline’s {of_score(reference.mean, score)} at batch {count(baseline.global_batch_size)}"
         f" ({f'{signed(gap, score)} {score.differences_in}'.rstrip()}{'' if score.more_is_better else LESS},"
         f" {_evidence(gap, score, len(best.finished), len(baseline.finished))})"
@@ -82,7 +82,7 @@ def _judged(comparison: Comparison, reference: Estimate, best: Row, reached: Est
     return f"{sentence}{_worst(comparison, best)}{_beyond(comparison, best)}."
 
 
-def _nothing_to_judge(comparison: Comparison, reference: Estimate) -> str:
+def _nothing_to_judge(comparison: Comparison, reference: SeedMean) -> str:
     baseline, told = comparison.baseline, _told(reference, comparison.reached)
     batch = f"batch {count(baseline.global_batch_size)}"
     if len(comparison.rows) == 1:
@@ -99,16 +99,16 @@ def _nothing_to_judge(comparison: Comparison, reference: Estimate) -> str:
     return f"No row at a larger batch than the baseline’s {batch} was evaluated as the baseline was; {ends}."
 
 
-def _larger(comparison: Comparison) -> list[Row]:
+def _larger(comparison: Comparison) -> list[MeasuredRow]:
     return [row for row in comparison.rows if row.global_batch_size > comparison.baseline.global_batch_size]
 
 
-def _gain(row: Row) -> float:
+def _gain(row: MeasuredRow) -> float:
     """How much better than the baseline."""
     return row.score.worth(row.difference.amount) if row.difference else float("-inf")
 
 
-def _told(value: Estimate, score: Score) -> str:
+def _told(value: SeedMean, score: Score) -> str:
     """``91.20 ± 0.11 % test accuracy``, ``a test squared error of 0.499 ± 0.012``."""
     number = scored(value, score)
     return f"{number} % {score.name}" if score.unit == "%" else f"{one(score.name)} of {number} {score.unit}".rstrip()
@@ -128,22 +128,22 @@ def _nothing_lost(score: Score) -> str:
     return _margin(score) if score.differences_in else f"{_margin(score)} in {score.name},"
 
 
-def _short(row: Row) -> str:
+def _short(row: MeasuredRow) -> str:
     """What a row that is not near is away from it: ``0.61 points``."""
     return unsigned(row.difference, row.score) if row.difference else ""
 
 
-def _epochs(row: Row) -> str:
+def _epochs(row: MeasuredRow) -> str:
     return f"{plain(row.epochs)} epochs"
 
 
-def _budgets(row: Row, baseline: Row) -> str:
+def _budgets(row: MeasuredRow, baseline: MeasuredRow) -> str:
     if row.epochs == baseline.epochs:
         return f"the same {_epochs(row)}"
     return f"{_epochs(row)} instead of {plain(baseline.epochs)}"
 
 
-def _fewer(row: Row) -> str:
+def _fewer(row: MeasuredRow) -> str:
     if row.fewer_steps >= 1:
         return f"{row.fewer_steps:.1f} times fewer steps"
     return f"{1 / row.fewer_steps:.1f} times as many steps"
@@ -156,7 +156,7 @@ def _evidence(gap: Difference, score: Score, n: int, n_baseline: int) -> str:
     return f"95 % interval {known}, {seeds}" if (known := interval(gap, score)) else f"{seeds}: no interval"
 
 
-def _worst(comparison: Comparison, best: Row) -> str:
+def _worst(comparison: Comparison, best: MeasuredRow) -> str:
     """What goes wrong at that batch: the row that loses most, if it is not near, and those that never end."""
     others = [row for row in comparison.rows if row.global_batch_size == best.global_batch_size and row is not best]
     said = ""
@@ -169,7 +169,7 @@ def _worst(comparison: Comparison, best: Row) -> str:
     return said
 
 
-def _beyond(comparison: Comparison, best: Row) -> str:
+def _beyond(comparison: Comparison, best: MeasuredRow) -> str:
     """The nearest row at a still larger batch, where the verdict stopped short of one."""
     beyond = [row for row in comparison.rows if row.global_batch_size > best.global_batch_size and row.difference]
     if not is_near(best) or not beyond:

@@ -20,6 +20,8 @@ from largebatch.plan.score import ACCURACY, Score
 from largebatch.records import names
 from largebatch.records.facts import write_json
 from largebatch.records.mllog import MlperfLog, open_because
+from largebatch.records.run import ResultRecord
+from largebatch.records.typed import content, made
 from largebatch.run import record
 from largebatch.run.assemble import Job, mlperf_facts
 from largebatch.run.measure import Evaluations, Measure
@@ -37,14 +39,19 @@ class Result:
     status: str  # finished, failed; stopped, by a signal or for want of a place to write: the same command goes on
     reason: str | None
     directory: Path
-    numbers: dict[str, Any]
+    record: ResultRecord | None
     signal: int | None = None
     score: Score = ACCURACY
 
     @property
+    def numbers(self) -> dict[str, Any]:
+        """What ``result.json`` holds, by key."""
+        return content(self.record) if self.record is not None else {}
+
+    @property
     def reached(self) -> float | None:
         """The score at the end, on what was evaluated; None where it did not come to that."""
-        return self.numbers.get(f"test_{self.score.key}")
+        return self.record and self.record.number(f"test_{self.score.key}")
 
 
 class Account:
@@ -255,22 +262,23 @@ class Account:
         }
         for part in self.parts.values():
             numbers |= part.results(found)
+        ended = made(ResultRecord, numbers)
         problem = None
         if distributed.is_first():
             try:
-                write_json(self.directory / names.RESULT, numbers)
+                write_json(self.directory / names.RESULT, content(ended))
             except OSError as error:
                 problem = f"{self.directory / names.RESULT} cannot be written: {error.strerror or error}"
                 self.recorder.say(problem)
         problem = distributed.from_first(problem)
         if status == "finished" and problem:
             status, reason = "stopped", f"the training is done, but {problem}"
-            numbers |= {"status": status, "reason": reason}
+            ended = dataclasses.replace(ended, status=status, reason=reason)
         if reason:
             self.recorder.note(f"{status}: {reason}")
         if self.mllog is not None and status != "stopped":  # a stopped run goes on in the same log
             self.mllog.stop(status == "finished")
-        return Result(status, reason, self.directory, numbers, number, self.job.task.score)
+        return Result(status, reason, self.directory, ended, number, self.job.task.score)
 
     def _unwritten(self) -> str | None:
         """What of the run has found no room to the end; rank zero's to know."""

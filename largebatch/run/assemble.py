@@ -28,6 +28,7 @@ from largebatch.recipes.decide import decide, precision_of, task_name
 from largebatch.recipes.decided import DataFacts, Decided
 from largebatch.records import mllog
 from largebatch.records.circumstances import circumstances_of
+from largebatch.records.run import PlannedRate, PlanRecord
 from largebatch.run import fit
 from largebatch.tasks.task import Task
 from largebatch.terminal.console import Console, tell
@@ -230,52 +231,52 @@ def optimizer_of(
     return section.build(groups, lr, Surroundings(precision, engine, model))
 
 
-def plan_facts(job: Job, command: str) -> dict[str, Any]:
-    """What was decided before time was spent; the content of ``plan.json``."""
+def planned(job: Job, command: str) -> PlanRecord:
+    """What was decided before time was spent."""
     plan, run, decided = job.plan, job.run, job.decided
-    return {
-        "name": run.name,
-        "title": run.title,
-        "task": decided.task,
-        "score": job.task.score._asdict(),
-        "dataset": run.data.name,
-        "dataset_source": job.dataset.source,
-        "dataset_size": plan.dataset_size,
-        "test_size": len(job.dataset.test),
-        "global_batch_size": plan.global_batch_size,
-        "micro_batch_size": plan.micro_batch_size,
-        "accumulation_steps": plan.accumulation_steps,
-        "bn_batch_size": run.batch.bn_batch_size,
-        "methods": decided.beside_words,
-        "ramp": [[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
-        "world_size": plan.world_size,
-        "steps": plan.steps,
-        "budget_examples": plan.budget_examples,
-        "epochs": plan.budget_examples / plan.dataset_size,
-        "lr": {
-            "peak": decided.lr.schedule.peak,
-            "rule": decided.lr.rule,
-            "warmup": decided.lr.warmup,
-            "decay": decided.lr.decay,
-        },
-        "parameters": sum(p.numel() for p in job.engine.model.parameters()),
-        "device": str(job.device),
-        "precision": decided.precision,
-        "engine": run.engine.name,
-        "engine_settings": job.engine.description,
-        "seed": run.seed,
+    return PlanRecord(
+        name=run.name,
+        title=run.title,
+        task=decided.task,
+        score=job.task.score,
+        dataset=run.data.name,
+        dataset_source=job.dataset.source,
+        dataset_size=plan.dataset_size,
+        test_size=len(job.dataset.test),
+        global_batch_size=plan.global_batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        accumulation_steps=plan.accumulation_steps,
+        bn_batch_size=run.batch.bn_batch_size,
+        methods=decided.beside_words,
+        ramp=[[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
+        world_size=plan.world_size,
+        steps=plan.steps,
+        budget_examples=plan.budget_examples,
+        epochs=plan.budget_examples / plan.dataset_size,
+        lr=PlannedRate(
+            peak=decided.lr.schedule.peak,
+            rule=decided.lr.rule,
+            warmup=decided.lr.warmup,
+            decay=decided.lr.decay,
+        ),
+        parameters=sum(p.numel() for p in job.engine.model.parameters()),
+        device=str(job.device),
+        precision=decided.precision,
+        engine=run.engine.name,
+        engine_settings=job.engine.description,
+        seed=run.seed,
         **circumstances_of(command, job.device),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
 
 
-def mlperf_facts(job: Job) -> mllog.Facts:
+def mlperf_facts(job: Job) -> mllog.MlperfRun:
     """What MLPerf's log says of a run before it starts."""
     run, plan = job.run, job.plan
     keys = run.optimizer.model_dump()
     imagenet = run.data.name == "imagenet" and not run.data.hold_out and run.model.name.endswith("resnet50")
     warmup = job.decided.lr.schedule.warmup / plan.dataset_size
-    return mllog.Facts(
+    return mllog.MlperfRun(
         seed=run.seed,
         global_batch_size=plan.global_batch_size,
         gradient_accumulation_steps=plan.accumulation_steps,

@@ -21,7 +21,7 @@ from largebatch.machine import distributed, watchdog
 from largebatch.machine.signals import signals_noticed
 from largebatch.records.mllog import MlperfLog
 from largebatch.run.account import Account, Result
-from largebatch.run.assemble import Job, plan_facts
+from largebatch.run.assemble import Job, planned
 from largebatch.run.buffers import Buffers
 from largebatch.run.measure import Measure
 from largebatch.run.parts import Added, Parts
@@ -134,7 +134,7 @@ class Loop:
         recording = self.decided.recording
         self.recorder = Recorder(
             directory,
-            plan_facts(job, command),
+            planned(job, command),
             first_step=self.step,
             tensorboard=recording.tensorboard,
             quiet=quiet,

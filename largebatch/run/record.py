@@ -12,23 +12,26 @@ import fcntl
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rich.console
 import rich.progress
 
 from largebatch.errors import UserError
 from largebatch.machine import distributed
-from largebatch.plan.score import Score, score_of
+from largebatch.plan.score import ACCURACY, Score
 from largebatch.recipes import strict_yaml
 from largebatch.records import names
 from largebatch.records.facts import writable, write_json
 from largebatch.records.files import write_text
 from largebatch.records.lines import Lines
+from largebatch.records.run import LINES, PlanRecord, ResultRecord
+from largebatch.records.typed import content, made, read
 from largebatch.terminal.console import tell
 from largebatch.terminal.escapes import escaped
 
 Recipe = dict[str, Any]
+Kind = TypeVar("Kind")
 
 
 def open_directory(
@@ -120,7 +123,7 @@ class Recorder:
     def __init__(
         self,
         directory: Path,
-        plan: dict[str, Any],
+        plan: PlanRecord,
         *,
         first_step: int,
         tensorboard: bool,
@@ -143,27 +146,28 @@ class Recorder:
                 transient=True,
             )
             self._progress.start()
-            self._task = self._progress.add_task(plan["name"], total=plan["steps"], completed=first_step, now="")
+            self._task = self._progress.add_task(str(plan.name), total=plan.steps, completed=first_step, now="")
 
-    def _open(self, directory: Path, plan: dict[str, Any], first_step: int, tensorboard: bool) -> None:
+    def _open(self, directory: Path, plan: PlanRecord, first_step: int, tensorboard: bool) -> None:
         self._lines = Lines(directory / names.METRICS)
         self._lines.drop_torn_line()
         self._log = Lines(directory / names.LOG)
-        write_json(directory / names.PLAN, plan)
+        write_json(directory / names.PLAN, content(plan))
         (directory / names.RESULT).unlink(missing_ok=True)
         if tensorboard:
             self._board = _tensorboard(directory / names.TENSORBOARD, first_step)
 
-    def event(self, event: str, **numbers: Any) -> None:
-        """One line of metrics.jsonl; in TensorBoard ``loss/training``, ``loss/test``, ``lr/training``, ..."""
+    def event(self, event: str, /, **facts: Any) -> None:
+        """One line of metrics.jsonl, of a kind of LINES; in TensorBoard ``loss/training``, ``loss/test``, ..."""
         if not self.active:
             return
-        self._append(self._lines, json.dumps(writable({"event": event, **numbers}), ensure_ascii=False))
+        line = content(made(LINES[event], facts), event=event)
+        self._append(self._lines, json.dumps(writable(line), ensure_ascii=False))
         if self._board is not None:
-            whose = "layers" if event == "layers" else numbers.get("split", "training")
-            for key, value in numbers.items():
+            whose = "layers" if event == "layers" else facts.get("split", "training")
+            for key, value in facts.items():
                 if key not in ("step", "examples_seen") and isinstance(value, float):
-                    self._scalar(f"{key}/{whose}", value, numbers["step"])
+                    self._scalar(f"{key}/{whose}", value, facts["step"])
 
     def training(self, **numbers: Any) -> None:
         self.event("train", **numbers)
@@ -247,17 +251,17 @@ def _tensorboard(directory: Path, first_step: int) -> Any:
 
 def score_of_run(directory: Path) -> Score:
     """What the run is judged by."""
-    try:
-        plan = json.loads((directory / names.PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        plan = {}
-    return score_of(plan if isinstance(plan, dict) else {})
+    plan = _read(PlanRecord, directory / names.PLAN)
+    return ACCURACY if plan is None else plan.judged_by
 
 
-def read_result(directory: Path) -> dict[str, Any] | None:
+def read_result(directory: Path) -> ResultRecord | None:
     """``result.json``, None where there is none or it is not whole."""
+    return _read(ResultRecord, directory / names.RESULT)
+
+
+def _read(kind: type[Kind], file: Path) -> Kind | None:
     try:
-        result = json.loads((directory / names.RESULT).read_text(encoding="utf-8"))
-        return result if isinstance(result, dict) and "status" in result else None
-    except (OSError, ValueError, RecursionError):
+        return read(kind, json.loads(file.read_text(encoding="utf-8")), file)
+    except (OSError, ValueError, RecursionError, UserError):
         return None

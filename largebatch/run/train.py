@@ -50,12 +50,12 @@ def train(
         job = assemble(run, device, begun=begun)
         record.open_directory(directory, run.as_written(), run.science(), science_of_file, run.resume)
         finished = distributed.gather(record.read_result(directory))[0]
-        if finished is not None and finished["status"] == "finished":
+        if finished is not None and finished.status == "finished":
             if distributed.is_first() and not quiet:
                 tell(console, f"{directory} is finished already: nothing to train")
             return Result("finished", None, directory, finished, score=job.task.score)
         if problem := no_place_for_checkpoints(job.decided):
-            return Result("stopped", problem, directory, {})
+            return Result("stopped", problem, directory, None)
         if distributed.is_first() and not quiet:
             for key, text in decisions(job, directory).items():
                 tell(console, f"{key:>10}  {text}")

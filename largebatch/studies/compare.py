@@ -28,21 +28,15 @@ from largebatch.recipes import config, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.recipes.derive import peak_of
 from largebatch.records import names
+from largebatch.records.comparison import ComparedRow, ComparisonRecord, SearchRecord, TrialRecord, Tuning
 from largebatch.records.facts import write_json
+from largebatch.records.run import ResultRecord
+from largebatch.records.typed import content, read
 from largebatch.run import record
 from largebatch.run.assemble import data_facts, dataset_of, task_of
 from largebatch.run.train import Result, science_of_file, train
 from largebatch.studies import search
 from largebatch.terminal.console import Console, tell
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuning:
-    """How every row's learning rate is searched."""
-
-    trials: int = 7
-    hold_out: int | None = None  # else a sixth of the training set
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,27 +88,27 @@ def compare(
         baseline = min(rows, key=lambda row: runs[row.id].batch.global_batch_size).id
     elif baseline not in runs:
         raise UserError(f"--baseline {baseline} is no row of this comparison; rows: {', '.join(runs)}")
-    facts: dict[str, Any] = {
-        "name": out.name,
-        "command": command,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seeds": list(range(seeds)),
-        "tuning": dataclasses.asdict(tuning) if tuning else None,
-        "baseline": baseline,
-        "rows": [row_facts(row, runs[row.id], seeds) for row in rows],
-        "notes": notes(seeds, tuning, scores),
-    }
+    comparison = ComparisonRecord(
+        name=out.name,
+        command=command,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seeds=list(range(seeds)),
+        tuning=tuning,
+        baseline=baseline,
+        rows=[recorded(row, runs[row.id], seeds) for row in rows],
+        notes=notes(seeds, tuning, scores),
+    )
     begun = distributed.gather(existing(out))[0]
     if begun is not None:
-        go_on(out, begun, facts)
-    keep(out, facts)
-    for row, described in zip(rows, facts["rows"], strict=True):
+        comparison = gone_on(out, begun, comparison)
+    keep(out, comparison)
+    for index, row in enumerate(rows):
         if tuning is not None:
-            found = search_lr(row, out, tuning, command, console)
-            described["learning_rate_search"] = found
-            keep(out, facts)
-        chosen = chosen_lr(described)
-        for seed, folder in enumerate(described["runs"]):
+            comparison = with_search(comparison, index, search_lr(row, out, tuning, command, console))
+            keep(out, comparison)
+        described = comparison.rows[index]
+        chosen = chosen_lr(described.learning_rate_search)
+        for seed, folder in enumerate(described.runs):
             run_once(row, (*chosen, f"seed={seed}"), out / folder, command, console)
     return out
 
@@ -139,30 +133,42 @@ def check(row: ComparedRecipe, tuning: Tuning | None) -> Score:
     return task_of(run, dataset).score
 
 
-def existing(out: Path) -> dict[str, Any] | None:
+def existing(out: Path) -> ComparisonRecord | None:
+    file = out / names.COMPARISON
     try:
-        return json.loads((out / names.COMPARISON).read_text(encoding="utf-8"))
+        return read(ComparisonRecord, json.loads(file.read_text(encoding="utf-8")), file.name)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"{out / names.COMPARISON} cannot be read ({error}); choose another --out") from None
 
 
-def go_on(out: Path, begun: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Keep what was searched; refuse a folder that holds another comparison. More seeds may be added."""
-    asked = {key: facts[key] for key in ("baseline", "tuning")}
-    there = {key: begun.get(key) for key in asked}
-    for found, facts_of in ((there, begun), (asked, facts)):
-        found["rows"] = {row["id"]: ", ".join(row["overrides"]) or "as in its file" for row in facts_of["rows"]}
-    if different := record.differences(there, asked):
+def gone_on(out: Path, begun: ComparisonRecord, comparison: ComparisonRecord) -> ComparisonRecord:
+    """With what was searched; refuses a folder that holds another comparison. More seeds may be added."""
+    if different := record.differences(asked(begun), asked(comparison)):
         raise UserError(f"--out {out} holds another comparison ({'; '.join(different)}); choose another --out")
-    for row, row_begun in zip(facts["rows"], begun["rows"], strict=True):
-        row["learning_rate_search"] = row_begun["learning_rate_search"]
+    for index, row in enumerate(begun.rows):
+        comparison = with_search(comparison, index, row.learning_rate_search)
+    return comparison
 
 
-def chosen_lr(described: dict[str, Any]) -> tuple[str, ...]:
-    found = described["learning_rate_search"]
-    return (f"lr.base={found['chosen_base']:.12g}",) if found and found["chosen_base"] is not None else ()
+def asked(comparison: ComparisonRecord) -> dict[str, object]:
+    """What two comparisons must share to go on in one folder."""
+    return {
+        "baseline": comparison.baseline,
+        "tuning": dataclasses.asdict(comparison.tuning) if comparison.tuning else None,
+        "rows": {row.id: ", ".join(row.overrides or ()) or "as in its file" for row in comparison.rows},
+    }
+
+
+def with_search(comparison: ComparisonRecord, index: int, search: SearchRecord | None) -> ComparisonRecord:
+    rows = list(comparison.rows)
+    rows[index] = dataclasses.replace(rows[index], learning_rate_search=search)
+    return dataclasses.replace(comparison, rows=rows)
+
+
+def chosen_lr(found: SearchRecord | None) -> tuple[str, ...]:
+    return (f"lr.base={found.chosen_base:.12g}",) if found and found.chosen_base is not None else ()
 
 
 def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[ComparedRecipe]:
@@ -202,16 +208,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
 
 
-def row_facts(row: ComparedRecipe, run: config.Run, seeds: int) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "label": run.title or row.id,
-        "config": str(row.recipe),
-        "overrides": list(row.overrides),
-        "runs": [f"{row.id}/seed-{seed}" for seed in range(seeds)],
-        "learning_rate_search": None,
-        "expect": run.expect.model_dump(exclude_none=True) if run.expect else None,
-    }
+def recorded(row: ComparedRecipe, run: config.Run, seeds: int) -> ComparedRow:
+    return ComparedRow(
+        id=row.id,
+        label=run.title or row.id,
+        config=str(row.recipe),
+        overrides=row.overrides,
+        runs=[f"{row.id}/seed-{seed}" for seed in range(seeds)],
+        learning_rate_search=None,
+        expect=run.expect.model_dump(exclude_none=True) if run.expect else None,
+    )
 
 
 def notes(seeds: int, tuning: Tuning | None, scores: set[Score]) -> list[str]:
@@ -232,7 +238,7 @@ def notes(seeds: int, tuning: Tuning | None, scores: set[Score]) -> list[str]:
 
 def search_lr(
     row: ComparedRecipe, out: Path, tuning: Tuning, command: str, console: rich.console.Console
-) -> dict[str, Any]:
+) -> SearchRecord:
     own = row.run()
     assert own.lr.base is not None
     own_peak, _ = peak_of(own.lr, own.batch.global_batch_size)
@@ -261,16 +267,19 @@ def search_lr(
     score = task_of(own, dataset_of(own)).score
     trials = search.search(own_peak, tuning.trials, measure, score)
     chosen = search.best(trials, score)
-    return {
-        "key": "lr.base",
-        "budget": tuning.trials,
-        "metric": f"held-out {score.name}",
-        "score": score._asdict(),
-        "hold_out": tuning.hold_out,
-        "chosen": chosen and chosen.peak_lr,
-        "chosen_base": chosen and own.lr.base * (chosen.peak_lr / own_peak),
-        "trials": [{"peak_lr": trial.peak_lr, score.key: trial.reached, "status": trial.status} for trial in trials],
-    }
+    return SearchRecord(
+        key="lr.base",
+        budget=tuning.trials,
+        metric=f"held-out {score.name}",
+        score=score,
+        hold_out=tuning.hold_out,
+        chosen=chosen and chosen.peak_lr,
+        chosen_base=chosen and own.lr.base * (chosen.peak_lr / own_peak),
+        trials=[
+            TrialRecord(peak_lr=trial.peak_lr, numbers={score.key: trial.reached}, status=trial.status)
+            for trial in trials
+        ],
+    )
 
 
 def run_once(
@@ -280,7 +289,7 @@ def run_once(
     run = row.run(*more, config.setting("record.dir", str(directory)))
     done = distributed.gather(finished_before(run, directory))[0]
     if done is not None:
-        return Result(done["status"], done["reason"], directory, done, score=record.score_of_run(directory))
+        return Result(done.status, done.reason, directory, done, score=record.score_of_run(directory))
     result = train(run, command=command, console=console, quiet=True)
     if result.status == "stopped":
         raise Interrupted(result)
@@ -289,9 +298,9 @@ def run_once(
     return result
 
 
-def finished_before(run: config.Run, directory: Path) -> dict[str, Any] | None:
+def finished_before(run: config.Run, directory: Path) -> ResultRecord | None:
     result = record.read_result(directory)
-    if result is None or result["status"] == "stopped":
+    if result is None or result.status == "stopped":
         return None
     try:
         there = science_of_file(directory / names.RECIPE)
@@ -301,24 +310,23 @@ def finished_before(run: config.Run, directory: Path) -> dict[str, Any] | None:
 
 
 def one_line(directory: Path, result: Result) -> str:
-    numbers = result.numbers
+    ended = result.record
     name = "/".join(directory.parts[-3 if directory.parts[-2] == names.SEARCH else -2 :])
-    if result.status == "failed":
-        return f"{name:<32} failed: {result.reason}"
-    on = numbers["evaluated_on"].replace("_", "-")
+    if result.status == "failed" or ended is None:
+        return f"{name:<32} {result.status}: {result.reason}"
+    on = str(ended.evaluated_on).replace("_", "-")
     told = "" if result.reached is None else result.score.of(result.reached)
     return (
-        f"{name:<32} {told:>8} {on}  peak lr {numbers['peak_lr']:<8.4g} "
-        f"{numbers['steps']:>6} steps  {numbers['seconds_total']:6.1f} s"
+        f"{name:<32} {told:>8} {on}  peak lr {ended.peak_lr:<8.4g} {ended.steps:>6} steps  {ended.seconds_total:6.1f} s"
     )
 
 
-def keep(out: Path, facts: dict[str, Any]) -> None:
+def keep(out: Path, comparison: ComparisonRecord) -> None:
     problem = None
     if distributed.is_first():
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_json(out / names.COMPARISON, facts)
+            write_json(out / names.COMPARISON, content(comparison))
         except OSError as error:
             problem = f"--out {out} cannot be written: {error.strerror or error}"
     problem = distributed.gather(problem)[0]

@@ -3,6 +3,8 @@ import json
 import pytest
 
 from largebatch.errors import UserError
+from largebatch.records.run import RecipeRecord
+from largebatch.records.typed import read as read_as
 from largebatch.report.curves import AVERAGED_POINTS, POINTS, lines, recorded
 from largebatch.report.read import read
 from largebatch.report.summary import summarize
@@ -134,9 +136,10 @@ def test_what_was_published_is_that_of_the_runs_own_batch():
 
     rows = {"512": {"top1": 77.0, "steps": None}, 8192: {"top1": 76.26, "top1_std": 0.09}}
     expect = {"top1": 76.26, "steps": 10, "source": "Table 1", "by_batch_size": rows}
-    at = lambda size: expected(expect, {"batch": {"global_batch_size": size}})  # noqa: E731
+    asked = lambda whole: read_as(RecipeRecord, whole, "run.yaml")  # noqa: E731
+    at = lambda size: expected(expect, asked({"batch": {"global_batch_size": size}}))  # noqa: E731
     assert at(512) == {"top1": 77.0, "source": "Table 1"}
     assert at(8192) == {"top1": 76.26, "top1_std": 0.09, "source": "Table 1"}
     assert at(1024) == {"source": "Table 1"}, "no row: nothing was published for this batch"
-    assert expected({"top1": 50.0, "source": "x"}, {}) == {"top1": 50.0, "source": "x"}
-    assert expected(None, {}) is None
+    assert expected({"top1": 50.0, "source": "x"}, asked({})) == {"top1": 50.0, "source": "x"}
+    assert expected(None, asked({})) is None

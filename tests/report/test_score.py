@@ -12,11 +12,11 @@ from largebatch.errors import UserError
 from largebatch.plan.score import ACCURACY, Score
 from largebatch.report import path_figure, summarize, svg, verdict
 from largebatch.report.batch_figures import score_by_batch
-from largebatch.report.curves import Line
+from largebatch.report.curves import CurveLine
 from largebatch.report.numerals import of_score, scored
 from largebatch.report.page import html, markdown
 from largebatch.report.scales import focus
-from largebatch.report.summary import Estimate
+from largebatch.report.summary import SeedMean
 from largebatch.report.table import results, searches
 
 ERROR = Score("squared_error", "squared error", more_is_better=False, tolerance=0.01)
@@ -201,7 +201,7 @@ def axes_after(score, ends, **how):
     """(ends of the axis, sentences) for one line to each of the ends; all begin far from them."""
     axes = Figure().add_subplot()
     start = 5.0 if score.unit == "%" or not score.more_is_better else -5.0
-    return axes, focus(axes, {label: [Line((0, 1), (start, end))] for label, end in ends.items()}, score, **how)
+    return axes, focus(axes, {label: [CurveLine((0, 1), (start, end))] for label, end in ends.items()}, score, **how)
 
 
 def test_a_scale_cuts_what_is_worse_whichever_way_that_is():
@@ -225,7 +225,7 @@ def test_numbers_of_a_score():
     assert of_score(0.498712, ERROR) == "0.4987"
     assert of_score(12345.6, ERROR) == "12,346"
     assert of_score(-1.5, DEGREES) == "−1.500 °C"
-    assert scored(Estimate(0.5123, 0.0123, 2), ERROR) == "0.512 ± 0.012"
+    assert scored(SeedMean(0.5123, 0.0123, 2), ERROR) == "0.512 ± 0.012"
     assert scored(None, ERROR) == "–"
 
 

@@ -6,7 +6,7 @@ from scipy import stats
 
 from largebatch.report import summarize, verdict
 from largebatch.report.fairness import fairness
-from largebatch.report.summary import Estimate, difference, estimate
+from largebatch.report.summary import SeedMean, difference, estimate
 from largebatch.report.table import results
 
 
@@ -32,8 +32,8 @@ def test_the_interval_is_welchs():
 
 
 def test_one_seed_has_no_interval_and_equal_seeds_have_an_empty_one():
-    assert difference(Estimate(90, None, 1), Estimate(91, 0.5, 3)).low is None
-    assert estimate([90.0, None]) == Estimate(90.0, None, 1)
+    assert difference(SeedMean(90, None, 1), SeedMean(91, 0.5, 3)).low is None
+    assert estimate([90.0, None]) == SeedMean(90.0, None, 1)
     assert estimate([None]) is None
     same = difference(estimate([90.0, 90.0]), estimate([91.0, 91.0]))
     assert (same.amount, same.low, same.high) == (-1.0, -1.0, -1.0)

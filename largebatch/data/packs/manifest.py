@@ -42,7 +42,7 @@ class Smallest(_Strict):
     height: PositiveInt
 
 
-class SplitFacts(_Strict):
+class PackedSplitRecord(_Strict):
     examples: PositiveInt
     files: list[ImageFile]
     labels: Promised
@@ -63,7 +63,7 @@ class Origin(_Strict):
     sha256: str  # of names, labels and classes
 
 
-class Facts(_Strict):
+class PackRecord(_Strict):
     """``pack.json`` without its checksum."""
 
     format: str
@@ -71,16 +71,16 @@ class Facts(_Strict):
     form: Literal["pixels", "jpeg"]
     size: PositiveInt | None  # None: jpeg, every image has its own
     classes: list[str]
-    splits: dict[Literal["train", "test"], SplitFacts]
+    splits: dict[Literal["train", "test"], PackedSplitRecord]
     source: Origin
     largebatch: str
 
 
-def write_facts(root: Path, facts: Facts) -> None:
+def write_facts(root: Path, facts: PackRecord) -> None:
     write_text(root / MANIFEST, checked_text(facts.model_dump()), on_disk=True)
 
 
-def read_facts(root: Path) -> Facts:
+def read_facts(root: Path) -> PackRecord:
     """``pack.json`` alone, with its checksum and its form looked at."""
     path = root / MANIFEST
     try:
@@ -102,7 +102,7 @@ def read_facts(root: Path) -> Facts:
     if facts.get("version") != VERSION:
         raise UserError(f"{path} has version {facts.get('version')!r}; this largebatch reads version {VERSION}")
     try:
-        read = Facts.model_validate(facts)
+        read = PackRecord.model_validate(facts)
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -26,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 
 from largebatch.data.contents import FOLDER, SHARDS, Listing
-from largebatch.data.packs.manifest import MANIFEST, PROGRESS, Facts, Promised, SplitFacts, read_facts
+from largebatch.data.packs.manifest import MANIFEST, PROGRESS, PackedSplitRecord, PackRecord, Promised, read_facts
 from largebatch.errors import UserError
 from largebatch.records.files import sha256_of
 
@@ -41,7 +41,7 @@ class PackedImages:
 
     kind = ""  # of what it was packed from
 
-    def __init__(self, root: Path, split: SplitFacts, classes: tuple[str, ...], labels: np.ndarray) -> None:
+    def __init__(self, root: Path, split: PackedSplitRecord, classes: tuple[str, ...], labels: np.ndarray) -> None:
         self.classes = classes
         self.labels = labels
         self._files = tuple(str(root / file.name) for file in split.files)
@@ -115,7 +115,9 @@ class _Mapped:
 class PixelPack(PackedImages):
     """uint8 images of ``size`` × ``size``."""
 
-    def __init__(self, root: Path, split: SplitFacts, classes: tuple[str, ...], labels: np.ndarray, size: int) -> None:
+    def __init__(
+        self, root: Path, split: PackedSplitRecord, classes: tuple[str, ...], labels: np.ndarray, size: int
+    ) -> None:
         super().__init__(root, split, classes, labels)
         self.size = size
 
@@ -156,7 +158,7 @@ class _Opened:
 class JpegPack(PackedImages):
     """Encoded images, a :class:`largebatch.data.sources.ImageSource`."""
 
-    def __init__(self, root: Path, split: SplitFacts, classes: tuple[str, ...], labels: np.ndarray) -> None:
+    def __init__(self, root: Path, split: PackedSplitRecord, classes: tuple[str, ...], labels: np.ndarray) -> None:
         super().__init__(root, split, classes, labels)
         assert split.index
         self._index = str(root / split.index.name)
@@ -179,7 +181,7 @@ class JpegPack(PackedImages):
 @dataclass(frozen=True)
 class Pack:
     root: Path
-    facts: Facts
+    facts: PackRecord
     classes: tuple[str, ...]
     splits: Mapping[str, PixelPack | JpegPack]
 
@@ -230,7 +232,7 @@ def open_pack(root: Path) -> Pack:
     return Pack(root, facts, classes, splits)
 
 
-def verify(root: Path, report: Callable[[int, int], object] = lambda done, total: None) -> Facts:
+def verify(root: Path, report: Callable[[int, int], object] = lambda done, total: None) -> PackRecord:
     """Every byte of the pack in ``root``; ``report`` hears how many bytes of how many were read."""
     facts = open_pack(root).facts
     files = [file for split in facts.splits.values() for file in split.promised]
@@ -283,7 +285,7 @@ def _array_of(root: Path, promised: Promised, dtype: np.dtype | None, shape: tup
     return array
 
 
-def _check_order(root: Path, split: SplitFacts) -> None:
+def _check_order(root: Path, split: PackedSplitRecord) -> None:
     follows = 0
     for file in split.files:
         if file.first != follows:
@@ -293,7 +295,7 @@ def _check_order(root: Path, split: SplitFacts) -> None:
         raise UserError(f"{root / MANIFEST}: the files hold {follows:,} examples, not {split.examples:,}")
 
 
-def _check_index(root: Path, split: SplitFacts) -> None:
+def _check_index(root: Path, split: PackedSplitRecord) -> None:
     """Every image lies inside the file that holds its example."""
     if split.index is None:
         raise UserError(f"{root / MANIFEST} names no index")

@@ -27,12 +27,12 @@ from largebatch.data.packs.manifest import (
     MANIFEST,
     PROGRESS,
     VERSION,
-    Facts,
     ImageFile,
     Origin,
+    PackedSplitRecord,
+    PackRecord,
     Promised,
     Smallest,
-    SplitFacts,
     read_facts,
     write_facts,
 )  # fmt: skip
@@ -61,7 +61,7 @@ def pack(
     per_file: int | None = None,
     say: Say = lambda text: None,
     report: Report = lambda made, images: None,
-) -> Facts | None:
+) -> PackRecord | None:
     """Make the pack in ``dest``, or what is missing of it; None if all was there already.
 
     ``size``: pixels of this side; None: the encoded images. A share of ``skip_unreadable`` of the training images may
@@ -285,9 +285,9 @@ def _check_left_out(source: Origins, at_most: dict[str, int], progress: PackingP
 
 def _finished(
     source: Origins, dest: Path, asked: dict[str, Any], jobs: list[PlannedFile], progress: PackingProgress
-) -> Facts:
+) -> PackRecord:
     """Labels, names and index, then ``pack.json``; nothing is left of the progress."""
-    facts = Facts(
+    facts = PackRecord(
         format=FORMAT,
         version=VERSION,
         form=asked["form"],
@@ -305,7 +305,7 @@ def _finished(
     return facts
 
 
-def _split(source: Origins, dest: Path, split: str, made: list[WrittenFile]) -> SplitFacts:
+def _split(source: Origins, dest: Path, split: str, made: list[WrittenFile]) -> PackedSplitRecord:
     left_out = {index: why for file in made for index, why in file.left_out.items()}
     kept = np.ones(len(source.splits[split]), dtype=bool)
     kept[list(left_out)] = False
@@ -322,7 +322,7 @@ def _split(source: Origins, dest: Path, split: str, made: list[WrittenFile]) -> 
         index = _array(dest / f"{split}-index.npy", np.concatenate(rows).astype(np.int64))
     name = lambda at: bytes(source.names[split][at]).decode(errors="replace")  # noqa: E731
     smallest, width, height = min((file.smallest for file in made if file.smallest), key=lambda s: (min(s[1:]), s[0]))
-    return SplitFacts(
+    return PackedSplitRecord(
         examples=first[-1],
         files=[
             ImageFile(name=file.name, bytes=file.bytes, sha256=file.sha256, first=begin, examples=file.examples)

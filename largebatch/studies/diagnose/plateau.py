@@ -8,7 +8,6 @@ and the ends of the Hessian's spectrum. Verdicts: :mod:`largebatch.diagnostics.p
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from largebatch.checkpoint import existing
 from largebatch.diagnostics import plateau, spectrum
 from largebatch.errors import UserError
 from largebatch.records import names
-from largebatch.report.files import finite
+from largebatch.records.run import DirectionsLine, TrainLine
 from largebatch.report.run import read_run
 from largebatch.studies.diagnose.opened import Opened, circumstances, keep, opened, recipe_of
 
@@ -39,18 +38,21 @@ def measure(
     """Collective. Without ``checkpoint`` from the records alone."""
     recipe = recipe_of(directory)
     run = read_run(directory, recipe.name)
-    losses = [(line["step"], loss) for line in run.train if (loss := finite(line.get("loss"))) is not None]
+    recorded = run.lines_of(TrainLine)
+    losses = [(line.step, line.loss) for line in recorded if line.loss is not None]
     if not losses:
         raise UserError(f"{directory} has recorded no loss yet; train it first, or lower record.every_steps")
-    rates = numbers_of(run.train, "lr")
+    rates = [line.lr for line in recorded if line.lr is not None]
     lr = statistics.median(rates[-max(1, len(rates) // 2) :]) if rates else None
     averaged = recipe.optimizer.averaged
     limit = plateau.stability_limit(lr, *averaged) if averaged and lr else None
     seen = plateau.Seen(
         steps=[step for step, _ in losses],
         losses=[loss for _, loss in losses],
-        gradient_norms=numbers_of(run.train, "grad_norm"),
-        alignments=numbers_of(run.events.get("directions", ()), "gradient_alignment"),
+        gradient_norms=[line.grad_norm for line in recorded if line.grad_norm is not None],
+        alignments=[
+            line.gradient_alignment for line in run.lines_of(DirectionsLine) if line.gradient_alignment is not None
+        ],
         lr=lr,
         highest_lr=max(rates, default=None),
         stable_below=limit,
@@ -76,10 +78,6 @@ def measure(
     }
     keep(directory, facts)
     return facts
-
-
-def numbers_of(lines: Iterable[Mapping[str, Any]], key: str) -> list[float]:
-    return [number for line in lines if (number := finite(line.get(key))) is not None]
 
 
 def with_checkpoint(

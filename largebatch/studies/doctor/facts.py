@@ -7,11 +7,11 @@ from typing import Any
 
 GIB = 2**30
 
-Facts = dict[str, Any]
+Examined = dict[str, Any]
 
 
-def by_host(ranks: list[Facts]) -> dict[str, list[Facts]]:
-    hosts: dict[str, list[Facts]] = {}
+def by_host(ranks: list[Examined]) -> dict[str, list[Examined]]:
+    hosts: dict[str, list[Examined]] = {}
     for rank in ranks:
         hosts.setdefault(rank["host"], []).append(rank)
     return hosts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from largebatch.studies.doctor.facts import GIB, Facts, by_host, size, spans
+from largebatch.studies.doctor.facts import GIB, Examined, by_host, size, spans
 
 LEAST_BYTES = {"run_folder": GIB, "temporary_folder": GIB // 2}
 LEAST_SHARED_MEMORY = GIB
@@ -12,7 +12,7 @@ LEAST_OPEN_FILES = 1024
 LARGEST_CLOCK_DIFFERENCE = 1.0  # seconds
 
 
-def judge(facts: Facts) -> list[str]:
+def judge(facts: Examined) -> list[str]:
     """What would go wrong. A sentence that holds on some hosts only begins with their names."""
     hosts = by_host(facts["ranks"])
     found: dict[str, list[str]] = {}
@@ -27,7 +27,7 @@ def judge(facts: Facts) -> list[str]:
     return sentences + list(_of_all(facts, hosts))
 
 
-def _of_rank(seen: Facts, ranks_here: int, facts: Facts) -> Iterator[str]:
+def _of_rank(seen: Examined, ranks_here: int, facts: Examined) -> Iterator[str]:
     yield from seen["complaints"]
     device, environment = seen["device"], seen["environment"]
     if device["problem"]:
@@ -71,7 +71,7 @@ def _names_an_interface(written: str, interfaces: list[str]) -> bool:
     return any(name.startswith(beginning) for name in interfaces for beginning in wanted if beginning)
 
 
-def _of_host(ranks: list[Facts]) -> Iterator[str]:
+def _of_host(ranks: list[Examined]) -> Iterator[str]:
     cores, threads = ranks[0]["cores"], sum(rank["threads"] for rank in ranks)
     if len(ranks) > 1 and threads > cores and all(rank["device"]["type"] == "cpu" for rank in ranks):
         yield (
@@ -84,7 +84,7 @@ def _of_host(ranks: list[Facts]) -> Iterator[str]:
         yield "two ranks have the same CUDA device; start at most one rank per device"
 
 
-def _of_all(facts: Facts, hosts: dict[str, list[Facts]]) -> Iterator[str]:
+def _of_all(facts: Examined, hosts: dict[str, list[Examined]]) -> Iterator[str]:
     versions: dict[str, dict[str, list[int]]] = {}
     for rank in facts["ranks"]:
         for package in {name for other in facts["ranks"] for name in other["versions"]}:

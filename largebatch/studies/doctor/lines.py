@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from largebatch.studies.doctor.facts import Facts, by_host, size, spans
+from largebatch.studies.doctor.facts import Examined, by_host, size, spans
 from largebatch.studies.doctor.look import TENSORBOARD_PORT
 
 
-def lines(facts: Facts) -> dict[str, str]:
+def lines(facts: Examined) -> dict[str, str]:
     """What is seen, a line each."""
     ranks, hosts = facts["ranks"], by_host(facts["ranks"])
     first, group, folder = ranks[0], facts["group"], facts["run_folder"]
@@ -45,7 +45,7 @@ def lines(facts: Facts) -> dict[str, str]:
     return found
 
 
-def _words_of_devices(ranks: list[Facts]) -> str:
+def _words_of_devices(ranks: list[Examined]) -> str:
     kinds: dict[str, int] = {}
     for rank in ranks:
         device = rank["device"]
@@ -58,14 +58,14 @@ def _words_of_devices(ranks: list[Facts]) -> str:
     return words
 
 
-def _words_of_cores(ranks: list[Facts]) -> str:
+def _words_of_cores(ranks: list[Examined]) -> str:
     threads, set_to = ranks[0]["threads"], ranks[0]["omp_num_threads"]
     given = f"OMP_NUM_THREADS={set_to}" if set_to else "OMP_NUM_THREADS is not set"
     plural = ["s" * (count > 1) for count in (len(ranks), threads)]
     return f"{ranks[0]['cores']}; {len(ranks)} rank{plural[0]} × {threads} thread{plural[1]} ({given})"
 
 
-def _words_of_recipe(recipe: Facts) -> dict[str, str]:
+def _words_of_recipe(recipe: Examined) -> dict[str, str]:
     found = {"recipe": f"{recipe['name']} on {recipe['data']} ({recipe['dataset_source'] or 'not found'})"}
     if batch := recipe["batch"]:
         found["batch"] = (
@@ -78,7 +78,7 @@ def _words_of_recipe(recipe: Facts) -> dict[str, str]:
     return found
 
 
-def alike(hosts: dict[str, list[Facts]], words: Callable[[list[Facts]], str], always: bool = False) -> str:
+def alike(hosts: dict[str, list[Examined]], words: Callable[[list[Examined]], str], always: bool = False) -> str:
     """Said once where all hosts say the same, else for each."""
     said = {host: words(here) for host, here in hosts.items()}
     if len(set(said.values())) == 1 and not always:

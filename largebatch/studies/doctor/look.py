@@ -16,12 +16,12 @@ from largebatch.data import places, sets
 from largebatch.errors import UserError
 from largebatch.machine import distributed, launched
 from largebatch.records import circumstances
-from largebatch.studies.doctor.facts import Facts
+from largebatch.studies.doctor.facts import Examined
 
 TENSORBOARD_PORT = 6006
 
 
-def look(folder: Path, asked: str) -> tuple[Facts, torch.device]:
+def look(folder: Path, asked: str) -> tuple[Examined, torch.device]:
     """What this rank sees by itself."""
     seen_device, device = device_seen(asked)
     place = launched.place_of(os.environ)
@@ -57,13 +57,13 @@ def look(folder: Path, asked: str) -> tuple[Facts, torch.device]:
     return seen, device
 
 
-def device_seen(asked: str) -> tuple[Facts, torch.device]:
+def device_seen(asked: str) -> tuple[Examined, torch.device]:
     problem = None
     try:
         device = distributed.choose_device(asked)
     except UserError as error:
         problem, device = str(error), torch.device("cpu")
-    seen: Facts = {
+    seen: Examined = {
         "type": device.type,
         "problem": problem,
         "visible": torch.cuda.device_count(),

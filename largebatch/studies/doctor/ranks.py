@@ -23,7 +23,7 @@ from largebatch.machine import distributed, launched
 from largebatch.recipes import config
 from largebatch.records import circumstances
 from largebatch.records.files import write_text
-from largebatch.studies.doctor.facts import Facts
+from largebatch.studies.doctor.facts import Examined
 from largebatch.studies.doctor.judge import judge
 from largebatch.studies.doctor.look import existing, look
 from largebatch.studies.doctor.recipe import of_recipe
@@ -58,7 +58,7 @@ def together() -> Iterator[None]:
         group.__exit__(None, None, None)
 
 
-def examine(run: config.Run | None, command: str) -> Facts:
+def examine(run: config.Run | None, command: str) -> Examined:
     """The facts of all ranks, ``findings`` among them, on every rank. Collective."""
     wanted = run.directory if run else Path("runs")
     folder = existing(wanted)
@@ -66,7 +66,7 @@ def examine(run: config.Run | None, command: str) -> Facts:
     if run is not None:
         seen["recipe"], seen["complaints"] = of_recipe(run, device, folder)
     ranks = distributed.gather(seen)
-    facts: Facts = {
+    facts: Examined = {
         "kind": "doctor",
         "ranks": ranks,
         "image_folder": run is None or sets.read_by_workers(run.data.name),
@@ -82,9 +82,9 @@ def examine(run: config.Run | None, command: str) -> Facts:
     return distributed.from_first(facts)
 
 
-def of_group(device: torch.device, on_cuda: bool) -> Facts:
+def of_group(device: torch.device, on_cuda: bool) -> Examined:
     """How fast the ranks add up, by the backend that a run would take. Collective."""
-    facts: Facts = {"backend": "nccl" if on_cuda else "gloo", "all_reduce": [], "problem": None}
+    facts: Examined = {"backend": "nccl" if on_cuda else "gloo", "all_reduce": [], "problem": None}
     where = device if on_cuda else torch.device("cpu")
     try:
         group = dist.new_group(backend="nccl") if on_cuda else None
@@ -121,7 +121,7 @@ def all_reduce_seconds(tensor: torch.Tensor, group: Any) -> float:
     return statistics.median(taken[1:])
 
 
-def shared(folder: Path) -> Facts:
+def shared(folder: Path) -> Examined:
     """Whether every rank reads in ``folder`` what rank zero writes there. Collective."""
     name, word = distributed.from_first((str(folder), secrets.token_hex(16)))
     file = Path(name) / f".largebatch-doctor-{word}"

@@ -13,11 +13,11 @@ from largebatch.machine import distributed
 from largebatch.recipes import config, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.run.assemble import data_facts, dataset_of, model_of, task_of
-from largebatch.studies.doctor.facts import Facts, size
+from largebatch.studies.doctor.facts import Examined, size
 from largebatch.studies.doctor.look import free
 
 
-def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Facts, list[str]]:
+def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Examined, list[str]]:
     """What the recipe needs and what stands against it, by the very functions that ``train`` calls."""
     complaints: list[str] = []
 
@@ -28,7 +28,7 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Fact
             complaints.append(str(error))
             return None
 
-    facts: Facts = {"name": run.name, "data": run.data.name, "dataset_source": None, "batch": None}
+    facts: Examined = {"name": run.name, "data": run.data.name, "dataset_source": None, "batch": None}
     attempt(lambda: refusals.check(run, precision_of(run.precision, device.type)))
     dataset = attempt(lambda: dataset_of(run))
     if dataset is None:

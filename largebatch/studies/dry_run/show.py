@@ -6,10 +6,10 @@ from typing import Any
 
 import rich.table
 
-Facts = dict[str, Any]
+DryRunFacts = dict[str, Any]
 
 
-def memory_table(facts: Facts) -> rich.table.Table:
+def memory_table(facts: DryRunFacts) -> rich.table.Table:
     micro = facts["traced_micro_batch_size"]
     shown = table(f"memory of a rank at micro-batch {micro:,}", "", "MiB")
     for part, value in facts["memory_per_rank_mib"].items():
@@ -21,7 +21,7 @@ def memory_table(facts: Facts) -> rich.table.Table:
     return shown
 
 
-def collectives_table(facts: Facts) -> rich.table.Table:
+def collectives_table(facts: DryRunFacts) -> rich.table.Table:
     shown = table("collectives of a rank and step", "", "for", "ranks", "calls", "MiB", "MiB sent in a ring")
     for row in facts["collectives_per_step"]:
         sizes = (row["bytes"] / 2**20, row["ring_bytes"] / 2**20)
@@ -40,7 +40,7 @@ def table(title: str, *headings: str) -> rich.table.Table:
     return shown
 
 
-def sentences(facts: Facts) -> list[str]:
+def sentences(facts: DryRunFacts) -> list[str]:
     evaluated, saved = facts["evaluated_after_steps"], facts["saved_after_steps"]
     return [
         f"evaluated after {in_words(evaluated)}",

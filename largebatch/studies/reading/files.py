@@ -16,7 +16,7 @@ CITATION = re.compile(r"([^()]*?),? \(?((?:19|20)\d\d)\)?,? \(?(arXiv:\d{4}\.\d{
 
 LONGEST_COMMENT = 4000  # characters that are searched for citations: the search takes their square
 
-Facts = dict[str, Any]
+Listed = dict[str, Any]
 
 
 def folder_of(given: Path | None = None) -> Path:
@@ -47,7 +47,7 @@ def located(name: str) -> Path:
     return found
 
 
-def listing(folder: Path) -> list[Facts]:
+def listing(folder: Path) -> list[Listed]:
     """A row for each recipe file; what does not read is told in ``error``."""
     rows = [{"name": name, "path": str(path), **_listed(path)} for name, path in names_in(folder).items()]
     if not rows:
@@ -55,7 +55,7 @@ def listing(folder: Path) -> list[Facts]:
     return rows
 
 
-def _listed(path: Path) -> Facts:
+def _listed(path: Path) -> Listed:
     try:
         written = config.read(path)
         run = config.load(path)
@@ -78,7 +78,7 @@ def model_of(run: config.Run) -> str:
     return ", ".join([run.model.name, *(f"{key} {arguments[key]}" for key in ("depth", "width") if key in arguments)])
 
 
-def sizes_of(written: Facts, run: config.Run) -> list[int]:
+def sizes_of(written: Listed, run: config.Run) -> list[int]:
     """The global batches that a recipe speaks of."""
     found = {run.batch.global_batch_size, *(run.lr.table or {}), *(run.expect.by_batch_size if run.expect else {})}
     grown = {size for _, size in derive.growth_of(run)[0]}
@@ -120,7 +120,7 @@ def _last_names(text: str) -> list[str]:
     return names
 
 
-def published_of(run: config.Run, best: bool = False) -> Facts | None:
+def published_of(run: config.Run, best: bool = False) -> Listed | None:
     """What the paper reports at this run's batch; ``best``: else at the largest batch that it reports."""
     expect, size = run.expect, run.batch.global_batch_size
     if expect is None:
@@ -140,11 +140,11 @@ def published_of(run: config.Run, best: bool = False) -> Facts | None:
     return {"batch_size": size, **facts, "source": expect.source} if facts else None
 
 
-def _stated(published: Facts) -> Facts:
+def _stated(published: Listed) -> Listed:
     return {key: value for key, value in published.items() if value not in (None, {})}
 
 
-def in_words(published: Facts | None, short: bool = False) -> str:
+def in_words(published: Listed | None, short: bool = False) -> str:
     if published is None:
         return "–"
     said = []
@@ -161,7 +161,7 @@ def in_words(published: Facts | None, short: bool = False) -> str:
     return f"{', '.join(said[:1] if short else said)} at {published['batch_size']:,}"
 
 
-def table_of(rows: list[Facts]) -> rich.table.Table:
+def table_of(rows: list[Listed]) -> rich.table.Table:
     shown = rich.table.Table(box=None, padding=(0, 1), pad_edge=False)
     for heading in ("recipe", "paper", "workload", "batch", "published"):
         shown.add_column(heading, overflow="fold", no_wrap=heading == "recipe")

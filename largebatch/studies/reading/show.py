@@ -22,7 +22,7 @@ from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.recipes.decided import DataFacts, Decided, ExplainedSchedule
-from largebatch.studies.reading.files import Facts, in_words, paper_of, plain, published_of
+from largebatch.studies.reading.files import Listed, in_words, paper_of, plain, published_of
 from largebatch.terminal.plot import plot
 
 LARGEST = 10**12
@@ -30,7 +30,7 @@ LARGEST = 10**12
 
 def derived(
     path: Path, overrides: list[str], batch: int | None = None, devices: int = 1, examples: int | None = None
-) -> Facts:
+) -> Listed:
     """Everything that follows from a recipe, with the rule and the place each number comes from; plain data."""
     for option, number in (("devices", devices), ("examples", examples or 1)):
         if number > LARGEST:
@@ -272,7 +272,7 @@ def _epochs(plan: BatchPlan, schedule: Any, count: int = 480) -> list[float]:
     return [at / plan.dataset_size for at in sorted({*(total * n / count for n in range(count + 1)), *inner})]
 
 
-def rows_as_table(facts: Facts) -> rich.table.Table:
+def rows_as_table(facts: Listed) -> rich.table.Table:
     """All rows but the last, whose sentences are long."""
     shown = rich.table.Table(box=None, padding=(0, 1), pad_edge=False)
     for heading in ("", "value", "rule", "from"):
@@ -282,12 +282,12 @@ def rows_as_table(facts: Facts) -> rich.table.Table:
     return shown
 
 
-def published_words(facts: Facts) -> str:
+def published_words(facts: Listed) -> str:
     *_, row = facts["rows"]
     return "; ".join(text for text in (f"published: {row['value']}", row["rule"], row["from"]) if text)
 
 
-def as_plot(facts: Facts, width: int = 60) -> str:
+def as_plot(facts: Listed, width: int = 60) -> str:
     """The learning rate against epochs; logarithmic where it falls in steps to less than a tenth of the peak."""
     points = [(epoch, lr) for epoch, lr in facts["schedule"]]
     levels = sorted({lr for epoch, lr in points if epoch >= facts["warmup_epochs"]})
