@@ -92,6 +92,11 @@ class Run:
         return budget if abs(seen - budget) < min(largest, 0.05 * budget) else seen
 
     @property
+    def edges(self) -> tuple[float, ...]:
+        """The epochs at which another phase begins."""
+        return tuple(phase["epoch"] for phase in (self.plan.get("phases") or [])[1:])
+
+    @property
     def epochs(self) -> float | None:
         planned, budget = finite(self.plan.get("epochs")), finite(self.plan.get("budget_examples"))
         if planned is None or not budget or self.examples == budget:

@@ -35,11 +35,16 @@ class Published(Shape):
     by_batch_size: dict[Annotated[int, Field(strict=False)], Anything | None] | None = None
 
 
+class PhaseBegin(Shape):
+    epoch: Number
+
+
 class Plan(Shape):
     global_batch_size: Annotated[int, Field(gt=0, le=10**15)]
     steps: Count
     seed: Count
     ramp: list[Annotated[list[Number], Field(min_length=2, max_length=2)]] | None = None
+    phases: list[PhaseBegin] | None = None
     machine: Anything | None = None
     versions: Anything | None = None
     world_size: Count | None = None
