@@ -26,6 +26,8 @@ from largebatch.recipes.decide import decide
 from largebatch.recipes.decided import DataFacts, Decided
 from largebatch.report.read import read_runs
 from largebatch.run.assemble import assemble
+from largebatch.studies.bench.throughput import turns
+from largebatch.studies.compare import Tuning, compare
 from largebatch.studies.reading import as_plot, derived
 
 THREE: list[dict[str, Any]] = [
@@ -319,6 +321,34 @@ def test_phases_are_read_aloud_and_drawn(tmp_path):
     assert [phase["global_batch_size"] for phase in facts["phases"]] == [240, 60, 120]
     assert [(phase["epoch"], phase["step"], phase["steps"]) for phase in facts["phases"]][1] == (0.8, 5, 11)
     assert "global batch\n240 ┤" in as_plot(facts)
+
+
+def test_a_comparison_refuses_to_search_a_rate_that_a_phase_hides(tmp_path):
+    path = tmp_path / "three.yaml"
+    path.write_text(yaml.safe_dump(written()))
+    with pytest.raises(
+        UserError, match="--tune lr searches lr.base: lr.base would not hold where the recipe says phases"
+    ):
+        compare([path], tmp_path / "out", tuning=Tuning(hold_out=100))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bench_times_steps_of_the_first_phase():
+    timed, said = turns.timed(config.from_dict(written()), steps=5)
+    assert (timed.phases, timed.batch.global_batch_size) == (None, 240)
+    assert said == ["phases: every step is one of the first phase"]
+
+
+def test_swaps_workers_take_the_keys_of_the_recipe():
+    averaging = {"name": "swap", "stop_at_train_accuracy": 50, "workers": 2, "worker_batch_size": 30, "epochs": 0.2,
+                 "lr": {"base": 0.02}}  # fmt: skip
+    found = decided(averaging=averaging)
+    assert [stage.global_batch_size for stage in found.plan.stages] == [240, 60, 120]
+    assert found.methods["swap"].plan.global_batch_size == 30  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="phases of several data.image_size need the whole plan"):
+        decided(
+            [{"steps": 2, "data.image_size": 8}, {}], averaging=averaging, data={"name": "folder", "image_size": 16}
+        )
 
 
 # Runs

@@ -96,6 +96,8 @@ def refusals(run: config.Run, of_phases: Sequence[config.Run]) -> Iterator[str]:
                 yield f"{method.where} divides one batch among its workers, phases change it; choose one"
             if method.ENDS_EARLY and len(sides) > 1:
                 yield f"phases of several data.image_size need the whole plan, which {method.where} may end; choose one"
+    if run.batch_norm.statistics == "precise" and len(sides) > 1:
+        yield "batch_norm.statistics = precise looks at images of one side, and phases have several; choose one"
     if getattr(run.engine, "cuda_graphs", False) and (len(batches) > 1 or (len(sides) > 1 and not run.compile)):
         what = "batch" if len(batches) > 1 else "data.image_size, without compile = true"
         yield f"engine.cuda_graphs = true does not go with phases that change the {what}; leave engine.cuda_graphs out"

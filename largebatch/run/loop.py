@@ -44,9 +44,8 @@ class Steps:
         """The step after ``number`` others; its examples are still to come."""
         stage = self.plan.at(number)
         seen = self.plan.examples_before(number)
-        lr, settings = self.job.decided.rates_at(seen)
-        step = Step(number, stage.global_batch_size, (), stage.accumulation_steps, lr, settings, measured)
-        step.phase = self.job.decided.phase_at(seen)
+        (lr, settings), phase = self.job.decided.rates_at(seen), self.job.decided.phase_at(seen)
+        step = Step(number, stage.global_batch_size, (), stage.accumulation_steps, lr, settings, measured, phase)
         for part in self.parts.values():
             part.before(step)
         return step
