@@ -66,6 +66,7 @@ def plan_of_phases(
         with in_phase(number):
             micro = micro_batch_of(laid, world_size, most)
         asked.append(phases.Asked(laid.batch.global_batch_size, micro, **phase.ends))
+    check_shared_norms(of_phases, world_size)
     return phases.resolve(
         asked, dataset_size=dataset_size, world_size=world_size, epochs=run.epochs, steps=run.steps, seed=run.seed
     )
@@ -153,6 +154,18 @@ def synchronised_ranks(run: config.Run, world_size: int) -> int:
             f"micro-batch and without a ramp; valid: divisors of {share}, and {share} times a divisor of {world_size}"
         )
     return ranks
+
+
+def check_shared_norms(of_phases: Sequence[config.Run], world_size: int) -> None:
+    """Ranks that share a batch norm share it for the whole run."""
+    shared = [synchronised_ranks(laid, world_size) for laid in of_phases]
+    if len(set(shared)) > 1 or (shared[0] > 1 and len({laid.batch.global_batch_size for laid in of_phases}) > 1):
+        number = max(range(len(shared)), key=lambda number: shared[number])
+        share = of_phases[number].batch.global_batch_size // world_size
+        raise UserError(
+            f"batch.bn_batch_size = {of_phases[0].batch.bn_batch_size} is more than the {share} examples of a rank in "
+            f"phases.{number + 1}, and phases that change the batch take at most a rank's smallest share"
+        )
 
 
 def follows_gains(lr: config.LearningRate) -> bool:

@@ -26,7 +26,6 @@ def planned(
     sides = [sizes.last if (sizes := laid.data.image_size) is not None else None for laid in of_phases]
     largest = [derive.largest_micro_batch(device, side**2 if side else pixels) for side in sides]
     plan, spans = derive.plan_of_phases(run, of_phases, dataset_size, world_size, largest)
-    check_shared_norms(of_phases, world_size)
     followed = clocks(spans, [phase.clock == "goes_on" for phase in run.phases])
     schedules = _schedules(of_phases, spans, followed, plan)
     return plan, tuple(
@@ -103,15 +102,3 @@ def refusals(run: config.Run, of_phases: Sequence[config.Run]) -> Iterator[str]:
         yield f"engine.cuda_graphs = true does not go with phases that change the {what}; leave engine.cuda_graphs out"
     if run.batch_norm.statistics == "last" and run.batch.bn_batch_size is None and max(len(batches), len(sides)) > 1:
         yield "batch_norm.statistics = last needs batch.bn_batch_size where phases change the micro-batch"
-
-
-def check_shared_norms(of_phases: Sequence[config.Run], world_size: int) -> None:
-    """Ranks that share a batch norm share it for the whole run."""
-    shared = [derive.synchronised_ranks(laid, world_size) for laid in of_phases]
-    if len(set(shared)) > 1 or (shared[0] > 1 and len({laid.batch.global_batch_size for laid in of_phases}) > 1):
-        number = max(range(len(shared)), key=lambda number: shared[number])
-        share = of_phases[number].batch.global_batch_size // world_size
-        raise UserError(
-            f"batch.bn_batch_size = {of_phases[0].batch.bn_batch_size} is more than the {share} examples of a rank in "
-            f"phases.{number + 1}, and phases that change the batch take at most a rank's smallest share"
-        )
