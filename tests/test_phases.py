@@ -20,7 +20,7 @@ from programs import state_at_end, weights_at_end
 from largebatch.data.sizes import sizes_of_phases
 from largebatch.errors import UserError
 from largebatch.plan.batch import MicroBatch, epoch_order
-from largebatch.plan.phases import Asked, clocks, resolve
+from largebatch.plan.phases import PhaseWish, clocks, resolve
 from largebatch.recipes import config, optimizers, strict_yaml
 from largebatch.recipes.decide import decide
 from largebatch.recipes.decided import DataFacts, Decided
@@ -51,8 +51,8 @@ def lr_of_steps(found: Decided) -> list[float]:
     return [found.lr_at(found.plan.examples_before(step)) for step in range(found.plan.steps)]
 
 
-def asked(size: int, **end: Any) -> Asked:
-    return Asked(size, MicroBatch(), **end)
+def asked(size: int, **end: Any) -> PhaseWish:
+    return PhaseWish(size, MicroBatch(), **end)
 
 
 # Arithmetic

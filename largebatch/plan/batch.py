@@ -172,49 +172,42 @@ def resolve(
         assert epochs is not None
         budget = max(1, round(epochs * dataset_size))
         ends = [*(min(begin * dataset_size, budget) for begin, _ in growth), budget]
-        parts = [
-            Part("batch.ramp" if begin else "batch.global_batch_size", size, micro, until_examples=end)
+        wishes = [
+            StageWish("batch.ramp" if begin else "batch.global_batch_size", size, micro, until_examples=end)
             for (begin, size), end in zip(sizes, ends, strict=True)
         ]
     else:
         budget = steps * global_batch_size
-        parts = [Part("batch.global_batch_size", global_batch_size, micro, until_step=steps)]
-    pieces = [piece for piece in cut(parts, dataset_size, world_size) if piece.steps]
-    total = sum(piece.steps for piece in pieces)
-    return BatchPlan(dataset_size, world_size, total, budget, seed, tuple(piece.stage for piece in pieces))
+        wishes = [StageWish("batch.global_batch_size", global_batch_size, micro, until_step=steps)]
+    stages = [(stage, count) for stage, count in cut(wishes, dataset_size, world_size) if count]
+    total = sum(count for _, count in stages)
+    return BatchPlan(dataset_size, world_size, total, budget, seed, tuple(stage for stage, _ in stages))
 
 
-class Part(NamedTuple):
+class StageWish(NamedTuple):
     """Steps that are asked for with one global batch, and where they end: exactly one of the last three."""
 
     key: str  # that says so, for refusals
     global_batch_size: int
     micro: MicroBatch
     until_examples: float | None = None  # the first step at whose end so many have been seen is the last
-    until_step: int | None = None  # so many steps are done then, those of the parts before it included
+    until_step: int | None = None  # so many steps are done then, those before it included
     steps: int | None = None
 
 
-class Piece(NamedTuple):
-    """A part as it lies in the stream of examples."""
-
-    stage: Stage
-    steps: int
-
-
-def cut(parts: Iterable[Part], dataset_size: int, world_size: int) -> Iterator[Piece]:
-    """The parts one after another; without steps where a part's end is reached before it begins."""
+def cut(wishes: Iterable[StageWish], dataset_size: int, world_size: int) -> Iterator[tuple[Stage, int]]:
+    """The stages one after another, each with its number of steps: none where its end is reached before it begins."""
     step = example = 0
-    for part in parts:
-        size = part.global_batch_size
-        fitting = factored(part.key, size, world_size, dataset_size, part.micro)
-        if part.until_examples is not None:
-            steps = math.ceil((part.until_examples - example) / size - 1e-9)
+    for wish in wishes:
+        size = wish.global_batch_size
+        fitting = factored(wish.key, size, world_size, dataset_size, wish.micro)
+        if wish.until_examples is not None:
+            steps = math.ceil((wish.until_examples - example) / size - 1e-9)
         else:
-            steps = part.steps if part.until_step is None else part.until_step - step
+            steps = wish.steps if wish.until_step is None else wish.until_step - step
             assert steps is not None
-        steps = max(steps, int(step == 0))  # at least 0; the first step has the first part's batch
-        yield Piece(Stage(step, example, size, fitting, size // (fitting * world_size)), steps)
+        steps = max(steps, int(step == 0))  # at least 0; the first step has the first stage's batch
+        yield Stage(step, example, size, fitting, size // (fitting * world_size)), steps
         step, example = step + steps, example + steps * size
 
 

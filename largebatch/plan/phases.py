@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from largebatch.errors import UserError
-from largebatch.plan.batch import BatchPlan, MicroBatch, Part, Piece, cut
+from largebatch.plan.batch import BatchPlan, MicroBatch, Stage, StageWish, cut
 
 
-class Asked(NamedTuple):
+class PhaseWish(NamedTuple):
     """A phase as it is stated: at most one of the last three, and none of them in the last phase."""
 
     global_batch_size: int
@@ -49,7 +49,7 @@ class Span(NamedTuple):
 
 
 def resolve(
-    asked: Sequence[Asked],
+    asked: Sequence[PhaseWish],
     *,
     dataset_size: int,
     world_size: int = 1,
@@ -63,24 +63,23 @@ def resolve(
     """
     examples = None if epochs is None else max(1, round(epochs * dataset_size))
     last = len(asked) - 1
-    parts = [
-        _part(f"phases.{number + 1}: batch.global_batch_size", phase, dataset_size, examples, steps, number == last)
+    wishes = [
+        _wish(f"phases.{number + 1}: batch.global_batch_size", phase, dataset_size, examples, steps, number == last)
         for number, phase in enumerate(asked)
     ]
-    pieces = list(cut(parts, dataset_size, world_size))
-    for number, (part, piece) in enumerate(zip(parts, pieces, strict=True), start=1):
-        if not piece.steps:
-            raise UserError(_nothing_left(number, part, piece, dataset_size, number == len(parts)))
-    spans = tuple(
-        Span(stage.first_step, count, stage.first_example, _until(part, Piece(stage, count)))
-        for part, (stage, count) in zip(parts, pieces, strict=True)
-    )
+    spans, stages = [], []
+    for number, (wish, (stage, count)) in enumerate(zip(wishes, cut(wishes, dataset_size, world_size), strict=True)):
+        if not count:
+            raise UserError(_nothing_left(number + 1, wish, stage, dataset_size, number == last))
+        until = wish.until_examples
+        if until is None:
+            until = stage.first_example + count * stage.global_batch_size
+        spans.append(Span(stage.first_step, count, stage.first_example, until))
+        stages.append(stage)
+    if examples is None:
+        examples = sum(span.steps * stage.global_batch_size for span, stage in zip(spans, stages, strict=True))
     total = sum(span.steps for span in spans)
-    if steps is not None:
-        examples = sum(piece.steps * piece.stage.global_batch_size for piece in pieces)
-    assert examples is not None
-    plan = BatchPlan(dataset_size, world_size, total, examples, seed, tuple(piece.stage for piece in pieces))
-    return plan, spans
+    return BatchPlan(dataset_size, world_size, total, examples, seed, tuple(stages)), tuple(spans)
 
 
 def clocks(spans: Sequence[Span], goes_on: Sequence[bool]) -> list[Span]:
@@ -96,7 +95,9 @@ def clocks(spans: Sequence[Span], goes_on: Sequence[bool]) -> list[Span]:
     return found
 
 
-def _part(key: str, phase: Asked, dataset_size: int, examples: int | None, steps: int | None, last: bool) -> Part:
+def _wish(
+    key: str, phase: PhaseWish, dataset_size: int, examples: int | None, steps: int | None, last: bool
+) -> StageWish:
     """``examples`` or ``steps``: the run's budget."""
     until, until_step = None, None
     if phase.until_epoch is not None:
@@ -107,21 +108,14 @@ def _part(key: str, phase: Asked, dataset_size: int, examples: int | None, steps
         until = round(phase.until_share * examples, 6)
     elif phase.until_share is not None and steps is not None:
         until_step = math.ceil(phase.until_share * steps - 1e-9)
-    return Part(key, phase.global_batch_size, phase.micro, until, until_step, phase.steps)
+    return StageWish(key, phase.global_batch_size, phase.micro, until, until_step, phase.steps)
 
 
-def _until(part: Part, piece: Piece) -> float:
-    if part.until_examples is not None:
-        return part.until_examples
-    return piece.stage.first_example + piece.steps * piece.stage.global_batch_size
-
-
-def _nothing_left(number: int, part: Part, piece: Piece, dataset_size: int, last: bool) -> str:
+def _nothing_left(number: int, wish: StageWish, stage: Stage, dataset_size: int, last: bool) -> str:
     whose = "the run ends" if last else "it is to end"
-    if part.until_examples is not None:
-        end = f"at epoch {part.until_examples / dataset_size:.4g}"
+    if wish.until_examples is not None:
+        end = f"at epoch {wish.until_examples / dataset_size:.4g}"
     else:
-        end = f"after {part.until_step:,} steps"
-    stage = piece.stage
+        end = f"after {wish.until_step:,} steps"
     begin = f"at epoch {stage.first_example / dataset_size:.4g}, after {stage.first_step:,} steps"
     return f"phases.{number} leaves no step: it would begin {begin}, and {whose} {end}; phases end one after another"

@@ -65,7 +65,7 @@ def plan_of_phases(
     for number, (laid, phase, most) in enumerate(zip(of_phases, run.phases or (), largest, strict=True), start=1):
         with in_phase(number):
             micro = micro_batch_of(laid, world_size, most)
-        asked.append(phases.Asked(laid.batch.global_batch_size, micro, **phase.ends))
+        asked.append(phases.PhaseWish(laid.batch.global_batch_size, micro, **phase.ends))
     check_shared_norms(of_phases, world_size)
     return phases.resolve(
         asked, dataset_size=dataset_size, world_size=world_size, epochs=run.epochs, steps=run.steps, seed=run.seed

@@ -141,7 +141,7 @@ def check(row: ComparedRecipe, tuning: Tuning | None) -> Score:
     return task_of(run, dataset).score
 
 
-def searched(row: Row) -> None:
+def searched(row: ComparedRecipe) -> None:
     """Refuse a search of a rate that a phase hides."""
     try:
         row.run("lr.base=1")
