@@ -25,6 +25,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "lr": CONSTANT,
     },
     "ramp_of_sizes": {"batch": {"global_batch_size": 120, "ramp": {"at_epochs": [0.7], "sizes": [300]}}},
+    "phases": {  # batch down, size up, warm-up again; the stream crosses both edges within an epoch
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 15},
+        "optimizer": {"name": "lars", "trust_coefficient": 0.01},
+        "phases": [
+            {"batch.global_batch_size": 240, "until_epoch": 0.7},
+            {"batch.global_batch_size": 60, "steps": 11, "lr": {"base": 0.03}, "optimizer.momentum": 0.8},
+            {"lr.warmup.epochs": 0.2, "batch.micro_batch_size": 15, "weight_decay.value": 0.05},
+        ],
+    },
     "ghost": {"model": NORM, "batch": {"global_batch_size": 120, "bn_batch_size": 20}},
     "ghost_in_micro_batches": {
         "model": NORM,

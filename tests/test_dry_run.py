@@ -317,6 +317,26 @@ def test_too_little_memory_is_one_sentence_with_a_micro_batch_that_fits(recipe):
         dry_run(run, cluster, memory_gib=1e-4)
 
 
+def test_of_phases_the_one_that_needs_most_is_traced(recipe):
+    """Its micro-batch times its pixels; as a run of that phase alone."""
+    data = {"name": "folder", "root": "/nowhere/at/all", "image_size": 16}
+    sizes = {"small": (16, 100), "large": (48, 40)}  # side, micro-batch
+    phases = [
+        {"data.image_size": side, "batch.global_batch_size": 4 * micro, "batch.micro_batch_size": micro}
+        for side, micro in sizes.values()
+    ]
+    phases[0]["until_share"] = 0.5
+    changes = {"model": {"name": "resnet20"}, "data": data, "epochs": 2}
+    facts = of(recipe("phased", **changes, phases=phases), world=4, examples=5000, classes=7)
+    alone = of(
+        recipe("large", **{**changes, "data": {**data, "image_size": 48}}, batch={"global_batch_size": 160}),
+        world=4, examples=5000, classes=7,
+    )  # fmt: skip
+    assert facts["traced_micro_batch_size"] == 40
+    assert facts["memory_per_rank_mib"]["activations"] == alone["memory_per_rank_mib"]["activations"]
+    assert [(phase["step"], phase["image_size"]) for phase in facts["phases"]] == [(0, 16), (13, 48)]
+
+
 def test_a_folder_that_is_not_here_needs_its_numbers_alone(recipe):
     path = recipe(model=TINY_CNN, data={"name": "folder", "root": "/nowhere/at/all", "image_size": 16})
     facts = of(path, world=10, examples=5000, classes=7)

@@ -115,6 +115,7 @@ CORE = [  # every engine, every method, every moment
     ("zero 2 on 2", "adamw", ["in an evaluation"]),
     ("ddp alone", "ramp", ["between the last save and the result"]),
     ("fsdp on 2", "ramp_of_sizes", ["before the evaluation at the end"]),
+    ("ddp on 2", "phases", ["between a gradient and its step", "between a save and its name"]),
     ("ddp alone", "ghost", ["in an evaluation"]),
     ("ddp alone", "ghost_in_micro_batches", ["between a gradient and its step"]),
     ("ddp on 2", "synchronised", ["before old checkpoints go"]),

@@ -372,7 +372,9 @@ PAPERS = {
     "keskar/c1-small": Paper(256, {**C1, "expect.top1": 80.04}, {256: At(1e-3)}),
     "keskar/c1-large": Paper(50_000 // 10, {**C1, "expect.top1": 77.26}, {5000: At(1e-3)}),
 }  # fmt: skip
-OURS = {"imagenet/lars-sam", "imagenet/lamb-sam", "cifar10/naive", "cifar10/lamb2019"}  # no paper has these numbers
+OURS = {  # no paper has these numbers
+    "imagenet/lars-sam", "imagenet/lamb-sam", "imagenet/lamb2019-two-phases", "cifar10/naive", "cifar10/lamb2019",
+}  # fmt: skip
 
 NOT_READ_AT_THE_SOURCE = {  # so their `expect` holds words, no number
     "imagenet/swap2020", "imagenet/sam2021", "cifar10/swap2020", "cifar10/sam2021", "cifar10/hoffer2017",
@@ -652,6 +654,10 @@ def made_small(path: Path, directory: Path) -> list[str]:
             small["batch.ramp.sizes"] = [2 * BATCH]
         else:
             small["batch.ramp.largest"] = run.batch.ramp.factor * BATCH
+    if run.phases is not None:
+        ends = [{"until_share": share} for share in part_way(len(run.phases) - 1)]
+        keys = [{"batch.global_batch_size": 2 * BATCH // n, "lr.warmup.epochs": 0.1} for n in range(1, len(ends) + 2)]
+        small["phases"] = json.dumps([end | key for end, key in zip([*ends, {}], keys, strict=True)])
     if run.sam is not None and run.sam.m is not None:
         small["sam.m"] = BN
     if "swap" in run.methods:
@@ -696,7 +702,7 @@ def wrong_of_small_run(path: Path, folder: Path) -> Iterator[str]:
         right = steps <= took < 2 * steps
     elif run.regime_adaptation is not None:
         right = took == 2 * steps
-    elif run.batch.ramp is not None:
+    elif run.batch.ramp is not None or run.phases is not None:
         right = 0 < took < steps
     elif "swap" in run.methods:
         right = len(result.numbers["workers"]) == run.averaging.workers

@@ -40,6 +40,8 @@ class PostLocalSgd(Method):
     def refusals(self, run: Run, precision: str) -> Iterator[str]:
         if looking := [other.where for other in run.methods.values() if other.ONE_STEP]:
             yield (f"{self.where} has as many gradients and directions as workers; leave out {' and '.join(looking)}")
+        if run.phases is not None and self.from_epoch is None:
+            yield "averaging.from_epoch is missing; with phases no first epoch of lr.decay stands for it"
         if run.batch.ramp is not None:
             yield f"{self.where} divides one batch among its workers, batch.ramp changes it; choose one"
 

@@ -4,8 +4,8 @@ An epoch is one seeded permutation of the whole data set (PCG64 keyed by seed an
 laid end to end form one stream; step ``s`` is the stream's positions ``[s·B, (s+1)·B)``, so a batch
 may cross an epoch's edge and no example is dropped. Rank ``r`` of ``w`` takes the ``r``-th contiguous
 ``B/w`` positions of it: the examples of a step do not depend on the world. A budget of ``E`` epochs
-over ``N`` examples is ``ceil(E·N/B)`` full steps; the last one is completed from the next epoch. With a ramp
-``B`` grows at the first step that begins at or after the stated epoch: the stream stays, the cuts change.
+over ``N`` examples is ``ceil(E·N/B)`` full steps; the last one is completed from the next epoch. With phases or a ramp
+``B`` changes at the first step that begins at or after the stated epoch: the stream stays, the cuts change.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import bisect
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ class Examples(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Steps that share one global batch; a run without a ramp has one stage."""
+    """Steps that share one global batch: those of a phase. A run without phases or a ramp has one stage."""
 
     first_step: int
     first_example: int  # examples seen before the stage
@@ -65,7 +66,11 @@ class BatchPlan:
 
     def at(self, step: int) -> Stage:
         """The stage that ``step`` lies in."""
-        return self.stages[bisect.bisect_right(self.stages, step, key=lambda stage: stage.first_step) - 1]
+        return self.stages[self.number_at(step)]
+
+    def number_at(self, step: int) -> int:
+        """Which stage it is, counted from 0."""
+        return bisect.bisect_right(self.stages, step, key=lambda stage: stage.first_step) - 1
 
     def examples_before(self, step: int) -> int:
         """Examples seen when ``step`` begins."""
@@ -162,30 +167,48 @@ def resolve(
     if steps is not None and growth:
         raise UserError("batch.ramp needs the budget in epochs; with steps it would depend on the batch")
     micro = micro or MicroBatch(micro_batch_size, largest_micro_batch)
+    sizes = [(0.0, global_batch_size), *growth]
     if steps is None:
         assert epochs is not None
         budget = max(1, round(epochs * dataset_size))
+        ends = [*(min(begin * dataset_size, budget) for begin, _ in growth), budget]
+        wishes = [
+            StageWish("batch.ramp" if begin else "batch.global_batch_size", size, micro, until_examples=end)
+            for (begin, size), end in zip(sizes, ends, strict=True)
+        ]
     else:
         budget = steps * global_batch_size
-    stages: list[Stage] = []
-    for begin, size in ((0.0, global_batch_size), *growth):
-        key = "batch.ramp" if stages else "batch.global_batch_size"
-        fitting = factored(key, size, world_size, dataset_size, micro)
-        first_step, first_example = 0, 0
-        if stages:
-            last = stages[-1]
-            wanted = begin * dataset_size
-            at_least = int(last.first_step == 0)  # the first step has the recipe's own batch
-            more = max(at_least, math.ceil((wanted - last.first_example) / last.global_batch_size - 1e-9))
-            first_step, first_example = last.first_step + more, last.first_example + more * last.global_batch_size
-            if first_step == last.first_step:
-                stages.pop()  # not a single step fits before the next size
-        if first_example < budget:
-            stages.append(Stage(first_step, first_example, size, fitting, size // (fitting * world_size)))
-    if steps is None:
-        last = stages[-1]
-        steps = last.first_step + math.ceil((budget - last.first_example) / last.global_batch_size)
-    return BatchPlan(dataset_size, world_size, steps, budget, seed, tuple(stages))
+        wishes = [StageWish("batch.global_batch_size", global_batch_size, micro, until_step=steps)]
+    stages = [(stage, count) for stage, count in cut(wishes, dataset_size, world_size) if count]
+    total = sum(count for _, count in stages)
+    return BatchPlan(dataset_size, world_size, total, budget, seed, tuple(stage for stage, _ in stages))
+
+
+class StageWish(NamedTuple):
+    """Steps that are asked for with one global batch, and where they end: exactly one of the last three."""
+
+    key: str  # that says so, for refusals
+    global_batch_size: int
+    micro: MicroBatch
+    until_examples: float | None = None  # the first step at whose end so many have been seen is the last
+    until_step: int | None = None  # so many steps are done then, those before it included
+    steps: int | None = None
+
+
+def cut(wishes: Iterable[StageWish], dataset_size: int, world_size: int) -> Iterator[tuple[Stage, int]]:
+    """The stages one after another, each with its number of steps: none where its end is reached before it begins."""
+    step = example = 0
+    for wish in wishes:
+        size = wish.global_batch_size
+        fitting = factored(wish.key, size, world_size, dataset_size, wish.micro)
+        if wish.until_examples is not None:
+            steps = math.ceil((wish.until_examples - example) / size - 1e-9)
+        else:
+            steps = wish.steps if wish.until_step is None else wish.until_step - step
+            assert steps is not None
+        steps = max(steps, int(step == 0))  # at least 0; the first step has the first stage's batch
+        yield Stage(step, example, size, fitting, size // (fitting * world_size)), steps
+        step, example = step + steps, example + steps * size
 
 
 def factored(key: str, global_batch_size: int, world_size: int, dataset_size: int, micro: MicroBatch) -> int:

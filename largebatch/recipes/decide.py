@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from largebatch.plan.batch import BatchPlan
-from largebatch.recipes import config, derive, refusals
+from largebatch.recipes import config, derive, phases, refusals
 from largebatch.recipes.decided import Beside, DataFacts, Decided, Evaluating, Marks, Recording, Saving
 from largebatch.recipes.methods import Decision
 
@@ -16,8 +16,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
     precision = precision_of(run.precision, device)
     refusals.check(run, precision)
     largest = derive.largest_micro_batch(device, data.pixels)
-    plan = derive.plan_of(run, data.examples, world_size, largest)
-    lr = derive.learning_rate_of(run, plan)
+    plan, of_phases = phases.planned(run, data.examples, data.pixels, world_size, device)
     decisions = {name: method.decide(run, plan, largest) for name, method in run.methods.items()}
     stretch = run.stretch
     keep = run.checkpoint.keep
@@ -33,8 +32,9 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
         model=run.model.model_dump(exclude={"weights"}),
         weights=run.model.weights,
         plan=plan,
-        lr=lr,
+        phases=of_phases,
         optimizer=run.optimizer,
+        weight_decay=run.weight_decay.value,
         stretch=stretch,
         clock=derive.clock_of(run),
         methods=decisions,
@@ -82,8 +82,11 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
     epochs = plan.budget_examples / plan.dataset_size
     found = [
         Beside("batch.ramp", f"batch {s.global_batch_size:,} from epoch {s.first_example / plan.dataset_size:.4g}")
-        for s in plan.stages[1:]
+        for s in (plan.stages[1:] if run.phases is None else ())
     ]
+    if run.phases is not None:
+        sizes = ", ".join(f"{stage.global_batch_size:,}" for stage in plan.stages)
+        found.append(Beside("phases", f"{len(plan.stages)} phases of batch {sizes}"))
     sizes = run.data.image_size
     if sizes is not None and not sizes.is_constant:
         until = (sizes.until_epoch or 0) * run.stretch

@@ -6,13 +6,15 @@ and never ask the recipe again. Lengths are in examples or steps: stretched by a
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from largebatch.plan.batch import BatchPlan
+from largebatch.plan.batch import BatchPlan, Stage
+from largebatch.plan.phases import Span
 from largebatch.plan.schedules import Schedule
 from largebatch.recipes.methods import Decision, GainClock
 
@@ -37,6 +39,25 @@ class ExplainedSchedule:
     @property
     def words(self) -> str:
         return f"{self.rule}; warm-up {self.warmup}; decay {self.decay}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of a run with its own batch, schedule, size and optimizer settings.
+
+    A run without phases is one; one with a batch ramp has several, of one clock.
+    """
+
+    span: Span
+    stage: Stage
+    lr: ExplainedSchedule
+    clock: Span  # that the lr follows: the phase's own, or one that began before it
+    optimizer: Any  # a section of largebatch.optimizers
+    weight_decay: float  # of the tensors that are decayed
+    side: int | None = None  # of its images, where phases say so
+
+    def lr_at(self, examples_seen: float) -> float:
+        return self.lr.schedule(examples_seen - self.clock.first_example)
 
 
 class Beside(NamedTuple):
@@ -95,9 +116,10 @@ class Decided:
     task: str
     model: Mapping[str, Any]  # name and arguments
     weights: str | None  # a file that the model begins with
-    plan: BatchPlan
-    lr: ExplainedSchedule
-    optimizer: Any  # a section of largebatch.optimizers: its settings by epoch, its builder
+    plan: BatchPlan  # a stage for each phase
+    phases: tuple[Phase, ...]
+    optimizer: Any  # a section of largebatch.optimizers, its builder: as outside of phases
+    weight_decay: float  # the same
     stretch: int  # κ of the regime adaptation; 1 without
     clock: GainClock | None  # of the schedule; None: the examples seen
     methods: Mapping[str, Decision]  # by name, in the order of their parts
@@ -128,7 +150,25 @@ class Decided:
     def beside_words(self) -> str:
         return "; ".join(method.words for method in self.beside)
 
+    @property
+    def lr(self) -> ExplainedSchedule:
+        """Of the first phase."""
+        return self.phases[0].lr
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest of all phases."""
+        return max(phase.lr.schedule.peak for phase in self.phases)
+
+    def phase_at(self, examples_seen: float) -> int:
+        """Which phase a step lies in before which so many examples have been seen, counted from 0."""
+        return bisect.bisect_right(self.phases, examples_seen, key=lambda phase: phase.span.first_example) - 1
+
+    def lr_at(self, examples_seen: float) -> float:
+        return self.phases[self.phase_at(examples_seen)].lr_at(examples_seen)
+
     def rates_at(self, examples_seen: float) -> tuple[float, dict[str, Any]]:
         """The lr of a step that begins there, and what beside it every parameter group is told."""
+        phase = self.phases[self.phase_at(examples_seen)]
         epoch = examples_seen / self.plan.dataset_size / self.stretch  # as the recipe states them
-        return self.lr.schedule(examples_seen), self.optimizer.settings_at(epoch)
+        return phase.lr_at(examples_seen), phase.optimizer.settings_at(epoch)

@@ -6,12 +6,15 @@ ceil(B / reference) every epoch boundary and the budget are κ times as far away
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 
 from largebatch.errors import UserError
-from largebatch.plan import batch, schedules
+from largebatch.plan import batch, phases, schedules
 from largebatch.plan.batch import BatchPlan, MicroBatch
+from largebatch.plan.phases import Span
 from largebatch.plan.schedules import Schedule
 from largebatch.recipes import config, methods
 from largebatch.recipes.decays import listed
@@ -31,7 +34,10 @@ def clock_of(run: config.Run) -> GainClock | None:
 
 
 def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_batch: int) -> BatchPlan:
-    """The run's batch plan on ``world_size`` ranks; that of its first phase, if it has several."""
+    """The run's batch plan on ``world_size`` ranks; of SWAP what comes before its workers."""
+    if run.phases is not None:
+        of_phases = config.of_phases(run)
+        return plan_of_phases(run, of_phases, dataset_size, world_size, [largest_micro_batch] * len(of_phases))[0]
     clock = clock_of(run)
     epochs = None if run.epochs is None else run.epochs * run.stretch
     steps, budget = run.steps, None
@@ -49,6 +55,30 @@ def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_b
         micro=micro_batch_of(run, world_size, largest_micro_batch),
     )
     return plan if budget is None else dataclasses.replace(plan, budget_examples=budget)
+
+
+def plan_of_phases(
+    run: config.Run, of_phases: Sequence[config.Run], dataset_size: int, world_size: int, largest: Sequence[int]
+) -> tuple[BatchPlan, tuple[Span, ...]]:
+    """``of_phases``: the run as it is in each; ``largest``: the micro-batch of each, where nothing is stated."""
+    asked = []
+    for number, (laid, phase, most) in enumerate(zip(of_phases, run.phases or (), largest, strict=True), start=1):
+        with in_phase(number):
+            micro = micro_batch_of(laid, world_size, most)
+        asked.append(phases.PhaseWish(laid.batch.global_batch_size, micro, **phase.ends))
+    check_shared_norms(of_phases, world_size)
+    return phases.resolve(
+        asked, dataset_size=dataset_size, world_size=world_size, epochs=run.epochs, steps=run.steps, seed=run.seed
+    )
+
+
+@contextlib.contextmanager
+def in_phase(number: int) -> Iterator[None]:
+    """A refusal says which phase it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"phases.{number}: {error}") from None
 
 
 def largest_micro_batch(device: str, pixels: int) -> int:
@@ -126,6 +156,18 @@ def synchronised_ranks(run: config.Run, world_size: int) -> int:
     return ranks
 
 
+def check_shared_norms(of_phases: Sequence[config.Run], world_size: int) -> None:
+    """Ranks that share a batch norm share it for the whole run."""
+    shared = [synchronised_ranks(laid, world_size) for laid in of_phases]
+    if len(set(shared)) > 1 or (shared[0] > 1 and len({laid.batch.global_batch_size for laid in of_phases}) > 1):
+        number = max(range(len(shared)), key=lambda number: shared[number])
+        share = of_phases[number].batch.global_batch_size // world_size
+        raise UserError(
+            f"batch.bn_batch_size = {of_phases[0].batch.bn_batch_size} is more than the {share} examples of a rank in "
+            f"phases.{number + 1}, and phases that change the batch take at most a rank's smallest share"
+        )
+
+
 def follows_gains(lr: config.LearningRate) -> bool:
     """Whether no rule of the batch gives the lr, but a method that measures every step."""
     return lr.scaling in methods.table()
@@ -177,25 +219,45 @@ def learning_rate_of(run: config.Run, plan: BatchPlan) -> ExplainedSchedule:
 
 def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> ExplainedSchedule:
     """The schedule of one ``lr`` section over a plan; also that of workers that go on alone."""
-    peak, rule = peak_of(lr, plan.global_batch_size)
-    epochs = plan.budget_examples / plan.dataset_size
-    warmup = warmup_epochs(lr, plan.global_batch_size) * stretch
+    return schedule_over(lr, plan.global_batch_size, plan.budget_examples, plan, stretch)
+
+
+def schedule_over(
+    lr: config.LearningRate, size: int, budget: float, plan: BatchPlan, stretch: int = 1, whose: str = "run"
+) -> ExplainedSchedule:
+    """The same at a global batch of ``size`` over ``budget`` examples: a part of the plan."""
+    peak, rule = peak_of(lr, size)
+    epochs = budget / plan.dataset_size
+    warmup = warmup_epochs(lr, size) * stretch
     if warmup >= epochs:
-        raise UserError(f"lr.warmup.epochs = {warmup:g} must be below the run's {epochs:.4g} epochs")
+        raise UserError(f"lr.warmup.epochs = {warmup:g} must be below the {whose}'s {epochs:.4g} epochs")
     start = min(lr.base or 0.0, peak) if lr.warmup.start == "base" else 0.0
     jumps = [epoch * stretch for epoch in lr.decay.epochs]
     schedule = Schedule(
         peak=peak,
-        total=plan.budget_examples,
+        total=budget,
         decay=lr.decay,
         warmup=plan.examples_at(warmup),
         start=start,
         milestones=tuple(plan.examples_at(epoch) for epoch in jumps),
     )
-    linear = f" ({lr.warmup.epochs:g} × {plan.global_batch_size}/{lr.reference_batch_size})"
+    linear = f" ({lr.warmup.epochs:g} × {size}/{lr.reference_batch_size})"
     rule_of_warmup = linear if lr.warmup.scaling == "linear" else ""
     in_words = f"{warmup:g} epochs{rule_of_warmup} from {start:g}" if warmup else "none"
     return ExplainedSchedule(schedule, rule, in_words, lr.decay.words(jumps))
+
+
+def sides_of(run: config.Run) -> tuple[tuple[int, ...], int] | None:
+    """The side of the training images in each phase, and that of tests: as stated, else as in the last phase.
+
+    None where phases do not say.
+    """
+    sizes = [laid.data.image_size for laid in config.of_phases(run)]
+    sides = tuple(size.last for size in sizes if size is not None)
+    own = run.data.image_size
+    if not sides or all(size == own for size in sizes):
+        return None
+    return sides, own.evaluate if own is not None and own.evaluate is not None else sides[-1]
 
 
 def words_of_sizes(run: config.Run) -> tuple[str, str] | None:

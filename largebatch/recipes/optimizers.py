@@ -48,6 +48,7 @@ class Optimizer(Section):
 
     STATES: ClassVar[int] = 2  # tensors kept of each weight, as large as it
     SHARD_SAFE: ClassVar[bool] = False  # whether a shard of a layer steps as it would in the whole
+    FIXED: ClassVar[frozenset[str]] = frozenset({"name", "variant", "skip_adaptation"})  # keys that no phase changes
     REFERENCE: ClassVar[dict[str, Any]] = {}  # key -> its value in MLPerf's reference; what is not listed may be any
 
     name: str

@@ -45,6 +45,24 @@ class PlannedRate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhaseRecord:
+    """A stretch of a run; a run without phases is one."""
+
+    epoch: Number  # where it begins, in passes over the data
+    until_epoch: Amount  # where it is to end
+    step: Whole  # steps before it
+    steps: Whole
+    global_batch_size: Whole  # [examples] of its first step
+    micro_batch_size: Whole  # [examples] that a rank computes at once
+    accumulation_steps: Whole  # micro-batches of a rank in a step
+    image_size: Whole  # [pixels] a side; null: the data set's own, or one that grows
+    lr: Text  # rule, warm-up and decay, in words; or that it goes on
+    peak_lr: Amount  # as the optimizer gets it
+    weight_decay: Amount
+    optimizer: Table | None  # settings that are not the recipe's own
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanRecord(FileRecord):
     """``plan.json``: what was decided before time was spent; written anew when a run goes on."""
 
@@ -62,6 +80,7 @@ class PlanRecord(FileRecord):
     bn_batch_size: Whole  # [examples] that a batch norm sees together; null: the micro-batch
     methods: Text  # what else the recipe asks for, in words
     ramp: Ramp | None  # pairs of an epoch and the batch from then on
+    phases: Sequence[Annotated[PhaseRecord, part(PhaseRecord)]] | None = None
     world_size: Count | None  # ranks
     steps: Count  # to be made
     budget_examples: Amount  # [examples] to be trained on

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from largebatch.records.run import EvaluateLine
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.numerals import axis, capital, count, slug
-from largebatch.report.row_lines import draw_lines, drawn_lines, line_picture, positive
+from largebatch.report.row_lines import draw_edges, draw_lines, drawn_lines, line_picture, positive
 from largebatch.report.scales import focus, log
 from largebatch.report.summary import Comparison
 
@@ -23,7 +23,7 @@ def score(
     figure, axes = empty_axes(axis(reached), x_label)
     draw_lines(axes, comparison, drawn)
     finished = {row.label: [line for line in own if not line.broken] or own for row, own in drawn}
-    sentences = focus(axes, finished, reached)
+    sentences = focus(axes, finished, reached) + (draw_edges(axes, comparison, drawn) if x == "epoch" else [])
     if log_x:
         log(axes, "x", [value for _, own in drawn for line in own for value in line.x if value > 0], count)
     else:
@@ -50,6 +50,7 @@ def learning_rate(comparison: Comparison) -> Picture | None:
         return None
     figure, axes = empty_axes("learning rate (log scale)", "epochs")
     draw_lines(axes, comparison, drawn)
+    edges = draw_edges(axes, comparison, drawn)
     peaks = [max(value for value in line.y if value > 0) for _, own in drawn for line in own]
     floor = min(peaks) / 100
     log(axes, "y", [floor, *peaks])
@@ -59,7 +60,9 @@ def learning_rate(comparison: Comparison) -> Picture | None:
         else []
     )
     axes.set_xlim(left=0)
-    return line_picture(comparison, figure, "learning-rate", "Curves", "Learning rate against epochs", drawn, cut, "")
+    return line_picture(
+        comparison, figure, "learning-rate", "Curves", "Learning rate against epochs", drawn, cut + edges, ""
+    )
 
 
 def training(comparison: Comparison, key: str, name: str, title: str, y_label: str) -> Picture | None:

@@ -66,6 +66,15 @@ def draw_lines(axes: Axes, comparison: Comparison, drawn: Drawn) -> None:
             )
 
 
+def draw_edges(axes: Axes, comparison: Comparison, drawn: Drawn) -> list[str]:
+    """A dotted line in a row's colour at every epoch where a phase of it begins; what that is, in a sentence."""
+    style = looks(comparison)
+    edges = [(row, epoch) for row, _ in drawn for epoch in row.runs[0].edges]
+    for row, epoch in edges:
+        axes.axvline(epoch, color=style[row.id].colour, linewidth=0.8, dashes=(1, 2), zorder=0)
+    return ["Dotted lines: another phase begins."] * bool(edges)
+
+
 def _sparse(points: int, index: int) -> tuple[int, int]:
     """First marker and stride: some five a line, staggered from row to row."""
     stride = max(1, round(points / 5))

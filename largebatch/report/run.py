@@ -100,6 +100,11 @@ class RecordedRun:
         return budget if abs(seen - budget) < min(largest, 0.05 * budget) else seen
 
     @property
+    def edges(self) -> tuple[float, ...]:
+        """The epochs at which another phase begins."""
+        return tuple(phase.epoch for phase in (self.plan.phases or ())[1:])
+
+    @property
     def epochs(self) -> float | None:
         planned, budget = self.plan.epochs, self.plan.budget_examples
         if planned is None or not budget or self.examples == budget:

@@ -252,7 +252,7 @@ class Account:
             **prefixed("test", test, score),
             f"test_{score}": test and self.measure.score,
             **prefixed("train", training, score),
-            "peak_lr": self.job.decided.lr.schedule.peak,
+            "peak_lr": self.job.decided.peak_lr,
             "seconds_training": seconds,
             "seconds_total": self.progress.total_seconds,
             "seconds_per_step": seconds / executed if executed else None,

@@ -15,6 +15,7 @@ from torch import nn
 
 from largebatch import data, engines, models, optim, tasks
 from largebatch.data import nested
+from largebatch.data.sizes import sizes_of_phases
 from largebatch.engines.engine import MOST_SHAPES
 from largebatch.errors import UserError
 from largebatch.machine import distributed, watchdog
@@ -26,10 +27,12 @@ from largebatch.plan.score import ACCURACY
 from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.decide import decide, precision_of, task_name
 from largebatch.recipes.decided import DataFacts, Decided
+from largebatch.recipes.phases_read_aloud import facts_of, words_of
 from largebatch.records import mllog
 from largebatch.records.circumstances import circumstances_of
-from largebatch.records.run import PlannedRate, PlanRecord
+from largebatch.records.run import PhaseRecord, PlannedRate, PlanRecord
 from largebatch.run import fit
+from largebatch.run.phases import Settings
 from largebatch.tasks.task import Task
 from largebatch.terminal.console import Console, tell
 
@@ -46,6 +49,7 @@ class Job:
     placement: data.Placement
     treatments: list[Treatment]
     engine: engines.Engine
+    settings: Settings  # of the optimizer, by phase
 
     @property
     def plan(self) -> BatchPlan:
@@ -79,8 +83,8 @@ def assemble(
     channels_last = run.channels_last
     if channels_last is None:
         channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    settings = run.engine.model_dump(exclude={"name"})
-    engine = engines[run.engine.name](device, precision, channels_last, run.compile, **settings)
+    keys = run.engine.model_dump(exclude={"name"})
+    engine = engines[run.engine.name](device, precision, channels_last, run.compile, **keys)
     engine.skips_nonfinite = run.nonfinite_gradients.action == "skip"
     engine.shard_safe = run.optimizer.SHARD_SAFE
     for part in (decision.gradient_part for decision in decided.methods.values()):
@@ -90,10 +94,11 @@ def assemble(
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, run.optimizer.not_adapted)
     groups = optim.parameter_groups(model, run.weight_decay.value, table)
-    optimizer = optimizer_of(run.optimizer, groups, decided.lr.schedule(0), precision, run.engine.name, model)
+    optimizer = optimizer_of(run.optimizer, groups, decided.lr_at(0), precision, run.engine.name, model)
+    settings = Settings(decided, optimizer, table, Surroundings(precision, run.engine.name, model))
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
     placement = data.Placement(engine.device, engine.dtype, channels_last)
-    return Job(run, decided, device, task, dataset, placement, table, engine)
+    return Job(run, decided, device, task, dataset, placement, table, engine, settings)
 
 
 def data_facts(dataset: data.Dataset) -> DataFacts:
@@ -189,6 +194,8 @@ def _told_once(text: str) -> None:
 
 def sizes_of(run: config.Run) -> data.Sizes | None:
     section, stretch = run.data.image_size, run.stretch
+    if (of_phases := derive.sides_of(run)) is not None:
+        return sizes_of_phases(*of_phases)
     if section is None:
         return None
     until = None if section.until_epoch is None else section.until_epoch * stretch
@@ -249,12 +256,13 @@ def planned(job: Job, command: str) -> PlanRecord:
         bn_batch_size=run.batch.bn_batch_size,
         methods=decided.beside_words,
         ramp=[[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
+        phases=[PhaseRecord(**facts) for facts in facts_of(decided)],
         world_size=plan.world_size,
         steps=plan.steps,
         budget_examples=plan.budget_examples,
         epochs=plan.budget_examples / plan.dataset_size,
         lr=PlannedRate(
-            peak=decided.lr.schedule.peak,
+            peak=decided.peak_lr,
             rule=decided.lr.rule,
             warmup=decided.lr.warmup,
             decay=decided.lr.decay,
@@ -284,7 +292,7 @@ def mlperf_facts(job: Job) -> mllog.MlperfRun:
         eval_samples=len(job.dataset.test),
         bn_span=run.batch.bn_batch_size or plan.micro_batch_size,
         optimizer=run.optimizer.name,
-        peak_lr=job.decided.lr.schedule.peak,
+        peak_lr=job.decided.peak_lr,
         end_lr=run.lr.decay.end,
         decay_power=run.lr.decay.polynomial,
         decay_steps=plan.steps - plan.first_step_at(warmup * plan.dataset_size),
@@ -304,6 +312,7 @@ def beside_the_reference(run: config.Run) -> tuple[str, ...]:
     asked = {
         **{method.where: method.CHANGES for method in run.methods.values()},
         "batch.ramp": run.batch.ramp is not None,
+        "phases": run.phases is not None,
         "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
         f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",
         "max_grad_norm": run.max_grad_norm is not None,
@@ -317,14 +326,18 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
     parameters = sum(p.numel() for p in job.engine.model.parameters())
     decayed = sum(row.decayed for row in job.treatments)
     adapted = sum(row.adapted for row in job.treatments)
+    if run.phases is None:
+        of_batches = {"batch": f"{decided.batch_words}{unsized_norms(job)}", "lr": decided.lr.words}
+    else:
+        of_batches = {"phases": f"{len(decided.phases)}, in ranks × micro-batch × accumulation{unsized_norms(job)}"}
+        of_batches |= {f"phase {n}": words_of(decided, phase) for n, phase in enumerate(decided.phases, start=1)}
     lines = {
         "run": f"{run.name}, seed {run.seed}, in {directory}",
         "model": f"{run.model.name}, {parameters:,} parameters",
         "data": f"{decided.data}: {decided.plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
         f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
-        "batch": f"{decided.batch_words}{unsized_norms(job)}",
+        **of_batches,
         "budget": decided.budget_words,
-        "lr": decided.lr.words,
         "optimizer": f"{run.optimizer.words}; weight decay {run.weight_decay.value:g} on {decayed} of "
         f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
         "beside": decided.beside_words,
@@ -336,7 +349,8 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
 def unsized_norms(job: Job) -> str:
     """What batch norm sees where the recipe does not say."""
     plain = any(not isinstance(m, batch_norm.SizedNorm) for m in batch_norm.batch_norms(job.engine.model))
-    return f"; batch norm over the micro-batch of {job.plan.micro_batch_size:,}" if plain else ""
+    sizes = ", ".join(f"{size:,}" for size in dict.fromkeys(stage.micro_batch_size for stage in job.plan.stages))
+    return f"; batch norm over the micro-batch of {sizes}" if plain else ""
 
 
 def table_of_tensors(treatments: list[Treatment]) -> rich.table.Table:

@@ -43,8 +43,9 @@ class Steps:
     def begin(self, number: int, measured: bool = False) -> Step:
         """The step after ``number`` others; its examples are still to come."""
         stage = self.plan.at(number)
-        lr, settings = self.job.decided.rates_at(self.plan.examples_before(number))
-        step = Step(number, stage.global_batch_size, (), stage.accumulation_steps, lr, settings, measured)
+        seen = self.plan.examples_before(number)
+        (lr, settings), phase = self.job.decided.rates_at(seen), self.job.decided.phase_at(seen)
+        step = Step(number, stage.global_batch_size, (), stage.accumulation_steps, lr, settings, measured, phase)
         for part in self.parts.values():
             part.before(step)
         return step
@@ -89,6 +90,7 @@ class Steps:
             for part in self.parts.values():
                 part.with_gradient(turn)
         turn.lap("optimizer")
+        self.job.settings.tell(engine.optimizer.param_groups, turn.phase)
         for group in engine.optimizer.param_groups:
             group.update(turn.settings, lr=turn.lr)
         turn.norm = engine.step(measure=turn.measured)

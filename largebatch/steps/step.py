@@ -32,6 +32,7 @@ class Step:
     lr: float
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # beside the lr, of every parameter group
     measured: bool = False  # whether the norm of its gradient is asked for
+    phase: int | None = None  # whose settings its groups have, counted from 0; None: none, but what the recipe says
     workers: int = 1  # so many sets of weights take a turn each
     together: bool = True  # whether all of them are the same at the end
     tally: Tally | None = None  # what the task makes numbers of is counted here

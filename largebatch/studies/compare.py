@@ -85,7 +85,7 @@ def compare(
         tuning = dataclasses.replace(tuning, hold_out=size // 6)
     scores = {check(row, tuning) for row in rows}
     if baseline is None:
-        baseline = min(rows, key=lambda row: runs[row.id].batch.global_batch_size).id
+        baseline = min(rows, key=lambda row: config.of_phases(runs[row.id])[0].batch.global_batch_size).id
     elif baseline not in runs:
         raise UserError(f"--baseline {baseline} is no row of this comparison; rows: {', '.join(runs)}")
     comparison = ComparisonRecord(
@@ -118,6 +118,8 @@ def check(row: ComparedRecipe, tuning: Tuning | None) -> Score:
     run = row.run(*(["data.hold_out=" + str(tuning.hold_out)] if tuning else []))
     if tuning is not None and run.lr.base is None:
         raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
+    if tuning is not None:
+        searched(row)
     device = distributed.choose_device(run.device)
     refusals.check(run, precision_of(run.precision, device.type))
     dataset = dataset_of(run)
@@ -131,6 +133,14 @@ def check(row: ComparedRecipe, tuning: Tuning | None) -> Score:
             f"{row.id}: {error} (--tune lr searches on {len(dataset.train)} examples and holds out {tuning.hold_out})"
         ) from None
     return task_of(run, dataset).score
+
+
+def searched(row: ComparedRecipe) -> None:
+    """Refuse a search of a rate that a phase hides."""
+    try:
+        row.run("lr.base=1")
+    except UserError as error:
+        raise UserError(f"{row.recipe}: --tune lr searches lr.base: {error}") from None
 
 
 def existing(out: Path) -> ComparisonRecord | None:
@@ -167,8 +177,8 @@ def with_search(comparison: ComparisonRecord, index: int, search: SearchRecord |
     return dataclasses.replace(comparison, rows=rows)
 
 
-def chosen_lr(found: SearchRecord | None) -> tuple[str, ...]:
-    return (f"lr.base={found.chosen_base:.12g}",) if found and found.chosen_base is not None else ()
+def chosen_lr(search: SearchRecord | None) -> tuple[str, ...]:
+    return (f"lr.base={search.chosen_base:.12g}",) if search and search.chosen_base is not None else ()
 
 
 def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[ComparedRecipe]:

@@ -1,10 +1,12 @@
 """What the user wrote: a frozen :class:`Run`, read strictly from YAML and ``key=value`` overrides; no torch.
 
 run.py         Run, and how it is read: file, table row, overrides
+phases.py      keys that are laid over a recipe for a stretch of the run
 sections.py    what each key may hold; those of optimizers and decays are in folders of their own
 mistakes.py    what is wrong, in one sentence
 """
 
+from largebatch.recipes.config.phases import of_phases
 from largebatch.recipes.config.run import Run, from_dict, json_schema, load, overlay, read, row_of, rows_of, setting
 from largebatch.recipes.config.sections import (
     Checkpoint,
@@ -24,6 +26,7 @@ __all__ = [
     "from_dict",
     "json_schema",
     "load",
+    "of_phases",
     "overlay",
     "read",
     "row_of",

@@ -31,6 +31,8 @@ def sentence(error: pydantic.ValidationError, whole: type[BaseModel]) -> str:
             continue
         if path[:1] == ["model"] and len(path) > 1 and part in JSON_KINDS:
             continue
+        if path == ["phases"] and isinstance(part, int):
+            part += 1  # they are counted from 1
         path.append(str(part)[:60])
         section = fields.get(part) if isinstance(part, str) else None
     key, value = ".".join(path), problem["input"]

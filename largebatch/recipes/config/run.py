@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from largebatch.errors import UserError
 from largebatch.recipes import kinds, methods, optimizers, strict_yaml
 from largebatch.recipes.config import sections
+from largebatch.recipes.config.dotted import is_key, place
 from largebatch.recipes.config.mistakes import sentence, shown
+from largebatch.recipes.config.phases import PhaseKeys, check_overrides, check_phases, listed
 from largebatch.recipes.config.sections import (
     Batch,
     BatchNorm,
@@ -65,6 +66,7 @@ class Run(Section):
     resume: Literal["auto", "never"] = "auto"
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
+    phases: Annotated[tuple[PhaseKeys, ...], BeforeValidator(listed)] | None = None  # keys laid over the rest, in turn
     model: Model
     data: Data
     batch: Batch
@@ -104,6 +106,11 @@ class Run(Section):
     def one_budget(self) -> Run:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs and steps as the budget of the run")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def phases_of_this_run(self) -> Run:
+        check_phases(self, Run)
         return self
 
     @property
@@ -191,7 +198,7 @@ def overlay(written: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> 
     settings = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not KEY.fullmatch(key) or len(key) > LONGEST_KEY:
+        if not equals or not is_key(key):
             raise UserError(f"'{override[:60]}' is not an override; write key=value, such as lr.base=0.1")
         if not text.strip():
             raise UserError(f"{key}= has no value, as an unset variable leaves it; for none write {key}=null")
@@ -202,6 +209,7 @@ def overlay(written: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> 
             place(written, key, copy.deepcopy(value))
     for key, value in settings:
         place(written, key, value)
+    check_overrides(written, [key for key, _ in settings])
     return written
 
 
@@ -209,20 +217,6 @@ def setting(key: str, value: Any) -> str:
     """The override that sets ``key`` to ``value``, whatever signs are in it."""
     text = strict_yaml.written(value, key).removesuffix("...\n")
     return f"{key}={text.strip(YAML_SPACE)}"
-
-
-def place(written: dict[str, Any], key: str, value: Any) -> None:
-    *above, last = key.split(".")
-    section = written
-    for name in above:
-        if section.get(name) is None or section[name] is True:  # true switches a section on as it is
-            section[name] = {}
-        section = section[name]
-        if not isinstance(section, dict):
-            raise UserError(f"{key} cannot be set: {name} holds a value, not a section")
-    section[last] = value
-    if key in ("epochs", "steps"):
-        written.pop("steps" if key == "epochs" else "epochs", None)
 
 
 def row_of(table: Any, written: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -259,7 +253,7 @@ def rows_of(table: Any) -> dict[int, dict[str, Any]]:
         if not isinstance(row, dict) or not row:
             raise UserError(f"table.{size} should set keys, as in {size}: {{lr.base: 17}}")
         for key in row:
-            if not isinstance(key, str) or not KEY.fullmatch(key) or len(key) > LONGEST_KEY:
+            if not is_key(key):
                 raise UserError(
                     f"table.{size}: {shown(key)} is no key of a recipe; write it with dots, such as lr.base"
                 )
@@ -268,9 +262,7 @@ def rows_of(table: Any) -> dict[int, dict[str, Any]]:
     return table
 
 
-LONGEST_KEY = 100
 YAML_SPACE = " \n"  # what stands around a value and is none of it; signs that Unicode calls spaces are
-KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
 def json_schema() -> dict[str, Any]:

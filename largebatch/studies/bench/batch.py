@@ -168,6 +168,7 @@ def _entered(run: config.Run, size: int, device: torch.device, dataset: Dataset,
             "epochs": 1.0,
             "steps": None,
             "batch": run.batch.model_copy(update={"global_batch_size": size, "micro_batch_size": micro, "ramp": None}),
+            "phases": None,
             "regime_adaptation": None,
             "lr": config.LearningRate(base=1e-4),  # the time of an update does not depend on it, divergence does
             "record": type(run.record)(),

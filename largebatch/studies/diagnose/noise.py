@@ -62,7 +62,7 @@ def measure(
         "big_batch_size": big,
         "batches": batches,
         "hessian": hessian,
-        "global_batch_size": run.run.batch.global_batch_size,
+        "global_batch_size": run.global_batch_size,
         "gradient_square": found.gradient_square,
         "variance_trace": found.variance_trace,
         "noise_scale": found.noise_scale,

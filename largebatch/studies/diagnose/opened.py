@@ -56,6 +56,11 @@ class Opened:
     placement: data.Placement
 
     @property
+    def global_batch_size(self) -> int:
+        """Of its first step."""
+        return config.of_phases(self.run)[0].batch.global_batch_size
+
+    @property
     def title(self) -> str:
         return self.run.title or self.run.name
 
@@ -128,7 +133,7 @@ class Opened:
         return {
             "kind": kind,
             "run": self.run.name,
-            "title": f"{self.title}, batch {self.run.batch.global_batch_size:,}",
+            "title": f"{self.title}, batch {self.global_batch_size:,}",
             "weights": ", not ".join(
                 ["trained", *(method.BESIDE for method in self.run.methods.values() if method.BESIDE)]
             ),

@@ -121,7 +121,7 @@ def end(run: Opened) -> dict[str, Any]:
         "directory": str(run.directory),
         "step": run.step,
         "seed": run.run.seed,
-        "global_batch_size": run.run.batch.global_batch_size,
+        "global_batch_size": run.global_batch_size,
     }
 
 

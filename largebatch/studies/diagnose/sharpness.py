@@ -98,7 +98,7 @@ def measure(
         )
     facts = {
         **run.facts("sharpness", command),
-        "global_batch_size": run.run.batch.global_batch_size,
+        "global_batch_size": run.global_batch_size,
         "examples": sample.examples,
         "batch_size": sample.batch_size,
         "batch_norm": norm,
@@ -116,7 +116,7 @@ def published(run: Opened) -> list[dict[str, Any]]:
     perceptron = {"width": 512, "depth": 5, "norm": True}
     if run.run.model.name == "mlp" and run.run.data.name == "mnist" and perceptron.items() <= arguments.items():
         name = "F1"
-    size = run.run.batch.global_batch_size
+    size = run.global_batch_size
     side = "small" if size == 256 else "large" if 10 * size == len(run.dataset.train) else None
     if name is None or side is None:
         return []

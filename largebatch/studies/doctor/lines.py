@@ -68,9 +68,12 @@ def _words_of_cores(ranks: list[Examined]) -> str:
 def _words_of_recipe(recipe: Examined) -> dict[str, str]:
     found = {"recipe": f"{recipe['name']} on {recipe['data']} ({recipe['dataset_source'] or 'not found'})"}
     if batch := recipe["batch"]:
+        more = [f"{phase['global_batch_size']:,}" for phase in batch["phases"]]
         found["batch"] = (
             f"{batch['global_batch_size']:,} = {batch['world_size']} × {batch['micro_batch_size']} × "
             f"{batch['accumulation_steps']} (ranks × micro-batch × accumulation), {batch['steps']:,} steps"
+            + f" in {len(more)} phases of batch {', '.join(more)}"
+            * bool(more)
         )
     if "checkpoint_bytes" in recipe:
         one = size(recipe["checkpoint_bytes"])

@@ -12,6 +12,7 @@ from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config, refusals
 from largebatch.recipes.decide import decide, precision_of
+from largebatch.recipes.phases_read_aloud import facts_of
 from largebatch.run.assemble import data_facts, dataset_of, model_of, task_of
 from largebatch.studies.doctor.facts import Examined, size
 from largebatch.studies.doctor.look import free
@@ -43,6 +44,7 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Exam
             "micro_batch_size": plan.micro_batch_size,
             "accumulation_steps": plan.accumulation_steps,
             "steps": plan.steps,
+            "phases": facts_of(decided) if run.phases is not None else [],
         }
     if distributed.is_first() and run.checkpoint.every_epochs:
         model = attempt(lambda: model_of(run, task_of(run, dataset), dataset))

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config
+from largebatch.recipes.phases_read_aloud import facts_of
 from largebatch.records.circumstances import circumstances_of
 from largebatch.run.assemble import Job, decisions
 from largebatch.studies.dry_run.job import Cluster, job_of, pretended, smaller_micro_batches, usual_device
@@ -91,10 +92,11 @@ def facts(job: Job, trace: Traced, cluster: Cluster, command: str) -> dict[str, 
         "steps": plan.steps,
         "dataset_size": size,
         "epochs": plan.budget_examples / size,
-        "peak_lr": decided.lr.schedule.peak,
+        "peak_lr": decided.peak_lr,
         "warmup_epochs": decided.lr.schedule.warmup / size,
         "clock": "scale-invariant" if decided.clock else "examples seen",
         "schedule": schedule(job),
+        "phases": facts_of(decided),
         "stages": [
             {"epoch": s.first_example / size, "step": s.first_step, "global_batch_size": s.global_batch_size,
              "micro_batch_size": s.micro_batch_size, "accumulation_steps": s.accumulation_steps}
@@ -115,12 +117,15 @@ def facts(job: Job, trace: Traced, cluster: Cluster, command: str) -> dict[str, 
 
 def schedule(job: Job, count: int = 480) -> list[list[float]]:
     """[epoch, lr] of real steps: evenly, and on both sides of every jump."""
-    plan, lr = job.plan, job.decided.lr.schedule
+    plan, decided = job.plan, job.decided
     steps = {round(n * (plan.steps - 1) / count) for n in range(count + 1)}
-    for at in (lr.warmup, *lr.milestones):
-        steps |= {step for step in (plan.first_step_at(at) - 1, plan.first_step_at(at)) if 0 <= step < plan.steps}
+    for phase in decided.phases:
+        lr, begun = phase.lr.schedule, phase.clock.first_example
+        jumps = [plan.first_step_at(begun + at) for at in (lr.warmup, *lr.milestones)]
+        near = {step + side for step in (phase.span.first_step, *jumps) for side in (-1, 0)}
+        steps |= {step for step in near if 0 <= step < plan.steps}
     seen = [plan.examples_before(step) for step in sorted(steps)]
-    return [[examples / plan.dataset_size, lr(examples)] for examples in seen]
+    return [[examples / plan.dataset_size, decided.lr_at(examples)] for examples in seen]
 
 
 def collectives(trace: Traced, recorded_every: int, world_size: int) -> list[dict[str, Any]]:

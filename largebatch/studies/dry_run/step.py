@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -76,7 +77,7 @@ class Traced:
 
 def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     """Runs the job's update where it has the largest micro-batch; leaves the job used up."""
-    stage = max(job.plan.stages, key=lambda stage: stage.micro_batch_size)
+    stage = max(job.plan.stages, key=functools.partial(numbers_of, job))
     shown = min(2, stage.accumulation_steps)
     shortened = tuple(s._replace(accumulation_steps=min(2, s.accumulation_steps)) for s in job.plan.stages)
     plan = dataclasses.replace(job.plan, stages=shortened)
@@ -166,10 +167,23 @@ def sets_here(decided: Decided) -> int:
     return max([1, *(decision.sets for decision in decided.methods.values())]) // distributed.world_size()
 
 
+def side_of(job: Job, stage: Stage) -> int | None:
+    """The largest of its images; None where examples have none, or one."""
+    sizes = job.dataset.sizes
+    if sizes is None:
+        return None
+    return sizes.at(stage.first_step, job.plan) if sizes.of_phases else sizes.last
+
+
+def numbers_of(job: Job, stage: Stage) -> int:
+    """What the memory of a micro-batch is about proportional to."""
+    return stage.micro_batch_size * (side_of(job, stage) or 1) ** 2
+
+
 def micro_batches(job: Job, stage: Stage, count: int, trace: Trace) -> Iterator[Batch]:
     for number in range(1, count + 1):
         trace.moment = number
-        yield job.placement.placed(job.dataset.largest(stage.micro_batch_size))
+        yield job.placement.placed(job.dataset.blank(stage.micro_batch_size, side_of(job, stage)))
 
 
 def evaluation(job: Job) -> None:

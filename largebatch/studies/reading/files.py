@@ -82,6 +82,8 @@ def sizes_of(written: Listed, run: config.Run) -> list[int]:
     """The global batches that a recipe speaks of."""
     found = {run.batch.global_batch_size, *(run.lr.table or {}), *(run.expect.by_batch_size if run.expect else {})}
     grown = {size for _, size in derive.growth_of(run)[0]}
+    if run.phases is not None:
+        found = {laid.batch.global_batch_size for laid in config.of_phases(run)}
     return sorted(found | grown | set(config.rows_of(written["table"]) if "table" in written else ()))
 
 

@@ -22,7 +22,9 @@ from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.recipes.decided import DataFacts, Decided, ExplainedSchedule
+from largebatch.recipes.phases_read_aloud import facts_of
 from largebatch.studies.reading.files import Listed, in_words, paper_of, plain, published_of
+from largebatch.studies.reading.phases import rows_of_phases
 from largebatch.terminal.plot import plot
 
 LARGEST = 10**12
@@ -40,9 +42,10 @@ def derived(
     run = config.load(path, overrides)
     device = "cpu" if run.device == "cpu" else "cuda"
     refusals.check(run, precision_of(run.precision, device))
-    sets.check(sets.known(run.data.name), asked_of(run.data))
-    size, from_what = training_examples(run.data, examples)
-    facts = DataFacts(size, pixels_of(run.data), sets.known(run.data.name).task)
+    data = of_largest_images(run)
+    sets.check(sets.known(data.name), asked_of(data))
+    size, from_what = training_examples(data, examples)
+    facts = DataFacts(size, pixels_of(data), sets.known(data.name).task)
     decided = decide(run, facts, devices, device)
     plan, lr = decided.plan, decided.lr
     origin = origins(path, overrides, run.batch.global_batch_size)
@@ -50,7 +53,7 @@ def derived(
         *_batch_rows(run, plan, origin),
         ("training set", f"{size:,} examples", from_what, origin("data")),
         *_budget_rows(run, plan, origin),
-        *_lr_rows(run, plan, lr, origin),
+        *(_lr_rows(run, plan, lr, origin) if run.phases is None else rows_of_phases(run, decided, origin)),
         *_optimizer_rows(run, origin),
         *_method_rows(run, decided, origin),
         _published_row(run),
@@ -68,10 +71,11 @@ def derived(
         "dataset_size": size,
         "steps": plan.steps,
         "epochs": plan.budget_examples / size,
-        "peak_lr": lr.schedule.peak,
+        "peak_lr": decided.peak_lr,
         "warmup_epochs": lr.schedule.warmup / size,
         "rows": [dict(zip(("what", "value", "rule", "from"), row, strict=True)) for row in rows],
-        "schedule": [[epoch, lr.schedule(epoch * size)] for epoch in _epochs(plan, lr.schedule)],
+        "schedule": [[epoch, decided.lr_at(epoch * size)] for epoch in _epochs(decided)],
+        "phases": facts_of(decided),
         "stages": [
             {
                 "epoch": s.first_example / size, "step": s.first_step, "global_batch_size": s.global_batch_size,
@@ -101,6 +105,12 @@ def pixels_of(data: config.Data) -> int:
     return math.prod(shape[1:]) if len(shape) == 3 else 1
 
 
+def of_largest_images(run: config.Run) -> config.Data:
+    """The data section of the phase that has them."""
+    sections = [laid.data for laid in config.of_phases(run)]
+    return max(sections, key=lambda data: 0 if data.image_size is None else data.image_size.last)
+
+
 def asked_of(data: config.Data) -> Asked:
     """With the largest side of all."""
     keys = data.model_dump(exclude={"image_size", "if_changed"})
@@ -122,6 +132,11 @@ def origins(path: Path, overrides: list[str], size: int) -> Origin:
 
     def stated(key: str) -> bool:
         section: Any = written
+        if key.startswith("phases."):
+            _, number, *rest = key.split(".")
+            section = written.get("phases") or []
+            section = section[int(number) - 1] if int(number) <= len(section) else {}
+            return not rest or touched(".".join(rest), section)
         for name in key.split("."):
             if not isinstance(section, dict) or name not in section:
                 return False
@@ -146,14 +161,17 @@ def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
     if run.batch.micro_batch_size is None and not sized_by_methods(run, plan.world_size):
         rule += f", as on {'CPU' if run.device == 'cpu' else 'CUDA'}"
     rows = [("global batch", f"{plan.global_batch_size:,} = {made_of}", rule, origin("batch.global_batch_size"))]
-    for stage in plan.stages[1:]:
+    if run.phases is not None:
+        rows = [("global batch", f"of {len(plan.stages)} phases", "below", origin("phases"))]
+    for stage in plan.stages[1:] if run.phases is None else ():
         made_of = f"{plan.world_size} × {stage.micro_batch_size:,} × {stage.accumulation_steps}"
         when = f"from epoch {stage.first_example / plan.dataset_size:.4g}, after {stage.first_step:,} steps"
         rows.append(("  then", f"{stage.global_batch_size:,} = {made_of}", when, origin("batch.ramp")))
-    if words := derive.words_of_sizes(run):
+    if (words := derive.words_of_sizes(run)) and derive.sides_of(run) is None:
         rows.append(("images", *words, origin("data.image_size")))
     if run.batch.bn_batch_size is None:
-        rows.append(("batch norm over", f"{plan.micro_batch_size:,}", "the micro-batch", "default"))
+        sizes = dict.fromkeys(f"{stage.micro_batch_size:,}" for stage in plan.stages)
+        rows.append(("batch norm over", ", ".join(sizes), "the micro-batch", "default"))
     else:
         ranks = derive.synchronised_ranks(run, plan.world_size)
         rule = f"shared by {ranks} ranks" if ranks > 1 else "a part of the micro-batch"
@@ -172,7 +190,8 @@ def sized_by_methods(run: config.Run, world_size: int) -> bool:
 def _budget_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
     epochs, stretch = plan.budget_examples / plan.dataset_size, run.stretch
     if run.epochs is None:
-        rule = f"{run.steps:,} steps × the batch / {plan.dataset_size:,}"
+        whose = "the batch" if run.phases is None else "the batch of each phase"
+        rule = f"{run.steps:,} steps × {whose} / {plan.dataset_size:,}"
     elif stretch > 1 and run.regime_adaptation is not None:
         reference = run.regime_adaptation.reference_batch_size
         rule = f"regime adaptation: {run.epochs:g} × ceil({plan.global_batch_size}/{reference}) = × {stretch}"
@@ -186,7 +205,7 @@ def _budget_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
     if run.epochs is None:
         rule = ""
     elif len(plan.stages) > 1:
-        rule = "the stages' steps, the last one full"
+        rule = "the stages' steps, the last one full" if run.phases is None else "of all phases, the last one full"
     else:
         rule = f"ceil({epochs:.4g} × {plan.dataset_size:,} / {plan.global_batch_size:,})"
     return [*rows, ("steps", f"{plan.steps:,}", rule, origin("epochs", "steps"))]
@@ -265,10 +284,13 @@ def _published_row(run: config.Run) -> Row:
     return ("published", "nothing", "", "")
 
 
-def _epochs(plan: BatchPlan, schedule: Any, count: int = 480) -> list[float]:
-    """Where the schedule is read: evenly, and on both sides of every jump."""
+def _epochs(decided: Decided, count: int = 480) -> list[float]:
+    """Where the schedule is read: evenly, and on both sides of every jump and edge."""
+    plan = decided.plan
     total = plan.budget_examples
-    inner = [at + side for at in schedule.milestones for side in (-1e-6 * total, 0.0) if at < total]
+    jumps = {phase.clock.first_example + at for phase in decided.phases for at in phase.lr.schedule.milestones}
+    jumps |= {phase.span.first_example for phase in decided.phases}
+    inner = [at + side for at in jumps for side in (-1e-6 * total, 0.0) if 0 < at < total]
     return [at / plan.dataset_size for at in sorted({*(total * n / count for n in range(count + 1)), *inner})]
 
 

@@ -45,6 +45,9 @@ def timed(run: config.Run, steps: int) -> tuple[config.Run, list[str]]:
         "lr": config.LearningRate(base=1e-4),  # the time of a step does not depend on it, divergence does
     }
     said = []
+    if run.phases is not None:
+        run = config.of_phases(run)[0]
+        said.append("phases: every step is one of the first phase")
     if run.batch.ramp is not None:
         changes["batch"] = run.batch.model_copy(update={"ramp": None})
         said.append(f"batch.ramp: every step has the first size, {run.batch.global_batch_size:,}")

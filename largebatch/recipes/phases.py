@@ -1,0 +1,104 @@
+"""The phases of a run, decided: each with its place in the stream, its batch, its schedule and its settings; in words.
+
+A batch ramp is phases of one clock, which :mod:`derive` lays out; a run without either is one phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from largebatch.errors import UserError
+from largebatch.plan.batch import BatchPlan
+from largebatch.plan.phases import Span, clocks
+from largebatch.recipes import config, derive
+from largebatch.recipes.decided import ExplainedSchedule, Phase
+
+
+def planned(
+    run: config.Run, dataset_size: int, pixels: int, world_size: int, device: str
+) -> tuple[BatchPlan, tuple[Phase, ...]]:
+    """The plan, with a stage for each phase. ``pixels``: of the largest image; ``device``: cpu or cuda."""
+    if run.phases is None:
+        plan = derive.plan_of(run, dataset_size, world_size, derive.largest_micro_batch(device, pixels))
+        return plan, of_one_clock(run, plan)
+    of_phases = config.of_phases(run)
+    check_combinations(run, of_phases)
+    sides = [sizes.last if (sizes := laid.data.image_size) is not None else None for laid in of_phases]
+    largest = [derive.largest_micro_batch(device, side**2 if side else pixels) for side in sides]
+    plan, spans = derive.plan_of_phases(run, of_phases, dataset_size, world_size, largest)
+    followed = clocks(spans, [phase.clock == "goes_on" for phase in run.phases])
+    schedules = _schedules(of_phases, spans, followed, plan)
+    return plan, tuple(
+        Phase(span, stage, lr, clock, laid.optimizer, laid.weight_decay.value, side)
+        for laid, span, stage, lr, clock, side in zip(
+            of_phases, spans, plan.stages, schedules, followed, sides, strict=True
+        )
+    )
+
+
+def of_one_clock(run: config.Run, plan: BatchPlan) -> tuple[Phase, ...]:
+    """The stages of a plan, with one schedule for all of them."""
+    lr = derive.learning_rate_of(run, plan)
+    clock = Span(0, plan.steps, 0, plan.budget_examples)
+    ends = [*plan.stages[1:], None]
+    return tuple(
+        Phase(
+            Span(
+                stage.first_step,
+                (plan.steps if end is None else end.first_step) - stage.first_step,
+                stage.first_example,
+                plan.budget_examples if end is None else end.first_example,
+            ),
+            stage, lr, clock, run.optimizer, run.weight_decay.value,
+        )
+        for stage, end in zip(plan.stages, ends, strict=True)
+    )  # fmt: skip
+
+
+def _schedules(
+    of_phases: Sequence[config.Run], spans: Sequence[Span], followed: Sequence[Span], plan: BatchPlan
+) -> list[ExplainedSchedule]:
+    """A new one where a clock begins; else that of the phase before."""
+    found: list[ExplainedSchedule] = []
+    for number, (laid, span, clock) in enumerate(zip(of_phases, spans, followed, strict=True), start=1):
+        if span.first_step != clock.first_step:
+            found.append(found[-1])
+            continue
+        with derive.in_phase(number):
+            size = laid.batch.global_batch_size
+            found.append(derive.schedule_over(laid.lr, size, clock.budget, plan, whose="phase"))
+    return found
+
+
+def check_combinations(run: config.Run, of_phases: Sequence[config.Run]) -> None:
+    """Refuse methods that phases do not go with."""
+    for sentence in refusals(run, of_phases):
+        raise UserError(sentence)
+
+
+def refusals(run: config.Run, of_phases: Sequence[config.Run]) -> Iterator[str]:
+    """Why phases do not go with what else the run asks for; each is one sentence with the keys."""
+    batches = {(laid.batch.global_batch_size, laid.batch.micro_batch_size) for laid in of_phases}
+    sides = {size and size.last for size in (laid.data.image_size for laid in of_phases)}
+    sizes = run.data.image_size
+    if run.batch.ramp is not None:
+        yield "phases and batch.ramp both say when the batch changes; write the ramp as phases with clock: goes_on"
+    if run.regime_adaptation is not None:
+        yield "phases and regime_adaptation both say how long the run is; choose one"
+    if sizes is not None and sizes.first != sizes.last:
+        yield "phases and data.image_size that grows both say when the images change; give each phase its side"
+    for laid in of_phases:
+        for method in laid.methods.values():
+            if method.clock(laid) is not None:
+                yield f"phases and {method.where} both say how long the run is; choose one"
+            if method.ALONE == "by turns" and len(batches) > 1:
+                yield f"{method.where} divides one batch among its workers, phases change it; choose one"
+            if method.ENDS_EARLY and len(sides) > 1:
+                yield f"phases of several data.image_size need the whole plan, which {method.where} may end; choose one"
+    if run.batch_norm.statistics == "precise" and len(sides) > 1:
+        yield "batch_norm.statistics = precise looks at images of one side, and phases have several; choose one"
+    if getattr(run.engine, "cuda_graphs", False) and (len(batches) > 1 or (len(sides) > 1 and not run.compile)):
+        what = "batch" if len(batches) > 1 else "data.image_size, without compile = true"
+        yield f"engine.cuda_graphs = true does not go with phases that change the {what}; leave engine.cuda_graphs out"
+    if run.batch_norm.statistics == "last" and run.batch.bn_batch_size is None and max(len(batches), len(sides)) > 1:
+        yield "batch_norm.statistics = last needs batch.bn_batch_size where phases change the micro-batch"
