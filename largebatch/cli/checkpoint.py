@@ -13,6 +13,8 @@ from largebatch.cli.frame import JsonFile, check_folder, local_path, wide_consol
 from largebatch.errors import UserError
 from largebatch.plan.score import score_of
 from largebatch.records import names
+from largebatch.records.run import EvaluateLine
+from largebatch.records.typed import read
 from largebatch.terminal.console import Console, tell
 
 app = typer.Typer(
@@ -186,8 +188,9 @@ def score_of_average(run: Path, facts: dict[str, Any], key: str) -> float | None
     """At the checkpoint's step, if the average was evaluated there; the manifest has that of the trained weights."""
     try:
         lines = (run / names.METRICS).read_text(encoding="utf-8").splitlines()
-        events = [json.loads(line) for line in lines if '"ema"' in line]
+        written = [json.loads(line) for line in lines if '"ema"' in line]
     except (OSError, ValueError):
         return None
-    found = [one[key] for one in events if one.get("split") == "ema" and one["step"] == facts["step"]]
-    return found[-1] if found else None
+    evaluations = [read(EvaluateLine, one, names.METRICS) for one in written if one.get("split") == "ema"]
+    reached = [line.number(key) for line in evaluations if line.step == facts["step"]]
+    return reached[-1] if reached else None
