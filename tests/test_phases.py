@@ -26,6 +26,7 @@ from largebatch.recipes.decide import decide
 from largebatch.recipes.decided import DataFacts, Decided
 from largebatch.report.read import read_runs
 from largebatch.run.assemble import assemble
+from largebatch.run.train import train
 from largebatch.studies.bench.throughput import turns
 from largebatch.studies.compare import Tuning, compare
 from largebatch.studies.reading import as_plot, derived
@@ -438,6 +439,21 @@ def test_a_phase_goes_on_in_another_world(whole, tmp_path, photographs):
     expected = weights_at_end(whole[1])
     for key, value in weights_at_end(directory).items():
         torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.worlds
+def test_phases_go_with_methods_that_keep_the_plan(tmp_path):
+    """The batch changes, then the weight decay: 60 to the first share, then each method's own batch."""
+    more: dict[str, dict[str, Any]] = {"ema": {"record": {"noise_scale": True, "tensorboard": False}}}
+    for method in ("swap", "ema", "sam_with_norm", "sam_of_examples", "last_statistics", "precise_statistics", "muon"):
+        recipe = {**recipe_of(method), **more.get(method, {})}
+        recipe["batch"] = {**recipe["batch"], "micro_batch_size": 20 if method == "ema" else None}
+        recipe["phases"] = [{"batch.global_batch_size": 60, "until_share": 0.4}, {"weight_decay.value": 0.1}]
+        recipe["record"] = {**recipe["record"], "dir": str(tmp_path / method)}
+        result = train(config.from_dict(recipe), quiet=True)
+        assert (result.status, result.reason) == ("finished", None), method
+        sizes = [line["global_batch_size"] for line in events(tmp_path / method, "train")]
+        assert (sizes[0], sizes[-1]) == (60, 120), method
 
 
 @pytest.mark.worlds
