@@ -13,14 +13,8 @@ from programs import REPOSITORY
 PACKAGE = REPOSITORY / "largebatch"
 SAYS_NOTHING = {"found", "own", "here", "told"}  # of what was found, or whose own
 LONGEST = 60  # lines of a function
-PENDING = {"report", "records", "data/packs/manifest.py"}  # folders and files that are still to be done
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def pending(file: Path) -> bool:
-    place = file.relative_to(PACKAGE)
-    return any(str(path) in PENDING for path in (place, *place.parents))
 
 
 def public(body: list[ast.stmt]) -> Iterator[Function | ast.ClassDef]:
@@ -67,16 +61,14 @@ def breaches(tree: ast.Module) -> Iterator[str]:
 
 
 def called_alike(trees: dict[Path, ast.Module]) -> dict[str, list[str]]:
-    """Class name -> the files that have it, where those are several and more than one of them is done."""
+    """Class name -> the files that have it, where it stands there more than once."""
     places = defaultdict(list)
     for file, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(file)
     return {
-        name: [str(file.relative_to(PACKAGE)) for file in files]
-        for name, files in places.items()
-        if sum(not pending(file) for file in files) > 1
+        name: [str(file.relative_to(PACKAGE)) for file in files] for name, files in places.items() if len(files) > 1
     }
 
 
@@ -86,21 +78,12 @@ def trees() -> dict[Path, ast.Module]:
 
 
 def test_a_name_says_what_a_thing_is(trees):
-    assert not [
-        (str(file.relative_to(PACKAGE)), breach)
-        for file, tree in trees.items()
-        if not pending(file)
-        for breach in breaches(tree)
-    ]
+    assert not [(str(file.relative_to(PACKAGE)), breach) for file, tree in trees.items() for breach in breaches(tree)]
 
 
 def test_a_class_is_called_once(trees):
     assert len(trees) > 100
     assert not called_alike(trees)
-
-
-def test_what_is_pending_is_there():
-    assert not [place for place in PENDING if not (PACKAGE / place).exists()]
 
 
 LONG = "\n".join(["def long():", *["    pass"] * LONGEST])
@@ -129,10 +112,10 @@ def test_the_law_finds_what_it_forbids(text: str, wanted: list[str]):
 
 
 def test_the_law_finds_classes_that_are_called_alike():
-    room, other, undone = PACKAGE / "data/a.py", PACKAGE / "optim/b.py", PACKAGE / "report/c.py"
+    room, other = PACKAGE / "data/a.py", PACKAGE / "optim/b.py"
     two, one, twice = (
         ast.parse(t) for t in ("class A:\n    class B: ...", "class B: ...", "class C: ...\nclass C: ...")
     )
     assert called_alike({room: two, other: one}) == {"B": ["data/a.py", "optim/b.py"]}
     assert called_alike({room: two, other: twice}) == {"C": ["optim/b.py", "optim/b.py"]}
-    assert not called_alike({room: two, undone: two})
+    assert not called_alike({room: two})

@@ -158,16 +158,16 @@ def noise(facts: Iterable[Diagnosis]) -> Noise:
     return Noise(values.mean if values else None, min(lows, default=None), high if lows else None)
 
 
-def noise_words(found: Noise) -> str:
-    return "not bounded" if found.value is None else _examples(found.value)
+def noise_words(noise: Noise) -> str:
+    return "not bounded" if noise.value is None else _examples(noise.value)
 
 
-def interval_words(found: Noise) -> str:
-    if found.low is None or found.high is None:
+def interval_words(noise: Noise) -> str:
+    if noise.low is None or noise.high is None:
         return ABSENT
-    if math.isinf(found.high):
-        return f"above {_examples(found.low)}"
-    return f"{_examples(found.low)} to {_examples(found.high)}"
+    if math.isinf(noise.high):
+        return f"above {_examples(noise.low)}"
+    return f"{_examples(noise.low)} to {_examples(noise.high)}"
 
 
 def spectrum_table(comparison: Comparison) -> TextTable | None:

@@ -57,7 +57,7 @@ def html(comparison: Comparison) -> str:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """Pictures under one heading; ``shared_key`` stands above them where more than one has a key."""
 
     id: str
@@ -66,7 +66,7 @@ class Section:
     shared_key: tuple[tuple[Look, str], ...]
 
 
-def _sections(drawn: Sequence[Picture]) -> list[Section]:
+def _sections(drawn: Sequence[Picture]) -> list[PageSection]:
     by_name: dict[str, list[Picture]] = {}
     for picture in drawn:
         by_name.setdefault(picture.section, []).append(picture)
@@ -77,7 +77,7 @@ def _sections(drawn: Sequence[Picture]) -> list[Section]:
         ids.add(id)
         fullest_first = sorted((picture.key for picture in own if picture.key), key=len, reverse=True)
         entries = dict.fromkeys(entry for one in fullest_first for entry in one)
-        sections.append(Section(id, name, tuple(own), tuple(entries) if len(fullest_first) > 1 else ()))
+        sections.append(PageSection(id, name, tuple(own), tuple(entries) if len(fullest_first) > 1 else ()))
     return sections
 
 
