@@ -21,6 +21,7 @@ from largebatch.errors import UserError
 from largebatch.recipes import config, strict_yaml
 from largebatch.recipes.decided import Marks
 from largebatch.run.train import train
+from largebatch.steps.part import Part
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -165,6 +166,21 @@ def test_one_process_at_a_time_trains_in_a_run_folder(recipe):
     [second] = seconds
     assert second.returncode == 2
     assert "is being trained in by another process" in second.stderr
+
+
+@pytest.mark.parametrize("states", [{"kept": print}, {"kept": {1: {2: {3, 4}}}}], ids=["function", "set"])
+def test_a_part_that_cannot_be_saved_is_refused_before_time_is_spent(recipe, states):
+    class Keeps(Part):
+        def save(self):
+            return states
+
+    with pytest.raises(
+        UserError, match=r"^the part keeps cannot be saved: keeps/kept.*: a checkpoint holds no \w+; valid: te"
+    ):
+        train(config.load(recipe()), quiet=True, parts={"keeps": lambda job: Keeps()})
+    assert not saved(config.load(recipe()).directory)
+    nothing_saved = config.load(recipe("unsaved"), ["checkpoint.every_epochs=0", "steps=2"])
+    assert train(nothing_saved, quiet=True, parts={"keeps": lambda job: Keeps()}).status == "finished"
 
 
 @pytest.mark.worlds

@@ -132,6 +132,7 @@ class Loop:
         self.saves = Saves(job, directory, self.parts, self.measure)
         job.dataset.helpers.watched = True
         watchdog.now("the last checkpoint")
+        self.saves.rehearse()
         self.progress, complaints = self.saves.resume()
         recording = self.decided.recording
         self.recorder = Recorder(

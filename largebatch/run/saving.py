@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from largebatch import checkpoint
-from largebatch.checkpoint import randomness
+from largebatch.checkpoint import randomness, tree
 from largebatch.data import contents
 from largebatch.data.preparation import prepared
 from largebatch.errors import UserError
@@ -81,6 +81,12 @@ class Saves:
         keep = checkpoint.Retention(saving.keep_last, saving.keep_every_epochs, saving.keep_best)
         self.writer = checkpoint.Writer(self.directory, keep, saving.asynchronous)
 
+    def rehearse(self) -> None:
+        """Refuse a part that cannot be saved before time is spent. Collective."""
+        for name, part in self.parts.items() if self.decided.saving.at.every_epochs else ():
+            savable(name, part.save())
+            savable(name, part.save_own())
+
     def begin(self, progress: Progress) -> None:
         """Copy everything and go on; :meth:`settle` first. Nothing where the run is not to be saved."""
         if not self.decided.saving.at.every_epochs:
@@ -89,12 +95,12 @@ class Saves:
         own = {  # first: parts may have to copy, and undo what they show for it
             "random": randomness.state(),
             "statistics": self.engine.statistics(),
-            "parts": {name: part.save_own() for name, part in self.parts.items()},
+            "parts": {name: savable(name, part.save_own()) for name, part in self.parts.items()},
         }
         beside = {
             "progress": progress.save(),
             "scores": self.measure.scores,
-            "parts": {name: part.save() for name, part in self.parts.items()},
+            "parts": {name: savable(name, part.save()) for name, part in self.parts.items()},
         }
         step = self.number(progress.step)
         with contextlib.ExitStack() as shown:
@@ -229,6 +235,17 @@ def began_with(weights: str | None) -> dict[str, Any] | None:
     if weights is None or not Path(weights).is_file():
         return None
     return {"file": weights, "sha256": sha256_of(Path(weights))}
+
+
+def savable(name: str, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a part; refused where a checkpoint cannot hold it."""
+    try:
+        tree.flatten(state, name, {})
+    except TypeError as problem:
+        raise UserError(
+            f"the part {name} cannot be saved: {problem}; valid: tensors, numbers, text, lists, mappings"
+        ) from problem
+    return state
 
 
 def no_place_for_checkpoints(decided: Decided) -> str | None:
