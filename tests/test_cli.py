@@ -35,7 +35,8 @@ BAD = [
     ({"phases": [{"until_epoch": 1}, {"until_epoch": 0.5}, {}]}, [],
      "phases.2 leaves no step: it would begin at epoch 1"),
     ({"phases": [{"until_epoch": 3}, {}]}, [], "phases.2 leaves no step: it would begin at epoch 3"),
-    ({"phases": [{"data.name": "mnist"}]}, [], "phases.1.data.name cannot change during a run; a phase may change batch."),
+    ({"phases": [{"data.name": "mnist"}]}, [],
+     "phases.1.data.name cannot change during a run; a phase may change batch."),
     ({}, ["optimizer={name: sgd, momentum: 0, nesterov: true}"], "optimizer.nesterov = true needs optimizer.momentum"),
     ({}, ["optimizer={name: lars, variant: timm, momentum_correction: true}"], "needs the lr inside the buffer"),
 ]  # fmt: skip
