@@ -17,6 +17,7 @@ from method_recipes import recipe_of
 from PIL import Image
 from programs import state_at_end, weights_at_end
 
+from largebatch import report
 from largebatch.data.sizes import sizes_of_phases
 from largebatch.errors import UserError
 from largebatch.plan.batch import MicroBatch, epoch_order
@@ -457,7 +458,7 @@ def test_phases_go_with_methods_that_keep_the_plan(tmp_path):
 
 
 @pytest.mark.worlds
-def test_a_run_in_phases_says_so(whole):
+def test_a_run_in_phases_says_so(whole, tmp_path):
     plan = json.loads((whole[1] / "plan.json").read_text())
     assert [(phase["step"], phase["steps"], phase["image_size"]) for phase in plan["phases"]] == [
         (0, 3, 16), (3, 4, 16), (7, 3, 24),
@@ -465,4 +466,6 @@ def test_a_run_in_phases_says_so(whole):
     assert plan["phases"][1]["optimizer"] == {"momentum": 0.8}
     groups = state_at_end(whole[1])["optimizer"]["groups"]
     assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.05]
-    assert read_runs([whole[1]]).groups[0].runs[0].plan["phases"] == plan["phases"]
+    (group,) = read_runs([whole[1]]).groups
+    assert group.runs[0].edges == (72 / PHOTOGRAPHS, 120 / PHOTOGRAPHS)
+    assert report.write(whole[1], tmp_path).html.read_text().count("Dotted lines: another phase begins.") == 2
