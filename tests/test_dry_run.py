@@ -417,7 +417,8 @@ def wrong_at(run: config.Run, world: int) -> Iterator[str]:
         job = job_of(run, Cluster(world, "cuda"), mode)
         if not outputs_of(run, Cluster()) == job.dataset.outputs == 1000:
             yield f"{outputs_of(run, Cluster())} and {job.dataset.outputs} classes"
-        batch = decisions(job, run.directory)["batch"]
+        told = decisions(job, run.directory)
+        batch = "; ".join(text for key, text in told.items() if key == "batch" or key.startswith("phase "))
         if f"{run.batch.global_batch_size:,} = {world}" not in batch:
             yield f"batch: {batch}"
         if job.decided.precision not in ("bf16", run.precision):
