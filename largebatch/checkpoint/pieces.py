@@ -9,11 +9,13 @@ What is read is not joined: its pieces lie in the mapped files, and whoever take
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
+
+State = dict[str, Any]  # what is saved: tensors, pieces of them, numbers, text, lists and mappings
 
 
 class Piece(NamedTuple):

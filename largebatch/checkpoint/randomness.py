@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from largebatch.checkpoint.pieces import State
 from largebatch.machine import distributed
 
 
-def state() -> dict[str, Any]:
+def state() -> State:
     found = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["cuda"] = torch.cuda.get_rng_state()
     return found
 
 
-def restore(of_ranks: list[dict[str, Any]], seed: int, step: int) -> None:
+def restore(of_ranks: list[State], seed: int, step: int) -> None:
     """This rank's state in the same world; in another world a fresh one keyed by (seed, step, rank)."""
     if len(of_ranks) == distributed.world_size():
         own = of_ranks[distributed.rank()]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from largebatch.checkpoint import manifest, tree
-from largebatch.checkpoint.pieces import Piece, Pieces
+from largebatch.checkpoint.pieces import Piece, Pieces, State
 from largebatch.errors import UserError
 from largebatch.machine import distributed, watchdog
 
@@ -30,7 +30,7 @@ SMALL = 4096  # elements: copied out of the file, so that counters and the like 
 class Loaded(NamedTuple):
     path: Path
     facts: dict[str, Any]  # the manifest
-    state: dict[str, Any]  # its tensors lie in the mapped files; "ranks" holds what each rank kept to itself
+    state: State  # its tensors lie in the mapped files; "ranks" holds what each rank kept to itself
     complaints: list[str]  # a sentence for each newer checkpoint that could not be read
 
 
@@ -105,7 +105,7 @@ def _read(path: Path, facts: dict[str, Any]) -> tuple[dict[str, Any] | None, str
         return None, str(error)
 
 
-def state_of(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def state_of(path: Path, facts: dict[str, Any]) -> State:
     """Everything in the checkpoint, on the CPU, as it was saved: a tensor, or all of its pieces.
 
     Damaged where it is not what the writer makes. The files stay mapped for as long as something of them is in use.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from largebatch.checkpoint import manifest, tree
-from largebatch.checkpoint.pieces import Pieces
+from largebatch.checkpoint.pieces import Pieces, State
 from largebatch.checkpoint.retention import Retention, Saved, staying
 from largebatch.errors import Lost
 from largebatch.machine import distributed, watchdog
@@ -69,7 +69,7 @@ class Writer:
         self._outcome: Outcome | None = None
         self._cut_off: str | None = None  # from the other ranks, and why
 
-    def save(self, step: int, facts: dict[str, Any], shared: dict[str, Any], of_rank: dict[str, Any]) -> None:
+    def save(self, step: int, facts: dict[str, Any], shared: State, of_rank: State) -> None:
         """Begin to save; returns when everything is copied.
 
         ``shared`` is the same on every rank but for its :class:`~pieces.Pieces`, ``of_rank`` is this rank's.
@@ -112,7 +112,7 @@ class Writer:
         if self._thread is None or not self._thread.is_alive():
             distributed.leave(self._group)
 
-    def copied(self, shared: dict[str, Any], of_rank: dict[str, Any]) -> Copy:
+    def copied(self, shared: State, of_rank: State) -> Copy:
         of_all: tree.Tensors = {}
         mine: tree.Tensors = {}
         shared_tree = tree.flatten(shared, "state", of_all)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from largebatch.checkpoint import pieces
-from largebatch.checkpoint.pieces import Pieces
+from largebatch.checkpoint.pieces import Pieces, State
 from largebatch.data.nested import Batch, cast
 from largebatch.engines import states
 from largebatch.errors import UserError
@@ -177,7 +177,7 @@ class Engine(abc.ABC):
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return states.Layout(names, {})
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> State:
         """Everything that decides what comes next, by name: references to what this rank holds, not copies."""
         parameters, statistics = self._parameter_names(), self.statistics()
         buffers = {
@@ -195,7 +195,7 @@ class Engine(abc.ABC):
         """What this rank holds of them."""
         return states.held_weights(self.model)
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Continue from :meth:`save` of any engine in any world, all pieces there; ``state["ranks"]`` holds what ranks
         kept to themselves, which in the same world is this rank's again. Read is what this rank takes."""
         model = states.judged_model(state)

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from largebatch.checkpoint import pieces
-from largebatch.checkpoint.pieces import Piece, Pieces
+from largebatch.checkpoint.pieces import Piece, Pieces, State
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.optim.shards import Partition, local
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
         return list(partition.layers) if partition else [(self.names[id(parameter)], tuple(parameter.shape))]
 
 
-def held(optimizer: Optimizer, layout: Layout) -> dict[str, Any]:
+def held(optimizer: Optimizer, layout: Layout) -> State:
     """What is here of every state: whole tensors, or :class:`~pieces.Pieces`. Neither copied nor sent."""
     of_layers: dict[str, dict[str, Any]] = {}
     groups = []
@@ -83,13 +83,13 @@ def copied(tree: Any) -> Any:
     return tree
 
 
-def judged_model(state: dict[str, Any]) -> dict[str, Tensor | Pieces]:
+def judged_model(state: State) -> dict[str, Tensor | Pieces]:
     """The model in a checkpoint's state as it is judged: running statistics are the means over ranks."""
     of_ranks = [own["statistics"] for own in state["ranks"]]
     return {**state["model"], **mean_statistics(of_ranks)}
 
 
-def whole_model(state: dict[str, Any]) -> dict[str, Tensor]:
+def whole_model(state: State) -> dict[str, Tensor]:
     """:func:`judged_model`, for who has it all to himself."""
     return {name: pieces.whole(saved) for name, saved in judged_model(state).items()}
 
@@ -121,7 +121,7 @@ def cut(partition: Partition, saved: dict[str, Tensor | Pieces], into: Tensor) -
     return into
 
 
-def check(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> None:
+def check(optimizer: Optimizer, layout: Layout, saved: State) -> None:
     """The checkpoint's optimizer is this one, over the same layers."""
     if saved["optimizer"] != type(optimizer).__name__:
         raise UserError(
@@ -136,7 +136,7 @@ def check(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> None:
         raise UserError(f"the checkpoint belongs to another model or optimizer: {where} the states of {name}")
 
 
-def scattered(optimizer: Optimizer, layout: Layout, saved: dict[str, Any]) -> dict[str, Any]:
+def scattered(optimizer: Optimizer, layout: Layout, saved: State) -> State:
     """What ``optimizer.load_state_dict`` takes: every parameter's part of what :func:`held` gave on all ranks."""
     settings = {tuple(sorted(group["names"])): group for group in saved["groups"]}
     state: dict[int, dict[str, Any]] = {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.algorithms.model_averaging.utils import average_parameters
 
+from largebatch.checkpoint.pieces import State
 from largebatch.engines import states
 from largebatch.engines.engine import Engine
 from largebatch.machine import distributed
@@ -85,7 +86,7 @@ class Workers:
             with torch.no_grad():
                 torch._foreach_copy_(live, before)
 
-    def save_own(self) -> list[dict[str, Any]]:
+    def save_own(self) -> list[State]:
         """Copies of this rank's, in order."""
         own = []
         for worker in range(self.per_rank):
@@ -95,7 +96,7 @@ class Workers:
         return own
 
     @torch.no_grad()
-    def load(self, saved: list[dict[str, Any]]) -> None:
+    def load(self, saved: list[State]) -> None:
         """Of all workers, in order."""
         first = distributed.rank() * self.per_rank
         for worker in range(self.per_rank):

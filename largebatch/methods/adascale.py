@@ -17,6 +17,7 @@ from largebatch.methods import Built, GainClock, Method, MicroBatchWish, Part
 from largebatch.plan import batch
 
 if TYPE_CHECKING:
+    from largebatch.checkpoint.pieces import State
     from largebatch.recipes.config import LearningRate, Run
     from largebatch.recipes.decided import Decided
     from largebatch.steps.evaluate import Evaluation
@@ -116,9 +117,9 @@ class Gains(Part):
     def results(self, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
         return {"peak_lr": self.highest_lr} if self.highest_lr else {}
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> State:
         return {**self.averages.state_dict(), "highest_lr": self.highest_lr}
 
-    def load(self, state: dict[str, Any], of_ranks: list[dict[str, Any]]) -> None:
+    def load(self, state: State, of_ranks: list[State]) -> None:
         self.highest_lr = state["highest_lr"]
         self.averages.load_state_dict({key: value for key, value in state.items() if key != "highest_lr"})

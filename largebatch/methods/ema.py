@@ -19,6 +19,7 @@ from largebatch.recipes.keys import Number, PositiveInt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from largebatch.checkpoint.pieces import State
     from largebatch.recipes.config import Run
     from largebatch.steps.evaluate import Evaluation
     from largebatch.steps.step import Step
@@ -85,7 +86,7 @@ class MovingAverageOfRun(Part):
     def kept(self) -> list[Tensor]:
         return self.average.tensors
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> State:
         from largebatch.checkpoint import pieces
 
         named = list(self.engine.model.named_parameters())
@@ -94,11 +95,11 @@ class MovingAverageOfRun(Part):
             for (name, parameter), average in zip(named, self.average.tensors, strict=False)
         }
 
-    def save_own(self) -> dict[str, Any]:
+    def save_own(self) -> State:
         of_norms = self.average.tensors[len(self.average.tensors) - len(self.statistics) :]
         return dict(zip(self.statistics, of_norms, strict=True))
 
-    def load(self, state: dict[str, Any], of_ranks: list[dict[str, Any]]) -> None:
+    def load(self, state: State, of_ranks: list[State]) -> None:
         import torch
 
         from largebatch.engines import states

@@ -6,7 +6,7 @@ Its averages go on after a resume.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from largebatch.errors import UserError
 from largebatch.methods import Built, Decision, Method, Part, PartRecorder
@@ -16,6 +16,7 @@ from largebatch.recipes.keys import Fraction, PositiveInt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from largebatch.checkpoint.pieces import State
     from largebatch.diagnostics.noise import Squares
     from largebatch.recipes.config import Run
     from largebatch.steps.step import Step
@@ -148,9 +149,9 @@ class NoiseOfRun(Part):
             variance_trace=estimate.variance_trace,
         )
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> State:
         self.settle()
         return self.averages.state_dict()
 
-    def load(self, state: dict[str, Any], of_ranks: list[dict[str, Any]]) -> None:
+    def load(self, state: State, of_ranks: list[State]) -> None:
         self.averages.load_state_dict({**state, "smoothing": self.averages.smoothing})

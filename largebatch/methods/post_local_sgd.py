@@ -18,6 +18,7 @@ from largebatch.recipes import decays
 from largebatch.recipes.keys import NonNegativeFloat, PositiveInt, Several
 
 if TYPE_CHECKING:
+    from largebatch.checkpoint.pieces import State
     from largebatch.engines.workers import Workers
     from largebatch.recipes.config import Run
     from largebatch.steps.step import Step
@@ -138,9 +139,9 @@ class LocalWorkers(Part):
         """The mean of all workers."""
         return self.workers.shown() if self.workers else nullcontext()
 
-    def save_own(self) -> dict[str, Any]:
+    def save_own(self) -> State:
         return {"workers": self.workers.save_own() if self.workers else []}
 
-    def load(self, state: dict[str, Any], of_ranks: list[dict[str, Any]]) -> None:
+    def load(self, state: State, of_ranks: list[State]) -> None:
         if workers := [worker for rank in of_ranks for worker in rank["workers"]]:
             self.begun().load(workers)

@@ -36,6 +36,7 @@ from largebatch.records.run import WorkerResult
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from largebatch.checkpoint.pieces import State
     from largebatch.recipes.config import Run
     from largebatch.steps.evaluate import Evaluation
     from largebatch.steps.step import Step
@@ -295,7 +296,7 @@ class SwapOfRun(Part):
         workers = [dataclasses.asdict(result) for result in self.results_of_workers]
         return {"workers": workers, "reached_train_accuracy": self.target_reached}
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> State:
         return {
             "begun": self.begun,
             "results": [dataclasses.asdict(result) for result in self.results_of_workers],
@@ -303,10 +304,10 @@ class SwapOfRun(Part):
             "sums": self.sums,
         }
 
-    def save_own(self) -> dict[str, Any]:
+    def save_own(self) -> State:
         return {"tally": self.tally.sums}
 
-    def load(self, state: dict[str, Any], of_ranks: list[dict[str, Any]]) -> str | None:
+    def load(self, state: State, of_ranks: list[State]) -> str | None:
         """Phase 2 goes on after the workers that are done, where those left can be dealt to this world's ranks."""
         from largebatch.machine import distributed
 

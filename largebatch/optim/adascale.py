@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+
+from largebatch.optim.loading import State
 
 SMALLEST_VARIANCE = 1e-6
 
@@ -59,9 +60,9 @@ class AdaScaleAverages:
         self.progress += gain
         self.steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return dataclasses.asdict(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         for key, value in state.items():
             setattr(self, key, value)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from largebatch.errors import UserError
+from largebatch.optim.loading import Group
 
 AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum")
 BELOW_ONE = ("momentum",)
@@ -16,7 +16,7 @@ ABOVE_ZERO = ("trust_coefficient", "max_trust_ratio", "max_weight_norm")
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
-def check_numbers(number: int, group: dict[str, Any]) -> None:
+def check_numbers(number: int, group: Group) -> None:
     """Numbers on a device are not looked at."""
     settings = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
     for key in (*AT_LEAST_ZERO, "beta1", "beta2", *ABOVE_ZERO):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from largebatch.errors import UserError, suggestion
+from largebatch.optim.loading import Group
 
 OWN = "own"
 KINDS = ("norm", "bias", OWN, "weight")
@@ -75,7 +76,7 @@ def check_skipped(argument: str, skipped: Collection[str], names: list[str]) -> 
             )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, table: list[Treatment]) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float, table: list[Treatment]) -> list[Group]:
     """At most four groups, one per combination that occurs, for any torch optimizer."""
     parameters = dict(model.named_parameters())
     if missing := [row.name for row in table if row.name not in parameters]:

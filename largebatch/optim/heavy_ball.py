@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
+from largebatch.optim.loading import Group
 from largebatch.optim.shards import Shards
 
 
@@ -42,24 +43,22 @@ class HeavyBall(LayerwiseOptimizer):
         }  # fmt: skip
         super().__init__(params, defaults, form)
 
-    def adapts(self, group: dict[str, Any]) -> bool:
+    def adapts(self, group: Group) -> bool:
         return False
 
-    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+    def propose(self, layer: Layer, group: Group) -> Tensor:
         return layer.grad
 
-    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: Group) -> None:
         m = layer.buffers["momentum_buffer"]
         step = layer.grad.add(layer.weight, alpha=group["weight_decay"]).mul_(-group["lr"])
         m.mul_(group["buffer_scale"]).add_(step)
         layer.weight.add_(step.add_(m, alpha=group["momentum"]) if group["nesterov"] else m)
 
-    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+    def propose_all(self, shards: Shards, group: Group) -> list[Tensor]:
         return shards.grads
 
-    def advance_all(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
-    ) -> None:
+    def advance_all(self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group) -> None:
         m = shards.buffers["momentum_buffer"]
         steps = list(torch._foreach_add(shards.grads, shards.weights, alpha=group["weight_decay"]))
         torch._foreach_mul_(steps, -group["lr"])

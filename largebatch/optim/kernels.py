@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from largebatch.optim import tables
+from largebatch.optim.loading import Group
 from largebatch.optim.shards import Shards, add_up
 from largebatch.optim.tables import DeviceTable, GroupSettings, Tables, look_at
 
@@ -48,7 +49,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> Non
 class KernelStep:
     """One step of all groups, from tables made for these parameters and the places where they lie."""
 
-    def __init__(self, optimizer: Any, work: list[tuple[Shards, dict[str, Any]]]) -> None:
+    def __init__(self, optimizer: Any, work: list[tuple[Shards, Group]]) -> None:
         from largebatch.optim import triton_kernels  # not before it is needed: Triton may be absent
 
         work = sorted(work, key=lambda item: not optimizer.adapts(item[1]))
@@ -90,10 +91,10 @@ class KernelStep:
         kinds = [(self._lr_on_device(group), self.optimizer.adapts(group)) for group in self.groups]
         return [self.optimizer.max_grad_norm is None, kinds]
 
-    def _lr_on_device(self, group: dict[str, Any]) -> bool:
+    def _lr_on_device(self, group: Group) -> bool:
         return isinstance(group["lr"], Tensor) and group["lr"].device == self.device
 
-    def _previous_lr(self, group: dict[str, Any]) -> Tensor | None:
+    def _previous_lr(self, group: Group) -> Tensor | None:
         """Kept on the device where the lr is, so that the momentum correction does not wait for it."""
         if not self._lr_on_device(group):
             return None
@@ -141,7 +142,7 @@ class KernelStep:
             self.tables.move_grads(grads)
         return True
 
-    def step(self) -> list[tuple[dict[str, Any], list[str], Tensor]]:
+    def step(self) -> list[tuple[Group, list[str], Tensor]]:
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
             settings = self._settle()
             self.tables.copy_in()
@@ -150,7 +151,7 @@ class KernelStep:
         of_groups = sums[: sum(self.adapted)].split(self.adapted) if self.adapted else ()
         return list(zip(settings, self.names, of_groups, strict=False))
 
-    def _settle(self) -> list[dict[str, Any]]:
+    def _settle(self) -> list[Group]:
         """The settings of this step, sent if they have changed; a learning rate on the device stays there."""
         settings, rows = [], []
         for group, previous in zip(self.groups, self.previous_lrs, strict=True):

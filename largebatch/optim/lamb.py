@@ -28,6 +28,7 @@ from torch import Tensor
 from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu
 from largebatch.optim.layerwise import CACHED_ELEMENTS, Layer, LayerwiseOptimizer
+from largebatch.optim.loading import Group
 from largebatch.optim.shards import Shards
 from largebatch.optim.tables import GroupSettings
 from largebatch.optim.trust_ratio import trust_ratio
@@ -80,7 +81,7 @@ class Lamb(LayerwiseOptimizer):
         }  # fmt: skip
         super().__init__(params, defaults, form, max_grad_norm)
 
-    def settings_of(self, group: dict[str, Any]) -> dict[str, Any]:
+    def settings_of(self, group: Group) -> Group:
         """beta1 and beta2 as torch's optimizers keep them, so that its schedulers turn them."""
         if not {"beta1", "beta2"} & set(group):
             return group
@@ -88,19 +89,19 @@ class Lamb(LayerwiseOptimizer):
         default = group.get("betas", self.defaults["betas"])
         return {**kept, "betas": (group.get("beta1", default[0]), group.get("beta2", default[1]))}
 
-    def adapts(self, group: dict[str, Any]) -> bool:
+    def adapts(self, group: Group) -> bool:
         return group["adapt"] and (group["weight_decay"] > 0 or VARIANTS[group["variant"]].adapts_undecayed)
 
-    def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: Group) -> Tensor:
         bounded = weight_norms if group["max_weight_norm"] is None else weight_norms.clamp(max=group["max_weight_norm"])
         return trust_ratio(bounded, proposal_norms)
 
-    def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: Group) -> Tensor:
         if group["max_weight_norm"] is None:
             return super().bounded(weight_norms, proposal_norms, group)
         return weight_norms > group["max_weight_norm"]
 
-    def kernel_row(self, settings: dict[str, Any]) -> GroupSettings:
+    def kernel_row(self, settings: Group) -> GroupSettings:
         beta1, beta2 = settings["betas"]
         logs = [math.log(b) if b > 0 and settings["bias_correction"] else -math.inf for b in (beta1, beta2)]
         return GroupSettings(
@@ -114,7 +115,7 @@ class Lamb(LayerwiseOptimizer):
             eps=settings["eps"],
         )
 
-    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+    def propose(self, layer: Layer, group: Group) -> Tensor:
         m, v = layer.buffers["first_moment"], layer.buffers["second_moment"]
         beta1, beta2 = group["betas"]
         m.lerp_(layer.grad, 1 - beta1)
@@ -124,10 +125,10 @@ class Lamb(LayerwiseOptimizer):
         update = m.div(denominator).div_(correction1)
         return update.add_(layer.weight, alpha=group["weight_decay"])
 
-    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: Group) -> None:
         layer.weight.add_(proposal.mul_(ratio), alpha=-group["lr"])
 
-    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+    def propose_all(self, shards: Shards, group: Group) -> list[Tensor]:
         m, v = shards.buffers["first_moment"], shards.buffers["second_moment"]
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(m, shards.grads, 1 - beta1)
@@ -142,14 +143,12 @@ class Lamb(LayerwiseOptimizer):
         torch._foreach_add_(updates, shards.weights, alpha=group["weight_decay"])
         return updates
 
-    def advance_all(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
-    ) -> None:
+    def advance_all(self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group) -> None:
         if ratios is not None:
             torch._foreach_mul_(proposals, ratios)
         torch._foreach_add_(shards.weights, proposals, alpha=-group["lr"])
 
-    def propose_fused(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+    def propose_fused(self, shards: Shards, group: Group) -> list[Tensor]:
         """m, v and u in one pass: torch's AdamW with lr −1 and a decay of λ − 1 turns a copy of w into r + λ·w."""
         if self._scratch is None:
             sizes = [parameter.numel() for g in self.param_groups for parameter in g["params"]]
@@ -161,9 +160,7 @@ class Lamb(LayerwiseOptimizer):
             return self.propose_all(shards, group)
         return cpu.adamw_direction(shards, self._scratch, group["betas"], group["eps"], group["weight_decay"])
 
-    def advance_fused(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
-    ) -> None:
+    def advance_fused(self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group) -> None:
         if ratios is None:
             torch._foreach_add_(shards.weights, proposals, alpha=-group["lr"])
             return
@@ -171,7 +168,7 @@ class Lamb(LayerwiseOptimizer):
             weight.add_(update, alpha=-group["lr"] * ratio)
 
 
-def bias_corrections(step: int, group: dict[str, Any]) -> tuple[float, float]:
+def bias_corrections(step: int, group: Group) -> tuple[float, float]:
     """``(1−β1^t, 1−β2^t)`` with t counted per tensor from its first gradient."""
     if not group["bias_correction"]:
         return 1.0, 1.0

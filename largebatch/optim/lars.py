@@ -30,6 +30,7 @@ from torch import Tensor
 from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu
 from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
+from largebatch.optim.loading import Group
 from largebatch.optim.shards import Shards
 from largebatch.optim.tables import GroupSettings
 from largebatch.optim.trust_ratio import trust_ratio
@@ -93,22 +94,22 @@ class Lars(LayerwiseOptimizer):
         }  # fmt: skip
         super().__init__(params, defaults, form)
 
-    def adapts(self, group: dict[str, Any]) -> bool:
+    def adapts(self, group: Group) -> bool:
         return group["adapt"] and (group["weight_decay"] > 0 or VARIANTS[group["variant"]].adapts_undecayed)
 
-    def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: Group) -> Tensor:
         """λ of layers; ``proposal_norms`` are ‖g‖ where the denominator is a sum of norms, else ‖g + β·w‖."""
         below = denominators(weight_norms, proposal_norms, group)
         return trust_ratio(weight_norms, below, group["trust_coefficient"], largest_ratio(group))
 
-    def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: Group) -> Tensor:
         largest = largest_ratio(group)
         if largest is None:
             return super().bounded(weight_norms, proposal_norms, group)
         below = denominators(weight_norms, proposal_norms, group)
         return group["trust_coefficient"] * weight_norms > largest * below
 
-    def kernel_row(self, settings: dict[str, Any]) -> GroupSettings:
+    def kernel_row(self, settings: Group) -> GroupSettings:
         variant, decay = VARIANTS[settings["variant"]], settings["weight_decay"]
         return GroupSettings(
             lr=settings["lr"],
@@ -126,12 +127,12 @@ class Lars(LayerwiseOptimizer):
             share_of_buffer=settings["momentum"] if settings["nesterov"] else 1.0,
         )
 
-    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+    def propose(self, layer: Layer, group: Group) -> Tensor:
         if VARIANTS[group["variant"]].sum_of_norms:
             return layer.grad
         return layer.grad.add(layer.weight, alpha=group["weight_decay"])
 
-    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: Group) -> None:
         variant = VARIANTS[group["variant"]]
         v = layer.buffers["momentum_buffer"]
         update = layer.grad.add(layer.weight, alpha=group["weight_decay"])
@@ -147,14 +148,12 @@ class Lars(LayerwiseOptimizer):
             step = step.mul(ratio)
         layer.weight.add_(step, alpha=-1.0 if variant.lr_inside else -group["lr"])
 
-    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+    def propose_all(self, shards: Shards, group: Group) -> list[Tensor]:
         if VARIANTS[group["variant"]].sum_of_norms:
             return shards.grads
         return list(torch._foreach_add(shards.grads, shards.weights, alpha=group["weight_decay"]))
 
-    def advance_all(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
-    ) -> None:
+    def advance_all(self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group) -> None:
         variant = VARIANTS[group["variant"]]
         v = shards.buffers["momentum_buffer"]
         updates = proposals
@@ -176,9 +175,7 @@ class Lars(LayerwiseOptimizer):
             steps = torch._foreach_mul(steps, ratios)
         torch._foreach_add_(shards.weights, steps, alpha=-1.0 if variant.lr_inside else -group["lr"])
 
-    def advance_fused(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
-    ) -> None:
+    def advance_fused(self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group) -> None:
         """v and w in one pass each: with a dampening of 1 − γ·λ, torch's SGD adds γ·λ·(g + β·w) to its buffer."""
         variant = VARIANTS[group["variant"]]
         beyond_it = variant.largest_element is not None or not variant.ratio_inside or group["nesterov"]
@@ -196,7 +193,7 @@ class Lars(LayerwiseOptimizer):
             )  # fmt: skip
 
 
-def denominators(weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+def denominators(weight_norms: Tensor, proposal_norms: Tensor, group: Group) -> Tensor:
     """What stands below λ; 0 where the layer has no direction."""
     below = proposal_norms
     if VARIANTS[group["variant"]].sum_of_norms:
@@ -204,6 +201,6 @@ def denominators(weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, 
     return (below + group["eps"]).where(proposal_norms > 0, 0.0)
 
 
-def largest_ratio(group: dict[str, Any]) -> float | None:
+def largest_ratio(group: Group) -> float | None:
     """The bound on λ: the group's own, else the variant's."""
     return group["max_trust_ratio"] or VARIANTS[group["variant"]].largest_ratio

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from largebatch.errors import UserError, suggestion
 from largebatch.optim import cpu, kernels, loading
 from largebatch.optim.contract import check_numbers, check_wrappers
+from largebatch.optim.loading import Group, State
 from largebatch.optim.shards import HALF, Partition, Shards, add_up, shards_of
 
 FORMS = ("auto", "plain", "foreach", "fused")
@@ -73,50 +74,46 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         super().__init__(params, {"adapt": True, **defaults})
 
     @abc.abstractmethod
-    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+    def propose(self, layer: Layer, group: Group) -> Tensor:
         """What the ratio of this layer is measured against; updates the states that do not depend on the ratio."""
 
     @abc.abstractmethod
-    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: Group) -> None:
         """The step of this layer."""
 
     @abc.abstractmethod
-    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+    def propose_all(self, shards: Shards, group: Group) -> list[Tensor]:
         """``propose`` on lists."""
 
     @abc.abstractmethod
-    def advance_all(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
-    ) -> None:
+    def advance_all(self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group) -> None:
         """``advance`` on lists; ``ratios`` None means 1 everywhere."""
 
-    def propose_fused(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+    def propose_fused(self, shards: Shards, group: Group) -> list[Tensor]:
         """``propose`` on the CPU, in few passes over memory; the gradients are still to be multiplied by ``clip``."""
         return self.propose_all(shards, group)
 
-    def advance_fused(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
-    ) -> None:
+    def advance_fused(self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group) -> None:
         """``advance`` on the CPU, in few passes over memory."""
         self.advance_all(shards, proposals, ratios, group)
 
-    def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: Group) -> Tensor:
         """The trust ratios of layers, from the norms of the whole layers."""
         return torch.ones_like(weight_norms)
 
-    def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: dict[str, Any]) -> Tensor:
+    def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: Group) -> Tensor:
         """Where a bound, not the norms, decided the ratio."""
         return torch.zeros_like(weight_norms, dtype=torch.bool)
 
-    def adapts(self, group: dict[str, Any]) -> bool:
+    def adapts(self, group: Group) -> bool:
         return group["adapt"]
 
-    def settled(self, group: dict[str, Any]) -> dict[str, Any]:
+    def settled(self, group: Group) -> Group:
         """The settings of one step: the group's with its lr as a number, and ``buffer_scale``."""
         scale = group.get("momentum", 0.0) * momentum_correction(group)
         return {**group, "lr": float(group["lr"]), "buffer_scale": scale}
 
-    def measures(self, group: dict[str, Any]) -> bool:
+    def measures(self, group: Group) -> bool:
         """Whether its step depends on norms, so that its tensors must be layers, not arbitrary pieces."""
         return self.adapts(group) or self.max_grad_norm is not None
 
@@ -125,12 +122,12 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         self.partitions[id(parameter)] = partition
         self._triton.clear()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Refuses, before anything is changed, a state of another model or optimizer (UserError)."""
         loading.load(self, state_dict, self._check_state, self._keep_types)
         self._triton.clear()
 
-    def _check_state(self, state_dict: dict[str, Any]) -> None:
+    def _check_state(self, state_dict: State) -> None:
         parameters = loading.check_groups(self.param_groups, state_dict)
         for number, (saved, own) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
             wanted = [key for key in self.defaults if key in own]
@@ -140,7 +137,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
                 shape = tuple(parameters[number].shape)
                 loading.check_tensors(type(self).__name__, number, saved, self.BUFFERS, shape)
 
-    def _keep_types(self, state_dict: dict[str, Any]) -> None:
+    def _keep_types(self, state_dict: State) -> None:
         """torch has rounded every state to the parameter's type; of half precision ours are more exact."""
         parameters = loading.check_groups(self.param_groups, state_dict)
         for number, saved in state_dict["state"].items():
@@ -149,12 +146,12 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
                 kept = {name: saved[name] for name in (*self.BUFFERS, "master_weight") if name in saved}
                 self.state[parameter] |= {name: value.clone().to(parameter.device) for name, value in kept.items()}
 
-    def settings_of(self, group: dict[str, Any]) -> dict[str, Any]:
+    def settings_of(self, group: Group) -> Group:
         """The group with its settings by the names that this optimizer keeps them by."""
         return group
 
     @_disable_dynamo
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(self.settings_of(param_group))
         self._triton.clear()
         try:
@@ -164,7 +161,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             raise
         self._shapes[id(self.param_groups[-1])] = shapes_of(self.param_groups[-1])
 
-    def _check_group(self, number: int, group: dict[str, Any]) -> None:
+    def _check_group(self, number: int, group: Group) -> None:
         check_numbers(number, group)
         check_wrappers(type(self).__name__, group["params"], self.measures(group), self.max_grad_norm)
 
@@ -257,16 +254,16 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
                     rounded.copy_(weight)
         return measured
 
-    def _propose_plain(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+    def _propose_plain(self, shards: Shards, group: Group) -> list[Tensor]:
         return [self.propose(layer, group) for layer in layers(shards)]
 
     def _advance_plain(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
+        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group
     ) -> None:
         for i, layer in enumerate(layers(shards)):
             self.advance(layer, proposals[i], ratios[i] if ratios else 1.0, group)
 
-    def _shards(self, number: int, group: dict[str, Any], parameters: list[Tensor]) -> Shards:
+    def _shards(self, number: int, group: Group, parameters: list[Tensor]) -> Shards:
         given, now = self._shapes.setdefault(id(group), shapes_of(group)), shapes_of(group)
         if now != given and not all(id(p) in self.partitions for p in group["params"]):
             raise UserError(
@@ -310,12 +307,12 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         norm = torch.cat(total)[:, 0].sum().sqrt()
         return (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> State:
         kept = {"form": self.form, "max_grad_norm": self.max_grad_norm}
         left = {"partitions": {}, "_measured": {}, "_triton": {}, "_kept": {}, "_scratch": None, "_shapes": {}}
         return {**super().__getstate__(), **kept, **left}  # type: ignore[misc]
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: State) -> None:
         """Of a copy, and of a state that is loaded: then the groups are new dictionaries, in the order of the old."""
         known = [self._shapes.get(id(group)) for group in self.__dict__.get("param_groups", [])]
         super().__setstate__(state)
@@ -328,11 +325,11 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
 
 
 Shapes = list[tuple[int, ...]]
-Work = tuple[Shards, dict[str, Any]]
-Measured = tuple[dict[str, Any], list[str], Tensor]
+Work = tuple[Shards, Group]
+Measured = tuple[Group, list[str], Tensor]
 
 
-def shapes_of(group: dict[str, Any]) -> Shapes:
+def shapes_of(group: Group) -> Shapes:
     return [tuple(parameter.shape) for parameter in group["params"]]
 
 
@@ -348,7 +345,7 @@ def layers(shards: Shards) -> list[Layer]:
     ]
 
 
-def momentum_correction(group: dict[str, Any]) -> float:
+def momentum_correction(group: Group) -> float:
     """Goyal et al. 2017, eq. 10: η_new/η_old for a buffer that has absorbed the lr; 1 when not asked for.
 
     Where η_old is 0 the buffer holds nothing of that step, and the factor is 1.

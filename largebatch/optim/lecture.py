@@ -25,6 +25,7 @@ from torch import Tensor
 
 from largebatch.errors import UserError
 from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
+from largebatch.optim.loading import Group
 from largebatch.optim.shards import Shards
 
 
@@ -38,21 +39,21 @@ class LectureOptimizer(LayerwiseOptimizer):
     COUNTED = True
 
     @abc.abstractmethod
-    def newest(self, step: int, group: dict[str, Any]) -> float:
+    def newest(self, step: int, group: Group) -> float:
         """The weight of g² of this update in σ²; the first update is 1."""
 
-    def _check_group(self, number: int, group: dict[str, Any]) -> None:
+    def _check_group(self, number: int, group: Group) -> None:
         super()._check_group(number, group)
         if "alpha" in group and not 0 <= group["alpha"] < 1:
             raise UserError(f"alpha = {group['alpha']} in parameter group {number}; it must be at least 0 and below 1")
 
-    def adapts(self, group: dict[str, Any]) -> bool:
+    def adapts(self, group: Group) -> bool:
         return False
 
-    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+    def propose(self, layer: Layer, group: Group) -> Tensor:
         return layer.grad
 
-    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: Group) -> None:
         g = layer.grad.add(layer.weight, alpha=group["weight_decay"])
         mean = layer.buffers["mean_square"].lerp_(g * g, self.newest(layer.step, group))
         step = g.mul_(-group["lr"])
@@ -61,12 +62,10 @@ class LectureOptimizer(LayerwiseOptimizer):
             step = m.mul_(group["buffer_scale"]).add_(step)
         layer.weight.add_(step.div(root(mean)))
 
-    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+    def propose_all(self, shards: Shards, group: Group) -> list[Tensor]:
         return shards.grads
 
-    def advance_all(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
-    ) -> None:
+    def advance_all(self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group) -> None:
         means = shards.buffers["mean_square"]
         g = list(torch._foreach_add(shards.grads, shards.weights, alpha=group["weight_decay"]))
         squares = torch._foreach_mul(g, g)
@@ -86,7 +85,7 @@ def root(mean_square: Tensor) -> Tensor:
     return sigma.masked_fill_(sigma == 0, torch.inf)
 
 
-def share_of_rmsprop(step: int, group: dict[str, Any]) -> float:
+def share_of_rmsprop(step: int, group: Group) -> float:
     """1 at first, for σ_0 = |g_0|; then 1 − α."""
     return 1.0 if step == 1 else 1 - group["alpha"]
 
@@ -97,7 +96,7 @@ class LectureAdagrad(LectureOptimizer):
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.0, form: str = "auto") -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, form)
 
-    def newest(self, step: int, group: dict[str, Any]) -> float:
+    def newest(self, step: int, group: Group) -> float:
         return 1 / step
 
 
@@ -109,7 +108,7 @@ class LectureRmsprop(LectureOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "alpha": alpha, "weight_decay": weight_decay}, form)
 
-    def newest(self, step: int, group: dict[str, Any]) -> float:
+    def newest(self, step: int, group: Group) -> float:
         return share_of_rmsprop(step, group)
 
 
@@ -130,5 +129,5 @@ class LectureAdam(LectureOptimizer):
         defaults = {"lr": lr, "alpha": alpha, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults, form)
 
-    def newest(self, step: int, group: dict[str, Any]) -> float:
+    def newest(self, step: int, group: Group) -> float:
         return share_of_rmsprop(step, group)

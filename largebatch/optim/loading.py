@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from largebatch.errors import UserError
 
-State = dict[str, Any]
+State = dict[str, Any]  # as ``state_dict`` gives it
+Group = dict[str, Any]  # of parameters, as torch has it: "params", "lr" and other settings by name
 
 
 def load(
@@ -34,7 +35,7 @@ def load(
             hook.remove()
 
 
-def check_groups(param_groups: list[dict[str, Any]], state_dict: State) -> dict[Any, Tensor]:
+def check_groups(param_groups: list[Group], state_dict: State) -> dict[Any, Tensor]:
     """The parameter of each number in a state with as many groups of as many tensors."""
     groups = state_dict["param_groups"]
     sizes, wanted = [len(group["params"]) for group in groups], [len(group["params"]) for group in param_groups]
@@ -46,7 +47,7 @@ def check_groups(param_groups: list[dict[str, Any]], state_dict: State) -> dict[
     return dict(zip(numbers, (p for group in param_groups for p in group["params"]), strict=True))
 
 
-def check_settings(name: str, number: int, saved: dict[str, Any], wanted: list[str]) -> None:
+def check_settings(name: str, number: int, saved: Group, wanted: list[str]) -> None:
     if missing := [key for key in wanted if key not in saved]:
         raise UserError(
             f"the state belongs to another optimizer: its parameter group {number} has no {missing[0]}, which "

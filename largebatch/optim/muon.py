@@ -37,6 +37,7 @@ from largebatch.errors import UserError, suggestion
 from largebatch.optim import loading
 from largebatch.optim.contract import check_wrappers
 from largebatch.optim.groups import is_norm
+from largebatch.optim.loading import Group, State
 
 OTHERS = ("sgd", "adamw")
 ADJUSTMENTS = ("original", "match_rms_adamw")
@@ -69,11 +70,11 @@ def hidden_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(itertools.islice(weights.items(), 1, len(weights) - 1))
 
 
-def muon_groups(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+def muon_groups(groups: list[Group], model: nn.Module) -> list[Group]:
     """The groups of :func:`largebatch.optim.parameter_groups`, each split in two by ``muon``: hidden weights or not."""
     hidden = {id(parameter) for parameter in hidden_weights(model).values()}
     known = {id(parameter) for parameter in model.parameters()}
-    split: list[dict[str, Any]] = []
+    split: list[Group] = []
     for group in groups:
         members = list(zip(group["names"], group["params"], strict=True))
         if strangers := [name for name, parameter in members if id(parameter) not in known]:
@@ -115,7 +116,7 @@ class Muon(Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
         try:
             check_group(len(self.param_groups) - 1, self.param_groups[-1])
@@ -123,7 +124,7 @@ class Muon(Optimizer):
             self.param_groups.pop()
             raise
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Refuses, before anything is changed, a state of another model or optimizer (UserError)."""
         loading.load(self, state_dict, lambda state: check_state(self.param_groups, state), lambda _: None)
 
@@ -145,7 +146,7 @@ class Muon(Optimizer):
                 self._step_others(moving, group)
         return loss
 
-    def _step_matrices(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_matrices(self, weights: list[Tensor], group: Group) -> None:
         for weight in weights:
             check_matrix(weight, "a weight")
         muon(
@@ -172,7 +173,7 @@ class Muon(Optimizer):
             state["momentum_buffer"] = fresh if buffer is None else fresh.copy_(buffer)
         return state["momentum_buffer"]
 
-    def _step_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_others(self, parameters: list[Tensor], group: Group) -> None:
         lr = float(group["lr"]) * group["others_lr_scale"]
         grads = [p.grad for p in parameters if p.grad is not None]
         states = [self.state[p] for p in parameters]
@@ -226,7 +227,7 @@ def check_matrix(weight: Tensor, name: str) -> None:
         )
 
 
-def check_group(number: int, group: dict[str, Any]) -> None:
+def check_group(number: int, group: Group) -> None:
     if not isinstance(group.get("muon"), bool):
         raise UserError(
             f"parameter group {number} must say whether it is Muon's by muon = true or false, it says "
@@ -251,7 +252,7 @@ def check_group(number: int, group: dict[str, Any]) -> None:
             check_matrix(weight, name)
 
 
-def check_state(param_groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> None:
+def check_state(param_groups: list[Group], state_dict: State) -> None:
     """The state is of these groups, with these optimizers, over these shapes."""
     loading.check_groups(param_groups, state_dict)
     for number, (saved, here) in enumerate(zip(state_dict["param_groups"], param_groups, strict=True)):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from largebatch.errors import UserError
 from largebatch.optim.layerwise import Layer, LayerwiseOptimizer
+from largebatch.optim.loading import Group
 from largebatch.optim.shards import Shards
 
 
@@ -69,7 +70,7 @@ class RmspropSgd(LayerwiseOptimizer):
         }  # fmt: skip
         super().__init__(params, defaults, form)
 
-    def _check_group(self, number: int, group: dict[str, Any]) -> None:
+    def _check_group(self, number: int, group: Group) -> None:
         super()._check_group(number, group)
         for key, fits, wanted in (
             ("decay", 0 <= group["decay"] < 1, "at least 0 and below 1"),
@@ -82,19 +83,19 @@ class RmspropSgd(LayerwiseOptimizer):
         if group.get("momentum_correction"):
             raise UserError("momentum_correction needs the lr inside the buffer; RmspropSgd has it outside")
 
-    def adapts(self, group: dict[str, Any]) -> bool:
+    def adapts(self, group: Group) -> bool:
         return False
 
-    def settled(self, group: dict[str, Any]) -> dict[str, Any]:
+    def settled(self, group: Group) -> Group:
         settings = super().settled(group)
         lr = settings["lr"]
         rms_share = (1 - group["sgd_share"]) * group["rmsprop_lr"] / lr if lr > 0 else 0.0
         return {**settings, "rms_share": rms_share}
 
-    def propose(self, layer: Layer, group: dict[str, Any]) -> Tensor:
+    def propose(self, layer: Layer, group: Group) -> Tensor:
         return layer.grad
 
-    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: dict[str, Any]) -> None:
+    def advance(self, layer: Layer, proposal: Tensor, ratio: Tensor | float, group: Group) -> None:
         delta, s = layer.buffers["momentum_buffer"], layer.buffers["square_average"]
         g = layer.grad.add(layer.weight, alpha=group["weight_decay"])
         s.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
@@ -102,12 +103,10 @@ class RmspropSgd(LayerwiseOptimizer):
         delta.mul_(group["momentum"]).sub_(g, alpha=group["sgd_share"]).sub_(of_rmsprop, alpha=group["rms_share"])
         layer.weight.add_(delta, alpha=group["lr"])
 
-    def propose_all(self, shards: Shards, group: dict[str, Any]) -> list[Tensor]:
+    def propose_all(self, shards: Shards, group: Group) -> list[Tensor]:
         return shards.grads
 
-    def advance_all(
-        self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: dict[str, Any]
-    ) -> None:
+    def advance_all(self, shards: Shards, proposals: list[Tensor], ratios: list[Tensor] | None, group: Group) -> None:
         deltas, s = shards.buffers["momentum_buffer"], shards.buffers["square_average"]
         g = list(torch._foreach_add(shards.grads, shards.weights, alpha=group["weight_decay"]))
         torch._foreach_mul_(s, group["decay"])

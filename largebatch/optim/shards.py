@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from largebatch.errors import UserError
+from largebatch.optim.loading import Group, State
 
 CPU = torch.device("cpu")
 ALIGNED = 64  # bytes: where torch's own allocations begin on the CPU
@@ -165,7 +166,7 @@ class Shards:
 
 
 def shards_of(
-    group: dict[str, Any],
+    group: Group,
     parameters: list[Tensor],
     state: dict[Tensor, dict[str, Any]],
     buffers: Sequence[str],
@@ -217,7 +218,7 @@ def shards_of(
     return found
 
 
-def state_of(parameter: Tensor, state: dict[str, Any], buffers: Sequence[str], counted: bool) -> dict[str, Any]:
+def state_of(parameter: Tensor, state: State, buffers: Sequence[str], counted: bool) -> dict[str, Any]:
     """The parameter's states, made on first sight: zeros, a counter at zero, a float32 master of half precision."""
     like = parameter
     if parameter.dtype in HALF:

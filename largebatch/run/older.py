@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from largebatch.checkpoint.pieces import whole
+from largebatch.checkpoint.pieces import State, whole
 from largebatch.engines.states import mean_statistics
 from largebatch.plan.batch import BatchPlan
 from largebatch.recipes.decided import Marks
 
 
-def of_today(state: dict[str, Any], plan: BatchPlan) -> dict[str, Any]:
+def of_today(state: State, plan: BatchPlan) -> State:
     """The state under the names of today's parts; one of today as it is."""
     if "parts" in state:
         return state
@@ -35,7 +35,7 @@ def of_today(state: dict[str, Any], plan: BatchPlan) -> dict[str, Any]:
     }
 
 
-def of_rank(rank: dict[str, Any], examples: float) -> dict[str, Any]:
+def of_rank(rank: State, examples: float) -> State:
     """What a rank kept to itself. Runs of before tasks counted right answers alone, of ``examples``."""
     update, tally = rank["update"], rank["update"].get("tally", {})
     if update.get("correct") is not None:
@@ -49,7 +49,7 @@ def examples_since_an_epoch(plan: BatchPlan, step: int) -> int:
     return plan.examples_before(step) - plan.examples_before(begun)
 
 
-def moving_average(state: dict[str, Any]) -> dict[str, Any] | None:
+def moving_average(state: State) -> dict[str, Any] | None:
     """The averaged weights of a checkpoint, of today or before; statistics are the means over ranks."""
     of_parts = "parts" in state
     average = (state["parts"] if of_parts else state).get("ema")

@@ -19,6 +19,7 @@ import torch
 
 from largebatch import checkpoint
 from largebatch.checkpoint import randomness, tree
+from largebatch.checkpoint.pieces import State
 from largebatch.data import contents
 from largebatch.data.preparation import prepared
 from largebatch.errors import UserError
@@ -55,7 +56,7 @@ class Progress:
     def total_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> State:
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -237,7 +238,7 @@ def began_with(weights: str | None) -> dict[str, Any] | None:
     return {"file": weights, "sha256": sha256_of(Path(weights))}
 
 
-def savable(name: str, state: dict[str, Any]) -> dict[str, Any]:
+def savable(name: str, state: State) -> State:
     """The state of a part; refused where a checkpoint cannot hold it."""
     try:
         tree.flatten(state, name, {})

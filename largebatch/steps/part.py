@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from largebatch.checkpoint.pieces import State
     from largebatch.data import Dataset, Placement
     from largebatch.engines import Engine
     from largebatch.plan.batch import BatchPlan
@@ -131,14 +132,14 @@ class Part:
         """What it holds on the device from its first step to its last."""
         return []
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> State:
         """The same on every rank, but for pieces of tensors. Not copied."""
         return {}
 
-    def save_own(self) -> dict[str, Any]:
+    def save_own(self) -> State:
         """This rank's."""
         return {}
 
-    def load(self, state: dict[str, Any], of_ranks: list[dict[str, Any]]) -> str | None:
+    def load(self, state: State, of_ranks: list[State]) -> str | None:
         """What :meth:`save` gave, and :meth:`save_own` on every rank; a sentence where it cannot go on from there."""
         return None
