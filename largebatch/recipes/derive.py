@@ -34,7 +34,7 @@ def clock_of(run: config.Run) -> GainClock | None:
 
 
 def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_batch: int) -> BatchPlan:
-    """The run's batch plan on ``world_size`` ranks; of SWAP what comes before its workers."""
+    """The run's batch plan on ``world_size`` ranks."""
     if run.phases is not None:
         of_phases = config.of_phases(run)
         return plan_of_phases(run, of_phases, dataset_size, world_size, [largest_micro_batch] * len(of_phases))[0]
