@@ -69,16 +69,21 @@ class Acts(Part):
         return contextlib.nullcontext()
 
 
-def add(**acts: Any) -> None:
-    """From now on every run calls these: before, turn, with_gradient, after, afterwards, shown; with its job."""
-    parts.everywhere["test"] = lambda job: Acts(job, **acts)
+def add(**acts: Any) -> str:
+    """From now on every run calls these: before, turn, with_gradient, after, afterwards, shown; with its job.
+
+    The name of the part.
+    """
+    name = f"test {len(parts.everywhere)}"
+    parts.everywhere[name] = lambda job: Acts(job, **acts)
+    return name
 
 
 @contextlib.contextmanager
 def beside(**acts: Any) -> Iterator[None]:
     """Inside, every run that begins does."""
-    add(**acts)
+    name = add(**acts)
     try:
         yield
     finally:
-        del parts.everywhere["test"]
+        del parts.everywhere[name]

@@ -128,8 +128,8 @@ def taken_further(run: config.Run, size: int, world: int) -> None:
         assert all((decided.batch_words, decided.budget_words, decided.lr.words))
         for stage in plan.stages:
             assert stage.global_batch_size == stage.micro_batch_size * stage.accumulation_steps * world
-        if decided.swap is not None:
-            follows(decided.swap.lr.schedule, decided.swap.plan.budget_examples, 1)
+        if (swap := decided.methods.get("swap")) is not None:
+            follows(swap.lr.schedule, swap.plan.budget_examples, 1)
     assert config.from_dict(strict_yaml.parse(strict_yaml.written(run.as_written(), "run.yaml"), "run.yaml")) == run
     run.science()
 
