@@ -91,7 +91,7 @@ def initialise_head(model: nn.Module, name: str, std: Any) -> None:
 def _builder(name: str) -> Callable[[int, tuple[int, ...], dict[str, Any]], nn.Module]:
     source, _, plain = name.rpartition("/")
     if source not in ("", "timm", "torchvision"):
-        raise UserError(f"model.name = {name}: {source} is no source of models; valid: timm/..., torchvision/...")
+        raise UserError(f"model.name = {name[:60]}: {source[:60]} is no source of models; valid: timm/..., torchvision/...")
     if not source and name in SMALL:
         return lambda classes, shape, arguments: _small(name, classes, shape, arguments)
     if source != "timm":
@@ -107,7 +107,7 @@ def _builder(name: str) -> Callable[[int, tuple[int, ...], dict[str, Any]], nn.M
 
         if timm.is_model(plain):
             return lambda classes, shape, arguments: _timm(plain, classes, shape, arguments)
-    raise UserError(f"model.name = {name} is not known{suggestion(plain, _all_names(source))}")
+    raise UserError(f"model.name = {name[:60]} is not known{suggestion(plain, _all_names(source))}")
 
 
 def _all_names(source: str) -> list[str]:

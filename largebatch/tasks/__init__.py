@@ -26,7 +26,7 @@ def names() -> list[str]:
 def keys_of(name: str) -> list[str]:
     """What the task of this name takes."""
     if name not in names():
-        raise UserError(f"task.name = {name} is not known{suggestion(name, names())}")
+        raise UserError(f"task.name = {name[:60]} is not known{suggestion(name, names())}")
     return list(inspect.signature(importlib.import_module(f"{__name__}.{name}").TASK).parameters)
 
 

@@ -99,6 +99,7 @@ def test_synthetic():
 MISTAKES = [
     ({"name": "fasion_mnist"}, r"data.name = 'fasion_mnist' .*; did you mean fashion_mnist\?"),
     ({"name": "zzz"}, "data.name = 'zzz' is not a data set; valid: cifar10"),
+    ({"name": "z" * 1000}, f"data.name = '{'z' * 60}' is not a data set; valid: cifar10"),
     ({"name": "digits", "augment": "crop_fip"}, r"data.augment = 'crop_fip' .*; did you mean crop_flip\?"),
     (
         {"name": "digits", "augment": "resized_crop_flip"},

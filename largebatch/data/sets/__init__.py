@@ -111,7 +111,7 @@ def known(name: str) -> DataSet:
     """The data set called ``name``."""
     modules = kinds.modules(__name__, __path__)
     if name not in modules:
-        raise UserError(f"data.name = {name!r} is not a data set{suggestion(name, list(modules))}")
+        raise UserError(f"data.name = {name[:60]!r} is not a data set{suggestion(name, list(modules))}")
     module = modules[name]()
     for kind in vars(module).values():
         if isinstance(kind, type) and issubclass(kind, DataSet) and kind.__dict__.get("name") == name:
