@@ -183,6 +183,30 @@ def test_a_part_that_cannot_be_saved_is_refused_before_time_is_spent(recipe, sta
     assert train(nothing_saved, quiet=True, parts={"keeps": lambda job: Keeps()}).status == "finished"
 
 
+def test_parts_are_loaded_in_their_order(recipe):
+    names, loaded = [f"part{number}" for number in range(12)], []
+
+    class Notes(Part):
+        def __init__(self, name):
+            self.name = name
+
+        def save(self):
+            return {"name": self.name}
+
+        def load(self, state, of_ranks):
+            loaded.append(state["name"])
+
+    def trained(kept):
+        parts = {name: lambda job, name=name: Notes(name) for name in kept}
+        (config.load(recipe()).directory / "result.json").unlink(missing_ok=True)
+        assert train(config.load(recipe(), ["steps=2"]), quiet=True, parts=parts).status == "finished"
+
+    trained(names)
+    assert not loaded
+    trained([*reversed(names[1:]), "new"])
+    assert loaded == [*reversed(names[1:])], "a part may communicate, so every rank loads them alike"
+
+
 @pytest.mark.worlds
 def test_a_line_torn_by_a_power_cut_is_dropped_on_resume(recipe):
     path = recipe()

@@ -167,9 +167,10 @@ class Saves:
         randomness.restore([rank["random"] for rank in of_ranks], self.decided.seed, progress.step)
         self.measure.scores = state["scores"]
         complaints = []
-        for name in self.parts.keys() & state["parts"].keys():
-            own = [rank["parts"].get(name, {}) for rank in of_ranks]
-            complaints.append(self.parts[name].load(state["parts"][name], own))
+        for name, part in self.parts.items():  # in the same order on all ranks: a part may communicate
+            if name in state["parts"]:
+                own = [rank["parts"].get(name, {}) for rank in of_ranks]
+                complaints.append(part.load(state["parts"][name], own))
         self.lost = checkpoint.step_of(found.path) - self.number(progress.step)
         changed += [
             f"{key.replace('_', ' ')} is {now}, it was {found.facts['machine'][key]}"
