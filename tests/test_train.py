@@ -116,6 +116,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(recipe, number, code):
     result = json.loads((directory / "result.json").read_text())
     assert (result["status"], result["steps"]) == ("stopped", 41)
     assert "after step 41" in stopped.stdout
+    assert [line["reason"] for line in lines(directory, "stop")] == [signal.Signals(number).name]
     assert saved(directory)[-1].name == "step-00000041"
     assert "Traceback" not in stopped.stderr
     short = largebatch("train", path, "record.every_steps=1000")

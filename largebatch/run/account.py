@@ -230,7 +230,7 @@ class Account:
         self.recorder.event("stop", step=self.progress.step, reason=reason)
         saved = f"; saved as {self.saves.last}, the same command goes on" if self.saves.last else ""
         saved = f"; {self.unsaved}" if self.unsaved else saved
-        return self.result("stopped", f"{reason}{saved}", number)
+        return self.result("stopped", f"{reason} after step {self.progress.step}{saved}", number)
 
     def result(self, status: str, reason: str | None = None, number: int | None = None) -> Result:
         """The end of the run; ``result.json``. A run is finished if all that it tells of itself is on the disk."""

@@ -172,7 +172,7 @@ class Loop:
             self.recorder.note(str(problem))
             raise
         except Stopped as stop:
-            return self.account.stopped(f"{stop} after step {self.step}", stop.signal)
+            return self.account.stopped(str(stop), stop.signal)
 
     def train(self) -> None:
         """The steps that are left of the plan."""
