@@ -249,6 +249,7 @@ def test_a_writer_is_refused_what_its_record_does_not_know():
     assert made(StopLine, {"step": 1, "reason": "SIGTERM"}) == StopLine(step=1, reason="SIGTERM")
     at = {"step": 3, "examples_seen": 30, "epoch": 0.5, "seconds": 1.0, "split": "test", "examples": 10}
     assert made(EvaluateLine, {**at, "loss": 0.5}).numbers == {"loss": 0.5}
+    assert made(EvaluateLine, {**at, "loss": 0.5, "numbers": 3.0}).numbers == {"loss": 0.5, "numbers": 3.0}
     for kind, given, words in (
         (StopLine, {"step": 1}, "reason"),
         (StopLine, {"step": 1, "reason": "x", "why": "x"}, "why"),

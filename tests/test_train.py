@@ -22,6 +22,7 @@ from largebatch.recipes import config, strict_yaml
 from largebatch.recipes.decided import Marks
 from largebatch.run.train import train
 from largebatch.steps.part import Part
+from largebatch.tasks.classification import Classification
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -206,6 +207,26 @@ def test_parts_are_loaded_in_their_order(recipe):
     assert not loaded
     trained([*reversed(names[1:]), "new"])
     assert loaded == [*reversed(names[1:])], "a part may communicate, so every rank loads them alike"
+
+
+def test_a_part_records_numbers_with_the_loss(recipe):
+    class Counts(Part):
+        def with_gradient(self, turn):
+            turn.numbers["sheep"] = turn.number + 0.5
+
+    run = config.load(recipe(), ["steps=2", "record.every_steps=1"])
+    assert train(run, quiet=True, parts={"counts": lambda job: Counts()}).status == "finished"
+    assert [line["sheep"] for line in lines(run.directory, "train")] == [0.5, 1.5]
+
+
+@pytest.mark.parametrize("key", ["step", "examples", "event", "version"])
+def test_a_number_that_no_line_could_hold_is_refused_before_time_is_spent(recipe, monkeypatch, key):
+    numbers = Classification.numbers
+    monkeypatch.setattr(Classification, "numbers", lambda task, sums: {**numbers(task, sums), key: 1.0})
+    run = config.load(recipe())
+    with pytest.raises(UserError, match=rf"^an evaluation of task.name = classification has a number called {key}, as"):
+        train(run, quiet=True)
+    assert not run.directory.exists()
 
 
 @pytest.mark.worlds

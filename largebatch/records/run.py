@@ -113,9 +113,10 @@ class LineRecord(FileRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainLine(LineRecord):
-    """Each ``record.every_steps``: of the steps since the last such line."""
+    """Each ``record.every_steps``: of the steps since the last such line. ``numbers`` are those of further methods."""
 
     EVENT = "train"
+    BY_KEY = "numbers"
 
     step: Count  # steps done
     examples_seen: Whole  # [examples] up to here
@@ -128,6 +129,7 @@ class TrainLine(LineRecord):
     gain: Amount = None  # of the last step, where the schedule follows gains
     progress: Amount = None  # of such a schedule, in steps of the small batch
     global_batch_size: Whole = None  # [examples] of the last step, where a ramp changes it
+    numbers: Numbers
 
 
 @dataclass(frozen=True, kw_only=True)

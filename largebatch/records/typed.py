@@ -142,13 +142,19 @@ def read(kind: type[Kind], value: object, where: object) -> Kind:
 
 def made(kind: type[Kind], facts: Mapping[str, Any]) -> Kind:
     """The record of these keys, to be written: TypeError for one that it does not know, or for one that is missing."""
-    by_key, known = getattr(kind, "BY_KEY", None), inspect.signature(kind).parameters
+    by_key = getattr(kind, "BY_KEY", None)
+    known = inspect.signature(kind).parameters.keys() - {by_key}
     if by_key is None:
         return kind(**facts)
     numbers = {key: value for key, value in facts.items() if key not in known}
     if wrong := [key for key, value in numbers.items() if not isinstance(value, (int, float, type(None)))]:
         raise TypeError(f"{kind.__name__} knows no {wrong[0]}, which is no number")
     return kind(**{key: value for key, value in facts.items() if key in known}, **{by_key: numbers})
+
+
+def keys_of(kind: type[FileRecord]) -> set[str]:
+    """What stands in its file beside its numbers by key."""
+    return {*BESIDE, *inspect.signature(kind).parameters} - {kind.BY_KEY}
 
 
 def mapping(value: object, where: object) -> Mapping[str, Any]:

@@ -30,7 +30,8 @@ from largebatch.recipes.decided import DataFacts, Decided
 from largebatch.recipes.phases_read_aloud import facts_of, words_of
 from largebatch.records import mllog
 from largebatch.records.circumstances import circumstances_of
-from largebatch.records.run import PhaseRecord, PlannedRate, PlanRecord
+from largebatch.records.run import EvaluateLine, PhaseRecord, PlannedRate, PlanRecord
+from largebatch.records.typed import keys_of
 from largebatch.run import fit
 from largebatch.run.phases import Settings
 from largebatch.tasks.task import Task
@@ -152,6 +153,11 @@ def model_of(
 def check_numbers(run: config.Run, task: str, numbers: list[str]) -> None:
     """Refuse what waits for, or expects, a number that evaluations of the task do not give."""
     name = f"task.name = {task}"
+    if taken := keys_of(EvaluateLine) & set(numbers):
+        raise UserError(
+            f"an evaluation of {name} has a number called {min(taken)}, as a line of its record has already; call it "
+            "otherwise"
+        )
     for method in run.methods.values():
         for sentence in method.check_task(name, numbers):
             raise UserError(sentence)
