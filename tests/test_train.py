@@ -229,6 +229,27 @@ def test_a_number_that_no_line_could_hold_is_refused_before_time_is_spent(recipe
     assert not run.directory.exists()
 
 
+def test_a_part_records_under_an_event_of_its_own(recipe):
+    class Tells(Part):
+        def read(self, recorder):
+            recorder.event("distance", step=10, metres=1.5)
+
+    run = config.load(recipe(), ["steps=10"])
+    assert train(run, quiet=True, parts={"tells": lambda job: Tells()}).status == "finished"
+    lines = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+    told = [line for line in lines if line["event"] == "distance"]
+    assert told == [{"event": "distance", "version": 1, "step": 10, "metres": 1.5}]
+
+
+def test_a_run_that_a_newer_largebatch_finished_is_not_trained_on(recipe):
+    run = config.load(recipe(), ["steps=3"])
+    assert train(run, quiet=True).status == "finished"
+    file = run.directory / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 99}))
+    with pytest.raises(UserError, match=r"result.json: version is '99'; this largebatch reads versions up to 1"):
+        train(run, quiet=True)
+
+
 @pytest.mark.worlds
 def test_a_line_torn_by_a_power_cut_is_dropped_on_resume(recipe):
     path = recipe()

@@ -322,7 +322,8 @@ class SwapOfRun(Part):
         if len(results) % distributed.world_size():
             return f"{len(results)} finished workers do not fit {distributed.world_size()} ranks: phase 2 begins anew"
         self.results_of_workers = results
-        self.sums = [total.to(mine.device) for total, mine in zip(state["sums"], self.sums, strict=True)]
+        for mine, total in zip(self.sums, state["sums"], strict=True):
+            mine.copy_(total)
         return None
 
 

@@ -91,7 +91,9 @@ def initialise_head(model: nn.Module, name: str, std: Any) -> None:
 def _builder(name: str) -> Callable[[int, tuple[int, ...], dict[str, Any]], nn.Module]:
     source, _, plain = name.rpartition("/")
     if source not in ("", "timm", "torchvision"):
-        raise UserError(f"model.name = {name[:60]}: {source[:60]} is no source of models; valid: timm/..., torchvision/...")
+        raise UserError(
+            f"model.name = {name[:60]}: {source[:60]} is no source of models; valid: timm/..., torchvision/..."
+        )
     if not source and name in SMALL:
         return lambda classes, shape, arguments: _small(name, classes, shape, arguments)
     if source != "timm":

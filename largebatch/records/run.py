@@ -325,11 +325,22 @@ class WorkerLine(WorkerResult, LineRecord):
     step: Count  # steps done before the workers
 
 
+@dataclass(frozen=True, kw_only=True)
+class AddedLine(LineRecord):
+    """What a part of one's own tells, under an event of its own."""
+
+    EVENT = "part"
+    BY_KEY = "numbers"
+
+    step: Count  # steps done
+    numbers: Numbers
+
+
 LINES: dict[str, type[LineRecord]] = {
     kind.EVENT: kind
     for kind in (
         TrainLine, EvaluateLine, LayersLine, DirectionsLine, NoiseScaleLine, RanksLine, CheckpointLine, ResumeLine,
-        StopLine, SkippedLine, UnreadableLine, TrainAccuracyLine, WorkerLine,
+        StopLine, SkippedLine, UnreadableLine, TrainAccuracyLine, WorkerLine, AddedLine,
     )
 }  # fmt: skip
 

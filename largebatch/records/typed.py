@@ -132,7 +132,7 @@ def _keys(record: Any) -> Iterator[tuple[str, object]]:
 def read(kind: type[Kind], value: object, where: object) -> Kind:
     """``value``, as JSON or YAML gave it, as a record; UserError says in a sentence what ``where`` lacks."""
     data = mapping(value, where)
-    _check_version(kind, data, where)
+    check_version(kind, data, where)
     try:
         return _adapter(kind).validate_python(_filled(kind, data))
     except pydantic.ValidationError as error:
@@ -189,7 +189,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _check_version(kind: type, data: Mapping[str, Any], where: object) -> None:
+def check_version(kind: type, data: Mapping[str, Any], where: object) -> None:
     version, newest = data.get("version", 0), getattr(kind, "VERSION", 0)
     if type(version) is not int or not 0 <= version <= newest:
         raise UserError(f"{where}: version is {str(version)[:60]!r}; this largebatch reads versions up to {newest}")

@@ -25,8 +25,8 @@ from largebatch.records import names
 from largebatch.records.facts import writable, write_json
 from largebatch.records.files import write_text
 from largebatch.records.lines import Lines
-from largebatch.records.run import LINES, PlanRecord, ResultRecord
-from largebatch.records.typed import content, made, read
+from largebatch.records.run import LINES, AddedLine, PlanRecord, ResultRecord
+from largebatch.records.typed import check_version, content, made, read
 from largebatch.terminal.console import tell
 from largebatch.terminal.escapes import escaped
 
@@ -161,7 +161,7 @@ class Recorder:
         """One line of metrics.jsonl, of a kind of LINES; in TensorBoard ``loss/training``, ``loss/test``, ..."""
         if not self.active:
             return
-        line = content(made(LINES[event], facts), event=event)
+        line = content(made(LINES.get(event, AddedLine), facts), event=event)
         self._append(self._lines, json.dumps(writable(line), ensure_ascii=False))
         if self._board is not None:
             whose = "layers" if event == "layers" else facts.get("split", "training")
@@ -256,12 +256,18 @@ def score_of_run(directory: Path) -> Score:
 
 
 def read_result(directory: Path) -> ResultRecord | None:
-    """``result.json``, None where there is none or it is not whole."""
+    """``result.json``, None where there is none or it is not whole; refused where a newer largebatch wrote it."""
     return _read(ResultRecord, directory / names.RESULT)
 
 
 def _read(kind: type[Kind], file: Path) -> Kind | None:
     try:
-        return read(kind, json.loads(file.read_text(encoding="utf-8")), file)
-    except (OSError, ValueError, RecursionError, UserError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(content, dict):
+        check_version(kind, content, file)
+    try:
+        return read(kind, content, file)
+    except UserError:
         return None

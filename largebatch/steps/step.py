@@ -66,6 +66,8 @@ class Step:
 def count_units(turn: Step, task: Task, device: torch.device) -> int | Tensor:
     """What the sum of its losses is divided by. Collective where units vary and it is not alone."""
     if turn.units is None:
+        if task.units_vary:
+            turn.lap("data")
         turn.micro_batches, turn.units = units_of(turn.micro_batches, turn.examples, task, device, turn.alone)
     return turn.units
 
