@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from docs.floors import picture
-from largebatch.records import comparison, names, run
+from largebatch.records import comparison, names, run, saved
 
 DOCS = Path(__file__).parent
 FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \w+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
@@ -38,6 +38,7 @@ def run_directory() -> str:
     for event, kind in run.LINES.items():
         parts += [f"### `{event}`", *_record(kind)]
     parts += [f"## `{names.RESULT}`", *_record(run.ResultRecord, run.WorkerResult)]
+    parts += [f"## `{names.CHECKPOINTS}/`", *_record(saved.SavedRecord)]
     parts += ["## Comparisons", f"A comparison's folder holds `{names.COMPARISON}` and its run directories."]
     parts += _record(
         comparison.ComparisonRecord, comparison.Tuning, comparison.ComparedRow, comparison.SearchRecord,

@@ -19,7 +19,8 @@ from typing import Any
 from largebatch.records.facts import Unsound, checked_facts, checked_text
 from largebatch.records.files import UNFINISHED, flush, sha256_of
 
-FORMAT = 4
+FORMAT = 5  # of what is written: the states of parts stand under their names
+READABLE = (4, 5)
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-[0-9]{8,}")
 FILE = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
@@ -77,8 +78,8 @@ def read(path: Path) -> dict[str, Any]:
 def _check_form(facts: Any) -> None:
     if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
         raise Damaged(f"{MANIFEST} names no format")
-    if facts["format"] != FORMAT:
-        raise Damaged(f"its format is {facts['format']}, this version reads {FORMAT}")
+    if facts["format"] not in READABLE:
+        raise Damaged(f"its format is {facts['format']}, this version reads {READABLE[0]} to {READABLE[-1]}")
     if not isinstance(facts.get("step"), int) or not isinstance(facts.get("files"), dict) or "tree" not in facts:
         raise Damaged(f"{MANIFEST} does not say what a checkpoint holds")
     for name, promised in facts["files"].items():

@@ -31,6 +31,7 @@ from largebatch.recipes.phases_read_aloud import facts_of, words_of
 from largebatch.records import mllog
 from largebatch.records.circumstances import circumstances_of
 from largebatch.records.run import EvaluateLine, PhaseRecord, PlannedRate, PlanRecord
+from largebatch.records.saved import SavedRecord
 from largebatch.records.typed import keys_of
 from largebatch.run import fit
 from largebatch.run.phases import Settings
@@ -153,7 +154,7 @@ def model_of(
 def check_numbers(run: config.Run, task: str, numbers: list[str]) -> None:
     """Refuse what waits for, or expects, a number that evaluations of the task do not give."""
     name = f"task.name = {task}"
-    if taken := keys_of(EvaluateLine) & set(numbers):
+    if taken := (keys_of(EvaluateLine) | {*keys_of(SavedRecord), "files", "tree", "format"}) & set(numbers):
         raise UserError(
             f"an evaluation of {name} has a number called {min(taken)}, as a line of its record has already; call it "
             "otherwise"

@@ -27,6 +27,8 @@ from largebatch.machine import distributed
 from largebatch.recipes.decided import Decided
 from largebatch.records import circumstances, names
 from largebatch.records.files import sha256_of
+from largebatch.records.saved import SavedRecord
+from largebatch.records.typed import content
 from largebatch.run import record
 from largebatch.run.assemble import Job
 from largebatch.run.measure import Measure
@@ -129,28 +131,26 @@ class Saves:
         """What the manifest says beside the state."""
         beyond = self.parts.beyond
         examples, steps = self.plan.examples_before(step) + beyond.examples, step + beyond.steps
-        return {
-            "name": self.decided.name,
-            "step_of_loop": step,
-            "examples_seen": examples,
-            "epoch": examples / self.plan.dataset_size,
-            "score": self.job.task.score._asdict(),
-            self.job.task.score.key: self.measure.scores.get(steps),
-            "evaluated_on": self.measure.evaluated_on,
-            "seed": self.decided.seed,
-            "model": {
-                **self.decided.model,
-                "num_classes": self.job.dataset.outputs,
-            },
-            "began_with": self.began_with,
-            "input": prepared(self.job.dataset),
-            "plan": {**dataclasses.asdict(self.plan), "stages": [stage._asdict() for stage in self.plan.stages]},
-            "data": self.data,
-            "machine": self.machine(),
-            "versions": self.versions,
-            "commit": circumstances.commit(),
-            "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+        record = SavedRecord(
+            name=self.decided.name,
+            step_of_loop=step,
+            examples_seen=examples,
+            epoch=examples / self.plan.dataset_size,
+            score=self.job.task.score,
+            reached={self.job.task.score.key: self.measure.scores.get(steps)},
+            evaluated_on=self.measure.evaluated_on,
+            seed=self.decided.seed,
+            model={**self.decided.model, "num_classes": self.job.dataset.outputs},
+            began_with=self.began_with,
+            input=prepared(self.job.dataset),
+            plan={**dataclasses.asdict(self.plan), "stages": [stage._asdict() for stage in self.plan.stages]},
+            data=self.data,
+            machine=self.machine(),
+            versions=self.versions,
+            commit=circumstances.commit(),
+            saved=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        return content(record)
 
     def resume(self) -> tuple[Progress, list[str]]:
         """Go on from the newest checkpoint that is whole; what is worth saying about it."""

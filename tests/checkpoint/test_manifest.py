@@ -85,7 +85,7 @@ def test_a_folder_that_bears_the_name_of_another_step_is_found(small):
 
 def test_the_manifest_says_what_it_was_given(small):
     facts = manifest.read(small)
-    assert (facts["format"], facts["step"], facts["epoch"], facts["accuracy_percent"]) == (4, 3, 0.5, None)
+    assert (facts["format"], facts["step"], facts["epoch"], facts["accuracy_percent"]) == (5, 3, 0.5, None)
     assert json.loads((small / manifest.MANIFEST).read_text())["files"] == facts["files"]
 
 
@@ -112,8 +112,8 @@ def test_no_file_outside_the_folder_is_named(forge, tmp_path, name):
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"format": 3}, "its format is 3, this version reads 4"),
-        ({"format": 99}, "its format is 99, this version reads 4"),
+        ({"format": 3}, "its format is 3, this version reads 4 to 5"),
+        ({"format": 99}, "its format is 99, this version reads 4 to 5"),
         ({"format": None}, "names no format"),
         ({"files": []}, "does not say what a checkpoint holds"),
         ({"step": "10"}, "does not say what a checkpoint holds"),
