@@ -85,8 +85,8 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
         for s in (plan.stages[1:] if run.phases is None else ())
     ]
     if run.phases is not None:
-        sizes = ", ".join(f"{stage.global_batch_size:,}" for stage in plan.stages)
-        found.append(Beside("phases", f"{len(plan.stages)} phases of batch {sizes}"))
+        sizes = [f"{phase.batch.global_batch_size:,}" for phase in config.of_phases(run)]
+        found.append(Beside("phases", f"{len(sizes)} phase{'s' * (len(sizes) > 1)} of batch {', '.join(sizes)}"))
     sizes = run.data.image_size
     if sizes is not None and not sizes.is_constant:
         until = (sizes.until_epoch or 0) * run.stretch
