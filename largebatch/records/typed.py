@@ -209,5 +209,6 @@ def _sentence(place: tuple[int | str, ...], kind: str, message: str, data: Mappi
         return f"{where} has no {key!r}"
     if len(place) == 1 and kind in PLAIN:
         return f"{where}: {key} is {str(data[key])[:60]!r}; valid: {PLAIN[kind]}"
+    message = "Field required" if kind.startswith("missing") else message  # in the words of one version of pydantic
     inside = ".".join(str(one)[:40] for one in place)[:120]
     return f"{where}: {inside or 'the whole'}: {message[:120]}"
