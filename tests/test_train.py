@@ -229,6 +229,22 @@ def test_a_number_that_no_line_could_hold_is_refused_before_time_is_spent(recipe
     assert not run.directory.exists()
 
 
+def test_a_part_that_cannot_be_saved_any_more_is_a_sentence(recipe):
+    class Fills(Part):
+        def __init__(self):
+            self.kept = {}
+
+        def after(self, step):
+            self.kept["all"] = {step.number}
+
+        def save(self):
+            return self.kept
+
+    refusal = r"^the run cannot be saved: state/parts/fills/all: a checkpoint holds no set; valid: tensors"
+    with pytest.raises(UserError, match=refusal):
+        train(config.load(recipe(), ["steps=4"]), quiet=True, parts={"fills": lambda job: Fills()})
+
+
 def test_a_part_records_under_an_event_of_its_own(recipe):
     class Tells(Part):
         def read(self, recorder):

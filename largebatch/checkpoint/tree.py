@@ -22,6 +22,10 @@ DTYPES = (
 Tensors = dict[str, Tensor | Pieces]
 
 
+class Unsavable(TypeError):
+    """A value that is of no kind that a checkpoint holds."""
+
+
 def flatten(value: Any, name: str, tensors: Tensors) -> Any:
     """The tree of ``value``; every tensor goes into ``tensors`` under its place in the tree, which ``name`` begins."""
     match value:
@@ -40,14 +44,14 @@ def flatten(value: Any, name: str, tensors: Tensors) -> Any:
             return [flatten(below, f"{name}/{i}", tensors) for i, below in enumerate(value)]
         case None | bool() | int() | float() | str():
             return value
-    raise TypeError(f"{name}: a checkpoint holds no {type(value).__name__}")
+    raise Unsavable(f"{name}: a checkpoint holds no {type(value).__name__}")
 
 
 def _key(key: Hashable, name: str) -> Any:
     tensors: Tensors = {}
     plain = flatten(key, name, tensors)
     if tensors:
-        raise TypeError(f"{name}: a checkpoint holds no mapping whose keys are tensors")
+        raise Unsavable(f"{name}: a checkpoint holds no mapping whose keys are tensors")
     return plain
 
 

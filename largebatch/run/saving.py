@@ -36,6 +36,8 @@ from largebatch.run.older import of_today
 from largebatch.run.parts import Parts
 from largebatch.steps.step import Step
 
+SAVABLE = "valid: tensors, numbers, text, lists, mappings"
+
 
 @dataclasses.dataclass
 class Progress:
@@ -87,8 +89,11 @@ class Saves:
     def rehearse(self) -> None:
         """Refuse a part that cannot be saved before time is spent. Collective."""
         for name, part in self.parts.items() if self.decided.saving.at.every_epochs else ():
-            savable(name, part.save())
-            savable(name, part.save_own())
+            for state in (part.save(), part.save_own()):
+                try:
+                    tree.flatten(state, name, {})
+                except tree.Unsavable as problem:
+                    raise UserError(f"the part {name} cannot be saved: {problem}; {SAVABLE}") from problem
 
     def begin(self, progress: Progress) -> None:
         """Copy everything and go on; :meth:`settle` first. Nothing where the run is not to be saved."""
@@ -98,18 +103,21 @@ class Saves:
         own = {  # first: parts may have to copy, and undo what they show for it
             "random": randomness.state(),
             "statistics": self.engine.statistics(),
-            "parts": {name: savable(name, part.save_own()) for name, part in self.parts.items()},
+            "parts": {name: part.save_own() for name, part in self.parts.items()},
         }
         beside = {
             "progress": progress.save(),
             "scores": self.measure.scores,
-            "parts": {name: savable(name, part.save()) for name, part in self.parts.items()},
+            "parts": {name: part.save() for name, part in self.parts.items()},
         }
         step = self.number(progress.step)
         with contextlib.ExitStack() as shown:
             for part in self.parts.values():
                 shown.enter_context(part.shown())
-            self.writer.save(step, self._facts(progress.step), {**self.engine.save(), **beside}, own)
+            try:
+                self.writer.save(step, self._facts(progress.step), {**self.engine.save(), **beside}, own)
+            except tree.Unsavable as problem:
+                raise UserError(f"the run cannot be saved: {problem}; {SAVABLE}") from problem
         self.seconds_standing = time.perf_counter() - clock
 
     def number(self, step: int) -> int:
@@ -237,17 +245,6 @@ def began_with(weights: str | None) -> dict[str, Any] | None:
     if weights is None or not Path(weights).is_file():
         return None
     return {"file": weights, "sha256": sha256_of(Path(weights))}
-
-
-def savable(name: str, state: State) -> State:
-    """The state of a part; refused where a checkpoint cannot hold it."""
-    try:
-        tree.flatten(state, name, {})
-    except TypeError as problem:
-        raise UserError(
-            f"the part {name} cannot be saved: {problem}; valid: tensors, numbers, text, lists, mappings"
-        ) from problem
-    return state
 
 
 def no_place_for_checkpoints(decided: Decided) -> str | None:
