@@ -4,7 +4,7 @@ Reading one loads no torch: what needs it imports it where a part is built or at
 :mod:`largebatch.optim` and :mod:`largebatch.diagnostics`.
 """
 
-from largebatch.recipes.methods import Decision, GainClock, Method, MicroBatchWish, in_steps
+from largebatch.recipes.methods import Decision, GainClock, Method, MicroBatchWish, Recorded, in_steps
 from largebatch.steps.part import Beyond, Built, Diverged, Part, PartRecorder, Running
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "MicroBatchWish",
     "Part",
     "PartRecorder",
+    "Recorded",
     "Running",
     "in_steps",
 ]

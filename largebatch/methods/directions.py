@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from largebatch.methods import Built, Method, Part, PartRecorder
+from largebatch.methods import Built, Part, PartRecorder, Recorded
 from largebatch.plan.batch import due
 
 if TYPE_CHECKING:
@@ -17,18 +17,9 @@ if TYPE_CHECKING:
     from largebatch.steps.step import Step
 
 
-class DirectionsOfSteps(Method):
+class DirectionsOfSteps(Recorded):
     KEY = "record.directions_every_steps"
-    SECTION = False
-    CHANGES = False
     ONE_STEP = True
-
-    every_steps: int
-
-    @classmethod
-    def asked(cls, run: Run) -> DirectionsOfSteps | None:
-        every = run.record.directions_every_steps
-        return cls(every_steps=every) if every else None
 
     def refusals(self, run: Run, precision: str) -> Iterator[str]:
         if precision == "fp16":

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from largebatch.methods import Built, Method, Part, PartRecorder
+from largebatch.methods import Built, Part, PartRecorder, Recorded
 from largebatch.plan.batch import due
 
 if TYPE_CHECKING:
     from largebatch.optim import LayerNumbers
-    from largebatch.recipes.config import Run
     from largebatch.steps.step import Step
 
 
-class Layers(Method):
+class Layers(Recorded):
     KEY = "record.layers_every_steps"
-    SECTION = False
-    CHANGES = False
-
-    every_steps: int
-
-    @classmethod
-    def asked(cls, run: Run) -> Layers | None:
-        every = run.record.layers_every_steps
-        return cls(every_steps=every) if every else None
 
     def part(self, job: Built) -> LayersOfRun:
         return LayersOfRun(self, job)

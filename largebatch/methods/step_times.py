@@ -23,13 +23,12 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from largebatch.methods import Built, Method, Part, PartRecorder
+from largebatch.methods import Built, Part, PartRecorder, Recorded
 from largebatch.plan.batch import due
 
 if TYPE_CHECKING:
     import torch
 
-    from largebatch.recipes.config import Run
     from largebatch.steps.step import Step
 
 PARTS: tuple[str, ...] = ("data", "compute", "forward", "backward", "communication", "optimizer", "step")
@@ -45,17 +44,8 @@ Mark = Any  # a moment: a time on the CPU, an event of the device on CUDA
 Laps = list[tuple[str, Mark]]  # what began when
 
 
-class StepTimes(Method):
+class StepTimes(Recorded):
     KEY = "record.ranks_every_steps"
-    SECTION = False
-    CHANGES = False
-
-    every_steps: int
-
-    @classmethod
-    def asked(cls, run: Run) -> StepTimes | None:
-        every = run.record.ranks_every_steps
-        return cls(every_steps=every) if every else None
 
     def part(self, job: Built) -> TimesOfRanks:
         return TimesOfRanks(self, job)

@@ -244,13 +244,14 @@ class SwapOfRun(Part):
         import torch
 
         from largebatch.machine import distributed
+        from largebatch.optim.groups import as_given
         from largebatch.steps.evaluate import evaluate
 
         worker = number * distributed.world_size() + distributed.rank()
         self.back_to_start()
         plan, engine, job = self.rule.plan_of(worker), self.engine, self.job
         around = Surroundings(job.decided.precision, engine.NAME, engine.model)
-        engine.take_optimizer(job.decided.optimizer.build(fresh(engine.optimizer.param_groups), 0.0, around))
+        engine.take_optimizer(job.decided.optimizer.build(as_given(engine.optimizer.param_groups), 0.0, around))
         engine.model.train()
         losses: list[Tensor] = []
         clock = time.perf_counter()
@@ -325,9 +326,3 @@ class SwapOfRun(Part):
         for mine, total in zip(self.sums, state["sums"], strict=True):
             mine.copy_(total)
         return None
-
-
-def fresh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parameter groups as they are given to an optimizer: settings that it fills in itself are left out."""
-    keep = ("params", "names", "weight_decay", "adapt")
-    return [{key: group[key] for key in keep if key in group} for group in groups]

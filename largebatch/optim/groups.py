@@ -11,7 +11,7 @@ list skips nothing. A recipe may name more by patterns (``*.gamma``), which matc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -74,6 +74,12 @@ def check_skipped(argument: str, skipped: Collection[str], names: list[str]) -> 
                 f"{argument}: {pattern!r} is none of {', '.join(KINDS)} and no tensor of the model has a name like it"
                 f"{suggestion(pattern, [*KINDS, *names])}"
             )
+
+
+def as_given(groups: Iterable[Group]) -> list[Group]:
+    """Parameter groups as they are given to an optimizer: settings that it fills in itself are left out."""
+    keep = ("params", "names", "weight_decay", "adapt")
+    return [{key: group[key] for key in keep if key in group} for group in groups]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, table: list[Treatment]) -> list[Group]:

@@ -99,9 +99,7 @@ class Method(Section, Decision):
     @classmethod
     def asked(cls, run: Run) -> Method | None:
         """As the recipe asks for it; None where it does not."""
-        value: Any = run
-        for name in cls.KEY.split("."):
-            value = getattr(value, name, None)
+        value = _stands_at(run, cls.KEY)
         return value if isinstance(value, cls) else None
 
     @classmethod
@@ -137,6 +135,27 @@ class Method(Section, Decision):
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> Decision:
         """Raises UserError for numbers that do not fit."""
         return self
+
+
+class Recorded(Method):
+    """A method that looks on, and whose key holds how often: every so many steps, 0 for never."""
+
+    SECTION = False
+    CHANGES = False
+
+    every_steps: int
+
+    @classmethod
+    def asked(cls, run: Run) -> Recorded | None:
+        every = _stands_at(run, cls.KEY)
+        return cls(every_steps=every) if every else None
+
+
+def _stands_at(run: Run, key: str) -> Any:
+    value: Any = run
+    for name in key.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 class NoMethod(Section):

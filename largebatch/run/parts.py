@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from largebatch.recipes.methods import Decision
 from largebatch.run.assemble import Job
 from largebatch.steps.part import Beyond, Part
 from largebatch.steps.step import Step
@@ -20,7 +19,7 @@ class Parts(dict[str, Part]):
     def __init__(self, job: Job, added: Added | None = None) -> None:
         super().__init__()
         for name, decision in job.decided.methods.items():
-            if (part := part_of(decision, job)) is not None:
+            if (part := decision.part(job)) is not None:
                 self[name] = part
         self.update({name: make(job) for name, make in {**(added or {}), **everywhere}.items()})
 
@@ -43,7 +42,3 @@ class Parts(dict[str, Part]):
     def beyond(self) -> Beyond:
         """Of all of them."""
         return Beyond(*(sum(numbers) for numbers in zip(*(part.beyond for part in self.values()), strict=True)))
-
-
-def part_of(decision: Decision, job: Job) -> Part | None:
-    return decision.part(job)

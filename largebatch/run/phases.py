@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from largebatch.optim import Treatment
+from largebatch.optim.groups import as_given
+from largebatch.optim.loading import Group
 from largebatch.optimizers import Surroundings
 from largebatch.recipes.decided import Decided, Phase
-
-Group = dict[str, Any]
-GIVEN = ("params", "names", "weight_decay", "adapt")  # to an optimizer that is built
 
 
 class Settings:
@@ -59,8 +57,8 @@ class Settings:
 
 def _built(phase: Phase, optimizer: torch.optim.Optimizer, around: Surroundings) -> list[Group]:
     """The settings of its groups, if it were the phase's own."""
-    given = [{key: group[key] for key in GIVEN if key in group} for group in optimizer.param_groups]
-    return [_settings(group) for group in phase.optimizer.build(given, 0.0, around).param_groups]
+    built = phase.optimizer.build(as_given(optimizer.param_groups), 0.0, around)
+    return [_settings(group) for group in built.param_groups]
 
 
 def _settings(group: Group) -> Group:
