@@ -7,6 +7,8 @@ be valid.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from largebatch.terminal.escapes import escaped
 
 
@@ -28,6 +30,20 @@ class Lost(Exception):
 def first_words(error: Exception) -> str:
     """The first line that an error of another project says, or its kind."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def in_one_line(error: BaseException) -> str:
+    """``ZeroDivisionError: division by zero, in line 7``; an error of ours as it stands."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg}, in line {error.lineno} of {Path(error.filename or '?').name}"
+    words = first_words(error) if isinstance(error, Exception) else str(error)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else f", in line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name}"
+    return f"{type(error).__name__}: {words}{where}"
 
 
 def suggestion(word: str, valid: list[str]) -> str:

@@ -12,9 +12,9 @@ from largebatch.data.sets import Asked, build, built
 from largebatch.data.sizes import Sizes
 
 if TYPE_CHECKING:
-    from largebatch.data.dataset import Dataset, Placement, Split
+    from largebatch.data.dataset import Placement, Split, Splits
 
-__all__ = ["Asked", "Dataset", "Placement", "Sizes", "Split", "build", "built"]
+__all__ = ["Asked", "Placement", "Sizes", "Split", "Splits", "build", "built"]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,10 +71,10 @@ class Split(Protocol):
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Splits:
     name: str
-    example: Batch  # one blank example as an evaluation meets it, on the CPU; ``sizes`` has the sides of training's
-    outputs: int  # the numbers that a model is to give for each: classes, targets, labels
+    example: Batch  # one (blank) example as an evaluation meets it, on the CPU; ``sizes`` has the sides of training's
+    outputs: int | None  # the numbers that a model is to give for each: classes, targets, labels; None: nobody says
     train: Split
     test: Split  # with hold_out > 0: the held-out part of the training set
     source: str  # what the files are and where they lie, for the log
@@ -82,19 +82,20 @@ class Dataset:
     classes: list[str] = field(default_factory=list)  # what the outputs are called
     facts: Mapping[str, str] = field(default_factory=dict)  # more to print: augmentation, splits
     pixels: str = "as they are"  # what beside the recipe decides them: who decoded them, at which size they were packed
-    preparation: Mapping[str, Any] = field(default_factory=dict)  # how inputs that are no images were made, to export
+    preparation: Mapping[str, Any] = field(default_factory=dict)  # how inputs were made, to export; {}: as images are
     contents: Callable[[], Contents] = dict  # which examples it holds, held-out ones among those to train on
     helpers: Helpers = field(default_factory=Helpers)  # the processes that read it
     sizes: Sizes | None = None  # the sides that training images have, where the set gives any side
 
     def blank(self, count: int, side: int | None = None) -> Batch:
-        """``count`` blank examples on the CPU as an evaluation meets them; images of another ``side`` if given."""
+        """``count`` such examples on the CPU; black images of another ``side`` if given."""
 
-        def zeros(tensor: Tensor) -> Tensor:
-            shape = tensor.shape[1:] if side is None or tensor.dim() != 4 else (tensor.shape[1], side, side)
-            return torch.zeros(count, *shape, dtype=tensor.dtype)
+        def repeated(tensor: Tensor) -> Tensor:
+            if side is None or tensor.dim() != 4:
+                return tensor.repeat_interleave(count, dim=0)
+            return torch.zeros(count, tensor.shape[1], side, side, dtype=tensor.dtype)
 
-        return mapped(zeros, self.example)
+        return mapped(repeated, self.example)
 
     def largest(self, count: int) -> Batch:
         """``count`` blank examples as large as a training step may hold them."""

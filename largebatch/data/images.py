@@ -22,7 +22,7 @@ import numpy as np
 from largebatch.data import places
 from largebatch.data.contents import FOLDER, SHARDS
 from largebatch.data.dali import DaliSplit
-from largebatch.data.dataset import Dataset, Split
+from largebatch.data.dataset import Split, Splits
 from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
@@ -69,7 +69,7 @@ class ImageSplits(NamedTuple):
     parts: Mapping[str, Any]
 
 
-def image_set(known: Photographs, asked: Asked) -> Dataset:
+def image_set(known: Photographs, asked: Asked) -> Splits:
     """The data set under ``asked.root``; images held out of those to train on, at random, replace its test set."""
     if asked.decode not in SPLITS:
         raise UserError(f"data.decode = {asked.decode!r} is not a decoder{suggestion(asked.decode, list(SPLITS))}")

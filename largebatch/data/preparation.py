@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from largebatch.data.dataset import Dataset
+from largebatch.data.dataset import Splits
 from largebatch.data.decode import evaluation_window
 from largebatch.data.resident import ResidentSplit
 from largebatch.data.statistics import IMAGENET
 
 
-def prepared(dataset: Dataset) -> dict[str, Any]:
+def prepared(dataset: Splits) -> dict[str, Any]:
     """The classes in the order of the outputs, and what is done to an image before the model sees it."""
     shape = dataset.input_shape
-    if len(shape) != 3:
+    if len(shape) != 3 or dataset.preparation:
         return {"classes": list(dataset.classes), "input_size": list(shape), **dataset.preparation}
     height = shape[1]
     whole = isinstance(dataset.test, ResidentSplit)  # images come as they are, all of one size

@@ -4,7 +4,7 @@ Reading one loads no torch: what needs it imports it where a part is built or at
 :mod:`largebatch.optim` and :mod:`largebatch.diagnostics`.
 """
 
-from largebatch.recipes.methods import Decision, GainClock, Method, MicroBatchWish, Recorded, in_steps
+from largebatch.recipes.methods import REGISTRY, Decision, GainClock, Method, MicroBatchWish, Recorded, in_steps
 from largebatch.steps.part import Beyond, Built, Diverged, Part, PartRecorder, Running
 
 __all__ = [
@@ -20,6 +20,9 @@ __all__ = [
     "Recorded",
     "Running",
     "in_steps",
+    "register",
 ]
 
 from largebatch.recipes import config  # noqa: F401  # last: with its sections all methods are read
+
+register = REGISTRY.register

@@ -1,4 +1,7 @@
-"""Models by name: our small ones, then anything torchvision or timm creates.
+"""Models by name: our small ones, those that were registered, then anything torchvision or timm creates.
+
+A builder is given ``num_classes``, the numbers that a model gives for an example, and ``image_shape``, that of its
+inputs, if it has parameters of these names; all others are keys of ``model:`` in a recipe.
 
 ``resnet50`` is torchvision's and ``timm/resnet50`` is timm's; a plain name that torchvision lacks is timm's.
 Weights are freshly initialised, or read from a safetensors file: nothing is downloaded. Every model takes
@@ -11,8 +14,9 @@ auxiliary.py   classifiers that only training has
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,8 +26,9 @@ from largebatch.errors import UserError, first_words, suggestion
 from largebatch.models import keskar, small
 from largebatch.models.arguments import check_arguments, check_truth
 from largebatch.models.weights import take_weights
+from largebatch.recipes.registry import Registry
 
-__all__ = ["SMALL", "build", "initialise_head"]
+__all__ = ["SMALL", "build", "initialise_head", "register"]
 
 SMALL: dict[str, Callable[..., nn.Module]] = {
     "tiny_cnn": small.tiny_cnn,
@@ -36,11 +41,25 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "keskar_c2": keskar.keskar_c2,
 }
 ANY_SHAPE = ("mlp",)
+Builder = Callable[..., nn.Module]
+
+
+def _buildable(name: str, thing: Any) -> Any:
+    """A builder; a module stands for copies of itself."""
+    if isinstance(thing, nn.Module):
+        return lambda: copy.deepcopy(thing)
+    if not callable(thing):
+        raise UserError(f"model.name = {name} is a {type(thing).__name__}; it should be a module or a function of one")
+    return thing
+
+
+REGISTRY: Registry[Builder] = Registry("model.name", _buildable, lambda: list(SMALL))
+register = REGISTRY.register
 
 
 def build(
     name: str,
-    num_classes: int,
+    num_classes: int | None,
     image_shape: tuple[int, ...],
     seed: int = 0,
     arguments: dict[str, Any] | None = None,
@@ -48,11 +67,13 @@ def build(
 ) -> nn.Module:
     """A model on the CPU in float32: freshly initialised, the same for the same seed, or with a file's ``weights``.
 
-    ``num_classes`` are the numbers it gives for an example, whose inputs have ``image_shape``: (channels, height,
-    width) of an image, which all but ``mlp`` need. The global random state is left as it was. ``head_init_std`` among
-    the ``arguments`` belongs to no builder: see :func:`initialise_head`.
+    ``num_classes`` are the numbers it gives for an example, where the data set says it, and ``image_shape`` is that of
+    its inputs: (channels, height, width) of an image, which all of the package but ``mlp`` need. The global random
+    state is left as it was. ``head_init_std`` among the ``arguments`` belongs to no builder: see
+    :func:`initialise_head`.
     """
-    if len(image_shape) != 3 and name not in ANY_SHAPE:
+    registered = REGISTRY.get(name)
+    if registered is None and len(image_shape) != 3 and name not in ANY_SHAPE:
         shape = "×".join(map(str, image_shape)) or "single numbers"
         raise UserError(f"model.name = {name} takes images, the inputs are {shape}; valid: {', '.join(ANY_SHAPE)}")
     arguments = dict(arguments or {})
@@ -60,7 +81,8 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = _builder(name)(num_classes, image_shape, dict(arguments))
+            given = {"num_classes": num_classes, "image_shape": image_shape}
+            model = _with_keys(registered, name, given, arguments) if registered else _builder(name)(given, arguments)
         except UserError:
             raise
         except Exception as error:  # a builder of another project may raise anything
@@ -69,6 +91,8 @@ def build(
             ) from error
         if head_init_std is not None:
             initialise_head(model, name, head_init_std)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the builder of model.name = {name} gives a {type(model).__name__}; it should give a module")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"model {name} has no parameters to train")
     if weights is not None:
@@ -88,27 +112,25 @@ def initialise_head(model: nn.Module, name: str, std: Any) -> None:
         nn.init.zeros_(linear[-1].bias)
 
 
-def _builder(name: str) -> Callable[[int, tuple[int, ...], dict[str, Any]], nn.Module]:
+def _builder(name: str) -> Callable[[dict[str, Any], dict[str, Any]], nn.Module]:
     source, _, plain = name.rpartition("/")
     if source not in ("", "timm", "torchvision"):
         raise UserError(
             f"model.name = {name[:60]}: {source[:60]} is no source of models; valid: timm/..., torchvision/..."
         )
     if not source and name in SMALL:
-        return lambda classes, shape, arguments: _small(name, classes, shape, arguments)
+        return lambda given, arguments: _with_keys(SMALL[name], name, given, arguments)
     if source != "timm":
         import torchvision
         from torchvision.models import get_model_builder, list_models
 
         if plain in list_models(module=torchvision.models):
-            return lambda classes, shape, arguments: _torchvision(
-                get_model_builder(plain), plain, classes, shape, arguments
-            )
+            return lambda given, arguments: _torchvision(get_model_builder(plain), plain, arguments, **given)
     if source != "torchvision":
         import timm
 
         if timm.is_model(plain):
-            return lambda classes, shape, arguments: _timm(plain, classes, shape, arguments)
+            return lambda given, arguments: _timm(plain, arguments, **given)
     raise UserError(f"model.name = {name[:60]} is not known{suggestion(plain, _all_names(source))}")
 
 
@@ -116,29 +138,28 @@ def _all_names(source: str) -> list[str]:
     import timm
     import torchvision
 
-    names = [] if source else list(SMALL)
+    names = [] if source else [*SMALL, *REGISTRY.names()]
     names += [] if source == "timm" else torchvision.models.list_models(module=torchvision.models)
     names += [] if source == "torchvision" else timm.list_models()
     return names
 
 
-def _small(name: str, num_classes: int, image_shape: tuple[int, ...], arguments: dict[str, Any]) -> nn.Module:
-    builder = SMALL[name]
+def _with_keys(builder: Builder, name: str, given: Mapping[str, Any], arguments: Mapping[str, Any]) -> nn.Module:
+    """What the builder makes of the keys of a recipe, and of what is ``given`` where it has a parameter for it."""
     parameters = inspect.signature(builder).parameters
-    valid = [key for key in parameters if key not in ("num_classes", "image_shape")]
+    valid = [key for key in parameters if key not in given]
     for key, value in arguments.items():
         if key not in valid:
-            raise UserError(f"unknown key model.{key} for {name}{suggestion(key, valid)}")
+            takes = suggestion(key, valid) if valid else "; it takes none"
+            raise UserError(f"unknown key model.{key} for {name}{takes}")
         check_truth(key, value, isinstance(parameters[key].default, bool))
-    return builder(num_classes, image_shape, **arguments)
+    if "num_classes" in parameters:
+        given = {**given, "num_classes": _known(given["num_classes"], name)}
+    return builder(**{key: value for key, value in given.items() if key in parameters}, **arguments)
 
 
 def _torchvision(
-    builder: Callable[..., nn.Module],
-    name: str,
-    num_classes: int,
-    image_shape: tuple[int, ...],
-    arguments: dict[str, Any],
+    builder: Builder, name: str, arguments: dict[str, Any], num_classes: int | None, image_shape: tuple[int, ...]
 ) -> nn.Module:
     if image_shape[0] != 3:
         raise UserError(
@@ -148,13 +169,21 @@ def _torchvision(
     check_arguments(name, arguments)
     if "googlenet" in name or "inception" in name:
         arguments = {"aux_logits": False, "init_weights": True, **arguments}
-    return builder(weights=None, num_classes=num_classes, **arguments)
+    return builder(weights=None, num_classes=_known(num_classes, name), **arguments)
 
 
-def _timm(name: str, num_classes: int, image_shape: tuple[int, ...], arguments: dict[str, Any]) -> nn.Module:
+def _timm(name: str, arguments: dict[str, Any], num_classes: int | None, image_shape: tuple[int, ...]) -> nn.Module:
     import timm
 
     check_arguments(name, arguments)
+    arguments = dict(arguments)
     if "zero_init_residual" in arguments:  # torchvision's word for it
         arguments["zero_init_last"] = arguments.pop("zero_init_residual")
-    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=image_shape[0], **arguments)
+    classes = _known(num_classes, name)
+    return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=image_shape[0], **arguments)
+
+
+def _known(num_classes: int | None, name: str) -> int:
+    if num_classes is None:
+        raise UserError(f"model {name} asks for num_classes, and the data set does not say how many; give it outputs=")
+    return num_classes

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Annotated, Any, TypeVar, Union, get_args
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from largebatch.errors import UserError
 from largebatch.recipes.keys import Section
@@ -59,6 +60,14 @@ def kind_in(module: ModuleType, name: str, base: type[Kind]) -> type[Kind]:
             if key is not None and get_args(key.annotation) == (name,):
                 return section
     raise UserError(f'{module.__file__} holds no {base.__name__} with name: Literal["{name}"], as the file is called')
+
+
+def take_fields(section: type[Section], fields: dict[str, tuple[Any, Any]]) -> None:
+    """From now on the section has these fields, each its type and its value unless set (``...``: it must be)."""
+    for name, (kind, default) in fields.items():
+        info = FieldInfo.from_annotation(kind) if default is ... else FieldInfo.from_annotated_attribute(kind, default)
+        section.__pydantic_fields__[name] = info
+    section.model_rebuild(force=True)
 
 
 def one_of(table: dict[str, type[Kind]]) -> Any:

@@ -1,4 +1,5 @@
-"""What a method of a recipe is, and all of them by name: one file each in the folder ``largebatch/methods``.
+"""What a method of a recipe is, and all of them by name: one file each in the folder ``largebatch/methods``, and those
+that are registered.
 
 A file holds the method's keys with their ranges, what it does not go with, its words, and the part that it is of a run.
 Reading one loads no torch.
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 import pydantic
 from pydantic import BeforeValidator
 
+from largebatch.errors import UserError
 from largebatch.recipes import kinds
 from largebatch.recipes.keys import Section
+from largebatch.recipes.registry import Registry
 
 if TYPE_CHECKING:
     from largebatch.plan.batch import BatchPlan
@@ -164,15 +167,33 @@ class NoMethod(Section):
     name: Literal["none"] = "none"
 
 
+PACKAGE = "largebatch.methods"
+
+
 @functools.cache
-def table() -> dict[str, type[Method]]:
-    """Every method by its name, in the order of their parts."""
-    package = "largebatch.methods"
-    files = kinds.modules(package, kinds.folders(package))
+def of_package() -> dict[str, type[Method]]:
+    """By name, in the order of their parts."""
+    files = kinds.modules(PACKAGE, kinds.folders(PACKAGE))
     if files.keys() != set(ORDER):
         odd = ", ".join(sorted(files.keys() ^ set(ORDER)))
-        raise AssertionError(f"{odd}: largebatch.recipes.methods.ORDER names the files of {package}, and no other")
+        raise AssertionError(f"{odd}: largebatch.recipes.methods.ORDER names the files of {PACKAGE}, and no other")
     return {name: _method_in(files[name]()) for name in ORDER}
+
+
+def _a_method(name: str, thing: Any) -> type[Method]:
+    if not (isinstance(thing, type) and issubclass(thing, Method)):
+        raise UserError(
+            f"{name} is registered as a method, which should be a class that is a largebatch.methods.Method"
+        )
+    return thing
+
+
+REGISTRY: Registry[type[Method]] = Registry("methods", _a_method, lambda: list(ORDER))
+
+
+def table() -> dict[str, type[Method]]:
+    """Every method by its name, in the order of their parts: registered ones last."""
+    return {**of_package(), **REGISTRY.known()}
 
 
 def _method_in(module: Any) -> type[Method]:
@@ -195,16 +216,21 @@ Holding = TypeVar("Holding", bound=Section)
 
 def holding(section: type[Holding], key: str = "") -> type[Holding]:
     """The ``section`` that stands at ``key`` of a recipe, with the keys of the methods that stand in it."""
-    fields: dict[str, Any] = {}
-    for kind in table().values():
-        above, _, name = kind.KEY.rpartition(".")
-        if kind.SECTION and above == key and name not in fields:
-            fields[name] = _field([other for other in table().values() if other.SECTION and other.KEY == kind.KEY])
+    fields: Any = fields_at(key)
     return pydantic.create_model(section.__name__, __base__=section, __module__=section.__module__, **fields)
 
 
+def fields_at(key: str) -> dict[str, tuple[Any, Any]]:
+    """The keys of methods that stand at ``key`` of a recipe: the type of each, and what it is where it is left out."""
+    choices: dict[str, list[type[Method]]] = {}
+    for kind in table().values():
+        above, _, name = kind.KEY.rpartition(".")
+        if kind.SECTION and above == key:
+            choices.setdefault(name, []).append(kind)
+    return {name: _field(kinds) for name, kinds in choices.items()}
+
+
 def _field(choices: list[type[Method]]) -> tuple[Any, Any]:
-    """Its type, and what it is where it is left out."""
     if "name" in choices[0].model_fields:
         named = kinds.one_of({"none": NoMethod, **{str(kind): kind for kind in choices}})
         none_is_null = BeforeValidator(lambda written: {"name": "none"} if written is None else written)

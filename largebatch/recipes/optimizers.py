@@ -1,12 +1,18 @@
-"""What an optimizer of a recipe is, and all of them by name: those of the folder ``largebatch/optimizers``."""
+"""What an optimizer of a recipe is, and all of them by name: those of ``optimizers/``, and registered ones."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
+import pydantic
+
+from largebatch.errors import UserError, first_words
 from largebatch.recipes import kinds
-from largebatch.recipes.keys import Section
+from largebatch.recipes.keys import Number, Section, Switch
+from largebatch.recipes.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +98,97 @@ class Optimizer(Section):
         )
 
 
-@functools.cache
+PACKAGE = "largebatch.optimizers"
+# torch's that step each element by itself, so that a shard of a layer steps as it would in the whole.
+ELEMENT_BY_ELEMENT = (
+    "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD", "Rprop",
+)  # fmt: skip
+GIVEN = ("params", "lr", "weight_decay")  # that a builder gets beside its keys; the groups hold their own weight decay
+
+
+class FromBuilder(Optimizer):
+    """An optimizer of a builder that takes parameter groups and ``lr``, such as torch's classes."""
+
+    BUILDER: ClassVar[Callable[..., Any]]
+
+    def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:
+        keys = self.model_dump(exclude={"name"}, exclude_unset=True)
+        try:
+            optimizer = type(self).BUILDER(groups, lr=lr, **keys)
+        except UserError:
+            raise
+        except Exception as error:  # a builder of another project may raise anything
+            raise UserError(f"optimizer.name = {self.name} cannot be built: {first_words(error)}") from error
+        return _checked(self.name, optimizer)
+
+
+def _checked(name: str, optimizer: Any) -> torch.optim.Optimizer:
+    import torch
+
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UserError(
+            f"optimizer.name = {name} is built as a {type(optimizer).__name__}; it should be a torch.optim.Optimizer"
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(f"optimizer.name = {name} asks for a closure at each step, which no engine here can give it")
+    return optimizer
+
+
+def section_of(name: str, thing: Any, shard_safe: bool | None = None, states: int = 2) -> type[Optimizer]:
+    """What stands in a recipe for what is registered: a section as it is, or one with the keys of a builder.
+
+    ``shard_safe``: whether a shard of a layer steps as it would in the whole, element by element; unset: known of
+    torch's own, else not known, and engines that cut layers refuse it. ``states``: tensors that it keeps of each
+    weight, as large as it, for dry runs.
+    """
+    if inspect.isclass(thing) and issubclass(thing, Optimizer):
+        return thing
+    if not callable(thing):
+        raise UserError(f"optimizer.name = {name} is a {type(thing).__name__}; it should take parameter groups and lr")
+    fields: dict[str, Any] = {"name": (Literal[name], ...), **dict(_keys_of(thing))}  # type: ignore[valid-type]
+    section = pydantic.create_model(f"{name}Section", __base__=FromBuilder, __module__=__name__, **fields)
+    section.BUILDER = staticmethod(thing)
+    section.SHARD_SAFE = _is_of_torch(thing) if shard_safe is None else shard_safe
+    section.STATES = states
+    return section
+
+
+def _keys_of(builder: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """Name -> type and value unless set, of those parameters that a recipe can hold."""
+    for number, (key, parameter) in enumerate(inspect.signature(builder).parameters.items()):
+        if number == 0 or key in GIVEN or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        match parameter.default:
+            case bool() as default:
+                yield key, (Switch, default)
+            case int() | float() as default:
+                yield key, (AnyNumber, default)
+            case str() as default:
+                yield key, (str, default)
+            case tuple() | list() as default if all(isinstance(one, (bool, int, float)) for one in default):
+                yield key, (tuple[pydantic.JsonValue, ...], tuple(default))
+            case default if default is None or default is parameter.empty:
+                yield key, (pydantic.JsonValue, ... if default is parameter.empty else None)
+
+
+AnyNumber = Annotated[int | float, Number]
+
+
+def _is_of_torch(builder: Any) -> bool:
+    while isinstance(builder, functools.partial):
+        builder = builder.func
+    module, name = getattr(builder, "__module__", ""), getattr(builder, "__name__", "")
+    return module.startswith("torch.optim.") and name in ELEMENT_BY_ELEMENT
+
+
+def of_package() -> dict[str, type[Optimizer]]:
+    return kinds.sections_by_name(PACKAGE, kinds.folders(PACKAGE), Optimizer)
+
+
+REGISTRY: Registry[type[Optimizer]] = Registry("optimizer.name", section_of, lambda: list(of_package()))
+
+
 def table() -> dict[str, type[Optimizer]]:
     """Every kind by its name."""
-    package = "largebatch.optimizers"
-    return kinds.sections_by_name(package, kinds.folders(package), Optimizer)
+    return {**of_package(), **REGISTRY.known()}

@@ -47,7 +47,7 @@ class Job:
     decided: Decided
     device: torch.device
     task: Task
-    dataset: data.Dataset
+    dataset: data.Splits
     placement: data.Placement
     treatments: list[Treatment]
     engine: engines.Engine
@@ -61,7 +61,7 @@ class Job:
 def assemble(
     run: config.Run,
     device: torch.device,
-    dataset: data.Dataset | None = None,
+    dataset: data.Splits | None = None,
     engines: Mapping[str, Callable[..., engines.Engine]] = engines.ENGINES,
     begun: bool = False,
 ) -> Job:
@@ -103,11 +103,11 @@ def assemble(
     return Job(run, decided, device, task, dataset, placement, table, engine, settings)
 
 
-def data_facts(dataset: data.Dataset) -> DataFacts:
+def data_facts(dataset: data.Splits) -> DataFacts:
     return DataFacts(len(dataset.train), dataset.pixels_per_example, dataset.task)
 
 
-def task_of(run: config.Run, dataset: data.Dataset) -> Task:
+def task_of(run: config.Run, dataset: data.Splits) -> Task:
     """What is learned: as the recipe says, else what the data set is for."""
     section = run.task
     name = task_name(run, dataset.task)
@@ -129,7 +129,7 @@ def task_of(run: config.Run, dataset: data.Dataset) -> Task:
 
 
 def model_of(
-    run: config.Run, task: Task, dataset: data.Dataset, weights: str | None = None, normalised_together: int = 2
+    run: config.Run, task: Task, dataset: data.Splits, weights: str | None = None, normalised_together: int = 2
 ) -> nn.Module:
     """The model as it begins, known to fit the data; on the CPU, its batch norms those of its builder.
 
@@ -183,7 +183,7 @@ def normalised_together(run: config.Run, decided: Decided) -> int:
     return min([*(stage.micro_batch_size for stage in decided.plan.stages), *beside])
 
 
-def dataset_of(run: config.Run) -> data.Dataset:
+def dataset_of(run: config.Run) -> data.Splits:
     return data.built(asked_of(run))
 
 

@@ -15,12 +15,12 @@ from torch import nn
 
 from largebatch.data.nested import Batch, cast, examples_of, mapped, tensors_of
 from largebatch.errors import UserError, first_words
-from largebatch.tasks.task import Task, check_loss, check_numbers
+from largebatch.tasks.task import Task, check_loss, check_numbers, check_sum
 
 
-def check(model: nn.Module, name: str, task: Task, blank: Batch, outputs: int, examples: int = 2) -> list[str]:
+def check(model: nn.Module, name: str, task: Task, blank: Batch, outputs: int | None, examples: int = 2) -> list[str]:
     """Refuse a model that does not fit its data. ``blank`` is a batch of two examples, for which the data set wants
-    ``outputs`` numbers each; ``examples`` are what batch norm sees at least in training.
+    ``outputs`` numbers each, where it says so; ``examples`` are what batch norm sees at least in training.
 
     Nothing of the model and no random state is changed by it. The keys of the numbers that an evaluation will give.
     """
@@ -36,6 +36,7 @@ def check(model: nn.Module, name: str, task: Task, blank: Batch, outputs: int, e
                 found = passed(in_mode(), name, task, batch)
                 task.check_outputs(found, batch, name, outputs)
                 check_loss(task, found, batch)
+                check_sum(task, found, batch)
                 keys = keys or check_numbers(task, found, batch)
     finally:
         model.train(training)

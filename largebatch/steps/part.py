@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from largebatch.checkpoint.pieces import State
-    from largebatch.data import Dataset, Placement
+    from largebatch.data import Placement, Splits
     from largebatch.engines import Engine
     from largebatch.plan.batch import BatchPlan
     from largebatch.recipes.decided import Decided
@@ -56,7 +56,7 @@ class Built(Protocol):
     @property
     def task(self) -> Task: ...
     @property
-    def dataset(self) -> Dataset: ...
+    def dataset(self) -> Splits: ...
     @property
     def placement(self) -> Placement: ...
     @property

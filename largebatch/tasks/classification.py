@@ -66,17 +66,16 @@ class Classification(Task):
         fits = lambda labels: labels.dtype == torch.int64 and labels.dim() == 1  # noqa: E731
         check_targets(batch, "classification", data, wanted, fits)
 
-    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int) -> None:
+    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int | None) -> None:
         logits = auxiliary.logits_of(outputs)
+        classes = "classes" if wanted is None else f"{wanted} classes"
         if not isinstance(logits, Tensor):
             raise UserError(
                 f"model {model} gives a {type(outputs).__name__} per image; trained are models that give the logits of "
-                f"the {wanted} classes, and with auxiliary ones torchvision's googlenet and inception_v3"
+                f"the {classes}, and with auxiliary ones torchvision's googlenet and inception_v3"
             )
-        if logits.shape != (len(batch[1]), wanted):
-            raise UserError(
-                f"model {model} gives {tuple(logits.shape[1:])} per image; the data set has {wanted} classes"
-            )
+        if logits.dim() != 2 or len(logits) != len(batch[1]) or wanted not in (None, logits.shape[1]):
+            raise UserError(f"model {model} gives {tuple(logits.shape[1:])} per image; the data set has {classes}")
 
 
 TASK = Classification

@@ -55,7 +55,7 @@ class Multilabel(Task):
         wanted = "labels that are 0 or 1 for each, (examples × labels) floating"
         check_targets(batch, "multilabel", data, wanted, is_floating_matrix)
 
-    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int) -> None:
+    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int | None) -> None:
         check_shape(outputs, batch, model, wanted, "labels")
 
 

@@ -46,7 +46,7 @@ class Regression(Task):
         wanted = "targets that are numbers, (examples × targets) floating"
         check_targets(batch, "regression", data, wanted, is_floating_matrix)
 
-    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int) -> None:
+    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int | None) -> None:
         check_shape(outputs, batch, model, wanted, "targets")
 
 

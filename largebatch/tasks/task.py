@@ -10,13 +10,15 @@ masked tokens of a sequence) a task says so: then they are counted and summed ov
 from __future__ import annotations
 
 import abc
+import math
+import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from largebatch.data.nested import Batch, examples_of
+from largebatch.data.nested import Batch, examples_of, rows_of, tensors_of
 from largebatch.errors import UserError
 from largebatch.plan.score import Score
 
@@ -53,9 +55,9 @@ class Task(abc.ABC):
     def check_data(self, batch: Batch, data: str) -> None:  # noqa: B027
         """Refuse a data set that the task cannot be learned on. ``batch``: a blank one, as ``data`` gives them."""
 
-    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int) -> None:  # noqa: B027
+    def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int | None) -> None:  # noqa: B027
         """Refuse a model whose outputs the task cannot use: what ``model`` made of a blank batch. ``wanted``: how many
-        numbers the data set asks for per example."""
+        numbers the data set asks for per example; None: it does not say."""
 
 
 def check_targets(batch: Batch, task: str, data: str, wanted: str, fits: Callable[[Tensor], bool]) -> None:
@@ -76,12 +78,16 @@ def is_floating_matrix(targets: Tensor) -> bool:
     return targets.is_floating_point() and targets.dim() == 2
 
 
-def check_shape(outputs: Any, batch: Batch, model: str, wanted: int, of: str) -> None:
+def check_shape(outputs: Any, batch: Batch, model: str, wanted: int | None, of: str) -> None:
     """Refuse outputs that are not (examples, ``wanted``), a column for each ``of`` the data set."""
     if not isinstance(outputs, Tensor):
-        raise UserError(f"model {model} gives a {type(outputs).__name__}; wanted is a tensor (examples, {wanted})")
+        columns = of if wanted is None else wanted
+        raise UserError(f"model {model} gives a {type(outputs).__name__}; wanted is a tensor (examples, {columns})")
+    if wanted is None and outputs.dim() == 2 and len(outputs) == examples_of(batch):
+        return
     if tuple(outputs.shape) != (examples_of(batch), wanted):
-        raise UserError(f"model {model} gives {tuple(outputs.shape[1:])} per example; the data set has {wanted} {of}")
+        has = f"the task wants a number for each of its {of}" if wanted is None else f"the data set has {wanted} {of}"
+        raise UserError(f"model {model} gives {tuple(outputs.shape[1:])} per example; {has}")
 
 
 def check_loss(task: Task, outputs: Any, batch: Batch) -> None:
@@ -93,6 +99,23 @@ def check_loss(task: Task, outputs: Any, batch: Batch) -> None:
         raise UserError(f"the loss of {name} is {what}; it should be summed over the batch's units, a single number")
     if loss.dtype not in (torch.float32, torch.float64):
         raise UserError(f"the loss of {name} is {loss.dtype}; it should be summed in float32 or wider")
+
+
+def check_sum(task: Task, outputs: Any, batch: Batch) -> None:
+    """Refuse a loss that is a mean where a sum is due: that of a batch is the mean of its halves, and not their sum."""
+    count = examples_of(batch)
+    if count < 2 or any(not part.dim() or len(part) != count for part in tensors_of(outputs)):
+        return
+    halves = [rows_of((outputs, batch), half) for half in (slice(count // 2), slice(count // 2, count))]
+    losses = [float(task.loss(*half)) for half in halves]
+    units = [float(task.units(half[1])) for half in halves]
+    whole, mean = float(task.loss(outputs, batch)), sum(map(operator.mul, losses, units)) / (sum(units) or 1.0)
+    if math.isclose(whole, mean, rel_tol=1e-3) and not math.isclose(whole, sum(losses), rel_tol=1e-3):
+        raise UserError(
+            f"the loss of {type(task).__name__} is a mean: {whole:.4g} of {count} examples, {losses[0]:.4g} and "
+            f"{losses[1]:.4g} of the halves; it should be summed over the batch's units (reduction='sum'), which "
+            "the step divides by those of the global batch"
+        )
 
 
 def check_numbers(task: Task, outputs: Any, batch: Batch) -> list[str]:

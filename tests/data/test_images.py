@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from largebatch.data import Dataset, Sizes, build
+from largebatch.data import Sizes, Splits, build
 from largebatch.data.packs.origins import origins
 from largebatch.data.packs.packing import pack
 from largebatch.errors import UserError
@@ -51,11 +51,11 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 FORMS = ["folder", "shards", "pixels", "jpeg"]
 
 
-def built(root: Path | str, **arguments: Any) -> Dataset:
+def built(root: Path | str, **arguments: Any) -> Splits:
     return build("folder", root=str(root), **{"image_size": SIDE, "workers": 0, **arguments})
 
 
-def labels_of(dataset: Dataset) -> list[list[int]]:
+def labels_of(dataset: Splits) -> list[list[int]]:
     plan = resolve(dataset_size=len(dataset.train), global_batch_size=7, epochs=2, seed=3)
     return [
         [int(label) for _, labels in micro for label in labels] for micro in dataset.train.steps(plan, 0, 0, CPU, 5)

@@ -34,7 +34,7 @@ class Pairs(DataSet):
     def build(self, asked):
         import torch
 
-        from largebatch.data import Dataset
+        from largebatch.data import Splits
         from largebatch.data.resident import TensorSplit
 
         def split(count):
@@ -42,7 +42,7 @@ class Pairs(DataSet):
             return TensorSplit({"numbers": numbers, "larger": numbers.argmax(1)})
 
         blank = {"numbers": torch.zeros(1, 2), "larger": torch.zeros(1, dtype=torch.int64)}
-        return Dataset(self.name, blank, 2, split(200), split(50), "drawn", self.task)
+        return Splits(self.name, blank, 2, split(200), split(50), "drawn", self.task)
 '''
 TOY_TASK = '''
 """Cross-entropy of batches that are dicts."""

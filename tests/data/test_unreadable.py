@@ -12,7 +12,7 @@ import pytest
 import torch
 from programs import torchrun
 
-from largebatch.data import Dataset, build
+from largebatch.data import Splits, build
 from largebatch.data.folder import Files
 from largebatch.data.statistics import IMAGENET
 from largebatch.data.unreadable import Unreadable
@@ -39,13 +39,13 @@ def broken_root(image_root: Path) -> Path:
 BROKEN = ["cat/03.png", "cat/04.JPEG", "dog/00.JPEG", "dog/05.png", "dog/11.png"]
 
 
-def unreadable_of(dataset: Dataset) -> Unreadable:
+def unreadable_of(dataset: Splits) -> Unreadable:
     assert isinstance(dataset.train, WorkerSplit)
     assert dataset.train.unreadable is not None
     return dataset.train.unreadable
 
 
-def names_of(dataset: Dataset) -> list[str]:
+def names_of(dataset: Splits) -> list[str]:
     """Those met, as class/file."""
     return sorted("/".join(Path(file).parts[-2:]) for file in unreadable_of(dataset).met)
 

@@ -13,7 +13,7 @@ import pool
 import pytest
 import torch
 
-from largebatch.data import Dataset, Placement, build, processes
+from largebatch.data import Placement, Splits, build, processes
 from largebatch.data import views as viewing
 from largebatch.data.augment import color_draws, example_generator
 from largebatch.data.decode import evaluation_window, training_window, view
@@ -26,18 +26,18 @@ from largebatch.plan.batch import BatchPlan, resolve
 from tests.data.conftest import CPU
 
 
-def build_folder(root: Path, **arguments: object) -> Dataset:
+def build_folder(root: Path, **arguments: object) -> Splits:
     return build("folder", root=str(root), image_size=16, **({"workers": 0} | arguments))  # type: ignore[arg-type]
 
 
-def plan_of(dataset: Dataset, world: int = 1, micro: int = 2, steps: int = 4) -> BatchPlan:
+def plan_of(dataset: Splits, world: int = 1, micro: int = 2, steps: int = 4) -> BatchPlan:
     size = len(dataset.train)
     return resolve(
         dataset_size=size, global_batch_size=8, world_size=world, micro_batch_size=micro, steps=steps, seed=3
     )
 
 
-def collected(dataset: Dataset, plan: BatchPlan, first: int = 0, seed: int = 5) -> list[tuple]:
+def collected(dataset: Splits, plan: BatchPlan, first: int = 0, seed: int = 5) -> list[tuple]:
     ranks = [dataset.train.steps(plan, rank, first, CPU, seed) for rank in range(plan.world_size)]
     steps = []
     for shares in zip(*ranks, strict=True):
@@ -52,7 +52,7 @@ def same(steps: list[tuple], others: list[tuple]) -> bool:
     return all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in pairs)
 
 
-def files_of(dataset: Dataset, split: str = "train") -> list[str]:
+def files_of(dataset: Splits, split: str = "train") -> list[str]:
     part = getattr(dataset, split)
     assert isinstance(part, WorkerSplit)
     return [part.source.name(index) for index in range(len(part))]

@@ -1,23 +1,26 @@
 """The data sets a recipe can name: one file for each, with its facts, what it takes, where it comes from, its builder.
 
-A file that is added to this folder, or to another on the ``__path__`` of this package, is a data set. Until one is
-built nothing here loads torch, so a recipe is read aloud, a set is fetched, and a dry run is sized from the same facts.
+A file that is added to this folder, or to another on the ``__path__`` of this package, is a data set; others may be
+registered. Until one is built nothing here loads torch, so a recipe is read aloud, a set is fetched, and a dry run is
+sized from the same facts.
 """
 
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from largebatch.data.published import NoFiles, Origin
+from largebatch.data.published import ByHand, NoFiles, Origin
 from largebatch.data.sizes import Sizes, constant
 from largebatch.errors import UserError, suggestion
 from largebatch.recipes import kinds
+from largebatch.recipes.registry import Registry
 
 if TYPE_CHECKING:
-    from largebatch.data.dataset import Dataset, Split
+    from largebatch.data.dataset import Split, Splits
 
 USUAL_DECODER = "turbo"
 
@@ -56,7 +59,7 @@ class DataSet(abc.ABC):
     photographs: ClassVar[bool] = False  # whether processes read it, file by file
 
     @abc.abstractmethod
-    def build(self, asked: Asked) -> Dataset:
+    def build(self, asked: Asked) -> Splits:
         """Ready to be read. What all sets take was looked at, and keys that this one does not take are refused."""
 
     def counts(self, asked: Asked) -> tuple[int | None, int | None]:
@@ -79,7 +82,7 @@ class DataSet(abc.ABC):
         """Whether a dry run takes the outline, and not what lies here. ``stated``: how many there are was said."""
         return False
 
-    def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Dataset:
+    def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Splits:
         """The data set around these splits, of which nothing was read."""
         raise NotImplementedError
 
@@ -98,8 +101,43 @@ IDLE = {"unreadable_share": (0.0,), "color_jitter": (0.0,), "decode": (USUAL_DEC
 LEAST = {"hold_out": 0, "workers": 0, "num_classes": 1, "examples": 1}
 
 
-def names() -> list[str]:
+class RegisteredSet(DataSet):
+    """What a registered function makes: it is given the keys of ``data:`` that it has parameters for."""
+
+    holds = "examples that the code behind it counts"
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name, self.function = name, function  # type: ignore[misc]
+        self.keys = tuple(key for key in inspect.signature(function).parameters if key in Asked.__dataclass_fields__)
+        self.takes = frozenset(self.keys)  # type: ignore[misc]
+        if "root" in self.keys:
+            self.origin = ByHand("its code says where they come from")
+
+    def build(self, asked: Asked) -> Splits:
+        from largebatch.data.own import Dataset
+
+        made = self.function(**{key: getattr(asked, key) for key in self.keys})
+        if not isinstance(made, Dataset):
+            raise UserError(
+                f"data.name = {self.name} is made a {type(made).__name__}; it should be a largebatch.Dataset"
+            )
+        return made.opened(asked)
+
+
+def _a_set(name: str, thing: Any) -> RegisteredSet:
+    return RegisteredSet(name, thing if callable(thing) else lambda: thing)
+
+
+def of_package() -> list[str]:
     return list(kinds.modules(__name__, __path__))
+
+
+REGISTRY: Registry[RegisteredSet] = Registry("data.name", _a_set, of_package)
+register = REGISTRY.register
+
+
+def names() -> list[str]:
+    return sorted([*of_package(), *REGISTRY.names()])
 
 
 def table() -> dict[str, DataSet]:
@@ -109,9 +147,11 @@ def table() -> dict[str, DataSet]:
 
 def known(name: str) -> DataSet:
     """The data set called ``name``."""
+    if (registered := REGISTRY.get(name)) is not None:
+        return registered
     modules = kinds.modules(__name__, __path__)
     if name not in modules:
-        raise UserError(f"data.name = {name[:60]!r} is not a data set{suggestion(name, list(modules))}")
+        raise UserError(f"data.name = {name[:60]!r} is not a data set{suggestion(name, names())}")
     module = modules[name]()
     for kind in vars(module).values():
         if isinstance(kind, type) and issubclass(kind, DataSet) and kind.__dict__.get("name") == name:
@@ -124,13 +164,13 @@ def read_by_workers(name: str) -> bool:
     return name in names() and known(name).photographs
 
 
-def build(name: str, *, image_size: Sizes | int | None = None, **keys: Any) -> Dataset:
+def build(name: str, *, image_size: Sizes | int | None = None, **keys: Any) -> Splits:
     """The data set called ``name``, ready to be read; the keys are those of :class:`Asked`."""
     sizes = constant(image_size) if isinstance(image_size, int) else image_size
     return built(Asked(name, image_size=sizes, **keys))
 
 
-def built(asked: Asked) -> Dataset:
+def built(asked: Asked) -> Splits:
     found = known(asked.name)
     check(found, asked)
     return found.build(asked)

@@ -9,7 +9,7 @@ from largebatch.data.sets import Asked, DataSet, evaluated_on
 from largebatch.data.sizes import Sizes, constant
 
 if TYPE_CHECKING:
-    from largebatch.data.dataset import Dataset, Split
+    from largebatch.data.dataset import Split, Splits
 
 SIDE = 224  # where a recipe does not say
 
@@ -38,10 +38,10 @@ class Photographs(DataSet):
     def is_outlined(self, asked: Asked, stated: bool) -> bool:
         return stated or places.find(self.name, asked.root) is None
 
-    def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Dataset:
-        from largebatch.data.dataset import Dataset, blank_image
+    def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Splits:
+        from largebatch.data.dataset import Splits, blank_image
 
-        return Dataset(
+        return Splits(
             name=self.name,
             example=blank_image(self.shape(asked)),
             outputs=outputs,
@@ -53,7 +53,7 @@ class Photographs(DataSet):
             sizes=sizes_of(asked),
         )
 
-    def build(self, asked: Asked) -> Dataset:
+    def build(self, asked: Asked) -> Splits:
         from largebatch.data.images import image_set
 
         return image_set(self, asked)

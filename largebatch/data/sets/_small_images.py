@@ -18,7 +18,7 @@ from largebatch.data.statistics import Statistics
 from largebatch.errors import UserError
 
 if TYPE_CHECKING:
-    from largebatch.data.dataset import Dataset, Split
+    from largebatch.data.dataset import Split, Splits
     from largebatch.data.formats import Arrays
 
 
@@ -61,15 +61,15 @@ class SmallImages(DataSet):
     def is_outlined(self, asked: Asked, stated: bool) -> bool:
         return True
 
-    def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Dataset:
+    def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Splits:
         import torch
 
-        from largebatch.data.dataset import Dataset
+        from largebatch.data.dataset import Splits
 
         shape = self.shape(asked)
         self.check_side(asked, shape)
         label = torch.zeros(1, outputs) if self.several else torch.zeros(1, dtype=torch.int64)
-        return Dataset(
+        return Splits(
             name=self.name,
             example=(torch.zeros(1, *shape), label),
             outputs=outputs,
@@ -81,7 +81,7 @@ class SmallImages(DataSet):
             facts={"augment": self.augmentation(asked), "evaluated on": evaluated_on(asked)},
         )
 
-    def build(self, asked: Asked) -> Dataset:
+    def build(self, asked: Asked) -> Splits:
         from largebatch.data.contents import Listing
         from largebatch.data.resident import ResidentSplit, divided
 

@@ -15,7 +15,7 @@ from largebatch.data.sets import Asked, DataSet, evaluated_on
 from largebatch.data.sets._scikit_learn import COMES_WITH_IT, loaded
 
 if TYPE_CHECKING:
-    from largebatch.data.dataset import Dataset, Split
+    from largebatch.data.dataset import Split, Splits
 
 INPUTS, TARGETS = 10, ("progression",)
 
@@ -39,12 +39,12 @@ class Diabetes(DataSet):
     def is_outlined(self, asked: Asked, stated: bool) -> bool:
         return True
 
-    def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Dataset:
+    def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Splits:
         import torch
 
-        from largebatch.data.dataset import Dataset
+        from largebatch.data.dataset import Splits
 
-        return Dataset(
+        return Splits(
             name=self.name,
             example=(torch.zeros(1, INPUTS), torch.zeros(1, outputs)),
             outputs=outputs,
@@ -56,7 +56,7 @@ class Diabetes(DataSet):
             facts={"evaluated on": evaluated_on(asked)},
         )
 
-    def build(self, asked: Asked) -> Dataset:
+    def build(self, asked: Asked) -> Splits:
         import torch
 
         from largebatch.data.contents import listing_of_numbers

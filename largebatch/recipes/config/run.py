@@ -154,6 +154,17 @@ if not TYPE_CHECKING:
     Run = methods.holding(Run)
 
 
+def made_anew() -> None:
+    """The keys of a recipe, where kinds were registered after they were made of them."""
+    kinds.take_fields(Record, methods.fields_at("record"))
+    optimizer = kinds.one_of(optimizers.table())
+    kinds.take_fields(Run, {"record": (Record, Record()), "optimizer": (optimizer, ...), **methods.fields_at("")})
+
+
+for registry in (methods.REGISTRY, optimizers.REGISTRY):
+    registry.listeners.append(made_anew)
+
+
 def load(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Run:
     """The Run in a YAML file, with ``a.b=value`` overrides laid over it."""
     return from_dict(overlay(read(path), overrides), f"{path}{' with its overrides' if overrides else ''}")

@@ -20,7 +20,7 @@ import rich.box
 import rich.table
 import torch
 
-from largebatch.data import Dataset
+from largebatch.data import Splits
 from largebatch.data.resident import TensorSplit
 from largebatch.errors import UserError
 from largebatch.machine import distributed
@@ -159,7 +159,7 @@ def notes(facts: dict[str, Any]) -> list[str]:
     return said
 
 
-def _entered(run: config.Run, size: int, device: torch.device, dataset: Dataset, eager: bool) -> TimedBatchSize:
+def _entered(run: config.Run, size: int, device: torch.device, dataset: Splits, eager: bool) -> TimedBatchSize:
     """Assembled, and warm."""
     stated = run.batch.micro_batch_size
     micro = stated if stated is not None and size % stated == 0 else None  # of a smaller batch its own

@@ -51,7 +51,7 @@ class Opened:
     step: int
     checkpoint: Path
     task: Task
-    dataset: data.Dataset
+    dataset: data.Splits
     model: nn.Module
     placement: data.Placement
 

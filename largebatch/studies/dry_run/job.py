@@ -100,7 +100,7 @@ def fake_engine(kind: Any, mode: FakeTensorMode, device: torch.device, *argument
     return engine
 
 
-def dataset_of(run: config.Run, cluster: Cluster) -> data.Dataset:
+def dataset_of(run: config.Run, cluster: Cluster) -> data.Splits:
     """Sized as published or stated, or as what is here if nothing else says it."""
     known, asked = sets.known(run.data.name), assemble.asked_of(run)
     sets.check(known, asked)
@@ -115,7 +115,7 @@ def described(split: data.Split) -> Described:
     return Described(len(split), sum(tensor.nbytes for tensor in on_device))
 
 
-def outline_of(run: config.Run, cluster: Cluster, known: DataSet, asked: data.Asked) -> data.Dataset:
+def outline_of(run: config.Run, cluster: Cluster, known: DataSet, asked: data.Asked) -> data.Splits:
     """From what is known of the set."""
     train, _ = training_examples(run.data, cluster.examples)
     test = asked.hold_out or known.counts(asked)[1] or max(1, train // 10)

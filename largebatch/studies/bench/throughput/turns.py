@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from largebatch.data import Dataset, Placement, Split
+from largebatch.data import Placement, Split, Splits
 from largebatch.data.nested import Batch
 from largebatch.machine import distributed
 from largebatch.machine.determinism import deterministic
@@ -62,7 +62,7 @@ def timed(run: config.Run, steps: int) -> tuple[config.Run, list[str]]:
 
 def with_training_set(job: Job, split: Split) -> Job:
     """The same job, trained on another split of the same kind of images."""
-    dataset: Dataset = dataclasses.replace(job.dataset, train=split)
+    dataset: Splits = dataclasses.replace(job.dataset, train=split)
     return dataclasses.replace(job, dataset=dataset)
 
 

@@ -1,0 +1,221 @@
+"""Map-style sets, read item by item: order, shares, workers and randomness come from the plan.
+
+A set whose ``__getitem__`` takes a ``generator`` gets one for each example, keyed by :func:`draws.key_of`. Of any other
+it is noticed when reading items has moved a global random state (torch's, numpy's, Python's): then they are read again,
+and from then on each with the global states set for it. So both draw the same in any world, with any number of workers,
+and after a resume; random state that a set keeps to itself is beyond both.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_flatten_with_path
+from torch.utils.data import Dataset
+from torch.utils.data import default_collate as torch_collate
+
+from largebatch.data import draws, nested
+from largebatch.data.dataset import Placement, share
+from largebatch.data.nested import Batch
+from largebatch.data.processes import Helpers, answered
+from largebatch.data.streams import in_steps, one_ahead
+from largebatch.errors import LocalError, UserError, first_words, in_one_line
+from largebatch.plan.batch import BatchPlan
+
+Collate = Callable[[list[Any]], Batch]
+
+
+class ItemRequest(NamedTuple):
+    """One micro-batch to read; ``positions`` in the stream of epochs where it is trained on."""
+
+    indices: np.ndarray
+    positions: np.ndarray | None
+
+
+class ItemRefusal(NamedTuple):
+    """Carried back as a value, since an exception leaves a worker wrapped in its traceback."""
+
+    message: str
+
+
+class Items(Dataset):
+    """What a worker holds: request -> batch."""
+
+    def __init__(self, items: Any, part: str, columns: tuple[str, ...] | None, collate: Collate, seed: int) -> None:
+        self.items, self.part, self.columns, self.collate, self.seed = items, part, columns, collate, seed
+        self.takes_generator = takes_generator(items)
+        self.together = None if self.takes_generator else getattr(items, "__getitems__", None)
+        self.draws_globally = False  # as far as was seen
+
+    def __getitem__(self, request: ItemRequest) -> Batch | ItemRefusal:
+        try:
+            return self.read(request)
+        except UserError as error:
+            return ItemRefusal(str(error))
+
+    def read(self, request: ItemRequest) -> Batch:
+        """Raises UserError for items that cannot be read, or are no batch together."""
+        if self.takes_generator or self.draws_globally:
+            return self._collated(request, self._one_by_one(request))
+        before = draws.states()
+        items = self._plainly(request)
+        if not draws.states().differing(before):
+            return self._collated(request, items)
+        draws.put_back(before)
+        self.draws_globally = True
+        return self.read(request)
+
+    def _plainly(self, request: ItemRequest) -> list[Any]:
+        if self.together is None:
+            return [self._item(int(index)) for index in request.indices]
+        try:
+            return list(self.together(request.indices.tolist()))
+        except Exception as error:  # of somebody's code
+            raise self._unreadable(f"items {_few(request.indices)}", error) from error
+
+    def _one_by_one(self, request: ItemRequest) -> list[Any]:
+        """Each with randomness of its own."""
+        positions = [None] * len(request.indices) if request.positions is None else request.positions.tolist()
+        items = []
+        for index, position in zip(request.indices.tolist(), positions, strict=True):
+            key = draws.key_of(self.seed, position, index)
+            if self.takes_generator:
+                items.append(self._item(index, generator=torch.Generator().manual_seed(key)))
+            else:
+                with draws.seeded(key):
+                    items.append(self._item(index))
+        return items
+
+    def _item(self, index: int, **generator: torch.Generator) -> Any:
+        try:
+            return self.items.__getitem__(index, **generator) if generator else self.items[index]
+        except Exception as error:
+            raise self._unreadable(f"item {index}", error) from error
+
+    def _unreadable(self, which: str, error: Exception) -> UserError:
+        return UserError(f"{which} of the {self.part} set cannot be read: {in_one_line(error)}")
+
+    def _collated(self, request: ItemRequest, items: list[Any]) -> Batch:
+        try:
+            if self.columns is not None:
+                items = [tuple(item[column] for column in self.columns) for item in items]
+            batch = self.collate(items)
+        except Exception as error:
+            raise UserError(self._odd(request.indices, items, error)) from error
+        tensors = nested.tensors_of(batch)
+        if not tensors or len(tensors[0]) != len(items):
+            nested.check(batch, f"{len(items)} items of the {self.part} set, collated")
+            raise UserError(f"{len(items)} items of the {self.part} set are collated into {len(tensors[0])} examples")
+        return batch
+
+    def _odd(self, indices: np.ndarray, items: Sequence[Any], error: Exception) -> str:
+        """Why items are no batch: which is of another form than the first, or what of them is no number."""
+        first = form_of(items[0])
+        for index, item in zip(indices[1:], items[1:], strict=True):
+            other = form_of(item)
+            for at in sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key)):
+                return (
+                    f"items {indices[0]} and {index} of the {self.part} set are of unequal shapes: {at or 'the first'} "
+                    f"is {first.get(at, 'nothing')} there and {other.get(at, 'nothing')} here; make them equal, or "
+                    "give lb.Dataset a collate="
+                )
+        for at, form in first.items():
+            if form not in NUMBERS and not form.startswith(("tensor", "array")):
+                return (
+                    f"item {indices[0]} of the {self.part} set is of the wrong kind: {at or 'it'} is {form}; wanted "
+                    "are tensors, arrays, numbers, or tuples and dicts of them: give it a transform, or lb.Dataset a "
+                    "collate="
+                )
+        return f"items {_few(indices)} of the {self.part} set cannot be collated: {first_words(error)}"
+
+
+NUMBERS = ("bool", "int", "float")
+
+
+def form_of(item: Any) -> dict[str, str]:
+    """``[0]`` -> ``tensor (3, 32, 32)``: what an item is made of, by its place there."""
+    forms = {}
+    for path, leaf in tree_flatten_with_path(item)[0]:
+        if isinstance(leaf, (torch.Tensor, np.ndarray)):
+            kind = "tensor" if isinstance(leaf, torch.Tensor) else "array"
+            form = f"{kind} {tuple(leaf.shape)}"
+        else:
+            form = type(leaf).__name__
+        forms["".join(map(str, path))] = form
+    return forms
+
+
+def _few(indices: np.ndarray) -> str:
+    return ", ".join(map(str, indices[:3])) + (" ..." if len(indices) > 3 else "")
+
+
+def takes_generator(items: Any) -> bool:
+    try:
+        return "generator" in inspect.signature(type(items).__getitem__).parameters
+    except (AttributeError, ValueError, TypeError):
+        return False
+
+
+class ItemSplit:
+    """Those of ``items`` that stand in ``rows``, or all; ``part`` is what they are called in sentences."""
+
+    def __init__(
+        self,
+        items: Any,
+        part: str,
+        columns: tuple[str, ...] | None = None,
+        collate: Collate | None = None,
+        workers: int = 0,
+        rows: np.ndarray | None = None,
+        helpers: Helpers | None = None,
+    ) -> None:
+        self.items, self.part, self.columns, self.collate = items, part, columns, collate or torch_collate
+        self.workers, self.rows, self.helpers = workers, rows, helpers or Helpers()
+
+    def __len__(self) -> int:
+        return len(self.items) if self.rows is None else len(self.rows)
+
+    def reader(self, seed: int = 0) -> Items:
+        return Items(self.items, self.part, self.columns, self.collate, seed)
+
+    def request(self, indices: np.ndarray, positions: np.ndarray | None = None) -> ItemRequest:
+        return ItemRequest(indices if self.rows is None else self.rows[indices], positions)
+
+    def steps(
+        self, plan: BatchPlan, rank: int, first_step: int, placement: Placement, seed: int
+    ) -> Iterator[Iterable[Batch]]:
+        assert plan.dataset_size == len(self), "the plan was made for another split"
+        return in_steps(self._read(self._of_training(plan, rank, first_step), placement, seed), plan, first_step)
+
+    def batches(self, rank: int, world: int, batch_size: int, placement: Placement) -> Iterator[Batch]:
+        return self._read(self._of_evaluation(share(len(self), rank, world), batch_size), placement, seed=0)
+
+    def _of_training(self, plan: BatchPlan, rank: int, first_step: int) -> Iterator[ItemRequest]:
+        for step in range(first_step, plan.steps):
+            positions, _, indices = plan.examples_of(step, rank)
+            size = plan.at(step).micro_batch_size
+            for start in range(0, len(indices), size):
+                yield self.request(indices[start : start + size], positions[start : start + size])
+
+    def _of_evaluation(self, mine: range, batch_size: int) -> Iterator[ItemRequest]:
+        for start in range(mine.start, mine.stop, batch_size):
+            yield self.request(np.arange(start, min(start + batch_size, mine.stop)))
+
+    def _read(self, requests: Iterator[ItemRequest], placement: Placement, seed: int) -> Generator[Batch, None, None]:
+        """The batches asked for, on the device. Closing it ends its workers."""
+        return one_ahead(self._placed(self.reader(seed), requests, placement), placement.device)
+
+    def _placed(
+        self, reader: Items, requests: Iterator[ItemRequest], placement: Placement
+    ) -> Generator[Batch, None, None]:
+        pinned = placement.device.type == "cuda"
+        with closing(answered(reader, requests, self.workers, pinned, self.helpers)) as answers:
+            for answer in answers:
+                if isinstance(answer, ItemRefusal):
+                    raise LocalError(answer.message)
+                yield placement.placed(answer)
