@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "largebatch"
 FLOORS = (  # a room imports from floors below it: science stands below the machine, and does not know it
     "terminal", "errors", "optim", "plan", "recipes", "records", "report", "data", "models", "tasks", "optimizers",
-    "diagnostics", "machine", "checkpoint", "engines", "steps", "methods", "run", "studies", "cli", "__main__",
+    "diagnostics", "machine", "checkpoint", "engines", "steps", "methods", "run", "studies", "api", "cli", "__main__",
 )  # fmt: skip
 WITHOUT_TORCH = ("terminal", "errors", "plan", "recipes", "records", "report")
 ROW, LEFT, TOP, CELL, MOST_SIGNS = 26, 150, 92, 26, 92

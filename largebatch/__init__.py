@@ -1,3 +1,84 @@
-"""Train with a large batch as fast as the machines allow, and prove that nothing was lost."""
+"""Train with a large batch as fast as the machines allow, and prove that nothing was lost.
+
+    import largebatch as lb
+
+    run = lb.recipe("cifar10/momentum", {"batch.global_batch_size": 4096})
+    result = lb.train(run, model=my_model, dataset=lb.Dataset(train, test), task=MyTask(), optimizer=my_builder)
+    lb.load(result.directory).curve("test_accuracy_percent")
+
+Names are imported when they are first asked for: ``import largebatch`` alone loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from largebatch import data, methods, models, optim, optimizers, tasks
+    from largebatch.api.comparing import compare
+    from largebatch.api.loading import load
+    from largebatch.api.recipes import decide, recipe
+    from largebatch.api.training import evaluate, train
+    from largebatch.data import sets as datasets
+    from largebatch.data.own import Dataset
+    from largebatch.errors import UserError
+    from largebatch.methods import Method, Part
+    from largebatch.optimizers import Optimizer
+    from largebatch.plan.score import Score
+    from largebatch.recipes.config import Run
+    from largebatch.run.account import Result
+    from largebatch.tasks.classification import Classification
+    from largebatch.tasks.multilabel import Multilabel
+    from largebatch.tasks.regression import Regression
+    from largebatch.tasks.task import Task
 
 __version__ = "0.1.0"
+
+_ROOMS = {  # name -> the module that has it
+    "Classification": "largebatch.tasks.classification",
+    "Dataset": "largebatch.data.own",
+    "Method": "largebatch.methods",
+    "Multilabel": "largebatch.tasks.multilabel",
+    "Optimizer": "largebatch.optimizers",
+    "Part": "largebatch.methods",
+    "Regression": "largebatch.tasks.regression",
+    "Result": "largebatch.run.account",
+    "Run": "largebatch.recipes.config",
+    "Score": "largebatch.plan.score",
+    "Task": "largebatch.tasks.task",
+    "UserError": "largebatch.errors",
+    "compare": "largebatch.api.comparing",
+    "decide": "largebatch.api.recipes",
+    "evaluate": "largebatch.api.training",
+    "load": "largebatch.api.loading",
+    "recipe": "largebatch.api.recipes",
+    "train": "largebatch.api.training",
+}
+_MODULES = {  # of parts by name, with ``register``; and the optimizers' algebra
+    "data": "largebatch.data",
+    "datasets": "largebatch.data.sets",
+    "methods": "largebatch.methods",
+    "models": "largebatch.models",
+    "optim": "largebatch.optim",
+    "optimizers": "largebatch.optimizers",
+    "tasks": "largebatch.tasks",
+}
+
+__all__ = [
+    "Classification", "Dataset", "Method", "Multilabel", "Optimizer", "Part", "Regression", "Result", "Run", "Score",
+    "Task", "UserError", "compare", "data", "datasets", "decide", "evaluate", "load", "methods", "models", "optim",
+    "optimizers", "recipe", "tasks", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _ROOMS:
+        return getattr(importlib.import_module(_ROOMS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -21,6 +21,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -84,6 +85,7 @@ class DeepSpeed(Engine):
         if self.device.type == "cpu" and distributed.is_first():
             print("DeepSpeed may now compile its C++ extension for the CPU: about a minute, once", file=sys.stderr)
         with quiet():
+            forget_other_groups(deepspeed)
             deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())  # takes up the group there is
             self.engine, *_ = deepspeed.initialize(
                 model=self.model,
@@ -148,6 +150,22 @@ def installed(device: torch.device) -> Any:
             "choose engine.name = ddp or fsdp"
         ) from None
     return deepspeed
+
+
+_taken_up: list[Any] = []  # the process group that DeepSpeed has made its own of
+
+
+def forget_other_groups(deepspeed: Any) -> None:
+    """DeepSpeed keeps those that it made of a process group, which may have ended: of another they are made anew."""
+    from deepspeed.utils import groups
+
+    now = torch.distributed.group.WORLD
+    if _taken_up and _taken_up[0] is not now:
+        deepspeed.comm.comm.cdb = None
+        for name, value in list(vars(groups).items()):
+            if re.fullmatch(r"_[A-Z_]+_GROUPS?(_RANKS)?", name):
+                setattr(groups, name, {} if isinstance(value, dict) else None)
+    _taken_up[:] = [now]
 
 
 def _in_bfloat16(model: nn.Module, given: Any, named: Any) -> Any:

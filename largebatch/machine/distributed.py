@@ -12,7 +12,7 @@ import datetime
 import gc
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def choose_device(asked: str) -> torch.device:
 @contextlib.contextmanager
 def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = False) -> Iterator[None]:
     """Join the group the launcher made, and leave it. Without a launcher nothing, or a group of one if ``alone``."""
-    global _store, _timeout
+    global _store, _timeout, _joined
     launched = number(os.environ, "WORLD_SIZE", 1) > 1
     if dist.is_initialized() or not (launched or alone):
         yield
@@ -79,7 +79,8 @@ def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = Fal
     with losses_told():
         if launched:
             _store, own_rank, ranks = met(_timeout)
-            _store = dist.PrefixStore(attempt(), _store)
+            _store = dist.PrefixStore(f"{attempt()}, group {_joined}", _store)
+            _joined += 1
         else:
             _store, own_rank, ranks = dist.HashStore(), 0, 1
         dist.init_process_group(
@@ -146,6 +147,7 @@ def attempt() -> str:
 
 
 SLACK = 5.0  # seconds: torch's own time-out speaks first, where it holds
+_joined = 0  # groups that this process has joined, one after another: each has its own words in the store
 _store: Any = None  # while the group lasts
 _timeout: datetime.timedelta | None = None  # of its collectives
 
@@ -218,6 +220,15 @@ def gather(thing: Any) -> list[Any]:
     things: list[Any] = [None] * world_size()
     dist.all_gather_object(things, thing)
     return things
+
+
+def same_as_on_first(tensors: Iterable[Tensor]) -> None:
+    """Rank zero's on every rank, in place; they lie on the CPU."""
+    if world_size() > 1:
+        group = separate_group()
+        for tensor in tensors:
+            dist.broadcast(tensor, 0, group=group)
+        leave(group)
 
 
 def gather_to_first(thing: Any, group: Any = None) -> list[Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,15 +26,21 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @contextmanager
-def signals_noticed() -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGUSR1 are noted, to be obeyed after the step; a second SIGINT interrupts at once."""
+def signals_noticed(quiet: bool = False) -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGUSR1 are noted, to be obeyed after the step; a second SIGINT interrupts at once.
+
+    In a thread beside the main one, which alone gets signals, none is.
+    """
     noticed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noticed
+        return
 
     def notice(number: int, frame: FrameType | None) -> None:
         if noticed and number == signal.SIGINT:
             raise KeyboardInterrupt
         noticed.append(number)
-        if distributed.is_first():
+        if distributed.is_first() and not quiet:
             print("finishing the step, then saving a checkpoint ...", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, notice) for number in STOPPING}

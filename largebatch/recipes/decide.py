@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from largebatch.plan.batch import BatchPlan
-from largebatch.recipes import config, derive, phases, refusals
+from largebatch.recipes import config, derive, phases, refusals, registry
 from largebatch.recipes.decided import Beside, DataFacts, Decided, Evaluating, Marks, Recording, Saving
 from largebatch.recipes.methods import Decision
+from largebatch.recipes.registry import Code
 
 
 def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> Decided:
@@ -31,6 +32,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
         task=task_name(run, data.task),
         model=run.model.model_dump(exclude={"weights"}),
         weights=run.model.weights,
+        code=code_of_parts(run, data.task),
         plan=plan,
         phases=of_phases,
         optimizer=run.optimizer,
@@ -59,6 +61,20 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
         accepts_changed_data=run.data.if_changed == "accept",
         beside=(*beside_of(run, plan), *words_of(run, decisions)),
     )
+
+
+def code_of_parts(run: config.Run, task: str) -> dict[str, Code]:
+    """Of those that are registered, by the key of the recipe that names them."""
+    kinds = {
+        "model.name": run.model.name,
+        "data.name": run.data.name,
+        "task.name": task_name(run, task),
+        "optimizer.name": run.optimizer.name,
+    }
+    named = [*((key, key, name) for key, name in kinds.items())]
+    named += [("methods", method.where, name) for name, method in run.methods.items()]
+    found = ((where, registry.code(key, name)) for key, where, name in named)
+    return {where: code for where, code in found if code is not None}
 
 
 def task_name(run: config.Run, of_data: str) -> str:

@@ -17,6 +17,7 @@ from largebatch.plan.batch import BatchPlan, Stage
 from largebatch.plan.phases import Span
 from largebatch.plan.schedules import Schedule
 from largebatch.recipes.methods import Decision, GainClock
+from largebatch.recipes.registry import Code
 
 
 class DataFacts(NamedTuple):
@@ -116,6 +117,7 @@ class Decided:
     task: str
     model: Mapping[str, Any]  # name and arguments
     weights: str | None  # a file that the model begins with
+    code: Mapping[str, Code]  # of parts that are not the package's, by the key that names them
     plan: BatchPlan  # a stage for each phase
     phases: tuple[Phase, ...]
     optimizer: Any  # a section of largebatch.optimizers, its builder: as outside of phases

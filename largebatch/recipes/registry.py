@@ -93,8 +93,9 @@ class Registry(Generic[Kind]):
 
         return registered
 
-    def add(self, name: str, thing: Any, **traits: Any) -> None:
-        code = code_of(thing)
+    def add(self, name: str, thing: Any, code: Code | None = None, **traits: Any) -> None:
+        """``code``: where it is written, if not where the thing's own class is."""
+        code = code or code_of(thing)
         if not (isinstance(name, str) and NAME.fullmatch(name)):
             raise UserError(f"{self.key} = {str(name)[:60]!r} is no name; valid: letters, digits, and _ . / - in it")
         before = self.parts.get(name)
@@ -105,10 +106,10 @@ class Registry(Generic[Kind]):
         self._changed()
 
     @contextlib.contextmanager
-    def holding(self, name: str, thing: Any, **traits: Any) -> Iterator[None]:
+    def holding(self, name: str, thing: Any, code: Code | None = None) -> Iterator[None]:
         """Inside, the name means ``thing``."""
         before = self.parts.pop(name, None)
-        self.add(name, thing, **traits)
+        self.add(name, thing, code)
         try:
             yield
         finally:
@@ -199,6 +200,6 @@ def in_words() -> str:
     return "; ".join(f"{key}: {', '.join(sorted(table.parts))}" for key, table in ALL.items() if table.parts)
 
 
-def codes(names: dict[str, str]) -> dict[str, Code]:
-    """Of a run's parts by the key of their kind, those of the package left out."""
-    return {key: code for key, name in names.items() if key in ALL and (code := ALL[key].code(name)) is not None}
+def code(key: str, name: str) -> Code | None:
+    """Of the part with this name in the registry of ``key``; None for the package's own."""
+    return ALL[key].code(name) if key in ALL else None

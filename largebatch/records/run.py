@@ -96,6 +96,7 @@ class PlanRecord(FileRecord):
     machine: Table | None  # processor, cores, threads, GPU, system
     versions: Table | None  # of Python and of packages
     commit: Text  # of largebatch; with + where files were changed
+    code: Table | None = None  # of parts that are not largebatch's, by their key: name, file and SHA-256
     started: Text  # when, in UTC
 
     @property

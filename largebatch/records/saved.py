@@ -26,6 +26,7 @@ class SavedRecord(FileRecord):
     seed: int
     model: Table  # name, arguments, and num_classes: the outputs
     began_with: Table | None  # file and SHA-256 of the weights that the run began with
+    code: Table | None = None  # of parts that are not largebatch's, by their key: name, file and SHA-256
     input: Table  # how an image becomes the model's input
     plan: Table  # the batch plan and its stages
     data: Table  # digests of the examples there were, by split

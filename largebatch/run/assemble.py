@@ -64,23 +64,27 @@ def assemble(
     dataset: data.Splits | None = None,
     engines: Mapping[str, Callable[..., engines.Engine]] = engines.ENGINES,
     begun: bool = False,
+    quiet: bool = False,
 ) -> Job:
-    """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own.
+    """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own; ``quiet``: nothing is told.
 
     A run that has ``begun`` goes on with the weights of its checkpoint, whatever became of ``model.weights``.
     """
     refusals.check(run, precision_of(run.precision, device.type))
-    dataset = dataset or dataset_of(run)
+    dataset = dataset or dataset_of(run, quiet)
     if run.compile and dataset.sizes is not None and len(dataset.sizes.all) > MOST_SHAPES:
         raise UserError(
             f"data.image_size has {len(dataset.sizes.all)} sides, and compile = true takes at most {MOST_SHAPES}; set "
             "data.image_size.multiple_of higher"
         )
+    check_lengths(run, dataset)
     task = task_of(run, dataset)
     decided = decide(run, data_facts(dataset), distributed.world_size(), device.type)
     plan, precision = decided.plan, decided.precision
     weights = None if begun else run.model.weights
     model = model_of(run, task, dataset, weights, normalised_together(run, decided))
+    if run.model.name in models.REGISTRY.parts:  # a script's own module may begin otherwise on every rank
+        distributed.same_as_on_first(model.state_dict().values())
     model = with_batch_norm(run, model, plan)
     channels_last = run.channels_last
     if channels_last is None:
@@ -101,6 +105,20 @@ def assemble(
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
     placement = data.Placement(engine.device, engine.dtype, channels_last)
     return Job(run, decided, device, task, dataset, placement, table, engine, settings)
+
+
+def check_lengths(run: config.Run, dataset: data.Splits) -> None:
+    """Refuse a script's own data set that is another one on another rank. Collective."""
+    if run.data.name not in data.sets.REGISTRY.parts:
+        return
+    lengths = distributed.gather((len(dataset.train), len(dataset.test)))
+    for rank, length in enumerate(lengths):
+        if length != lengths[0]:
+            raise UserError(
+                f"data.name = {run.data.name} has {length[0]} examples to train and {length[1]} to test on at rank "
+                f"{rank}, {lengths[0][0]} and {lengths[0][1]} at rank 0; every rank needs the whole set, of which the "
+                "plan gives it its share"
+            )
 
 
 def data_facts(dataset: data.Splits) -> DataFacts:
@@ -183,13 +201,14 @@ def normalised_together(run: config.Run, decided: Decided) -> int:
     return min([*(stage.micro_batch_size for stage in decided.plan.stages), *beside])
 
 
-def dataset_of(run: config.Run) -> data.Splits:
-    return data.built(asked_of(run))
+def dataset_of(run: config.Run, quiet: bool = False) -> data.Splits:
+    return data.built(asked_of(run, quiet))
 
 
-def asked_of(run: config.Run) -> data.Asked:
+def asked_of(run: config.Run, quiet: bool = False) -> data.Asked:
     keys = run.data.model_dump(exclude={"image_size", "if_changed"})
-    return data.Asked(**keys, image_size=sizes_of(run), report=_told_once)
+    report = (lambda _: watchdog.alive()) if quiet else _told_once
+    return data.Asked(**keys, image_size=sizes_of(run), report=report)
 
 
 def _told_once(text: str) -> None:
@@ -245,7 +264,7 @@ def optimizer_of(
     return section.build(groups, lr, Surroundings(precision, engine, model))
 
 
-def planned(job: Job, command: str) -> PlanRecord:
+def planned(job: Job, command: str, code: dict[str, Any]) -> PlanRecord:
     """What was decided before time was spent."""
     plan, run, decided = job.plan, job.run, job.decided
     return PlanRecord(
@@ -281,6 +300,7 @@ def planned(job: Job, command: str) -> PlanRecord:
         engine_settings=job.engine.description,
         seed=run.seed,
         **circumstances_of(command, job.device),
+        code=code or None,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

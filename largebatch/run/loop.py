@@ -137,7 +137,7 @@ class Loop:
         recording = self.decided.recording
         self.recorder = Recorder(
             directory,
-            planned(job, command),
+            planned(job, command, self.parts.code_told),
             first_step=self.step,
             tensorboard=recording.tensorboard,
             quiet=quiet,
@@ -155,7 +155,7 @@ class Loop:
 
     def run_to_the_end(self) -> Result:
         try:
-            with signals_noticed() as self.noticed, distributed.losses_told():
+            with signals_noticed(self.recorder.quiet) as self.noticed, distributed.losses_told():
                 self.train()
                 for part in self.parts.values():
                     part.afterwards(self)

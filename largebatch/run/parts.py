@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from largebatch.recipes.registry import code_of
 from largebatch.run.assemble import Job
 from largebatch.steps.part import Beyond, Part
 from largebatch.steps.step import Step
@@ -18,10 +19,17 @@ class Parts(dict[str, Part]):
 
     def __init__(self, job: Job, added: Added | None = None) -> None:
         super().__init__()
+        makers = {**(added or {}), **everywhere}
+        self.code = {**job.decided.code, **{f"parts.{name}": code_of(make) for name, make in makers.items()}}
         for name, decision in job.decided.methods.items():
             if (part := decision.part(job)) is not None:
                 self[name] = part
-        self.update({name: make(job) for name, make in {**(added or {}), **everywhere}.items()})
+        self.update({name: make(job) for name, make in makers.items()})
+
+    @property
+    def code_told(self) -> dict[str, dict[str, str | None]]:
+        """As records have it."""
+        return {key: code._asdict() for key, code in self.code.items()}
 
     def turns(self, step: Step) -> Iterator[Step]:
         """What the optimizer steps on in a step of the run."""

@@ -150,6 +150,7 @@ class Saves:
             seed=self.decided.seed,
             model={**self.decided.model, "num_classes": self.job.dataset.outputs},
             began_with=self.began_with,
+            code=self.parts.code_told,
             input=prepared(self.job.dataset),
             plan={**dataclasses.asdict(self.plan), "stages": [stage._asdict() for stage in self.plan.stages]},
             data=self.data,
@@ -185,6 +186,7 @@ class Saves:
             for key, now in self.machine().items()
             if found.facts["machine"].get(key, now) != now
         ]
+        changed += changed_code(found.facts.get("code") or {}, self.parts.code_told)
         before, self.began_with = self.began_with, found.facts.get("began_with")
         if before and self.began_with and before["sha256"] != self.began_with["sha256"]:
             changed.append(
@@ -245,6 +247,16 @@ def began_with(weights: str | None) -> dict[str, Any] | None:
     if weights is None or not Path(weights).is_file():
         return None
     return {"file": weights, "sha256": sha256_of(Path(weights))}
+
+
+def changed_code(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Sentences of the parts whose code is not that any more which the run was saved with."""
+    return [
+        f"the code of {key} is not that any more which the run was saved with ({now[key]['name']}, "
+        f"{now[key]['file'] or 'typed into a session'}); it goes on with the new one"
+        for key in sorted(before.keys() & now.keys())
+        if before[key]["sha256"] != now[key]["sha256"]
+    ]
 
 
 def no_place_for_checkpoints(decided: Decided) -> str | None:

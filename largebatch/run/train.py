@@ -7,6 +7,7 @@ from typing import Any
 
 import rich.console
 import rich.padding
+from torch import nn
 
 from largebatch import checkpoint
 from largebatch.errors import UserError
@@ -16,7 +17,7 @@ from largebatch.machine.watchdog import watched
 from largebatch.recipes import config
 from largebatch.records import names
 from largebatch.records.mllog import MlperfLog
-from largebatch.run import record
+from largebatch.run import record, weights
 from largebatch.run.account import Result
 from largebatch.run.assemble import assemble, decisions, table_of_tensors
 from largebatch.run.loop import Loop
@@ -32,10 +33,12 @@ def train(
     console: rich.console.Console | None = None,
     quiet: bool = False,
     parts: Added | None = None,
+    into: nn.Module | None = None,
 ) -> Result:
     """One run, from its recipe to its ``result.json``. Collective: every rank of the group calls it.
 
-    A run directory that holds an unfinished run of the same recipe is continued; a finished one is read.
+    A run directory that holds an unfinished run of the same recipe is continued; a finished one is read. The module
+    ``into`` gets the weights of the run's end, unless it failed.
     """
     device = distributed.choose_device(run.device)
     console = console or Console()
@@ -47,12 +50,14 @@ def train(
         directory = run.directory
         mllog = MlperfLog(directory / names.MLPERF_LOG) if run.record.mllog and distributed.is_first() else None
         begun = distributed.from_first(bool(checkpoint.existing(directory / names.CHECKPOINTS)))
-        job = assemble(run, device, begun=begun)
+        job = assemble(run, device, begun=begun, quiet=quiet)
         record.open_directory(directory, run.as_written(), run.science(), science_of_file, run.resume)
         finished = distributed.gather(record.read_result(directory))[0]
         if finished is not None and finished.status == "finished":
             if distributed.is_first() and not quiet:
                 tell(console, f"{directory} is finished already: nothing to train")
+            if into is not None:
+                weights.give(weights.of_newest_checkpoint(directory), into)
             return Result("finished", None, directory, finished, score=job.task.score)
         if problem := no_place_for_checkpoints(job.decided):
             return Result("stopped", problem, directory, None)
@@ -65,7 +70,10 @@ def train(
             deterministic(run.deterministic),
             Loop(job, directory, console, quiet, command, mllog, parts) as loop,
         ):
-            return loop.run_to_the_end()
+            result = loop.run_to_the_end()
+            if into is not None and result.status != "failed":
+                weights.give(weights.of_run(loop), into)
+            return result
 
 
 def science_of_file(file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import datetime
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Interrupted(Exception):
 
 
 def compare(
-    recipes: list[Path],
+    recipes: Sequence[Path | config.Run],
     out: Path,
     *,
     vary: list[str] = [],  # noqa: B006
@@ -181,7 +182,7 @@ def chosen_lr(search: SearchRecord | None) -> tuple[str, ...]:
     return (f"lr.base={search.chosen_base:.12g}",) if search and search.chosen_base is not None else ()
 
 
-def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[ComparedRecipe]:
+def rows_of(recipes: Sequence[Path | config.Run], vary: list[str], overrides: list[str]) -> list[ComparedRecipe]:
     for text in (*vary, *overrides):
         for key, instead in (("seed", "--seeds N runs the seeds 0 to N - 1"), ("record.dir", "--out names the folder")):
             if text.partition("=")[0] == key:
@@ -189,10 +190,12 @@ def rows_of(recipes: list[Path], vary: list[str], overrides: list[str]) -> list[
     values_of_keys = [varied(text) for text in vary]
     rows = []
     for recipe in recipes:
-        written = config.read(recipe)
+        made = isinstance(recipe, config.Run)
+        name, written = (recipe.name, recipe.as_set()) if made else (recipe.stem, config.read(recipe))
         for values in itertools.product(*values_of_keys):
             suffix = "".join(f"_{short(value)}" for value in values)
-            rows.append(ComparedRecipe(slug(recipe.stem + suffix), recipe, written, (*overrides, *values)))
+            file = Path(name) if made else recipe
+            rows.append(ComparedRecipe(slug(name + suffix), file, written, (*overrides, *values)))
     twice = {row.id for row in rows if sum(other.id == row.id for other in rows) > 1}
     if twice:
         raise UserError(f"two rows would be called {sorted(twice)[0]}; give the recipes different file names")

@@ -133,6 +133,10 @@ class Run(Section):
         """Plain data that :func:`from_dict` reads back to an equal Run; what ``run.yaml`` holds."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def as_set(self) -> dict[str, Any]:
+        """The same without what was left out, so that overrides may choose another kind of what stands there."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
     def science(self) -> dict[str, Any]:
         """The part that decides the result: two runs that share it may continue one another."""
         everything = self.as_written()

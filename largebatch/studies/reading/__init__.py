@@ -3,6 +3,7 @@
 from largebatch.studies.reading.files import folder_of, listing, located, paper_of, table_of
 from largebatch.studies.reading.show import (
     as_plot,
+    data_facts,
     derived,
     published_words,
     rows_as_table,
@@ -11,6 +12,7 @@ from largebatch.studies.reading.show import (
 
 __all__ = [
     "as_plot",
+    "data_facts",
     "derived",
     "folder_of",
     "listing",

@@ -42,10 +42,8 @@ def derived(
     run = config.load(path, overrides)
     device = "cpu" if run.device == "cpu" else "cuda"
     refusals.check(run, precision_of(run.precision, device))
-    data = of_largest_images(run)
-    sets.check(sets.known(data.name), asked_of(data))
-    size, from_what = training_examples(data, examples)
-    facts = DataFacts(size, pixels_of(data), sets.known(data.name).task)
+    facts = data_facts(run, examples)
+    size, from_what = training_examples(run.data, examples)
     decided = decide(run, facts, devices, device)
     plan, lr = decided.plan, decided.lr
     origin = origins(path, overrides, run.batch.global_batch_size)
@@ -86,6 +84,14 @@ def derived(
         "clock": "scale-invariant" if decided.clock else "examples seen",
         "published": published_of(run),
     }  # fmt: skip
+
+
+def data_facts(run: config.Run, examples: int | None = None) -> DataFacts:
+    """Of the data set as it was published, or with so many ``examples``; no file is read."""
+    data = of_largest_images(run)
+    known = sets.known(data.name)
+    sets.check(known, asked_of(data))
+    return DataFacts(training_examples(data, examples)[0], pixels_of(data), known.task)
 
 
 def training_examples(data: config.Data, examples: int | None = None) -> tuple[int, str]:

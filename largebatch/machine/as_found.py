@@ -1,0 +1,45 @@
+"""What belongs to the whole process is left as it was found: random states, threads, number formats, environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def as_found() -> Iterator[None]:
+    """Inside, anything may change; afterwards it is as it was before. Signals and the process group have their own."""
+    torch_states = torch.get_rng_state(), _of_cuda(torch.cuda.get_rng_state_all)
+    of_numpy: Any = np.random.get_state()  # noqa: NPY002  # the global one
+    of_python = random.getstate()
+    device, threads = _of_cuda(torch.cuda.current_device), torch.get_num_threads()
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    environment = dict(os.environ)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_states[0])
+        if torch_states[1] is not None:
+            torch.cuda.set_rng_state_all(torch_states[1])
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+        if device is not None:
+            torch.cuda.set_device(device)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
+        for key in os.environ.keys() - environment.keys():
+            del os.environ[key]
+        os.environ.update(environment)
+
+
+def _of_cuda(ask: Any) -> Any:
+    """Nothing where nobody has used CUDA: to ask would begin it."""
+    return ask() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
