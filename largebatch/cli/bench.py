@@ -15,6 +15,7 @@ from largebatch.cli.frame import (
     Overrides,
     PictureFile,
     Recipe,
+    With,
     check_folder,
     check_picture,
     command,
@@ -48,6 +49,7 @@ def throughput(
         typer.Option("--compile-timm/--eager-timm", help="torch.compile for timm's model; else on CUDA or as ours"),
     ] = None,
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """Examples per second of the trainer beside the same on ready batches, a bare PyTorch loop and timm's loop,
     alternating; what a step is made of, and what bounds it."""
@@ -76,6 +78,7 @@ def scaling(
     rounds: Annotated[int, typer.Option(min=1, help="times that each world is started")] = 3,
     launcher: Annotated[str, typer.Option(metavar="torchrun", help="who starts them")] = "torchrun",
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """Weak and strong scaling over worlds started here, beside the all-reduce alone; under a launcher of its world."""
     from largebatch.machine import launched
@@ -119,6 +122,7 @@ def batch(
     eager: Annotated[bool, typer.Option(help="on CUDA: no graphs")] = False,
     json_file: JsonFile = None,
     picture: PictureFile = None,
+    parts: With = None,
 ) -> None:
     """Seconds of an update and an epoch at each batch size, beside the lecture's."""
     from largebatch.recipes import config

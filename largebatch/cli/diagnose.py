@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
-from largebatch.cli.frame import JsonFile, check_folder, command, group, local_path, write_numbers
+from largebatch.cli.frame import JsonFile, With, check_folder, command, group, local_path, write_numbers
 from largebatch.errors import UserError
 from largebatch.records import names
 from largebatch.terminal.console import tell
@@ -44,6 +44,7 @@ def noise(
     precision: Precision = "fp32",
     device: Device = "auto",
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """McCandlish's noise scale tr Σ/|G|² at a run's weights: the batch beyond which more examples are wasted."""
     with _measuring(device, json_file, runs) as (chosen, console):
@@ -76,6 +77,7 @@ def sharpness(
     precision: Precision = "fp32",
     device: Device = "auto",
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """Keskar's sharpness: how high the training loss rises in a small box around the weights; and SAM's."""
     with _measuring(device, json_file, runs) as (chosen, console):
@@ -108,6 +110,7 @@ def spectrum(
     precision: Precision = "fp32",
     device: Device = "auto",
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """The Hessian at a run's weights: ends of its spectrum, trace, density, share of positive eigenvalues."""
     with _measuring(device, json_file, runs) as (chosen, console):
@@ -142,6 +145,7 @@ def path(
     precision: Precision = "fp32",
     device: Device = "auto",
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """Loss and score on the line (α from −1 to 2) and the curve between two solutions."""
     with _measuring(device, json_file) as (chosen, console):
@@ -165,6 +169,7 @@ def plateau(
     precision: Precision = "fp32",
     device: Device = "auto",
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """Why the loss stands still, if it does: minimum, saddle, valley or noise; the evidence, and what to try."""
     with _measuring(device, json_file) as (chosen, console):

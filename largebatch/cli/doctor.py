@@ -9,7 +9,7 @@ from typing import Annotated
 import rich.console
 import typer
 
-from largebatch.cli.frame import JsonFile, Overrides, check_folder, command, local_path, write_numbers
+from largebatch.cli.frame import JsonFile, Overrides, With, check_folder, command, local_path, write_numbers
 from largebatch.terminal.console import Console, tell
 
 OptionalRecipe = Annotated[
@@ -18,7 +18,9 @@ OptionalRecipe = Annotated[
 ]
 
 
-def doctor(recipe: OptionalRecipe = None, overrides: Overrides = None, json_file: JsonFile = None) -> None:
+def doctor(
+    recipe: OptionalRecipe = None, overrides: Overrides = None, json_file: JsonFile = None, parts: With = None
+) -> None:
     """What a run would meet here, and what would go wrong; alone, or on all ranks of a launcher."""
     from largebatch.recipes import config
 

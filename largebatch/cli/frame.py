@@ -35,6 +35,30 @@ PictureFile = Annotated[
 ]
 
 
+def load_parts(context: typer.Context, files: list[Path] | None) -> None:
+    """Import the files of ``--with``, before anything of the command looks at a recipe."""
+    from largebatch.recipes import registry
+
+    for file in files or ():
+        registry.load_file(file)
+    if told := registry.in_words():
+        context.command.epilog = f"Registered parts: {told}."
+
+
+With = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with",
+        metavar="FILE.py",
+        help="import this file, which registers parts that a recipe may name",
+        parser=local_path,
+        callback=load_parts,
+        is_eager=True,
+        expose_value=False,
+    ),
+]
+
+
 class group:
     """Inside: the device chosen, the process group joined, the console of this rank (silent but on rank 0).
 

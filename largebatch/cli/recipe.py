@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from largebatch.cli.frame import JsonFile, Overrides, check_folder, local_path, wide_console, write_numbers
+from largebatch.cli.frame import JsonFile, Overrides, With, check_folder, local_path, wide_console, write_numbers
+from largebatch.terminal.console import tell
 
 app = typer.Typer(help="Recipes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -16,14 +17,18 @@ app = typer.Typer(help="Recipes.", no_args_is_help=True, rich_markup_mode=None)
 def list_recipes(
     folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="else ./configs", parser=local_path)] = None,
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """Recipe files: their papers, workloads, batch sizes and published results."""
     check_folder(json_file)
+    from largebatch.recipes.registry import in_words
     from largebatch.studies import reading as recipes
 
     rows = recipes.listing(recipes.folder_of(folder))
     console = wide_console()
     console.print(recipes.table_of(rows))
+    if registered := in_words():
+        tell(console, f"registered parts: {registered}")
     write_numbers(json_file, {"recipes": rows}, console)
 
 
@@ -35,6 +40,7 @@ def show_recipe(
     devices: Annotated[int, typer.Option(metavar="N", min=1, help="ranks")] = 1,
     examples: Annotated[int | None, typer.Option(metavar="N", min=1, help="training set, if not a named one")] = None,
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """What follows from a recipe at a batch size, with its rules, and the schedule as a plot. Trains nothing."""
     check_folder(json_file)
@@ -53,10 +59,14 @@ def show_recipe(
 
 
 @app.command("schema")
-def schema() -> None:
+def schema(parts: With = None) -> None:
     """The JSON schema of recipe files, for editors that complete and check them."""
     import json
 
+    from largebatch import models, tasks
+    from largebatch.data import sets
     from largebatch.recipes.config import json_schema
 
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    known = {"Data": sets.names(), "TaskSection": tasks.names()}
+    schema = json_schema(known, examples={"Model": [*models.SMALL, *models.REGISTRY.names()]})
+    print(json.dumps(schema, indent=2, ensure_ascii=False))

@@ -12,6 +12,7 @@ from largebatch.cli.frame import (
     JsonFile,
     Overrides,
     Recipe,
+    With,
     check_folder,
     command,
     group,
@@ -38,6 +39,7 @@ def train(
     ] = None,
     classes: Annotated[int | None, typer.Option(metavar="N", min=1, help="dry run: classes of a folder")] = None,
     json_file: JsonFile = None,
+    parts: With = None,
 ) -> None:
     """One run; alone, or one rank of many under torchrun. Or what it would be on a cluster: --dry-run."""
     from largebatch.recipes import config
@@ -101,6 +103,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="folder of the comparison", parser=local_path)] = Path(
         "comparisons/comparison"
     ),
+    parts: With = None,
 ) -> None:
     """Many runs, one table, one report. What an interrupted comparison finished is kept."""
     from largebatch.recipes import config

@@ -15,6 +15,7 @@ auxiliary.py   classifiers that only training has
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -73,6 +74,7 @@ def build(
     :func:`initialise_head`.
     """
     registered = REGISTRY.get(name)
+    builder = _builder(name) if registered is None else functools.partial(_with_keys, registered, name)
     if registered is None and len(image_shape) != 3 and name not in ANY_SHAPE:
         shape = "×".join(map(str, image_shape)) or "single numbers"
         raise UserError(f"model.name = {name} takes images, the inputs are {shape}; valid: {', '.join(ANY_SHAPE)}")
@@ -82,7 +84,7 @@ def build(
         torch.manual_seed(seed)
         try:
             given = {"num_classes": num_classes, "image_shape": image_shape}
-            model = _with_keys(registered, name, given, arguments) if registered else _builder(name)(given, arguments)
+            model = builder(given, arguments)
         except UserError:
             raise
         except Exception as error:  # a builder of another project may raise anything

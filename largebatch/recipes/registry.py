@@ -169,6 +169,14 @@ def load_installed() -> None:
         _installed.append(point.value)
 
 
+_loaded: list[Path] = []  # files of --with
+
+
+def as_options() -> list[str]:
+    """For a command that is started anew: the same files."""
+    return [word for file in _loaded for word in ("--with", str(file))]
+
+
 def load_file(file: Path) -> None:
     """``--with``: import a file of parts, which registers them.
 
@@ -188,6 +196,7 @@ def load_file(file: Path) -> None:
         spec = None
     if spec is None or not spec.has_location or not Path(spec.origin or "").samefile(file):
         raise UserError(f"--with {file}: {name} is the name of another module already; give the file another name")
+    _loaded.append(file)
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:

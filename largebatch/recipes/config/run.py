@@ -280,9 +280,17 @@ def rows_of(table: Any) -> dict[int, dict[str, Any]]:
 YAML_SPACE = " \n"  # what stands around a value and is none of it; signs that Unicode calls spaces are
 
 
-def json_schema() -> dict[str, Any]:
-    """For editors: completes and checks recipe files (``largebatch recipe schema``)."""
+def json_schema(
+    known: Mapping[str, list[str]] | None = None, examples: Mapping[str, list[str]] | None = None
+) -> dict[str, Any]:
+    """For editors: completes and checks recipe files (``largebatch recipe schema``).
+
+    ``known``: section -> all names that it may hold; ``examples``: some of them.
+    """
     schema = Run.model_json_schema(by_alias=True)
     row = {"type": "object", "description": "dotted keys of this recipe and their values at this global batch size"}
     schema["properties"]["table"] = {"type": "object", "additionalProperties": row}
+    for word, of_sections in (("enum", known), ("examples", examples)):
+        for section, names in (of_sections or {}).items():
+            schema["$defs"][section]["properties"]["name"][word] = names
     return schema

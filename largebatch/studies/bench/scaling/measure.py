@@ -27,7 +27,7 @@ import torch
 from largebatch.data.processes import processors
 from largebatch.errors import UserError
 from largebatch.machine import launched
-from largebatch.recipes import config
+from largebatch.recipes import config, registry
 from largebatch.records.circumstances import circumstances_of
 from largebatch.run.assemble import dataset_of
 from largebatch.studies.bench.scaling import world as one_world
@@ -117,7 +117,7 @@ def started(
         words = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
             "-m", "largebatch", "bench", "scaling", str(recipe), *overrides,
-            "--ranks", ",".join(map(str, worlds)), "--steps", str(steps), "--json", str(file),
+            "--ranks", ",".join(map(str, worlds)), "--steps", str(steps), "--json", str(file), *registry.as_options(),
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         ended = subprocess.run(words, env=environment, capture_output=True, text=True)
