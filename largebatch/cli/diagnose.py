@@ -13,6 +13,8 @@ import typer
 from largebatch.cli.frame import JsonFile, check_folder, command, group, local_path, write_numbers
 from largebatch.errors import UserError
 from largebatch.records import names
+from largebatch.records.diagnoses import DiagnosisRecord
+from largebatch.records.typed import content
 from largebatch.terminal.console import tell
 
 app = typer.Typer(help="Why a batch size does or does not work.", no_args_is_help=True, rich_markup_mode=None)
@@ -50,15 +52,15 @@ def noise(
         from largebatch.studies.diagnose import noise
 
         for run in runs:
-            facts = noise.measure(
+            measured = noise.measure(
                 run, chosen, small=small, big=big, batches=batches, hessian=hessian, precision=precision, step=step,
                 command=command(),
             )  # fmt: skip
-            for sentence in noise.sentences(facts):
+            for sentence in noise.sentences(measured):
                 tell(console, sentence)
-            if (table := noise.table(facts)) is not None:
+            if (table := noise.table(measured)) is not None:
                 console.print(table)
-            _written(facts, json_file, console)
+            _written(measured, [run], json_file, console)
 
 
 @app.command()
@@ -82,14 +84,14 @@ def sharpness(
         from largebatch.studies.diagnose import sharpness
 
         for run in runs:
-            facts = sharpness.measure(
+            measured = sharpness.measure(
                 run, chosen, epsilons=epsilon or [1e-3, 5e-4], space=space, dimensions=dimensions, rhos=rho or [0.05],
                 seed=seed, norm=batch_norm, examples=examples, batch_size=batch_size, precision=precision, step=step,
                 command=command(),
                 progress=lambda text: tell(console, text),
             )  # fmt: skip
-            console.print(sharpness.table(facts))
-            _written(facts, json_file, console)
+            console.print(sharpness.table(measured))
+            _written(measured, [run], json_file, console)
 
 
 @app.command()
@@ -114,14 +116,14 @@ def spectrum(
         from largebatch.studies.diagnose import spectrum
 
         for run in runs:
-            facts = spectrum.measure(
+            measured = spectrum.measure(
                 run, chosen, eigenvalues=eigenvalues, iterations=iterations, vectors=vectors, exact_up_to=exact_up_to,
                 norm=batch_norm, examples=examples, batch_size=batch_size, precision=precision, step=step,
                 command=command(),
                 progress=lambda text: tell(console, text),
             )  # fmt: skip
-            console.print(spectrum.table(facts))
-            _written(facts, json_file, console)
+            console.print(spectrum.table(measured))
+            _written(measured, [run], json_file, console)
 
 
 @app.command()
@@ -147,13 +149,13 @@ def path(
     with _measuring(device, json_file) as (chosen, console):
         from largebatch.studies.diagnose import path
 
-        facts = path.measure(
+        measured = path.measure(
             first, second, chosen, points=points, curve=curve, norm=batch_norm, examples=examples,
             batch_size=batch_size, precision=precision, command=command(),
             progress=lambda text: tell(console, text),
         )  # fmt: skip
-        console.print(path.table(facts))
-        _written(facts, json_file, console)
+        console.print(path.table(measured))
+        _written(measured, [first, second], json_file, console)
 
 
 @app.command()
@@ -170,13 +172,13 @@ def plateau(
     with _measuring(device, json_file) as (chosen, console):
         from largebatch.studies.diagnose import plateau
 
-        facts = plateau.measure(
+        measured = plateau.measure(
             run, chosen, examples=examples, batch_size=batch_size, checkpoint=checkpoint, precision=precision,
             command=command(),
         )  # fmt: skip
-        tell(console, facts["sentence"])
-        console.print(plateau.table(facts))
-        _written(facts, json_file, console)
+        tell(console, measured.sentence)
+        console.print(plateau.table(measured))
+        _written(measured, [run], json_file, console)
 
 
 class _measuring:
@@ -200,14 +202,16 @@ class _measuring:
         self.group.__exit__(*problem)
 
 
-def _written(facts: dict[str, Any], json_file: Path | None, console: rich.console.Console) -> None:
+def _written(
+    measured: DiagnosisRecord, runs: Sequence[Path], json_file: Path | None, console: rich.console.Console
+) -> None:
     """The picture beside the facts in the run directories; the facts again where somebody wants them. Collective."""
     from largebatch.report.alone import write_picture
     from largebatch.run.record import on_first_rank
 
-    ends = [facts[end]["directory"] for end in "ab"] if facts["kind"] == "path" else [facts["directory"]]
-    for directory in dict.fromkeys(ends):
-        place = Path(directory) / names.DIAGNOSTICS / facts["kind"]
+    facts = content(measured)
+    for directory in runs:
+        place = directory / names.DIAGNOSTICS / measured.kind
         on_first_rank(partial(write_picture, facts, place.with_suffix(".svg")), f"{place}.svg")
         tell(console, f"numbers and picture: {place}.json, .svg")
     write_numbers(json_file, facts, console)
