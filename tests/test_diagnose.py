@@ -24,7 +24,8 @@ from largebatch.data import Placement
 from largebatch.errors import UserError
 from largebatch.plan import batch
 from largebatch.recipes import config
-from largebatch.records.typed import content
+from largebatch.records.diagnoses import DIAGNOSES
+from largebatch.records.typed import content, read
 from largebatch.run.assemble import dataset_of, model_of, task_of
 from largebatch.run.train import train
 from largebatch.studies.diagnose import noise, path, plateau, sharpness, spectrum
@@ -259,6 +260,7 @@ def test_the_command_prints_a_table_and_leaves_numbers_and_a_picture(trained, wo
     app(sys.argv[1:], standalone_mode=False)
     facts = json.loads(numbers.read_text())
     assert facts == facts_of(trained["a"], words[0])
+    assert facts == content(read(DIAGNOSES[words[0]], facts, numbers)), "what was written is read as it was"
     assert facts["command"].startswith(f"largebatch diagnose {words[0]} ")
     assert "<svg" in (trained["a"] / "diagnostics" / f"{words[0]}.svg").read_text()
     printed = " ".join(capsys.readouterr().out.split())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,25 +182,21 @@ def plateau(
         _written(measured, [run], json_file, console)
 
 
-class _measuring:
+@contextlib.contextmanager
+def _measuring(
+    device: str, json_file: Path | None, runs: Sequence[Path] = ()
+) -> Iterator[tuple[Any, rich.console.Console]]:
     """Inside: the device and this rank's console."""
+    from largebatch.machine import distributed
 
-    def __init__(self, device: str, json_file: Path | None, runs: Sequence[Path] = ()) -> None:
-        from largebatch.machine import distributed
-
-        if device not in ("auto", "cpu", "cuda"):
-            raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
-        if json_file and len(runs) > 1:
-            raise UserError(f"--json {json_file} takes one run; the numbers of each lie in its folder diagnostics/")
-        check_folder(json_file)
-        self.device = distributed.choose_device(device)
-        self.group = group(device)
-
-    def __enter__(self) -> tuple[Any, rich.console.Console]:
-        return self.device, self.group.__enter__()
-
-    def __exit__(self, *problem: Any) -> None:
-        self.group.__exit__(*problem)
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
+    if json_file and len(runs) > 1:
+        raise UserError(f"--json {json_file} takes one run; the numbers of each lie in its folder diagnostics/")
+    check_folder(json_file)
+    chosen = distributed.choose_device(device)
+    with group(device) as console:
+        yield chosen, console
 
 
 def _written(
