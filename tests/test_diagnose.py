@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -23,6 +24,8 @@ from largebatch.data import Placement
 from largebatch.errors import UserError
 from largebatch.plan import batch
 from largebatch.recipes import config
+from largebatch.records.diagnoses import DIAGNOSES
+from largebatch.records.typed import content, read
 from largebatch.run.assemble import dataset_of, model_of, task_of
 from largebatch.run.train import train
 from largebatch.studies.diagnose import noise, path, plateau, sharpness, spectrum
@@ -140,11 +143,11 @@ def test_the_noise_scale_by_hand(trained):
         big = torch.stack(parts).mean(0).square().sum().item()
         squares.append((50 * big - 10 * small) / 40)
         traces.append((small - big) / (1 / 10 - 1 / 50))
-    assert facts["gradient_square"] == pytest.approx(sum(squares) / 6)
-    assert facts["variance_trace"] == pytest.approx(sum(traces) / 6)
-    assert facts["noise_scale"] == pytest.approx(sum(traces) / sum(squares))
-    assert facts["noise_scale_low"] < facts["noise_scale"]
-    assert facts_of(trained["a"], "noise")["noise_scale"] == facts["noise_scale"]
+    assert facts.gradient_square == pytest.approx(sum(squares) / 6)
+    assert facts.variance_trace == pytest.approx(sum(traces) / 6)
+    assert facts.noise_scale == pytest.approx(sum(traces) / sum(squares))
+    assert facts.noise_scale_low < facts.noise_scale
+    assert facts_of(trained["a"], "noise")["noise_scale"] == facts.noise_scale
 
 
 def test_looking_leaves_the_run_as_it_was(trained):
@@ -185,35 +188,35 @@ def test_the_hessians_noise_scale_by_hand(trained):
     covariance = 10 * away.T @ away / (len(parts) - 1)
     trace = torch.trace(hessian @ covariance)
     expected = trace / (mean @ hessian @ mean - trace / 200)
-    found = facts["hessian_noise_scale"]
+    found = facts.hessian_noise_scale
     assert found == pytest.approx(expected.item(), rel=1e-6) if expected > 0 else found is None
 
 
 def test_the_line_by_hand(trained):
     """Weights mixed, batch norm's statistics made anew over the sample, losses by plain torch."""
     facts = path.measure(trained["a"], trained["b"], CPU, points=4, examples=1500, batch_size=500, precision="fp64")
-    assert [point["alpha"] for point in facts["line"]] == [-1, 0, 1, 2]
+    assert [point.alpha for point in facts.line] == [-1, 0, 1, 2]
     model, dataset = model_at(trained["a"])
     ends = [weights_of(trained[name]) for name in "ab"]
     images, labels = next(iter(dataset.train.batches(0, 1, 1500, DOUBLE)))
     test_images, test_labels = next(iter(dataset.test.batches(0, 1, 1500, DOUBLE)))
     norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm1d))
-    for point in facts["line"]:
+    for point in facts.line:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 a, b = (end[name].double() for end in ends)
-                parameter.copy_((1 - point["alpha"]) * a + point["alpha"] * b)
+                parameter.copy_((1 - point.alpha) * a + point.alpha * b)
             before = model[1](model[0](images))  # flattened, the first linear layer
             norm.running_mean.copy_(before.mean(0))
             norm.running_var.copy_(before.var(0, unbiased=False))
             outputs, test_outputs = model(images), model(test_images)
-        assert point["train_loss"] == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-5)
-        assert point["test_loss"] == pytest.approx(F.cross_entropy(test_outputs, test_labels).item(), rel=1e-5)
+        assert point.numbers["train_loss"] == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-5)
+        assert point.numbers["test_loss"] == pytest.approx(F.cross_entropy(test_outputs, test_labels).item(), rel=1e-5)
         right = 100 * (test_outputs.argmax(1) == test_labels).double().mean().item()
-        assert point["test_accuracy_percent"] == pytest.approx(right)
-    assert facts["a"]["global_batch_size"] == 50
-    assert facts["b"]["global_batch_size"] == 500
-    assert facts_of(trained["b"], "path")["distance"] == facts["distance"]
+        assert point.numbers["test_accuracy_percent"] == pytest.approx(right)
+    assert facts.a.global_batch_size == 50
+    assert facts.b.global_batch_size == 500
+    assert facts_of(trained["b"], "path")["distance"] == facts.distance
 
 
 def test_each_batch_normalised_by_itself(trained):
@@ -224,8 +227,8 @@ def test_each_batch_normalised_by_itself(trained):
     )  # fmt: skip
     model, dataset = model_at(trained["b"])
     images, labels = next(iter(dataset.train.batches(0, 1, 1500, DOUBLE)))
-    assert facts["line"][2]["train_loss"] == pytest.approx(F.cross_entropy(model.train()(images), labels).item())
-    assert facts["curve"] == []
+    assert facts.line[2].numbers["train_loss"] == pytest.approx(F.cross_entropy(model.train()(images), labels).item())
+    assert facts.curve == []
 
 
 def test_one_rank_and_two_measure_the_same(trained):
@@ -235,8 +238,8 @@ def test_one_rank_and_two_measure_the_same(trained):
     assert two.returncode == 0, two.stderr
     for kind, facts in alone.items():
         found = facts_of(trained["a"], kind)
-        assert (found["ranks"], facts["ranks"]) == (2, 1)
-        close(found, json.loads(json.dumps(facts)), 1e-6)
+        assert (found["ranks"], facts.ranks) == (2, 1)
+        close(found, json.loads(json.dumps(content(facts))), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +260,7 @@ def test_the_command_prints_a_table_and_leaves_numbers_and_a_picture(trained, wo
     app(sys.argv[1:], standalone_mode=False)
     facts = json.loads(numbers.read_text())
     assert facts == facts_of(trained["a"], words[0])
+    assert facts == content(read(DIAGNOSES[words[0]], facts, numbers)), "what was written is read as it was"
     assert facts["command"].startswith(f"largebatch diagnose {words[0]} ")
     assert "<svg" in (trained["a"] / "diagnostics" / f"{words[0]}.svg").read_text()
     printed = " ".join(capsys.readouterr().out.split())
@@ -266,14 +270,14 @@ def test_the_command_prints_a_table_and_leaves_numbers_and_a_picture(trained, wo
 
 def test_a_loss_that_still_falls(trained):
     facts = plateau.measure(trained["plain"], CPU)
-    assert facts["verdict"] == "falling", facts["evidence"]
-    assert facts["checkpoint_step"] == 120
+    assert facts.verdict == "falling", facts.evidence
+    assert facts.checkpoint_step == 120
 
 
 def test_the_records_alone(trained):
     facts = plateau.measure(trained["unsaved"], CPU)
-    assert facts["verdict"] == "unknown"
-    assert "checkpoint_step" not in facts
+    assert facts.verdict == "unknown"
+    assert "checkpoint_step" not in facts_of(trained["unsaved"], "plateau")
 
 
 @pytest.mark.parametrize(
@@ -323,7 +327,7 @@ def test_what_happened_to_the_files_is_told_in_a_sentence(trained, tmp_path):
         line.pop("lr", None)
         line["loss"] = None
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert plateau.measure(run, CPU)["verdict"]
+    assert plateau.measure(run, CPU).verdict
     shutil.rmtree(run / "diagnostics")
     (run / "diagnostics").write_text("")
     with pytest.raises(UserError, match="diagnostics/plateau.json cannot be written"):
@@ -338,7 +342,7 @@ def test_dropout_belongs_to_the_part(trained):
     """Two measurements draw the same, and leave the random state as it was."""
     before = torch.get_rng_state()
     once, again = (noise.measure(trained["dropout"], CPU, small=10, big=50, batches=3) for _ in range(2))
-    assert once["squares"] == again["squares"]
+    assert once.squares == again.squares
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -357,11 +361,11 @@ def test_image_folders_are_looked_at_too(trained, tmp_path):
     }  # fmt: skip
     assert train(config.from_dict(written), quiet=True).status == "finished"
     run = tmp_path / "run"
-    loss = sharpness.measure(run, CPU, examples=16, batch_size=4, space="full", precision="fp64")["loss"]
-    assert loss == pytest.approx(spectrum.measure(run, CPU, examples=16, batch_size=4, precision="fp64")["loss"])
+    loss = sharpness.measure(run, CPU, examples=16, batch_size=4, space="full", precision="fp64").loss
+    assert loss == pytest.approx(spectrum.measure(run, CPU, examples=16, batch_size=4, precision="fp64").loss)
     shutil.copytree(run, tmp_path / "again")
-    assert path.measure(run, tmp_path / "again", CPU, points=4, examples=16, batch_size=4)["distance"] == 0
-    assert noise.measure(run, CPU, small=2, big=8, batches=2)["big_batch_size"] == 8
+    assert path.measure(run, tmp_path / "again", CPU, points=4, examples=16, batch_size=4).distance == 0
+    assert noise.measure(run, CPU, small=2, big=8, batches=2).big_batch_size == 8
 
 
 def test_dropout_on_has_no_hessian(trained):
@@ -384,6 +388,6 @@ def test_a_table_for_each_command(trained):
     facts = noise.measure(trained["a"], CPU, small=10, big=50, batches=4)
     assert noise.table(facts).row_count == 4
     assert any("noise scale" in sentence or "beyond measure" in sentence for sentence in noise.sentences(facts))
-    lost = {**facts, "noise_scale": None, "noise_scale_high": None}
+    lost = dataclasses.replace(facts, noise_scale=None, noise_scale_high=None)
     assert "beyond measure" in noise.sentences(lost)[1]
-    assert not math.isnan(facts["gradient_square"])
+    assert not math.isnan(facts.gradient_square)

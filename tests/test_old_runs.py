@@ -57,12 +57,12 @@ def test_a_diagnosis_looks_at_their_weights(old):
     """The way between two of them begins at what the finished one measured of itself; a plateau reads the records."""
     finished, stopped = (old / ROW / f"seed-{seed}" for seed in (0, 1))
     facts = path.measure(finished, stopped, CPU, points=2, curve=False, examples=200, precision="fp64")
-    [start] = [point for point in facts["line"] if point["alpha"] == 0.0]
+    [start] = [point for point in facts.line if point.alpha == 0.0]
     events = map(json.loads, (finished / "metrics.jsonl").read_text().splitlines())
     *_, last = (event for event in events if event.get("split") == "test")
-    assert start["test_accuracy_percent"] == last["accuracy_percent"]
-    assert start["test_loss"] == pytest.approx(last["loss"], rel=1e-6)
-    assert plateau.measure(finished, CPU, checkpoint=False)["step"] == 60
+    assert start.numbers["test_accuracy_percent"] == last["accuracy_percent"]
+    assert start.numbers["test_loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert plateau.measure(finished, CPU, checkpoint=False).step == 60
 
 
 def test_a_stopped_one_goes_on_and_ends_like_one_that_nothing_disturbed(old, tmp_path):

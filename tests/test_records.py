@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 from programs import REPOSITORY
+from report import made_up
 
 from largebatch.errors import UserError
 from largebatch.records import circumstances, facts, files
 from largebatch.records.circumstances import circumstances_of
 from largebatch.records.comparison import ComparisonRecord
+from largebatch.records.diagnoses import DIAGNOSES
 from largebatch.records.run import LINES, EvaluateLine, PlanRecord, ResultRecord, StopLine, WorkerLine
 from largebatch.records.typed import content, made, read
 
@@ -180,6 +182,15 @@ def test_what_was_written_before_records_had_types_is_read_and_written_as_it_was
     for whole in there:
         again = without_version(read(KINDS[name], whole, name))
         assert known(again) == known(whole)
+
+
+def test_so_is_what_was_diagnosed():
+    files = [REPOSITORY / "results" / f"{name}.json" for name in ("noise-mnist/at-the-end", "keskar-f1/path")]
+    measured = [json.loads(file.read_text()) for file in files]
+    measured += json.loads((REPOSITORY / "results" / "keskar-f1" / "sharpness.json").read_text())
+    for whole in (*measured, made_up.PLATEAU):
+        whole.pop("seed_of_run", None)  # not ours: added where they were gathered
+        assert known(without_version(read(DIAGNOSES[whole["kind"]], whole, "x.json"))) == known(whole)
 
 
 def test_so_is_every_line_of_old_metrics():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ import typer
 from largebatch.cli.frame import JsonFile, With, check_folder, command, group, local_path, write_numbers
 from largebatch.errors import UserError
 from largebatch.records import names
+from largebatch.records.diagnoses import DiagnosisRecord
+from largebatch.records.typed import content
 from largebatch.terminal.console import tell
 
 app = typer.Typer(help="Why a batch size does or does not work.", no_args_is_help=True, rich_markup_mode=None)
@@ -51,15 +54,15 @@ def noise(
         from largebatch.studies.diagnose import noise
 
         for run in runs:
-            facts = noise.measure(
+            measured = noise.measure(
                 run, chosen, small=small, big=big, batches=batches, hessian=hessian, precision=precision, step=step,
                 command=command(),
             )  # fmt: skip
-            for sentence in noise.sentences(facts):
+            for sentence in noise.sentences(measured):
                 tell(console, sentence)
-            if (table := noise.table(facts)) is not None:
+            if (table := noise.table(measured)) is not None:
                 console.print(table)
-            _written(facts, json_file, console)
+            _written(measured, [run], json_file, console)
 
 
 @app.command()
@@ -84,14 +87,14 @@ def sharpness(
         from largebatch.studies.diagnose import sharpness
 
         for run in runs:
-            facts = sharpness.measure(
+            measured = sharpness.measure(
                 run, chosen, epsilons=epsilon or [1e-3, 5e-4], space=space, dimensions=dimensions, rhos=rho or [0.05],
                 seed=seed, norm=batch_norm, examples=examples, batch_size=batch_size, precision=precision, step=step,
                 command=command(),
                 progress=lambda text: tell(console, text),
             )  # fmt: skip
-            console.print(sharpness.table(facts))
-            _written(facts, json_file, console)
+            console.print(sharpness.table(measured))
+            _written(measured, [run], json_file, console)
 
 
 @app.command()
@@ -117,14 +120,14 @@ def spectrum(
         from largebatch.studies.diagnose import spectrum
 
         for run in runs:
-            facts = spectrum.measure(
+            measured = spectrum.measure(
                 run, chosen, eigenvalues=eigenvalues, iterations=iterations, vectors=vectors, exact_up_to=exact_up_to,
                 norm=batch_norm, examples=examples, batch_size=batch_size, precision=precision, step=step,
                 command=command(),
                 progress=lambda text: tell(console, text),
             )  # fmt: skip
-            console.print(spectrum.table(facts))
-            _written(facts, json_file, console)
+            console.print(spectrum.table(measured))
+            _written(measured, [run], json_file, console)
 
 
 @app.command()
@@ -151,13 +154,13 @@ def path(
     with _measuring(device, json_file) as (chosen, console):
         from largebatch.studies.diagnose import path
 
-        facts = path.measure(
+        measured = path.measure(
             first, second, chosen, points=points, curve=curve, norm=batch_norm, examples=examples,
             batch_size=batch_size, precision=precision, command=command(),
             progress=lambda text: tell(console, text),
         )  # fmt: skip
-        console.print(path.table(facts))
-        _written(facts, json_file, console)
+        console.print(path.table(measured))
+        _written(measured, [first, second], json_file, console)
 
 
 @app.command()
@@ -175,44 +178,42 @@ def plateau(
     with _measuring(device, json_file) as (chosen, console):
         from largebatch.studies.diagnose import plateau
 
-        facts = plateau.measure(
+        measured = plateau.measure(
             run, chosen, examples=examples, batch_size=batch_size, checkpoint=checkpoint, precision=precision,
             command=command(),
         )  # fmt: skip
-        tell(console, facts["sentence"])
-        console.print(plateau.table(facts))
-        _written(facts, json_file, console)
+        tell(console, measured.sentence)
+        console.print(plateau.table(measured))
+        _written(measured, [run], json_file, console)
 
 
-class _measuring:
+@contextlib.contextmanager
+def _measuring(
+    device: str, json_file: Path | None, runs: Sequence[Path] = ()
+) -> Iterator[tuple[Any, rich.console.Console]]:
     """Inside: the device and this rank's console."""
+    from largebatch.machine import distributed
 
-    def __init__(self, device: str, json_file: Path | None, runs: Sequence[Path] = ()) -> None:
-        from largebatch.machine import distributed
-
-        if device not in ("auto", "cpu", "cuda"):
-            raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
-        if json_file and len(runs) > 1:
-            raise UserError(f"--json {json_file} takes one run; the numbers of each lie in its folder diagnostics/")
-        check_folder(json_file)
-        self.device = distributed.choose_device(device)
-        self.group = group(device)
-
-    def __enter__(self) -> tuple[Any, rich.console.Console]:
-        return self.device, self.group.__enter__()
-
-    def __exit__(self, *problem: Any) -> None:
-        self.group.__exit__(*problem)
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
+    if json_file and len(runs) > 1:
+        raise UserError(f"--json {json_file} takes one run; the numbers of each lie in its folder diagnostics/")
+    check_folder(json_file)
+    chosen = distributed.choose_device(device)
+    with group(device) as console:
+        yield chosen, console
 
 
-def _written(facts: dict[str, Any], json_file: Path | None, console: rich.console.Console) -> None:
+def _written(
+    measured: DiagnosisRecord, runs: Sequence[Path], json_file: Path | None, console: rich.console.Console
+) -> None:
     """The picture beside the facts in the run directories; the facts again where somebody wants them. Collective."""
     from largebatch.report.alone import write_picture
     from largebatch.run.record import on_first_rank
 
-    ends = [facts[end]["directory"] for end in "ab"] if facts["kind"] == "path" else [facts["directory"]]
-    for directory in dict.fromkeys(ends):
-        place = Path(directory) / names.DIAGNOSTICS / facts["kind"]
+    facts = content(measured)
+    for directory in runs:
+        place = directory / names.DIAGNOSTICS / measured.kind
         on_first_rank(partial(write_picture, facts, place.with_suffix(".svg")), f"{place}.svg")
         tell(console, f"numbers and picture: {place}.json, .svg")
     write_numbers(json_file, facts, console)

@@ -4,14 +4,15 @@ What is drawn is what the page shows; here its title stands above it and its cap
 """
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from largebatch.errors import UserError
+from largebatch.records.diagnoses import DIAGNOSES
 from largebatch.records.files import write_bytes
-from largebatch.report.shapes import Diagnosis
+from largebatch.records.typed import read
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,10 +30,10 @@ class Drawn(NamedTuple):
     description: str
 
 
-Draw = Callable[[Diagnosis], Drawn]
+Draw = Callable[[Any], Drawn]
 
 
-def write_picture(facts: Diagnosis, file: Path) -> None:
+def write_picture(facts: Mapping[str, Any], file: Path) -> None:
     """Draw ``facts`` by their kind into ``file``, which is there whole or not at all."""
     from largebatch.report import svg
 
@@ -43,7 +44,7 @@ def write_picture(facts: Diagnosis, file: Path) -> None:
     if (kind := facts.get("kind")) not in DRAWINGS:
         raise UserError(f"facts of kind {kind!r} have no picture; valid: {', '.join(DRAWINGS)}")
     with svg.drawing():
-        drawn = DRAWINGS[kind](facts)
+        drawn = DRAWINGS[kind](read(DIAGNOSES[kind], facts, f"facts of kind {kind!r}") if kind in DIAGNOSES else facts)
         edges = _titled(drawn)
         if file.suffix == ".svg":
             spoken = f"{drawn.description} {drawn.caption}".strip()

@@ -6,15 +6,27 @@ plateau's cause comes with its evidence and advice.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-from largebatch.records.typed import finite
+from largebatch.records.diagnoses import (
+    CitedSharpness,
+    DiagnosisRecord,
+    Eigenvalue,
+    NoiseRecord,
+    PlateauRecord,
+    SearchedBox,
+    SharpnessRecord,
+    SpectrumRecord,
+)
 from largebatch.report.numerals import ABSENT, count, measured, percent, plain, scored
-from largebatch.report.shapes import Diagnosis
 from largebatch.report.summary import Comparison, MeasuredRow, SeedMean, estimate
 from largebatch.report.table import Column, TableLine, TextTable
+
+Measured = TypeVar("Measured", bound=DiagnosisRecord)
+Rows = list[tuple[MeasuredRow, list[Measured]]]
+Cell = Callable[[MeasuredRow, list[Measured]], str]
 
 
 class Setting(NamedTuple):
@@ -29,18 +41,6 @@ class Setting(NamedTuple):
         return f"{space}, ε\u00a0{plain(self.epsilon)}"
 
 
-class PublishedSharpness(NamedTuple):
-    """A sharpness that a paper gives for this setting."""
-
-    sharpness: float
-    std: float | None
-    source: str
-
-    @property
-    def words(self) -> str:
-        return f"{self.sharpness:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
-
-
 @dataclass(frozen=True)
 class Finding:
     """What the search for a plateau's cause found in one run."""
@@ -51,42 +51,47 @@ class Finding:
     advice: tuple[str, ...]
 
 
-def facts_of(row: MeasuredRow, kind: str) -> list[Diagnosis]:
-    return [run.diagnostics[kind] for run in row.runs if kind in run.diagnostics]
+def measured_rows(comparison: Comparison, kind: type[Measured]) -> Rows[Measured]:
+    """Those that were measured so, with what each seed has of it."""
+    rows = [(row, [one for run in row.runs if (one := run.diagnosis(kind))]) for row in comparison.rows]
+    return [(row, facts) for row, facts in rows if facts]
 
 
-def settings(facts: Iterable[Diagnosis]) -> list[Setting]:
+def settings(facts: Iterable[SharpnessRecord]) -> list[Setting]:
     """Every box that was searched, the full space first, the larger box first."""
-    found = {_setting(entry) for one in facts for entry in one["keskar"]}
+    found = {_setting(box) for one in facts for box in one.keskar}
     return sorted(found, key=lambda setting: (setting.dimensions or 0, -setting.epsilon))
 
 
-def sharpness(facts: Iterable[Diagnosis], setting: Setting) -> SeedMean | None:
-    values = [finite(entry.get("sharpness")) for one in facts for entry in one["keskar"] if _setting(entry) == setting]
-    return estimate(values)
+def sharpness(facts: Iterable[SharpnessRecord], setting: Setting) -> SeedMean | None:
+    return estimate(box.sharpness for one in facts for box in one.keskar if _setting(box) == setting)
 
 
-def published_sharpness(facts: Iterable[Diagnosis], setting: Setting) -> PublishedSharpness | None:
+def published_sharpness(facts: Iterable[SharpnessRecord], setting: Setting) -> CitedSharpness | None:
     """The papers say nothing of how many directions theirs were: a random space is a random space."""
-    for one in facts:
-        for entry in one.get("published") or ():
-            known = finite(entry.get("sharpness"))
-            same_space = (entry.get("space") == "full") == (setting.dimensions is None)
-            if known is not None and same_space and _near(finite(entry.get("epsilon")), setting.epsilon):
-                return PublishedSharpness(known, finite(entry.get("std")), str(entry.get("source") or ""))
+    for cited in (cited for one in facts for cited in one.published or ()):
+        same_space = (cited.space == "full") == (setting.dimensions is None)
+        if cited.sharpness is not None and same_space and _near(cited.epsilon, setting.epsilon):
+            return cited
     return None
+
+
+def published_words(cited: CitedSharpness | None) -> str:
+    if cited is None:
+        return ABSENT
+    return f"{cited.sharpness:.2f}" + (f" ± {cited.std:.2f}" if cited.std is not None else "")
 
 
 def sharpness_table(comparison: Comparison) -> TextTable | None:
     """Keskar's tables 3 and 4 for our rows."""
-    rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "sharpness"))]
+    rows = measured_rows(comparison, SharpnessRecord)
     if not rows:
         return None
     boxes = settings(one for _, facts in rows for one in facts)
-    radii = sorted({entry["rho"] for _, facts in rows for one in facts for entry in one.get("sam") or ()})
+    radii = sorted({ascent.rho for _, facts in rows for one in facts for ascent in one.sam or ()})
     columns = [Column("recipe", number=False), Column("global batch")]
     columns += [Column(score.name, score.unit) for score in (comparison.named("train"), comparison.reached)]
-    cells: list[Callable[[MeasuredRow, list[Diagnosis]], str]] = [
+    cells: list[Cell[SharpnessRecord]] = [
         lambda row, _: count(row.global_batch_size),
         lambda row, _: scored(row.reached_in_training, row.score),
         lambda row, _: scored(row.reached, row.score),
@@ -98,7 +103,7 @@ def sharpness_table(comparison: Comparison) -> TextTable | None:
         cited = [found for _, facts in rows if (found := published_sharpness(facts, box))]
         if cited:
             columns.append(Column("published", under=True))
-            cells.append(lambda _, facts, box=box: _words(published_sharpness(facts, box)))
+            cells.append(lambda _, facts, box=box: published_words(published_sharpness(facts, box)))
             sources |= dict.fromkeys(found.source for found in cited if found.source)
     for rho in radii:
         columns.append(Column(f"SAM, ρ\u00a0{plain(rho)}", "rise of the loss"))
@@ -113,7 +118,7 @@ def sharpness_table(comparison: Comparison) -> TextTable | None:
 
 
 def noise_table(comparison: Comparison) -> TextTable | None:
-    rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "noise"))]
+    rows = measured_rows(comparison, NoiseRecord)
     if not rows:
         return None
     several = any(len(facts) > 1 for _, facts in rows)
@@ -125,12 +130,12 @@ def noise_table(comparison: Comparison) -> TextTable | None:
         Column("tr Σ"),
         Column("|G|²"),
     )
-    cells: list[Callable[[MeasuredRow, list[Diagnosis]], str]] = [
+    cells: list[Cell[NoiseRecord]] = [
         lambda row, _: count(row.global_batch_size),
         lambda _, facts: noise_words(noise(facts)),
         lambda _, facts: interval_words(noise(facts)),
-        lambda _, facts: spread(estimate(finite(one.get("variance_trace")) for one in facts)),
-        lambda _, facts: spread(estimate(finite(one.get("gradient_square")) for one in facts)),
+        lambda _, facts: spread(estimate(one.variance_trace for one in facts)),
+        lambda _, facts: spread(estimate(one.gradient_square for one in facts)),
     ]
     caption = (
         "Gradient noise scale tr Σ / |G|² at the end of training (McCandlish et al. 2018): far below it, a batch twice"
@@ -149,11 +154,10 @@ class Noise(NamedTuple):
     high: float | None
 
 
-def noise(facts: Iterable[Diagnosis]) -> Noise:
-    facts = list(facts)
-    values = estimate(finite(one.get("noise_scale")) for one in facts)
-    lows = [low for one in facts if (low := finite(one.get("noise_scale_low"))) is not None]
-    highs = [finite(one.get("noise_scale_high")) for one in facts]
+def noise(facts: Sequence[NoiseRecord]) -> Noise:
+    values = estimate(one.noise_scale for one in facts)
+    lows = [one.noise_scale_low for one in facts if one.noise_scale_low is not None]
+    highs = [one.noise_scale_high for one in facts]
     high = math.inf if None in highs else max(number for number in highs if number is not None)
     return Noise(values.mean if values else None, min(lows, default=None), high if lows else None)
 
@@ -171,7 +175,7 @@ def interval_words(noise: Noise) -> str:
 
 
 def spectrum_table(comparison: Comparison) -> TextTable | None:
-    rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "spectrum"))]
+    rows = measured_rows(comparison, SpectrumRecord)
     if not rows:
         return None
     columns = (
@@ -184,12 +188,14 @@ def spectrum_table(comparison: Comparison) -> TextTable | None:
         Column("zero", "%"),
         Column("negative", "%"),
     )
-    cells: list[Callable[[MeasuredRow, list[Diagnosis]], str]] = [
+    cells: list[Cell[SpectrumRecord]] = [
         lambda row, _: count(row.global_batch_size),
-        lambda _, facts: spread(estimate(_first(one["largest"]) for one in facts)),
-        lambda _, facts: spread(estimate(_first(one["smallest"]) for one in facts)),
+        lambda _, facts: spread(estimate(first(one.largest) for one in facts)),
+        lambda _, facts: spread(estimate(first(one.smallest) for one in facts)),
         lambda _, facts: _trace(facts),
-        *(_share(which) for which in ("positive", "zero", "negative")),
+        lambda _, facts: _share(one.positive_share for one in facts),
+        lambda _, facts: _share(one.zero_share for one in facts),
+        lambda _, facts: _share(one.negative_share for one in facts),
     ]
     caption = (
         "Eigenvalues of the Hessian: its largest and smallest, its trace ± standard error of the estimate (with several"
@@ -204,10 +210,10 @@ def findings(comparison: Comparison) -> list[Finding]:
     found = []
     for row in comparison.rows:
         for run in row.runs:
-            if facts := run.diagnostics.get("plateau"):
+            if facts := run.diagnosis(PlateauRecord):
                 name = row.label if len(row.runs) == 1 else f"{row.label}, seed {run.seed}"
-                evidence, advice = (tuple(map(sentence, facts.get(key) or ())) for key in ("evidence", "advice"))
-                found.append(Finding(name, sentence(facts["sentence"]), evidence, advice))
+                evidence, advice = (tuple(map(sentence, said or ())) for said in (facts.evidence, facts.advice))
+                found.append(Finding(name, sentence(facts.sentence), evidence, advice))
     return found
 
 
@@ -216,9 +222,9 @@ def tables(comparison: Comparison) -> list[TextTable]:
     return [table for table in made if table is not None]
 
 
-def sentence(words: object) -> str:
+def sentence(words: str) -> str:
     """With its capital and its full stop."""
-    text = str(words).strip()
+    text = words.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
@@ -226,51 +232,38 @@ def spread(value: SeedMean | None) -> str:
     return ABSENT if value is None else measured(value.mean, value.std)
 
 
-def _setting(entry: Mapping[str, Any]) -> Setting:
-    dimensions = entry.get("dimensions") if entry.get("space") != "full" else None
-    return Setting(dimensions, float(entry["epsilon"]))
+def first(eigenvalues: Sequence[Eigenvalue]) -> float | None:
+    """The one furthest out."""
+    return eigenvalues[0].value if eigenvalues else None
+
+
+def _setting(box: SearchedBox) -> Setting:
+    return Setting(box.dimensions if box.space != "full" else None, box.epsilon)
 
 
 def _near(a: float | None, b: float) -> bool:
     return a is not None and math.isclose(a, b, rel_tol=1e-6)
 
 
-def _sam(facts: Iterable[Diagnosis], rho: float) -> SeedMean | None:
-    return estimate(
-        finite(entry.get("increase")) for one in facts for entry in one.get("sam") or () if entry["rho"] == rho
-    )
+def _sam(facts: Iterable[SharpnessRecord], rho: float) -> SeedMean | None:
+    return estimate(ascent.increase for one in facts for ascent in one.sam or () if ascent.rho == rho)
 
 
-def _words(found: PublishedSharpness | None) -> str:
-    return found.words if found else ABSENT
-
-
-def _first(eigenvalues: list[Any]) -> float | None:
-    return finite(eigenvalues[0].get("value")) if eigenvalues else None
-
-
-def _trace(facts: list[Diagnosis]) -> str:
+def _trace(facts: list[SpectrumRecord]) -> str:
     if len(facts) > 1:
-        return spread(estimate(finite(one.get("trace")) for one in facts))
-    trace = finite(facts[0].get("trace"))
-    return ABSENT if trace is None else measured(trace, finite(facts[0].get("trace_std_error")))
+        return spread(estimate(one.trace for one in facts))
+    trace = facts[0].trace
+    return ABSENT if trace is None else measured(trace, facts[0].trace_std_error)
 
 
-def _share(which: str) -> Callable[[MeasuredRow, list[Diagnosis]], str]:
-    def cell(_: MeasuredRow, facts: list[Diagnosis]) -> str:
-        shares = estimate(finite(one.get(f"{which}_share")) for one in facts)
-        if shares is None:
-            return ABSENT
-        return percent(SeedMean(100 * shares.mean, shares.std and 100 * shares.std, shares.n))
-
-    return cell
+def _share(of_seeds: Iterable[float | None]) -> str:
+    shares = estimate(of_seeds)
+    return percent(shares and SeedMean(100 * shares.mean, shares.std and 100 * shares.std, shares.n))
 
 
 def _examples(number: float) -> str:
     return count(number) if number >= 10 else plain(number)
 
 
-def _lines(
-    rows: list[tuple[MeasuredRow, list[Diagnosis]]], cells: list[Callable[[MeasuredRow, list[Diagnosis]], str]]
-) -> tuple[TableLine, ...]:
+def _lines(rows: Rows[Measured], cells: list[Cell[Measured]]) -> tuple[TableLine, ...]:
     return tuple(TableLine(row.id, (row.label, *(cell(row, facts) for cell in cells))) for row, facts in rows)

@@ -1,7 +1,6 @@
 """JSON and text on disk -> checked values; whatever cannot be read is a ``UserError`` that names the file."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,3 @@ def loaded(text: str) -> Any:
     except (ValueError, RecursionError):  # a number too long, halves of a character, nesting without end
         raise json.JSONDecodeError("no value that a run writes", "", 0) from None
     return value
-
-
-def need(data: Mapping[str, Any], key: str, kind: type, where: object) -> Any:
-    if key not in data:
-        raise UserError(f"{where} has no {key!r}")
-    if not isinstance(data[key], kind) or isinstance(data[key], bool):
-        raise UserError(f"{where}: {key} is {str(data[key])[:60]!r}; valid: {kind.__name__}")
-    return data[key]

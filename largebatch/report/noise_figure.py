@@ -10,28 +10,26 @@ import math
 
 from matplotlib.axes import Axes
 
-from largebatch.records.typed import finite
+from largebatch.records.diagnoses import NoiseRecord
 from largebatch.report import svg
 from largebatch.report.alone import Drawn
-from largebatch.report.diagnostics import Noise, facts_of, interval_words, noise, noise_words
+from largebatch.report.diagnostics import Noise, interval_words, measured_rows, noise, noise_words
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.numerals import count, short
 from largebatch.report.scales import log
-from largebatch.report.shapes import Diagnosis
 from largebatch.report.strips import Strip, strip_figure
 from largebatch.report.summary import Comparison
 
 HEADING = "noise scale, examples (log scale)"
 
 
-def draw(facts: Diagnosis) -> Drawn:
+def draw(facts: NoiseRecord) -> Drawn:
     """One run: steps and examples against the batch; only the point where the scale is not known."""
     found = noise([facts])
-    title = f"Noise scale: {facts.get('title') or facts.get('run') or 'a run'}"
-    small, big = facts.get("small_batch_size"), facts["big_batch_size"]
-    how = f"Measured between batches of {count(finite(small))} and {count(finite(big))} examples."
-    if (with_hessian := finite(facts.get("hessian_noise_scale"))) is not None:
-        how += f" With the Hessian, tr(HΣ) / (GᵀHG): {count(with_hessian)}."
+    title = f"Noise scale: {facts.title or facts.run or 'a run'}"
+    how = f"Measured between batches of {count(facts.small_batch_size)} and {count(facts.big_batch_size)} examples."
+    if facts.hessian_noise_scale is not None:
+        how += f" With the Hessian, tr(HΣ) / (GᵀHG): {count(facts.hessian_noise_scale)}."
     said = f"Noise scale {noise_words(found)} examples, 95 % interval {interval_words(found)}."
     if found.value is None or found.value <= 0:
         return Drawn(strip_figure(HEADING, [_strip("noise scale", found)], log=True, points=True), title, how, said)
@@ -49,7 +47,7 @@ def draw(facts: Diagnosis) -> Drawn:
         f"noise scale {noise_words(found)}", (found.value, 1), (5, -2), xycoords=axes.get_xaxis_transform(),
         textcoords="offset points", va="top",
     )  # fmt: skip
-    batch = finite(facts.get("global_batch_size"))
+    batch = facts.global_batch_size
     if batch and sizes[0] < batch < sizes[-1]:
         axes.axvline(batch, color=svg.MUTED, linewidth=1, dashes=(1, 2.5))
         fits = batch < 3 * found.value  # else there is no room at its right
@@ -66,7 +64,7 @@ def draw(facts: Diagnosis) -> Drawn:
 
 def picture(comparison: Comparison) -> Picture | None:
     """The rows' points and intervals, each with its own batch marked."""
-    rows = [(row, noise(facts)) for row in comparison.rows if (facts := facts_of(row, "noise"))]
+    rows = [(row, noise(facts)) for row, facts in measured_rows(comparison, NoiseRecord)]
     if not rows:
         return None
     strips = [

@@ -9,57 +9,56 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from largebatch.plan.score import ACCURACY, Score, score_of
-from largebatch.records.typed import finite
+from largebatch.plan.score import ACCURACY, Score
+from largebatch.records.diagnoses import PathPoint, PathRecord
 from largebatch.report import svg
 from largebatch.report.alone import Drawn
 from largebatch.report.frame import HEIGHT, WIDTH, Picture
 from largebatch.report.numerals import axis, count, plain
 from largebatch.report.scales import log
-from largebatch.report.shapes import Diagnosis
 from largebatch.report.summary import Comparison
 
 LOSS, SCORE = svg.COLOURS[0], svg.COLOURS[1]
 WAYS = {"line": "on the straight line", "curve": "on the curve"}
 
 
-def draw(facts: Diagnosis) -> Drawn:
+def draw(facts: PathRecord) -> Drawn:
     """The straight line, and below it the curve where it was measured."""
-    ways = [way for way in WAYS if facts.get(way)]
+    ways = facts.ways
     height = (HEIGHT + 16) * len(ways)
     figure = Figure(figsize=(WIDTH / 72, height / 72))
     for place, way in enumerate(ways):
         _panel(
             figure, (len(ways) - 1 - place) * (HEIGHT + 16) / height, HEIGHT / height, facts, way, named=len(ways) > 1
         )
-    said = "; ".join(f"{WAYS[way]} {_said(facts[way])}" for way in ways)
+    said = "; ".join(f"{WAYS[way]} {_said(points)}" for way, points in ways.items())
     return Drawn(figure, _title(facts), _caption(facts), said)
 
 
 def pictures(comparison: Comparison) -> list[Picture]:
     """Line and curve of every run that was measured on its way to another."""
-    measured: list[Diagnosis] = []
+    measured: list[PathRecord] = []
     for run in comparison.runs:
-        facts = run.diagnostics.get("path")
+        facts = run.diagnosis(PathRecord)
         if facts and facts not in measured:  # both ends keep them
             measured.append(facts)
     made = []
     for place, facts in enumerate(measured):
-        for way in (way for way in WAYS if facts.get(way)):
+        for way, points in facts.ways.items():
             figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
             _panel(figure, 0, 1, facts, way)
             name, title = f"path-{place}-{way}", f"{_title(facts)}, {WAYS[way]}"
-            element = svg.inline(figure, name, title, _said(facts[way]))
+            element = svg.inline(figure, name, title, _said(points))
             made.append(Picture(name, "Diagnostics", title, _caption(facts), element, ()))
     return made
 
 
-def _panel(figure: Figure, bottom: float, share: float, facts: Diagnosis, way: str, *, named: bool = False) -> None:
+def _panel(figure: Figure, bottom: float, share: float, facts: PathRecord, way: str, *, named: bool = False) -> None:
     """Loss on the left in one colour, the score on the right in another; train solid, test dashed.
 
     A score that is a loss itself, as of a regression, has one line for both.
     """
-    points, score = facts[way], score_of(facts)
+    points, score = facts.ways[way], facts.judged_by
     axes = figure.add_axes((46 / WIDTH, bottom + 44 / HEIGHT * share, 1 - 92 / WIDTH, share * (1 - 92 / HEIGHT)))
     right = axes.twinx()
     right.grid(False)
@@ -74,7 +73,7 @@ def _panel(figure: Figure, bottom: float, share: float, facts: Diagnosis, way: s
         right.spines["right"].set_visible(True)
         right.tick_params(axis="y", labelcolor=SCORE, size=0)
         texts.append((axis(score), 1, 42, "right", SCORE))
-    alphas = [point["alpha"] for point in points]
+    alphas = [point.alpha for point in points]
     axes.set_xlim(min(alphas), max(alphas))
     axes.set_xlabel(f"α, {WAYS[way]}" if named else "α", color=svg.MUTED, labelpad=6)
     for text, corner, right_by, side, colour in texts:
@@ -82,19 +81,19 @@ def _panel(figure: Figure, bottom: float, share: float, facts: Diagnosis, way: s
             text, (corner, 1), (right_by, 24), xycoords="axes fraction", textcoords="offset points", ha=side,
             color=colour,
         )  # fmt: skip
-    for alpha, side in ((0, "a"), (1, "b")):
-        _mark(axes, alpha, _name(facts, side), finite(facts[side].get("global_batch_size")))
+    for alpha, (side, end) in enumerate(facts.ends.items()):
+        _mark(axes, alpha, _name(facts, side), end.global_batch_size)
 
 
-def _is_loss(points: Sequence[Diagnosis], score: Score) -> bool:
+def _is_loss(points: Sequence[PathPoint], score: Score) -> bool:
     return all(
-        point.get(f"{split}_{score.key}") in (None, point.get(f"{split}_loss"))
+        point.number(f"{split}_{score.key}") in (None, point.number(f"{split}_loss"))
         for point in points
         for split in ("train", "test")
     )
 
 
-def _loss_name(points: Sequence[Diagnosis], score: Score) -> str:
+def _loss_name(points: Sequence[PathPoint], score: Score) -> str:
     if score.same_measure(ACCURACY):
         return "cross-entropy"
     return score.name if _is_loss(points, score) else "loss"
@@ -112,15 +111,12 @@ def _scale(axes: Axes, values: Sequence[float], score: Score) -> None:
     return None
 
 
-def _series(axes: Axes, points: Sequence[Diagnosis], quantity: str, colour: str) -> list[float]:
+def _series(axes: Axes, points: Sequence[PathPoint], quantity: str, colour: str) -> list[float]:
     """Draw it for both sets; the numbers that were drawn."""
     drawn = []
     for split, dashes in (("train", (None, None)), ("test", (6, 2.5))):
-        known = [
-            (point["alpha"], number)
-            for point in points
-            if (number := finite(point.get(f"{split}_{quantity}"))) is not None
-        ]
+        key = f"{split}_{quantity}"
+        known = [(point.alpha, number) for point in points if (number := point.number(key)) is not None]
         if known:
             axes.plot(
                 *zip(*known, strict=True), color=colour, dashes=dashes, linewidth=1.6,
@@ -143,33 +139,33 @@ def _mark(axes: Axes, alpha: float, name: str, batch: float | None) -> None:
     )  # fmt: skip
 
 
-def _title(facts: Diagnosis) -> str:
+def _title(facts: PathRecord) -> str:
     return f"From {_name(facts, 'a')} to {_name(facts, 'b')}"
 
 
-def _name(facts: Diagnosis, side: str) -> str:
+def _name(facts: PathRecord, side: str) -> str:
     """The run's title, with its batch where the other's is the same."""
-    own, other = (facts[which].get("title") or facts[which].get("run") or which for which in (side, "ab".strip(side)))
-    batch = finite(facts[side].get("global_batch_size"))
-    return f"{own} at {count(batch)}" if own == other and batch else str(own)
+    titles = {which: end.title or end.run or which for which, end in facts.ends.items()}
+    batch = facts.ends[side].global_batch_size
+    return f"{titles[side]} at {count(batch)}" if titles["a"] == titles["b"] and batch else titles[side]
 
 
-def _caption(facts: Diagnosis) -> str:
+def _caption(facts: PathRecord) -> str:
     ends = []
-    for alpha, side in ((0, "a"), (1, "b")):
-        seed = f", seed {facts[side]['seed']}" if "seed" in facts[side] else ""
+    for alpha, (side, end) in enumerate(facts.ends.items()):
+        seed = f", seed {end.seed}" if end.seed is not None else ""
         ends.append(f"α = {alpha} is {_name(facts, side)}{seed}")
-    words = {"recomputed": "recomputed at every point", "batch": "the batch’s"}.get(str(facts.get("batch_norm")))
+    words = {"recomputed": "recomputed at every point", "batch": "the batch’s"}.get(str(facts.batch_norm))
     norm = f" Batch-norm statistics are {words}." if words else ""
-    examples = f"{count(finite(facts.get('examples')))} training examples"
-    score = score_of(facts)
-    dots = "" if _is_loss(facts["line"], score) else f"; dots: {score.name}"
-    return f"Solid: {examples}; dashed: the test set{dots}. {'; '.join(ends)}.{norm}"
+    score = facts.judged_by
+    dots = "" if _is_loss(facts.line, score) else f"; dots: {score.name}"
+    solid = f"Solid: {count(facts.examples)} training examples"
+    return f"{solid}; dashed: the test set{dots}. {'; '.join(ends)}.{norm}"
 
 
-def _said(points: Sequence[Diagnosis]) -> str:
+def _said(points: Sequence[PathPoint]) -> str:
     """The loss at both ends and at its highest between."""
-    known = [(point["alpha"], loss) for point in points if (loss := finite(point.get("train_loss"))) is not None]
+    known = [(point.alpha, loss) for point in points if (loss := point.number("train_loss")) is not None]
     between = [(loss, alpha) for alpha, loss in known if 0 <= alpha <= 1]
     if not between:
         return "no training loss between the two"

@@ -7,7 +7,6 @@ still going: it is kept, as "unfinished".
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +15,7 @@ from largebatch.errors import UserError
 from largebatch.plan.score import Score
 from largebatch.recipes.strict_yaml import parse
 from largebatch.records import names
+from largebatch.records.diagnoses import DIAGNOSES, DiagnosisRecord
 from largebatch.records.run import (
     DirectionsLine,
     EvaluateLine,
@@ -27,11 +27,11 @@ from largebatch.records.run import (
     TrainLine,
 )
 from largebatch.records.typed import mapping, read
-from largebatch.report.files import json_of, loaded, need, text_of
-from largebatch.report.shapes import DIAGNOSES, Diagnosis, shaped
+from largebatch.report.files import json_of, loaded, text_of
 
 SPLITS = ("test", "held_out")
 Kind = TypeVar("Kind", bound=LineRecord)
+Measured = TypeVar("Measured", bound=DiagnosisRecord)
 SHOWN: dict[str, type[LineRecord]] = {
     kind.EVENT: kind for kind in (TrainLine, EvaluateLine, NoiseScaleLine, DirectionsLine)
 }
@@ -50,11 +50,14 @@ class RecordedRun:
     result: ResultRecord
     lines: tuple[LineRecord, ...]
     """Those of the kinds in ``SHOWN``, in the order of their steps."""
-    diagnostics: Mapping[str, Diagnosis]
-    """What was measured on the run's weights, by kind."""
+    diagnoses: tuple[DiagnosisRecord, ...]
+    """What was measured on the run's weights, one of a kind."""
 
     def lines_of(self, kind: type[Kind]) -> tuple[Kind, ...]:
         return tuple(line for line in self.lines if isinstance(line, kind))
+
+    def diagnosis(self, kind: type[Measured]) -> Measured | None:
+        return next((one for one in self.diagnoses if isinstance(one, kind)), None)
 
     @property
     def status(self) -> str:
@@ -127,7 +130,7 @@ def read_run(path: Path, name: str) -> RecordedRun:
     recipe = read(RecipeRecord, parse(text, f"{path / names.RECIPE} is not valid YAML"), path / names.RECIPE)
     result = _result(path / names.RESULT)
     lines = _metrics(path / names.METRICS, required=result.status == "finished")
-    return RecordedRun(path, name, recipe, text, plan, result, lines, _diagnostics(path / names.DIAGNOSTICS))
+    return RecordedRun(path, name, recipe, text, plan, result, lines, _diagnoses(path / names.DIAGNOSTICS))
 
 
 def _result(file: Path) -> ResultRecord:
@@ -164,10 +167,11 @@ def _metrics(file: Path, *, required: bool) -> tuple[LineRecord, ...]:
     return tuple(last[key] for key in sorted(last, key=lambda key: key[2]))
 
 
-def _diagnostics(folder: Path) -> dict[str, Diagnosis]:
-    found = {}
+def _diagnoses(folder: Path) -> tuple[DiagnosisRecord, ...]:
+    """Of the kinds that are shown."""
+    found: dict[str, DiagnosisRecord] = {}
     for file in sorted(folder.glob("*.json")):
-        facts = mapping(json_of(file), file)
-        kind = need(facts, "kind", str, file)
-        found[kind] = shaped(facts, DIAGNOSES[kind], file) if kind in DIAGNOSES else facts
-    return found
+        facts = json_of(file)
+        if (kind := read(DiagnosisRecord, facts, file).kind) in DIAGNOSES:
+            found[kind] = read(DIAGNOSES[kind], facts, file)
+    return tuple(found.values())

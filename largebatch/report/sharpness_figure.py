@@ -1,31 +1,35 @@
 """Sharpness as bars: of one run by setting, of a comparison's rows one picture a setting."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from largebatch.records.typed import finite
+from largebatch.records.diagnoses import SharpnessRecord
 from largebatch.report import svg
 from largebatch.report.alone import Drawn
-from largebatch.report.diagnostics import Setting, facts_of, published_sharpness, settings, sharpness, spread
+from largebatch.report.diagnostics import (
+    Setting,
+    measured_rows,
+    published_sharpness,
+    published_words,
+    settings,
+    sharpness,
+    spread,
+)
 from largebatch.report.frame import Picture
 from largebatch.report.numerals import count, plain, short
-from largebatch.report.shapes import Diagnosis
 from largebatch.report.strips import Strip, strip_figure
 from largebatch.report.summary import Comparison
 
 
-def draw(facts: Diagnosis) -> Drawn:
+def draw(facts: SharpnessRecord) -> Drawn:
     """One run: a bar for each box that was searched."""
     strips = [_strip(setting.words.capitalize(), [facts], setting) for setting in settings([facts])]
-    rises = [
-        f"{plain(finite(entry.get('increase')))} within a radius of {plain(finite(entry.get('rho')))}"
-        for entry in facts.get("sam") or ()
-    ]
+    rises = [f"{plain(one.increase)} within a radius of {plain(one.rho)}" for one in facts.sam or ()]
     caption = _how(facts) + (f" SAM’s rise of the loss: {', '.join(rises)}." if rises else "")
     return Drawn(
         _figure(strips),
-        f"Sharpness: {facts.get('title') or facts.get('run') or facts.get('model') or 'a run'}",
+        f"Sharpness: {facts.title or facts.run or facts.model or 'a run'}",
         caption,
         _said(strips),
     )
@@ -33,7 +37,7 @@ def draw(facts: Diagnosis) -> Drawn:
 
 def pictures(comparison: Comparison) -> list[Picture]:
     """The rows beside each other, for each box that was searched."""
-    rows = [(row, facts) for row in comparison.rows if (facts := facts_of(row, "sharpness"))]
+    rows = measured_rows(comparison, SharpnessRecord)
     made = []
     for place, setting in enumerate(settings(one for _, facts in rows for one in facts)):
         strips = [
@@ -54,8 +58,7 @@ def _figure(strips: list[Strip]) -> Figure:
     return strip_figure(f"sharpness, % of 1 + loss{' (log scale)' * log}", strips, log=log)
 
 
-def _strip(name: str, facts: Iterable[Diagnosis], setting: Setting, colour: str = svg.ACCENT) -> Strip:
-    facts = list(facts)
+def _strip(name: str, facts: Sequence[SharpnessRecord], setting: Setting, colour: str = svg.ACCENT) -> Strip:
     found, published = sharpness(facts, setting), published_sharpness(facts, setting)
     return Strip(
         name,
@@ -65,16 +68,17 @@ def _strip(name: str, facts: Iterable[Diagnosis], setting: Setting, colour: str 
         high=found.mean + found.std if found and found.std else None,
         colour=colour,
         reference=published and published.sharpness,
-        reference_text=f"published: {published.words}" if published else "",
+        reference_text=f"published: {published_words(published)}" if published else "",
     )
 
 
-def _how(facts: Diagnosis) -> str:
-    words = {"batch": "the batch’s", "running": "running"}.get(str(facts.get("batch_norm")))
+def _how(facts: SharpnessRecord) -> str:
+    words = {"batch": "the batch’s", "running": "running"}.get(str(facts.batch_norm))
     batch_norm = f", batch norm with {words} statistics" if words else ""
-    cited = " Triangles mark what was published." if facts.get("published") else ""
-    examples = count(finite(facts.get("examples")))
-    return f"The highest loss found in a box around the weights, over {examples} examples{batch_norm}.{cited}"
+    cited = " Triangles mark what was published." if facts.published else ""
+    return (
+        f"The highest loss found in a box around the weights, over {count(facts.examples)} examples{batch_norm}.{cited}"
+    )
 
 
 def _said(strips: list[Strip]) -> str:

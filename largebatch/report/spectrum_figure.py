@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from largebatch.records.typed import finite
+from largebatch.records.diagnoses import SpectrumRecord
 from largebatch.report import svg
 from largebatch.report.alone import Drawn
-from largebatch.report.diagnostics import facts_of
+from largebatch.report.diagnostics import first, measured_rows
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.looks import looks
 from largebatch.report.numerals import count, measured
 from largebatch.report.scales import log
-from largebatch.report.shapes import Diagnosis
 from largebatch.report.summary import Comparison
 
 X_LABEL, Y_LABEL = "eigenvalue of the Hessian", "density (log scale)"
 
 
-def draw(facts: Diagnosis) -> Drawn:
+def draw(facts: SpectrumRecord) -> Drawn:
     """One run, with its computed eigenvalues as ticks at the foot; those alone where no density was estimated."""
     figure, axes = empty_axes(Y_LABEL, X_LABEL)
     x, y = _density(facts)
@@ -32,29 +31,30 @@ def draw(facts: Diagnosis) -> Drawn:
         axes.plot([eigenvalue] * 2, [0, 0.05], color=svg.INK, linewidth=1.2, transform=axes.get_xaxis_transform())
     ends = ", ".join(
         f"{name} {measured(value)}"
-        for name, key in (("largest", "largest"), ("smallest", "smallest"))
-        if facts[key] and (value := finite(facts[key][0].get("value"))) is not None
+        for name, end in (("largest", facts.largest), ("smallest", facts.smallest))
+        if (value := first(end)) is not None
     )
     shares = [
         f"{100 * share:.1f} % {sign}"
         for sign in ("positive", "zero", "negative")
-        if (share := finite(facts.get(f"{sign}_share"))) is not None
+        if (share := facts.number(f"{sign}_share")) is not None
     ]
-    trace = finite(facts.get("trace"))
-    said = f"Eigenvalue {ends}" + (f"; trace {measured(trace, finite(facts.get('trace_std_error')))}" if trace else "")
+    trace = f"; trace {measured(facts.trace, facts.trace_std_error)}" if facts.trace else ""
+    said = f"Eigenvalue {ends}{trace}"
     sentences = [f"{said}.", f"{', '.join(shares)}." * bool(shares), "Ticks at the foot are single eigenvalues."]
-    sizes = (f"{count(finite(facts.get(key)))} {key}" for key in ("parameters", "examples"))
-    caption = " ".join(sentence for sentence in (*sentences, f"{', '.join(sizes)}.") if sentence)
-    title = f"Hessian spectrum: {facts.get('title') or facts.get('run') or facts.get('model') or 'a run'}"
+    sizes = f"{count(facts.parameters)} parameters, {count(facts.examples)} examples."
+    caption = " ".join(sentence for sentence in (*sentences, sizes) if sentence)
+    title = f"Hessian spectrum: {facts.title or facts.run or facts.model or 'a run'}"
     return Drawn(figure, title, caption, said)
 
 
 def picture(comparison: Comparison) -> Picture | None:
     """The first measured seed of every row, on one pair of axes."""
-    measured_ones = [
-        (row, next((one for one in facts_of(row, "spectrum") if _density(one)[0]), None)) for row in comparison.rows
+    drawn = [
+        (row, [one for one in several if _density(one)[0]])
+        for row, several in measured_rows(comparison, SpectrumRecord)
     ]
-    rows = [(row, facts) for row, facts in measured_ones if facts is not None]
+    rows = [(row, several[0]) for row, several in drawn if several]
     if not rows:
         return None
     style = looks(comparison)
@@ -68,7 +68,7 @@ def picture(comparison: Comparison) -> Picture | None:
     described = "; ".join(
         f"{row.label}: largest eigenvalue {measured(value)}"
         for row, facts in rows
-        if facts["largest"] and (value := finite(facts["largest"][0].get("value"))) is not None
+        if (value := first(facts.largest)) is not None
     )
     caption = (
         "One seed of each row. The bulk at zero is what the loss does not feel; what stands apart, to the right, are"
@@ -78,33 +78,30 @@ def picture(comparison: Comparison) -> Picture | None:
     return Picture("spectrum", "Diagnostics", title, caption, svg.inline(figure, "spectrum", title, described), key)
 
 
-def _density(facts: Diagnosis) -> tuple[list[float], list[float]]:
-    density = facts.get("density") or {}
+def _density(facts: SpectrumRecord) -> tuple[list[float], list[float]]:
+    if facts.density is None:
+        return [], []
     floor = _floor([facts])
-    pairs = [
-        (x, max(y, floor / 10))
-        for x, y in zip(density.get("eigenvalue") or (), density.get("density") or (), strict=False)
-        if finite(x) is not None and finite(y) is not None
-    ]
-    return [x for x, _ in pairs], [y for _, y in pairs]
+    grid, heights = facts.density.eigenvalue or (), facts.density.density or ()
+    drawn = min(len(grid), len(heights))
+    return list(grid[:drawn]), [max(y, floor / 10) for y in heights[:drawn]]
 
 
-def _floor(several: Sequence[Diagnosis]) -> float:
+def _floor(several: Sequence[SpectrumRecord]) -> float:
     """Below the height of a single eigenvalue: with P of them, one is 1/P of the peak at most."""
     floors = []
     for facts in several:
-        peak = max((finite(y) or 0 for y in (facts.get("density") or {}).get("density") or ()), default=0)
+        peak = max((facts.density and facts.density.density) or (), default=0)
         if peak > 0:
-            floors.append(peak / (10 * (finite(facts.get("parameters")) or 1e6)))
+            floors.append(peak / (10 * (facts.parameters or 1e6)))
     return min(floors, default=1e-8)
 
 
-def _ends(facts: Diagnosis) -> list[float]:
-    entries = [*facts["largest"], *facts["smallest"]]
-    return [value for entry in entries if (value := finite(entry.get("value"))) is not None]
+def _ends(facts: SpectrumRecord) -> list[float]:
+    return [one.value for one in (*facts.largest, *facts.smallest) if one.value is not None]
 
 
-def _frame(axes: Axes, several: Sequence[Diagnosis]) -> None:
+def _frame(axes: Axes, several: Sequence[SpectrumRecord]) -> None:
     """Axes over everything that was computed, with the zero between falling and rising curvature."""
     drawn = [_density(facts) for facts in several]
     floor = _floor(several)

@@ -20,7 +20,6 @@ from largebatch.report.alone import Drawn
 from largebatch.report.looks import DASHES, MARKERS
 from largebatch.report.numerals import count, plain
 from largebatch.report.scales import log
-from largebatch.report.shapes import Diagnosis
 
 WIDTH = 720
 LEVELS = 9
@@ -31,14 +30,14 @@ TALLEST = 360
 LAND, TIME = 190, 300  # heights of the two panels of one parameter
 
 
-def draw(facts: Diagnosis) -> Drawn:
+def draw(facts: Mapping[str, Any]) -> Drawn:
     figure, caption = _across(facts) if facts["contours"] else _along(facts)
     ends = (f"{path['label']}: {_outcome(facts, path)}" for path in facts["paths"])
     title = f"{facts['name'].replace('_', ' ').capitalize()}: {facts['formula']}"
     return Drawn(figure, title, caption, f"{'; '.join(ends)}.")
 
 
-def _across(facts: Diagnosis) -> tuple[Figure, str]:
+def _across(facts: Mapping[str, Any]) -> tuple[Figure, str]:
     """A panel for each path."""
     paths = facts["paths"]
     columns = min(len(paths), 2 if len(paths) == 4 else 3)
@@ -76,7 +75,7 @@ def _across(facts: Diagnosis) -> tuple[Figure, str]:
     return figure, " ".join([*said, _settled(facts)])
 
 
-def _settled(facts: Diagnosis) -> str:
+def _settled(facts: Mapping[str, Any]) -> str:
     if not any(path["settled_after_updates"] is not None for path in facts["paths"]):
         return ""
     names = " and ".join(facts["parameters"])
@@ -84,14 +83,14 @@ def _settled(facts: Diagnosis) -> str:
     return f"Settled: from then on {near}."
 
 
-def _levels(facts: Diagnosis) -> list[float]:
+def _levels(facts: Mapping[str, Any]) -> list[float]:
     """Losses in even ratios, from the lowest twentieth of the window to its highest."""
     losses = sorted(value for row in facts["contours"]["loss"] for value in row)
     low, high = max(losses[len(losses) // 20], losses[-1] * 1e-4), losses[-1]
     return [low * (high / low) ** (step / LEVELS) for step in range(LEVELS + 1)]
 
 
-def _terrain(axes: Axes, facts: Diagnosis, levels: Sequence[float]) -> None:
+def _terrain(axes: Axes, facts: Mapping[str, Any], levels: Sequence[float]) -> None:
     grid = facts["contours"]
     shades = [to_rgba(svg.INK, DARKEST * step / LEVELS) for step in range(1, LEVELS + 1)]
     axes.contourf(grid["x"], grid["y"], grid["loss"], levels=levels, colors=shades)
@@ -123,7 +122,7 @@ def _end(axes: Axes, x: float, y: float, colour: str) -> None:
               linestyle="none", zorder=7, scalex=False, scaley=False)  # fmt: skip
 
 
-def _landmarks(axes: Axes, facts: Diagnosis) -> None:
+def _landmarks(axes: Axes, facts: Mapping[str, Any]) -> None:
     for critical in facts["critical_points"]:
         if critical["name"] == "minimum" or critical["escape_direction"]:
             marker = "+" if critical["name"] == "minimum" else "x"
@@ -142,7 +141,7 @@ def _settings(path: Mapping[str, Any]) -> str:
     return path["label"].removeprefix(f"{path['title']}, ")
 
 
-def _outcome(facts: Diagnosis, path: Mapping[str, Any]) -> str:
+def _outcome(facts: Mapping[str, Any], path: Mapping[str, Any]) -> str:
     if path["diverged"]:
         return f"diverges after {_updates(path['updates'])}"
     if path["settled_after_updates"] is not None:
@@ -163,7 +162,7 @@ def _plain(value: float) -> str:
     return plain(value).replace("-", "−") if value < 0 else plain(value)
 
 
-def _key(figure: Figure, facts: Diagnosis, height: float) -> None:
+def _key(figure: Figure, facts: Mapping[str, Any], height: float) -> None:
     def handle(label: str, marker: str, **look: Any) -> Line2D:
         return Line2D([], [], label=label, marker=marker, linestyle="none", color=svg.INK, **look)
 
@@ -184,7 +183,7 @@ def _key(figure: Figure, facts: Diagnosis, height: float) -> None:
     )  # fmt: skip
 
 
-def _along(facts: Diagnosis) -> tuple[Figure, str]:
+def _along(facts: Mapping[str, Any]) -> tuple[Figure, str]:
     """The landscape with where each run ends, and under it the ways there, time downwards."""
     paths, wide = facts["paths"], WIDTH - LEFT - RIGHT
     foot = 54 + 17 * math.ceil(len(paths) / 2)
@@ -217,7 +216,7 @@ def _along(facts: Diagnosis) -> tuple[Figure, str]:
     return figure, f"{said} {_settled(facts)}"
 
 
-def _landscape(land: Axes, time: Axes, facts: Diagnosis) -> None:
+def _landscape(land: Axes, time: Axes, facts: Mapping[str, Any]) -> None:
     x, loss = facts["curve"]["x"], facts["curve"]["loss"]
     land.plot(x, loss, color=svg.INK, zorder=2)
     land.set_xlim(*facts["window"][0])

@@ -23,6 +23,7 @@ FACTS = {
     "spectrum's ends": spectrum(100.0, density=None, trace=None),
     "path": path(),
     "path's line": path(curve=[]),
+    "path that diverges": path(curve=[{"alpha": 0.0, "train_loss": 1.0}, {"alpha": 1.0, "train_loss": float("inf")}]),
     "plateau": PLATEAU | {"title": HOSTILE},
 }
 

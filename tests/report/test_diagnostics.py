@@ -131,8 +131,9 @@ def test_nothing_measured_nothing_said(tmp_path, write_run):
         ("{", "noise.json is not valid JSON"),
         ("[]", "noise.json holds list"),
         ("{}", "noise.json has no 'kind'"),
-        ('{"kind": "noise"}', "noise.json: big_batch_size: Field required"),
-        ('{"kind": "sharpness", "keskar": {}}', "noise.json: keskar: Input should be a valid list"),
+        ('{"kind": "noise", "version": 2}', "noise.json: version is '2'; this largebatch reads versions up to 1"),
+        ('{"kind": "noise"}', "noise.json has no 'big_batch_size'"),
+        ('{"kind": "sharpness", "keskar": {}}', "noise.json: keskar: Input should be an instance of Sequence"),
     ],
 )
 def test_facts_that_cannot_be_read_are_one_sentence(tmp_path, write_run, text, sentence):

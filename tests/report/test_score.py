@@ -10,6 +10,8 @@ from report.made_up import path
 
 from largebatch.errors import UserError
 from largebatch.plan.score import ACCURACY, Score
+from largebatch.records.diagnoses import PathRecord
+from largebatch.records.typed import read
 from largebatch.report import path_figure, summarize, svg, verdict
 from largebatch.report.batch_figures import score_by_batch
 from largebatch.report.curves import CurveLine
@@ -259,7 +261,7 @@ def test_a_way_between_two_regressions_has_one_line_for_loss_and_score():
             return {f"{split}_loss": 1 + alpha, f"{split}_{score.key}": number(1 + alpha)}
 
         points = [{"alpha": alpha, **of("train", alpha), **of("test", alpha)} for alpha in (0.0, 0.5, 1.0)]
-        return path(line=points, curve=[], score=score._asdict())
+        return read(PathRecord, path(line=points, curve=[], score=score._asdict()), "path.json")
 
     with svg.drawing():
         same = path_figure.draw(facts(ERROR, lambda loss: loss))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import rich.table
 import torch
@@ -22,6 +21,7 @@ from largebatch.diagnostics.noise import Squares, check_sizes, examples_needed, 
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.plan import batch
+from largebatch.records.diagnoses import NoiseRecord
 from largebatch.studies.diagnose.opened import Opened, keep, opened
 
 OTHER_STREAM = 0x0153
@@ -38,7 +38,7 @@ def measure(
     precision: str = "fp32",
     step: int | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> NoiseRecord:
     """Collective; the parts of a batch are divided among ranks."""
     run = opened(directory, device, precision, step, augmented=True)
     size, world = len(run.dataset.train), distributed.world_size()
@@ -56,25 +56,25 @@ def measure(
     )  # fmt: skip
     steps = list(squares_of(run, plan))
     found = of_steps(steps)
-    facts = {
-        **run.facts("noise", command),
-        "small_batch_size": b,
-        "big_batch_size": big,
-        "batches": batches,
-        "hessian": hessian,
-        "global_batch_size": run.global_batch_size,
-        "gradient_square": found.gradient_square,
-        "variance_trace": found.variance_trace,
-        "noise_scale": found.noise_scale,
-        "noise_scale_low": found.low,
-        "noise_scale_high": found.high,
-        "hessian_noise_scale": hessian_noise_scale(opened(directory, device, precision, step), b, big)
+    measured = NoiseRecord(
+        **run.facts(command),
+        small_batch_size=b,
+        big_batch_size=big,
+        batches=batches,
+        hessian=hessian,
+        global_batch_size=run.global_batch_size,
+        gradient_square=found.gradient_square,
+        variance_trace=found.variance_trace,
+        noise_scale=found.noise_scale,
+        noise_scale_low=found.low,
+        noise_scale_high=found.high,
+        hessian_noise_scale=hessian_noise_scale(opened(directory, device, precision, step), b, big)
         if hessian
         else None,
-        "squares": [[squares.small, squares.big] for squares in steps],
-    }
-    keep(run.directory, facts)
-    return facts
+        squares=[[squares.small, squares.big] for squares in steps],
+    )
+    keep(run.directory, measured)
+    return measured
 
 
 def squares_of(run: Opened, plan: batch.BatchPlan) -> Iterator[Squares]:
@@ -117,28 +117,29 @@ def hessian_noise_scale(run: Opened, small: int, big: int) -> float | None:
     return trace / along if along > 0 and trace > 0 else None
 
 
-def table(facts: dict[str, Any]) -> rich.table.Table | None:
+def table(measured: NoiseRecord) -> rich.table.Table | None:
     """What a batch costs beside the least possible, 1 + B_crit/B steps and 1 + B/B_crit examples, B_crit = B_simple."""
-    title = f"{facts['title']}, step {facts['step']:,}: if the critical batch is the noise scale"
-    if (scale := facts["noise_scale"]) is None:
+    if (scale := measured.noise_scale) is None:
         return None
+    title = f"{measured.title}, step {measured.step:,}: if the critical batch is the noise scale"
     shown = rich.table.Table(title=title)
     for heading in ("global batch", "steps / fewest", "examples / fewest"):
         shown.add_column(heading, justify="right")
-    sizes = sorted({*(max(1, round(scale * factor)) for factor in (0.25, 1, 4)), facts["global_batch_size"]})
-    for size in sizes:
-        mark = " (this run)" if size == facts["global_batch_size"] else ""
+    theirs = measured.global_batch_size
+    assert theirs is not None  # it was measured a moment ago
+    for size in sorted({*(max(1, round(scale * factor)) for factor in (0.25, 1, 4)), theirs}):
+        mark = " (this run)" if size == theirs else ""
         shown.add_row(f"{size:,}{mark}", f"{steps_needed(scale, size):.2f}", f"{examples_needed(scale, size):.2f}")
     return shown
 
 
-def sentences(facts: dict[str, Any]) -> list[str]:
-    b, big = facts["small_batch_size"], facts["big_batch_size"]
+def sentences(measured: NoiseRecord) -> list[str]:
+    big = measured.big_batch_size
     said = [
-        f"|G|² = {facts['gradient_square']:.4g}, tr Σ = {facts['variance_trace']:.4g}, from {facts['batches']} batches "
-        f"of {big:,} in parts of {b:,}"
+        f"|G|² = {measured.gradient_square:.4g}, tr Σ = {measured.variance_trace:.4g}, from {measured.batches} batches "
+        f"of {big:,} in parts of {measured.small_batch_size:,}"
     ]
-    scale, low, high = facts["noise_scale"], facts["noise_scale_low"], facts["noise_scale_high"]
+    scale, low, high = measured.noise_scale, measured.noise_scale_low, measured.noise_scale_high
     if scale is None:
         said.append(
             f"the noise scale is beyond measure: the gradient cannot be told from noise at batches of {big:,}; "
@@ -147,8 +148,8 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     else:
         upper = f"to {high:,.0f}" if high is not None else "up, without an upper end: more --batches or a larger --big"
         said.append(f"noise scale tr Σ / |G|² = {scale:,.0f} examples (95 %: {low:,.0f} {upper})")
-    if facts["hessian"] and facts["hessian_noise_scale"] is None:
+    if measured.hessian and measured.hessian_noise_scale is None:
         said.append("with the Hessian: no answer, the curvature along the gradient is not positive at these weights")
-    if facts["hessian_noise_scale"] is not None:
-        said.append(f"with the Hessian, tr(HΣ)/(GᵀHG) = {facts['hessian_noise_scale']:,.0f} examples")
+    if measured.hessian_noise_scale is not None:
+        said.append(f"with the Hessian, tr(HΣ)/(GᵀHG) = {measured.hessian_noise_scale:,.0f} examples")
     return said

@@ -32,7 +32,9 @@ from largebatch.plan import batch
 from largebatch.recipes import config
 from largebatch.records import names
 from largebatch.records.circumstances import circumstances_of
+from largebatch.records.diagnoses import DiagnosisRecord
 from largebatch.records.facts import write_json
+from largebatch.records.typed import content
 from largebatch.run import record
 from largebatch.run.assemble import dataset_of, model_of, task_of
 from largebatch.tasks.task import Task
@@ -128,10 +130,9 @@ class Opened:
         pairs = lambda: ((batch, batch) for batch in sample.mine())  # noqa: E731
         return Objective(self.model, pairs, sample.examples, self.task.loss, distributed.sum_, forward)
 
-    def facts(self, kind: str, command: str) -> dict[str, Any]:
-        """What every measurement says of where it was made."""
+    def facts(self, command: str) -> dict[str, Any]:
+        """What every measurement of these weights says of where it was made."""
         return {
-            "kind": kind,
             "run": self.run.name,
             "title": f"{self.title}, batch {self.global_batch_size:,}",
             "weights": ", not ".join(
@@ -197,10 +198,7 @@ def check_norm(asked: str, valid: tuple[str, ...] = ("batch", "running")) -> Non
 
 
 def circumstances(device: torch.device, command: str) -> dict[str, Any]:
-    return {
-        "ranks": distributed.world_size(),
-        **circumstances_of(command, device),
-    }
+    return {"ranks": distributed.world_size(), **circumstances_of(command, device)}
 
 
 def recipe_of(directory: Path) -> config.Run:
@@ -249,12 +247,12 @@ def opened(
     return Opened(directory, run, done, found.path, task, dataset, model, data.Placement(device, dtype))
 
 
-def keep(directory: Path, facts: dict[str, Any]) -> None:
-    """Write the facts to ``RUN/diagnostics/<kind>.json``, on rank zero. Collective."""
-    file = directory / names.DIAGNOSTICS / f"{facts['kind']}.json"
+def keep(directory: Path, measured: DiagnosisRecord) -> None:
+    """Write it to ``RUN/diagnostics/<kind>.json``, on rank zero. Collective."""
+    file = directory / names.DIAGNOSTICS / f"{measured.kind}.json"
 
     def write() -> None:
         file.parent.mkdir(exist_ok=True)
-        write_json(file, facts)
+        write_json(file, content(measured))
 
     record.on_first_rank(write, str(file))

@@ -21,7 +21,7 @@ from largebatch.diagnostics import path
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.models import batch_norm
-from largebatch.plan.score import score_of
+from largebatch.records.diagnoses import PathEnd, PathPoint, PathRecord
 from largebatch.run import record
 from largebatch.steps.evaluate import Evaluation, evaluate
 from largebatch.studies.diagnose.opened import (
@@ -51,8 +51,8 @@ def measure(
     precision: str = "fp32",
     command: str = "",
     progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Collective. The facts lie with both runs; α = 0 is ``first``, α = 1 ``second``."""
+) -> PathRecord:
+    """Collective. The record lies with both runs; α = 0 is ``first``, α = 1 ``second``."""
     if points < 2:
         raise UserError(f"--points {points} makes no line; at least 2")
     check_norm(norm, NORMS)
@@ -63,7 +63,7 @@ def measure(
     sample = a.sample(examples, batch_size)
     norm, score = a.mode(norm), a.task.score
     ends = [{name: p.detach().clone() for name, p in run.model.named_parameters()} for run in (a, b)]
-    lines: dict[str, list[dict[str, float]]] = {"line": [], "curve": []}
+    lines: dict[str, list[PathPoint]] = {"line": [], "curve": []}
     kinds = [("line", path.on_line, LINE), *([("curve", path.on_curve, CURVE)] if curve else [])]
     for kind, point, (low, high) in kinds:
         for alpha in path.evenly(low, high, points):
@@ -72,28 +72,28 @@ def measure(
                 for name, parameter in a.model.named_parameters():
                     parameter.copy_(weights[name])
             training, test = at_these_weights(a, sample, batch_size, norm)
-            lines[kind].append({"alpha": alpha, **_by_split(training, test)})
+            lines[kind].append(PathPoint(alpha=alpha, numbers=_by_split(training, test)))
             reached = f"test {score.name} {score.of(test.numbers[score.key])}"
             progress(f"{kind} {alpha:+.3f}  train loss {training.loss:.4f}  {reached}")
-    facts = {
-        "kind": "path",
-        "directory": str(first),
-        "a": end(a),
-        "b": end(b),
-        "model": a.run.model.name,
-        "data": a.run.data.name,
-        "precision": precision,
-        "score": score._asdict(),
-        "distance": path.distance(*ends),
-        "examples": sample.examples,
-        "batch_size": sample.batch_size,
-        "batch_norm": norm,
-        **lines,
+    measured = PathRecord(
         **circumstances(device, command),
-    }
-    keep(a.directory, facts)
-    keep(b.directory, facts)
-    return facts
+        directory=str(first),
+        a=end(a),
+        b=end(b),
+        model=a.run.model.name,
+        data=a.run.data.name,
+        precision=precision,
+        score=score,
+        distance=path.distance(*ends),
+        examples=sample.examples,
+        batch_size=sample.batch_size,
+        batch_norm=norm,
+        line=lines["line"],
+        curve=lines["curve"],
+    )
+    keep(a.directory, measured)
+    keep(b.directory, measured)
+    return measured
 
 
 def _by_split(training: Evaluation, test: Evaluation) -> dict[str, float]:
@@ -114,15 +114,15 @@ def check_alike(a: Opened, b: Opened) -> None:
         )
 
 
-def end(run: Opened) -> dict[str, Any]:
-    return {
-        "run": run.run.name,
-        "title": run.title,
-        "directory": str(run.directory),
-        "step": run.step,
-        "seed": run.run.seed,
-        "global_batch_size": run.global_batch_size,
-    }
+def end(run: Opened) -> PathEnd:
+    return PathEnd(
+        run=run.run.name,
+        title=run.title,
+        directory=str(run.directory),
+        step=run.step,
+        seed=run.run.seed,
+        global_batch_size=run.global_batch_size,
+    )
 
 
 def at_these_weights(run: Opened, sample: TrainingSample, batch_size: int, norm: str) -> tuple[Evaluation, Evaluation]:
@@ -144,24 +144,29 @@ def evaluated(run: Opened, batches: Any, norm: str) -> Evaluation:
     return evaluate(run.model, run.task, forward, batches, run.placement.device)
 
 
-def table(facts: dict[str, Any]) -> rich.table.Table:
+def table(measured: PathRecord) -> rich.table.Table:
     """The ends, and the worst between them."""
-    a, b = (f"{end['title']}, batch {end['global_batch_size']:,}" for end in (facts["a"], facts["b"]))
+    a, b = (f"{end.title}, batch {end.global_batch_size:,}" for end in measured.ends.values())
     shown = rich.table.Table(title=f"{a} (α = 0) to {b} (α = 1)")
-    score = score_of(facts)
+    score = measured.judged_by
     unit = f", {score.unit}" if score.unit else f" {score.name}"
     for heading in ("", "α", "train loss", f"train{unit}", "test loss", f"test{unit}"):
         shown.add_column(heading, justify="left" if not heading else "right")
-    for kind in ("line", "curve"):
-        points = facts[kind]
-        between = [point for point in points if 0 < point["alpha"] < 1]
-        ends = [point for point in points if point["alpha"] in (-1, 0, 1, 2)] if kind == "line" else []
-        worst = [max(between, key=lambda point: point["train_loss"])] if between else []
+    for way, points in measured.ways.items():
+        between = [point for point in points if 0 < point.alpha < 1]
+        ends = [point for point in points if point.alpha in (-1, 0, 1, 2)] if way == "line" else []
+        worst = [max(between, key=lambda point: known(point, "train_loss"))] if between else []
         for word, chosen in (("", ends), (", highest between", worst)):
             for point in chosen:
-                of_train, of_test = (
-                    (f"{point[f'{split}_loss']:.4g}", score.of(point[f"{split}_{score.key}"]).removesuffix(" %"))
-                    for split in ("train", "test")
-                )
-                shown.add_row(kind + word, f"{point['alpha']:.3g}", *of_train, *of_test)
+                cells = [f"{point.alpha:.3g}"]
+                for split in ("train", "test"):
+                    loss, reached = (known(point, f"{split}_{key}") for key in ("loss", score.key))
+                    cells += [f"{loss:.4g}", score.of(reached).removesuffix(" %")]
+                shown.add_row(way + word, *cells)
     return shown
+
+
+def known(point: PathPoint, key: str) -> float:
+    number = point.numbers[key]
+    assert number is not None  # it was measured a moment ago
+    return number

@@ -18,6 +18,7 @@ from largebatch.checkpoint import existing
 from largebatch.diagnostics import plateau, spectrum
 from largebatch.errors import UserError
 from largebatch.records import names
+from largebatch.records.diagnoses import PlateauRecord
 from largebatch.records.run import DirectionsLine, TrainLine
 from largebatch.report.run import read_run
 from largebatch.studies.diagnose.opened import Opened, circumstances, keep, opened, recipe_of
@@ -34,7 +35,7 @@ def measure(
     checkpoint: bool = True,
     precision: str = "fp32",
     command: str = "",
-) -> dict[str, Any]:
+) -> PlateauRecord:
     """Collective. Without ``checkpoint`` from the records alone."""
     recipe = recipe_of(directory)
     run = read_run(directory, recipe.name)
@@ -61,23 +62,17 @@ def measure(
     if checkpoint and existing(directory / names.CHECKPOINTS):
         now = opened(directory, device, precision)
         seen, looked_at = with_checkpoint(seen, now, examples, batch_size)
-    answer = plateau.judge(seen)
-    facts = {
-        "kind": "plateau",
-        "run": recipe.name,
-        "title": f"{recipe.title or recipe.name}, batch {recipe.batch.global_batch_size:,}",
-        "directory": str(directory),
-        "step": seen.steps[-1],
-        "verdict": answer.verdict,
-        "sentence": answer.sentence,
-        "evidence": answer.evidence,
-        "advice": answer.advice,
-        "numbers": answer.numbers,
-        **looked_at,
+    measured = PlateauRecord(
         **circumstances(device, command),
-    }
-    keep(directory, facts)
-    return facts
+        directory=str(directory),
+        run=recipe.name,
+        title=f"{recipe.title or recipe.name}, batch {recipe.batch.global_batch_size:,}",
+        step=seen.steps[-1],
+        **plateau.judge(seen)._asdict(),
+        **looked_at,
+    )
+    keep(directory, measured)
+    return measured
 
 
 def with_checkpoint(
@@ -104,12 +99,12 @@ def with_checkpoint(
     ), looked_at
 
 
-def table(facts: dict[str, Any]) -> rich.table.Table:
+def table(measured: PlateauRecord) -> rich.table.Table:
     """Evidence and advice, a line each."""
-    shown = rich.table.Table(title=f"{facts['title']}, step {facts['step']:,}", show_header=False, box=None)
+    shown = rich.table.Table(title=f"{measured.title}, step {measured.step:,}", show_header=False, box=None)
     shown.add_column(no_wrap=True)
     shown.add_column()
-    for heading, sentences in (("evidence", facts["evidence"]), ("try", facts["advice"])):
-        for number, sentence in enumerate(sentences):
+    for heading, sentences in (("evidence", measured.evidence), ("try", measured.advice)):
+        for number, sentence in enumerate(sentences or ()):
             shown.add_row(heading if number == 0 else "", sentence)
     return shown

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import rich.table
 import torch
 
 from largebatch.diagnostics import sharpness
 from largebatch.errors import UserError
+from largebatch.records.diagnoses import Ascent, CitedSharpness, SearchedBox, SharpnessRecord
 from largebatch.studies.diagnose.opened import Opened, check_norm, keep, opened
 
 SPACES: dict[str, tuple[str, ...]] = {"both": ("full", "random"), "full": ("full",), "random": ("random",)}
@@ -76,7 +76,7 @@ def measure(
     step: int | None = None,
     command: str = "",
     progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> SharpnessRecord:
     """Collective: losses and gradients are summed over ranks."""
     if space not in SPACES:
         raise UserError(f"--space {space} is not known; valid: {', '.join(SPACES)}")
@@ -96,21 +96,23 @@ def measure(
             seed=seed,
             progress=progress,
         )
-    facts = {
-        **run.facts("sharpness", command),
-        "global_batch_size": run.global_batch_size,
-        "examples": sample.examples,
-        "batch_size": sample.batch_size,
-        "batch_norm": norm,
-        "seed": seed,
-        **found,
-        "published": published(run),
-    }
-    keep(run.directory, facts)
-    return facts
+    measured = SharpnessRecord(
+        **run.facts(command),
+        global_batch_size=run.global_batch_size,
+        examples=sample.examples,
+        batch_size=sample.batch_size,
+        batch_norm=norm,
+        seed=seed,
+        loss=found["loss"],
+        keskar=[SearchedBox(**box) for box in found["keskar"]],
+        sam=[Ascent(**ascent) for ascent in found["sam"]],
+        published=published(run),
+    )
+    keep(run.directory, measured)
+    return measured
 
 
-def published(run: Opened) -> list[dict[str, Any]]:
+def published(run: Opened) -> list[CitedSharpness]:
     """The paper's rows for this network and side; none for any other."""
     arguments, name = run.run.model.arguments, NETWORKS.get((run.run.model.name, run.run.data.name))
     perceptron = {"width": 512, "depth": 5, "norm": True}
@@ -121,39 +123,39 @@ def published(run: Opened) -> list[dict[str, Any]]:
     if name is None or side is None:
         return []
     return [
-        {
-            "space": space,
-            "epsilon": epsilon,
-            "sharpness": mean,
-            "std": std,
-            "source": f"Keskar et al. 2017, {'Table 3' if space == 'full' else 'Table 4'}, {name}",
-        }
+        CitedSharpness(
+            space=space,
+            epsilon=epsilon,
+            sharpness=mean,
+            std=std,
+            source=f"Keskar et al. 2017, {'Table 3' if space == 'full' else 'Table 4'}, {name}",
+        )
         for (space, epsilon), (mean, std) in KESKAR[name][side].items()
     ]
 
 
-def table(facts: dict[str, Any]) -> rich.table.Table:
+def table(measured: SharpnessRecord) -> rich.table.Table:
     norm = {"batch": "batch norm over each batch", "running": "running statistics", "none": "no batch norm"}
     shown = rich.table.Table(
-        title=f"{facts['title']}, step {facts['step']:,}: {facts['examples']:,} training examples in batches of "
-        f"{facts['batch_size']:,}, {norm[facts['batch_norm']]}, dropout off; loss {facts['loss']:.4g}"
+        title=f"{measured.title}, step {measured.step:,}: {measured.examples:,} training examples in batches of "
+        f"{measured.batch_size:,}, {norm[str(measured.batch_norm)]}, dropout off; loss {measured.loss:.4g}"
     )
-    papers = ["Keskar 2017"] if facts["published"] else []
+    theirs = {(row.space, row.epsilon): row for row in measured.published or ()}
+    papers = ["Keskar 2017"] if theirs else []
     for heading in ("metric", "ε or ρ", "sharpness, %", "highest loss", "passes", "s", *papers):
         shown.add_column(heading, justify="left" if heading == "metric" else "right")
-    theirs = {(row["space"], row["epsilon"]): row for row in facts["published"]}
-    for row in facts["keskar"]:
-        word = "Keskar, full space" if row["space"] == "full" else f"Keskar, {row['dimensions']} random directions"
-        paper = theirs.get((row["space"], row["epsilon"])) if row["dimensions"] in (None, 100) else None
+    for row in measured.keskar:
+        word = "Keskar, full space" if row.space == "full" else f"Keskar, {row.dimensions} random directions"
+        paper = theirs.get((row.space, row.epsilon)) if row.dimensions in (None, 100) else None
         shown.add_row(
             word,
-            f"{row['epsilon']:g}",
-            f"{row['sharpness']:.4g}",
-            f"{row['max_loss']:.4g}",
-            f"{row['evaluations']}",
-            f"{row['seconds']:.1f}",
-            *([f"{paper['sharpness']:g} ± {paper['std']:g}" if paper else ""] if papers else []),
+            f"{row.epsilon:g}",
+            f"{row.sharpness:.4g}",
+            f"{row.max_loss:.4g}",
+            f"{row.evaluations}",
+            f"{row.seconds:.1f}",
+            *([f"{paper.sharpness:g} ± {paper.std:g}" if paper else ""] if papers else []),
         )
-    for row in facts["sam"]:
-        shown.add_row("SAM", f"{row['rho']:g}", "", f"{row['loss']:.4g} (+{row['increase']:.2g})")
+    for row in measured.sam or ():
+        shown.add_row("SAM", f"{row.rho:g}", "", f"{row.loss:.4g} (+{row.increase:.2g})")
     return shown

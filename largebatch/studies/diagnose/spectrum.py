@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import rich.table
 import torch
 
 from largebatch.diagnostics import spectrum
 from largebatch.errors import UserError
+from largebatch.records.diagnoses import Eigenvalue, EigenvalueDensity, SpectrumRecord
 from largebatch.studies.diagnose.opened import check_norm, keep, opened
 
 
@@ -32,7 +32,7 @@ def measure(
     step: int | None = None,
     command: str = "",
     progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> SpectrumRecord:
     """Collective: products with the Hessian are summed over ranks."""
     for option, value, least in (
         ("--eigenvalues", eigenvalues, 1),
@@ -54,40 +54,40 @@ def measure(
             dense_up_to=exact_up_to,
             progress=progress,
         )
-    facts = {
-        **run.facts("spectrum", command),
-        "examples": sample.examples,
-        "batch_size": sample.batch_size,
-        "batch_norm": norm,
-        **found,
-    }
-    keep(run.directory, facts)
-    return facts
+    ends = {end: [Eigenvalue(**one) for one in found[end]] for end in ("largest", "smallest")}
+    measured = SpectrumRecord(
+        **run.facts(command),
+        examples=sample.examples,
+        batch_size=sample.batch_size,
+        batch_norm=norm,
+        **{**found, **ends, "density": EigenvalueDensity(**found["density"])},
+    )
+    keep(run.directory, measured)
+    return measured
 
 
-def table(facts: dict[str, Any]) -> rich.table.Table:
+def table(measured: SpectrumRecord) -> rich.table.Table:
     shown = rich.table.Table(
-        title=f"{facts['title']}, step {facts['step']:,}: the Hessian over {facts['examples']:,} training examples, "
-        f"{facts['parameters']:,} parameters"
+        title=f"{measured.title}, step {measured.step:,}: the Hessian over {measured.examples:,} training examples, "
+        f"{measured.parameters:,} parameters"
     )
     shown.add_column("")
     shown.add_column("", justify="right")
     shown.add_column("within", justify="right")
-    for word, pairs in (("largest eigenvalues", facts["largest"]), ("smallest eigenvalues", facts["smallest"])):
+    for word, pairs in (("largest eigenvalues", measured.largest), ("smallest eigenvalues", measured.smallest)):
         for number, pair in enumerate(pairs):
-            shown.add_row(word if number == 0 else "", f"{pair['value']:.5g}", f"± {pair['residual']:.1g}")
-    error = facts["trace_std_error"]
+            shown.add_row(word if number == 0 else "", f"{pair.value:.5g}", f"± {pair.residual:.1g}")
+    error = measured.trace_std_error
     shown.add_row(
-        "trace", f"{facts['trace']:.5g}", "exact" if error == 0 else "" if error is None else f"± {error:.2g}"
+        "trace", f"{measured.trace:.5g}", "exact" if error == 0 else "" if error is None else f"± {error:.2g}"
     )
-    about = "exact" if facts["shares_exact"] else "estimated"
-    words = {
-        "positive": "positive share",
-        "zero": f"zero, |λ| ≤ {facts['zero_below']:.2g}",
-        "negative": "negative share",
-    }
-    for key, word in words.items():
-        shown.add_row(word, f"{100 * facts[f'{key}_share']:.2f} %", about)
-    shown.add_row("loss", f"{facts['loss']:.5g}", "")
-    shown.add_row("gradient norm", f"{facts['gradient_norm']:.4g}", "")
+    about = "exact" if measured.shares_exact else "estimated"
+    for word, share in (
+        ("positive share", measured.positive_share),
+        (f"zero, |λ| ≤ {measured.zero_below:.2g}", measured.zero_share),
+        ("negative share", measured.negative_share),
+    ):
+        shown.add_row(word, f"{share:.2%}".replace("%", " %"), about)
+    shown.add_row("loss", f"{measured.loss:.5g}", "")
+    shown.add_row("gradient norm", f"{measured.gradient_norm:.4g}", "")
     return shown

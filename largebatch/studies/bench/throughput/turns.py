@@ -13,7 +13,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from largebatch.methods import step_times
 from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import config
 from largebatch.records import names
+from largebatch.records.run import RanksLine
+from largebatch.records.typed import Numbers, read
 from largebatch.run.assemble import Job
 from largebatch.run.loop import Loop
 from largebatch.terminal.console import Console
@@ -87,20 +89,19 @@ def split_of_step(job: Job, steps: int) -> dict[str, float | None]:
     with run_of(dataclasses.replace(job, decided=decided)) as loop:
         loop.train()
         lines = (loop.directory / names.METRICS).read_text().splitlines() if distributed.is_first() else []
-    of_steps = [line for line in map(json.loads, lines) if line["event"] == "ranks"]
-    return distributed.from_first(mean_parts(of_steps))
+    of_steps = [line for line in map(json.loads, lines) if line["event"] == RanksLine.EVENT]
+    return distributed.from_first(mean_parts([read(RanksLine, line, names.METRICS).seconds for line in of_steps]))
 
 
-def mean_parts(of_steps: list[dict[str, Any]]) -> dict[str, float | None]:
-    """``<part>_seconds`` and ``step_seconds`` of lines that the loop recorded; None where the engine does not tell."""
+def mean_parts(of_steps: Sequence[Numbers]) -> dict[str, float | None]:
+    """``<part>_seconds`` and ``step_seconds`` of what the loop recorded; None where the engine does not tell."""
     found: dict[str, float | None] = {}
     for part in (*step_times.DISJOINT, "step"):
-        values = [line[f"{part}_seconds_median"] for line in of_steps]
-        found[f"{part}_seconds"] = None if not values or None in values else sum(values) / len(values)
-    known = [found[f"{part}_seconds"] for part in step_times.DISJOINT]
-    whole = found["step_seconds"]
-    told = whole is not None and None not in known
-    found["other_seconds"] = max(0.0, whole - sum(known)) if told else None  # type: ignore[operator,arg-type]  # told
+        known = [number for seconds in of_steps if (number := seconds[f"{part}_seconds_median"]) is not None]
+        found[f"{part}_seconds"] = sum(known) / len(known) if known and len(known) == len(of_steps) else None
+    whole, parts = found["step_seconds"], [found[f"{part}_seconds"] for part in step_times.DISJOINT]
+    told = whole is not None and None not in parts
+    found["other_seconds"] = max(0.0, whole - sum(parts)) if told else None  # type: ignore[operator,arg-type]  # told
     return found
 
 
