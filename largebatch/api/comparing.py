@@ -9,7 +9,7 @@ from typing import Any
 
 from largebatch import report
 from largebatch.api.handed_over import Handed, standing_in
-from largebatch.api.recipes import Overrides, recipe, texts
+from largebatch.api.recipes import Overrides, texts
 from largebatch.api.training import at_home, command
 from largebatch.errors import UserError
 from largebatch.machine import distributed
@@ -86,7 +86,7 @@ def _row(source: Any, handed: Handed) -> Iterator[Path | config.Run]:
     if isinstance(source, (str, Path)) and handed == Handed():
         yield located(str(source))
         return
-    with standing_in(recipe(source), handed) as run:
+    with standing_in(source, handed) as run:
         yield run
 
 

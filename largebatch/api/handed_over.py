@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from largebatch.api.recipes import recipe
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.recipes.registry import HANDED_OVER, Code, code_of, handed_over
@@ -33,12 +34,16 @@ class Handed(NamedTuple):
 
 
 @contextlib.contextmanager
-def standing_in(run: config.Run, handed: Handed) -> Iterator[config.Run]:
-    """The run with these parts. Inside, their names mean them; published results of others are not expected of them."""
+def standing_in(source: Any, handed: Handed) -> Iterator[config.Run]:
+    """The run of a recipe, as :func:`recipe` takes or makes it, with these parts. Inside, their names mean them;
+    published results of others are not expected of them."""
     from largebatch import models, tasks
     from largebatch.data import sets
     from largebatch.recipes import optimizers
 
+    if isinstance(source, Mapping) and handed.optimizer is not None and "optimizer" not in source:
+        source = {**source, "optimizer": {"name": "sgd"}}  # until the builder stands there
+    run = recipe(source)
     _check(run, handed)
     task = handed.task
     if task is None and handed.dataset is not None and run.task is None and not isinstance(handed.dataset.task, str):

@@ -15,7 +15,6 @@ from torch import nn
 
 from largebatch import checkpoint
 from largebatch.api.handed_over import Handed, standing_in
-from largebatch.api.recipes import recipe
 from largebatch.errors import UserError
 from largebatch.machine import distributed, launched
 from largebatch.machine.as_found import as_found
@@ -111,7 +110,7 @@ def evaluate(run: Recipe, *, model: Any = None, dataset: Any = None, task: Any =
 @contextlib.contextmanager
 def _prepared(run: Recipe, handed: Handed) -> Iterator[config.Run]:
     """The run with its parts, in a process group."""
-    with standing_in(recipe(run), handed) as standing, at_home(standing, alone=standing.engine.name != "ddp"):
+    with standing_in(run, handed) as standing, at_home(standing, alone=standing.engine.name != "ddp"):
         yield standing
 
 

@@ -1,0 +1,302 @@
+"""lb.recipe, lb.decide, lb.train, lb.evaluate, lb.load, lb.compare in this process, and what they leave behind."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from worlds.own_parts import RECIPE, ByGlobalState, OnlyNumber, Pairs, SameSide, TwoInputs, dataset_of, run_of
+
+import largebatch as lb
+from largebatch import optim
+from largebatch.plan.batch import resolve
+from largebatch.run import parts as parts_of_a_run
+
+
+def trained(folder: Path, **keys: Any) -> tuple[lb.Result, TwoInputs]:
+    model = TwoInputs()
+    return lb.train(run_of(folder, **keys), model=model, dataset=dataset_of()), model
+
+
+def test_importing_it_loads_no_torch():
+    program = (
+        "import sys, largebatch as lb; lb.recipe('quickstart/lamb2019'); lb.decide('quickstart/lamb2019'); "
+        "assert 'torch' not in sys.modules; assert lb.train"
+    )
+    # a process: what this one has imported says nothing
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+test_importing_it_loads_no_torch = pytest.mark.worlds(test_importing_it_loads_no_torch)
+
+
+def test_all_names_are_there_and_others_are_not():
+    for name in lb.__all__:
+        assert getattr(lb, name) is not None
+    assert set(lb.__all__) == set(lb._ROOMS) | set(lb._MODULES)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        lb.nothing  # noqa: B018
+
+
+def test_the_module_has_the_weights_of_the_end_and_a_second_call_reads_them(tmp_path):
+    result, model = trained(tmp_path / "run")
+    before = TwoInputs().state_dict()
+    assert result.status == "finished"
+    assert result.record.steps == 10
+    assert all(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    again, same = trained(tmp_path / "run")
+    assert again.record == result.record
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(same.state_dict()[name], tensor)
+
+
+def test_it_trains_what_a_plain_loop_of_torch_trains(tmp_path):
+    """The same batches, the mean loss, LAMB of use alone, in float64."""
+    _, model = trained(tmp_path / "run", precision="fp64")
+    plain, task = TwoInputs().double(), SameSide()
+    plan = resolve(dataset_size=240, global_batch_size=48, epochs=2)
+    decided = lb.decide(run_of(tmp_path / "other"), examples=240)
+    table = optim.treatments(plain, ["norm", "bias"], ["norm", "bias"])
+    optimizer = optim.Lamb(optim.parameter_groups(plain, 0.01, table), lr=1.0)
+    items = Pairs()
+    for step in range(plan.steps):
+        batch = torch.utils.data.default_collate([items[int(index)] for index in plan.examples_of(step).indices])
+        (task.loss(task.forward(plain, batch), batch) / 48).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = decided.lr_at(plan.examples_before(step))
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name].double(), tensor, rtol=1e-6, atol=1e-7)  # kept as float32
+
+
+def test_the_process_is_left_as_it_was_found(tmp_path, capfd):
+    def found() -> tuple[Any, ...]:
+        return (
+            torch.get_rng_state().tolist(),
+            str(np.random.get_state()),  # noqa: NPY002
+            random.getstate(),
+            [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
+            torch.get_num_threads(),
+            torch.get_default_dtype(),
+            torch.distributed.is_initialized(),
+            dict(os.environ),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.benchmark,
+            torch.is_grad_enabled(),
+        )
+
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)  # noqa: NPY002
+    model, other = TwoInputs(), nn.Linear(1, 1)
+    before = found()
+    data = lb.Dataset(ByGlobalState(), Pairs(50), task=SameSide())
+    run = run_of(tmp_path / "run", deterministic=True)
+    assert lb.train(run, model=model, dataset=data).status == "finished"
+    lb.evaluate(run, model=model, dataset=data)
+    assert found() == before
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(lb.UserError):
+        lb.train(run_of(tmp_path / "bad"), model=other, dataset=data)
+    assert found() == before
+
+
+def test_it_prints_where_asked(tmp_path, capsys):
+    lb.train(run_of(tmp_path / "run"), model=TwoInputs(), dataset=dataset_of(), verbose=True)
+    assert "own/TwoInputs" in capsys.readouterr().out
+
+
+def test_random_states_of_the_script_do_not_matter(tmp_path):
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        weights.append(trained(tmp_path / str(seed))[1].state_dict())
+    for name in weights[0]:
+        assert torch.equal(weights[0][name], weights[1][name])
+
+
+class Interrupts(lb.Part):
+    """A Ctrl-C in the middle of step 4."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def with_gradient(self, turn: Any) -> None:
+        if turn.number == 3:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_control_c_stops_after_the_step_and_returns_and_the_same_call_goes_on(tmp_path):
+    model = TwoInputs()
+    stopped = lb.train(run_of(tmp_path / "run"), model=model, dataset=dataset_of(), parts={"interrupts": Interrupts})
+    assert (stopped.status, stopped.signal) == ("stopped", signal.SIGINT)
+    assert "after step 4" in str(stopped.reason)
+    finished = lb.train(run_of(tmp_path / "run"), model=model, dataset=dataset_of())
+    assert finished.status == "finished"
+    _, straight = trained(tmp_path / "straight")
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_it_runs_in_a_thread_where_no_signal_arrives(tmp_path):
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(trained(tmp_path / "run")[0].status))
+    thread.start()
+    thread.join()
+    assert ended == ["finished"]
+
+
+def test_records_say_which_code_it_was_and_a_resume_with_other_code_says_so(tmp_path, monkeypatch):
+    lb.train(run_of(tmp_path / "run"), model=TwoInputs(), dataset=dataset_of(), parts={"interrupts": Interrupts})
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    newest = sorted((tmp_path / "run/checkpoints").iterdir())[-1] / "manifest.json"
+    for code in (plan["code"], json.loads(newest.read_text())["code"]):
+        assert {key: Path(value["file"]).name for key, value in code.items()} == {
+            "model.name": "own_parts.py",
+            "data.name": "own_parts.py",
+            "task.name": "own_parts.py",
+            "parts.interrupts": "test_train.py",
+        }
+        assert all(len(value["sha256"]) == 64 for value in code.values())
+    monkeypatch.setattr(parts_of_a_run.Parts, "code_told", {**plan["code"], "model.name": {
+        **plan["code"]["model.name"], "sha256": "0" * 64}})  # fmt: skip
+    trained(tmp_path / "run")
+    log = (tmp_path / "run/train.log").read_text()
+    assert "the code of model.name is not that any more which the run was saved with" in log
+    assert "the code of task.name" not in log
+
+
+def test_a_model_of_another_name_is_another_run(tmp_path):
+    trained(tmp_path / "run")
+    with pytest.raises(lb.UserError, match=r"model.name: own/TwoInputs there, own/Linear here"):
+        lb.train(
+            run_of(tmp_path / "run"), model=functools.partial(nn.Linear, 4, 2), dataset=dataset_of(task=OneInput())
+        )
+
+
+class OneInput(SameSide):
+    def forward(self, model: Any, batch: Any) -> Any:
+        return model(batch["left"])
+
+
+@pytest.mark.parametrize(
+    ("builder", "keys"),
+    [
+        (torch.optim.Adagrad, {"lr_decay": 0}),
+        (functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True), {"momentum": 0.9, "nesterov": True}),
+        (lambda groups, lr: torch.optim.RMSprop(groups, lr=lr), {}),
+    ],
+)
+def test_any_builder_of_an_optimizer(tmp_path, builder, keys):
+    model = TwoInputs()
+    result = lb.train(run_of(tmp_path / "run"), model=model, dataset=dataset_of(), optimizer=builder)
+    assert result.status == "finished"
+    written = lb.load(tmp_path / "run").recipe
+    for key, value in keys.items():
+        assert f"{key}: {json.dumps(value)}" in written
+
+
+def test_a_recipe_need_not_name_what_is_handed_over(tmp_path):
+    run = {**RECIPE, "record": {"dir": str(tmp_path / "run"), "tensorboard": False}}
+    without = {key: value for key, value in run.items() if key != "optimizer"}
+    assert lb.train(without, model=TwoInputs, dataset=dataset_of(), optimizer=torch.optim.AdamW).status == "finished"
+
+
+def test_curves_and_results_are_lists_and_frames(tmp_path):
+    result, _ = trained(tmp_path / "run")
+    run = lb.load(tmp_path / "run")
+    curve = run.curve("test_right_percent")
+    assert (curve.steps, curve.epochs) == ([5, 10], [1.0, 2.0])
+    assert curve.values[-1] == run.score == result.reached == run.result["test_right_percent"]
+    assert len(run.curve("loss").values) == 10
+    assert run.status == "finished"
+    assert run.plan["steps"] == 10
+    with pytest.raises(lb.UserError, match="did you mean test_right_percent"):
+        run.curve("test_right_per_cent")
+    pytest.importorskip("pandas")
+    assert curve.frame().columns.tolist() == ["step", "examples_seen", "epoch", "seconds", "test_right_percent"]
+    frame = run.frame()
+    assert len(frame) == 10
+    assert frame["test_right_percent"].count() == 2
+    assert frame["loss"].tolist() == run.curve("loss").values
+
+
+def test_without_pandas_a_frame_is_one_sentence(tmp_path, monkeypatch):
+    trained(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(lb.UserError, match="a frame needs pandas"):
+        lb.load(tmp_path / "run").frame()
+
+
+def test_a_comparison_with_own_parts(tmp_path):
+    runs = [
+        lb.recipe({**RECIPE, "name": name}, {"batch.global_batch_size": size})
+        for name, size in (("small", 24), ("large", 80))
+    ]
+    seen = lb.compare(runs, tmp_path / "out", seeds=2, model=TwoInputs(), dataset=dataset_of())
+    assert [(row.label, row.global_batch_size, row.reached.n) for row in seen.rows] == [
+        ("small", 24, 2),
+        ("large", 80, 2),
+    ]
+    assert seen.baseline.label == "small"
+    assert (tmp_path / "out/report.html").is_file()
+
+
+def test_a_decision_needs_no_data(tmp_path):
+    decided = lb.decide(RECIPE, examples=4800, world_size=4)
+    assert (decided.plan.steps, decided.plan.micro_batch_size) == (200, 12)
+    with pytest.raises(lb.UserError, match="give examples="):
+        lb.decide(RECIPE)
+
+
+MEAN = "the loss of Mean is a mean: "
+
+
+class Mean(SameSide):
+    def loss(self, outputs: Any, batch: Any) -> torch.Tensor:
+        return super().loss(outputs, batch) / len(batch["label"])
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"model": None}, "the recipe names no model; give model=, or model.name"),
+    ({"dataset": None}, "the recipe names no data; give dataset=, or data.name"),
+    ({"dataset": Pairs()}, r"dataset is a Pairs; it should be a largebatch.Dataset\(train, test\)"),
+    ({"model": 3}, "model.name = own/int is a int; it should be a module or a function of one"),
+    ({"model": lambda: 3}, "the builder of model.name = own/lambda gives a int; it should give a module"),
+    ({"model": lambda: 1 / 0}, "model own/lambda cannot be built with these data: division by zero"),
+    ({"model": nn.Linear(9, 2)}, "model own/Linear does not take .*"),
+    ({"task": Mean()}, MEAN),
+    ({"task": 3}, "task.name = own/int is a int; it should be a largebatch.Task"),
+    ({"optimizer": 3}, "optimizer.name = own/int is a int; it should take parameter groups and lr"),
+    ({"optimizer": lambda groups, lr: 3}, "optimizer.name = own/lambda is built as a int"),
+    ({"optimizer": torch.optim.LBFGS}, "LBFGS"),
+    ({"dataset": lb.Dataset(Pairs(), OnlyNumber(50), task=SameSide())}, "own/TwoInputs does not take"),
+]
+
+
+@pytest.mark.parametrize(("parts", "sentence"), MISTAKES, ids=[sentence[:40] for _, sentence in MISTAKES])
+def test_a_mistake_is_one_sentence(tmp_path, parts, sentence):
+    handed = {"model": TwoInputs(), "dataset": dataset_of(), **parts}
+    with pytest.raises(lb.UserError, match=sentence) as caught:
+        lb.train(run_of(tmp_path / "run"), **handed)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_that_no_engine_may_cut_is_refused_there(tmp_path):
+    section = lb.optimizers.Optimizer
+    assert section.SHARD_SAFE is False
+    run = lb.recipe(run_of(tmp_path / "run"), {"engine.name": "fsdp"})
+    with pytest.raises(lb.UserError, match="is not known to give the same result"):
+        lb.train(run, model=TwoInputs(), dataset=dataset_of(), optimizer=torch.optim.Adafactor)
