@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 from method_recipes import METHODS, NORM, PLAIN
-from programs import Killed, killed_at, state_at_end, weights_at_end
+from programs import Killed, killed_at, saved, state_at_end, weights_at_end
 from safetensors.torch import save_file
 
 from largebatch import models
@@ -25,7 +26,12 @@ from largebatch.studies.dry_run import Cluster, dry_run
 pytestmark = pytest.mark.worlds
 FROZEN, STILL = ["[01]", "[34].*"], ("0.", "1.", "3.", "4.")
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
-ZERO = {"engine": {"name": "deepspeed", "zero": 1}, "precision": "fp32"}
+
+
+def zero(stage: int) -> dict[str, Any]:
+    return {"engine": {"name": "deepspeed", "zero": stage}, "precision": "fp32"}
+
+
 METHODS_HERE = ("adascale", "sam", "post_local_sgd", "swap")
 CASES: dict[str, dict[str, Any]] = {  # what is unlike the plain run, in a world of one and of two
     "plain": {},
@@ -41,7 +47,8 @@ OTHERWISE: dict[str, tuple[int, str, dict[str, Any]]] = {  # the world, the run 
     "fsdp": (2, "plain", {"engine": {"name": "fsdp"}}),
     "fsdp_lamb": (2, "lamb", {"engine": {"name": "fsdp"}}),
     "fsdp_lars": (2, "lars", {"engine": {"name": "fsdp"}, "batch": {"micro_batch_size": 20}}),
-    **({"zero": (2, "plain", ZERO), "zero_lamb": (2, "lamb", ZERO)} if HAS_DEEPSPEED else {}),
+    **({f"zero_{stage}": (2, "plain", zero(stage)) for stage in (0, 1, 2)} if HAS_DEEPSPEED else {}),
+    **({"zero_lamb": (2, "lamb", zero(1))} if HAS_DEEPSPEED else {}),
 }
 
 
@@ -120,6 +127,32 @@ def test_the_optimizer_has_no_states_of_what_is_frozen(worlds, world, name):
     state = state_at_end(folder / str(world) / "runs" / name)
     assert set(state["optimizer"]["layers"]) == {"6.weight", "7.weight", "7.bias", "11.weight", "11.bias"}
     assert {key for rank in state["ranks"] for key in rank["statistics"]} == {"7.running_mean", "7.running_var"}
+
+
+@pytest.fixture(scope="module")
+def resumed(worlds: tuple[Path, dict[str, torch.Tensor]]) -> Path:
+    """Runs of two ranks that go on from their first checkpoint: as they began, or with another engine."""
+    folder, _ = worlds
+    recipes = {}
+    for name, more in {"plain": [], "precise": [], "fsdp": [], "to_fsdp": ["engine.name=fsdp"]}.items():
+        directory, of = folder / "resumed" / name, "plain" if name == "to_fsdp" else name
+        shutil.copytree(folder / "2" / "runs" / of, directory)
+        for path in saved(directory)[1:]:
+            shutil.rmtree(path)
+        (directory / "result.json").unlink()
+        recipes[name] = (str(folder / "2" / f"{of}.yaml"), [f"record.dir={directory}", *more])
+    (folder / "resumed" / "recipes.json").write_text(json.dumps(recipes))
+    ended = pool.ranks(2, "worlds.recipes:train_all", folder / "resumed")
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize(("name", "bits"), [("plain", True), ("precise", True), ("fsdp", True), ("to_fsdp", False)])
+def test_two_ranks_go_on_with_what_is_frozen(resumed, name, bits):
+    assert "resumed at step 7 of 13" in (resumed / "resumed" / name / "train.log").read_text()
+    found = weights_at_end(resumed / "resumed" / name)
+    whole = weights_at_end(resumed / "2" / "runs" / ("plain" if name == "to_fsdp" else name))
+    assert difference(found, whole) <= (0 if bits else 1e-12)
 
 
 @pytest.mark.parametrize("name", ["lars", "precise", "sam"])
