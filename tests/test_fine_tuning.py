@@ -15,7 +15,9 @@ import yaml
 from method_recipes import METHODS, NORM, PLAIN
 from programs import Killed, killed_at, saved, state_at_end, weights_at_end
 from safetensors.torch import save_file
+from torch import nn
 
+import largebatch as lb
 from largebatch import models
 from largebatch.errors import UserError
 from largebatch.recipes import config
@@ -218,3 +220,28 @@ def test_what_does_not_go_with_frozen_layers_is_a_sentence(tmp_path, sentence):
     run = config.from_dict(recipe_of("refused", tmp_path / "begun.safetensors", WITH_FROZEN[sentence]))
     with pytest.raises(UserError, match=sentence):
         assemble(run, torch.device("cpu"))
+
+
+class Two(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8))
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stem(images).relu())
+
+
+def test_a_module_that_is_handed_over_is_fine_tuned_and_stays_what_it_is(tmp_path):
+    source, model = Two(4), Two(10)
+    save_file(source.state_dict(), tmp_path / "begun.safetensors")
+    fresh = model.head.weight.detach().clone()
+    weights = {"file": str(tmp_path / "begun.safetensors"), "head": "fresh"}
+    recipe = {key: PLAIN[key] for key in ("data", "batch", "optimizer", "lr")} | {"name": "own", "epochs": 1}
+    recipe |= {"model": {"weights": weights, "frozen": ["stem"]}, "record": {"dir": str(tmp_path / "run")}}
+    assert lb.train(recipe, model=model).status == "finished"
+    for name, value in source.stem.state_dict().items():
+        assert torch.equal(model.stem.state_dict()[name], value)
+    assert not torch.equal(model.head.weight, fresh)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert type(model.stem[2]) is nn.BatchNorm1d
