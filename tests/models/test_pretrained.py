@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from torchvision.models import ResNet18_Weights
+from torchvision.models import ShuffleNet_V2_X0_5_Weights
 
 from largebatch import models
 from largebatch.errors import UserError
@@ -59,36 +59,36 @@ def in_hub(folder: Path, repository: str, weights: dict[str, torch.Tensor]) -> P
 
 
 def in_torch(folder: Path, monkeypatch: pytest.MonkeyPatch, content: Any) -> Path:
-    """What torch.save makes of it under the name of resnet18's weights, their address that of this file."""
-    file = folder / "torch" / "checkpoints" / "resnet18.pth"
+    """What torch.save makes of it under the name of shufflenet's weights, their address that of this file."""
+    file = folder / "torch" / "checkpoints" / "shufflenet.pth"
     file.parent.mkdir(parents=True)
     torch.save(content, file)
     digits = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    named = file.rename(file.with_name(f"resnet18-{digits}.pth"))
-    monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1._value_, "url", f"https://weights.test/{named.name}")
+    named = file.rename(file.with_name(f"shufflenet-{digits}.pth"))
+    monkeypatch.setattr(ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1._value_, "url", f"https://weights.test/{named.name}")
     return named
 
 
-@pytest.mark.parametrize("name", ["timm/resnet18", "timm/resnet18.a1_in1k"])
+@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_resnet.r160_in1k"])
 def test_timms_file_in_the_hubs_cache_is_taken_but_for_its_head(tmp_path, name):
-    weights = of_thousand("timm/resnet18")
-    file = in_hub(tmp_path / "hub", "timm/resnet18.a1_in1k", weights)
-    model = begun(name, "a1_in1k")
+    weights = of_thousand("timm/test_resnet")
+    file = in_hub(tmp_path / "hub", "timm/test_resnet.r160_in1k", weights)
+    model = begun(name, "r160_in1k")
     found = model.state_dict()
     assert [key for key in found if not torch.equal(found[key], weights[key])] == ["fc.weight", "fc.bias"]
-    assert models.file_of(model, name, FirstWeights(pretrained="a1_in1k")) == str(file)
+    assert models.file_of(model, name, FirstWeights(pretrained="r160_in1k")) == str(file)
     with pytest.raises(
         UserError, match=re.escape("fc.bias is (1000,) there and (7,) in the model; model.weights.head")
     ):
-        begun(name, "a1_in1k", head="taken")
-    assert begun(name, "a1_in1k", 1000, "taken").state_dict()["fc.bias"].equal(weights["fc.bias"])
+        begun(name, "r160_in1k", head="taken")
+    assert begun(name, "r160_in1k", 1000, "taken").state_dict()["fc.bias"].equal(weights["fc.bias"])
 
 
 def test_torchvisions_file_in_torch_hubs_folder_is_taken_but_for_its_head(tmp_path, monkeypatch):
-    weights = of_thousand("torchvision/resnet18")
+    weights = of_thousand("torchvision/shufflenet_v2_x0_5")
     without_counters = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
     in_torch(tmp_path, monkeypatch, without_counters)  # as those of before torch 0.4.1 are
-    found = begun("resnet18", "IMAGENET1K_V1").state_dict()
+    found = begun("shufflenet_v2_x0_5", "IMAGENET1K_V1").state_dict()
     assert [key for key in found if not torch.equal(found[key], weights[key])] == ["fc.weight", "fc.bias"]
 
 
@@ -122,10 +122,10 @@ def test_a_name_that_is_not_known_is_a_sentence(name, tag, sentence):
 
 
 def test_a_file_of_torchvisions_that_is_another_one_is_not_opened(tmp_path, monkeypatch):
-    file = in_torch(tmp_path, monkeypatch, of_thousand("torchvision/resnet18"))
+    file = in_torch(tmp_path, monkeypatch, of_thousand("torchvision/shufflenet_v2_x0_5"))
     torch.save({"x": Harmful(tmp_path / "ran")}, file)
     with pytest.raises(UserError, match="its SHA-256 does not begin as its name says"):
-        begun("resnet18", "IMAGENET1K_V1")
+        begun("shufflenet_v2_x0_5", "IMAGENET1K_V1")
     with pytest.raises(UserError, match="its SHA-256 does not begin as its name says"):
         pretrained.unpickled(str(file.rename(tmp_path / "without_digits.pth")))
 
@@ -137,7 +137,7 @@ def test_a_file_of_torchvisions_that_is_another_one_is_not_opened(tmp_path, monk
 def test_what_is_no_tensor_is_not_unpickled(tmp_path, monkeypatch, content, sentence):
     in_torch(tmp_path, monkeypatch, {"x": Harmful(tmp_path / "ran")} if content is Harmful else content)
     with pytest.raises(UserError, match=sentence) as caught:
-        begun("resnet18", "IMAGENET1K_V1")
+        begun("shufflenet_v2_x0_5", "IMAGENET1K_V1")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
