@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from programs import Killed, killed_at, weights_at_end
+from huggingface_hub import constants
+from programs import Killed, killed_at, saved, weights_at_end
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from largebatch import models
 from largebatch.checkpoint import manifest
+from largebatch.cli.checkpoint import app
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.records.files import sha256_of
-from largebatch.run.assemble import assemble
+from largebatch.run.assemble import assemble, decisions
 from largebatch.run.train import train
 from largebatch.studies.dry_run import Cluster, dry_run
 
@@ -58,6 +63,57 @@ def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_with_its_own(recipe
     assert train(whole, quiet=True).status == "finished"
     expected, found = weights_at_end(whole.directory), weights_at_end(second.directory)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.worlds
+def test_an_exported_run_is_fine_tuned_on_other_classes(recipe, tmp_path):
+    shape = {"name": "mlp", "width": 16, "depth": 1, "norm": True}
+    first = config.load(recipe("first", model=shape))
+    train(first, quiet=True)
+    assert CliRunner().invoke(app, ["export", str(first.directory)]).exit_code == 0
+    file = first.directory / "weights.safetensors"
+    weights, head = weights_at_end(first.directory), ["5.weight", "5.bias"]
+    data = {"name": "synthetic", "num_classes": 3, "image_shape": [1, 8, 8], "examples": 400}
+
+    def tuned(name: str, **model: Any) -> config.Run:
+        return config.load(recipe(name, model={**shape, **model}, data=data, lr={"base": 0.01}))
+
+    with pytest.raises(UserError, match=re.escape("5.bias is (10,) there and (3,) in the model; model.weights.head")):
+        train(tuned("strict", weights=str(file)), quiet=True)
+    second = tuned("second", weights={"file": str(file), "head": "fresh"}, frozen=["1", "2"])
+    begun, fresh = assemble(second, CPU), assemble(tuned("fresh"), CPU).engine.model.state_dict()
+    for name, tensor in begun.engine.model.state_dict().items():
+        assert torch.equal(tensor, (fresh if name in head else weights)[name])
+    assert decisions(begun, second.directory)["weights"] == f"{file}; fresh: {', '.join(head)}"
+    assert train(second, quiet=True).status == "finished"
+    found = weights_at_end(second.directory)
+    assert {name for name in weights if torch.equal(found[name], weights[name])} == set(weights) - set(head)
+    facts = manifest.read(saved(second.directory)[-1])
+    assert facts["began_with"] == {"file": str(file), "sha256": sha256_of(file)}
+    assert facts["model"] == {**shape, "num_classes": 3}
+    with pytest.raises(UserError, match="model.frozen"):
+        train(tuned("second", weights={"file": str(file), "head": "fresh"}), quiet=True)
+
+
+@pytest.mark.worlds
+def test_a_run_begins_with_pretrained_weights_that_are_at_hand_and_goes_on_without(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = {"name": "timm/resnet18", "weights": {"pretrained": "a1_in1k", "head": "fresh"}, "frozen": ["[!f]*"]}
+    data = {"name": "synthetic", "num_classes": 3, "image_shape": [3, 32, 32], "examples": 64}
+    steps = {"batch": {"global_batch_size": 16}, "epochs": 1, "checkpoint": {"every_epochs": 0.25}}
+    run = config.load(recipe("tuned", model=model, data=data, **steps))
+    for begin in (lambda: train(run, quiet=True), lambda: dry_run(run, Cluster(device="cpu"))):
+        with pytest.raises(UserError, match="model.safetensors of timm/resnet18.a1_in1k is not in"):
+            begin()
+    below = tmp_path / "hub" / "models--timm--resnet18.a1_in1k" / "snapshots" / "main"
+    below.mkdir(parents=True)
+    save_file(models.build("timm/resnet18", 1000, (3, 32, 32), 5).state_dict(), below / "model.safetensors")
+    digest = sha256_of(below / "model.safetensors")
+    killed_after(3, run)
+    (below / "model.safetensors").unlink()
+    assert train(run, quiet=True).status == "finished"
+    facts = manifest.read(saved(run.directory)[-1])
+    assert facts["began_with"] == {"file": str(below / "model.safetensors"), "sha256": digest}
 
 
 @pytest.mark.worlds

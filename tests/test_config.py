@@ -38,6 +38,24 @@ def test_a_recipe_reads_back_to_itself(path):
 
 
 @pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("a.safetensors", "a.safetensors"),
+        ("{file: a.safetensors}", "a.safetensors"),
+        ("{file: a.safetensors, head: fresh}", {"file": "a.safetensors", "head": "fresh"}),
+        ("{pretrained: a1_in1k}", {"pretrained": "a1_in1k", "head": "taken"}),
+        ("null", None),
+    ],
+)
+def test_weights_and_what_is_frozen_are_science(path, written, kept):
+    run = config.load(path, [f"model.weights={written}", "model.frozen=[stem.*]"])
+    assert run.as_written()["model"] == {"name": "tiny_cnn", "weights": kept, "frozen": ["stem.*"]}
+    assert config.from_dict(run.as_written()) == run
+    assert run.science() != config.load(path, [f"model.weights={written}"]).science()
+    assert (run.science() == config.load(path, ["model.frozen=[stem.*]"]).science()) is (kept is None)
+
+
+@pytest.mark.parametrize(
     ("override", "sentence"),
     [
         ("batch.globl_batch_size=3", "unknown key batch.globl_batch_size; did you mean global_batch_size?"),
@@ -58,6 +76,17 @@ def test_a_recipe_reads_back_to_itself(path):
         ("lr.warmup.from=bse", "lr.warmup.from = 'bse' is not known; valid: zero or base"),
         ("data.augment=crp", "data.augment = 'crp' is not known; valid: auto, none, flip"),
         ("weight_decay.skip=[1]", "weight_decay.skip.0 = 1 should be text"),
+        ("weight_decay.skip=norm", "weight_decay.skip = 'norm' should be a list, in square brackets"),
+        ("model.frozen=stem", "model.frozen = 'stem' should be a list, in square brackets"),
+        ("model.frozen=['']", "model.frozen.0 = '' string should have at least 1 character"),
+        ("model.weights=3", "model.weights = 3 should be a path or {file: PATH, head: fresh}"),
+        ("model.weights={head: fresh}", "give exactly one of model.weights.file and model.weights.pretrained"),
+        (
+            "model.weights={file: a, pretrained: b}",
+            "give exactly one of model.weights.file and model.weights.pretrained",
+        ),
+        ("model.weights={file: a, head: new}", "model.weights.head = 'new' is not known; valid: taken or fresh"),
+        ("model.weights={fil: a}", "unknown key model.weights.fil; did you mean file?"),
         ("lr=0.1", "lr = 0.1 is a value where keys are expected; write lr.KEY=..."),
         ("optimizer={}", "optimizer.name is missing"),
         ("batch={}", "batch.global_batch_size is missing"),
@@ -158,6 +187,9 @@ def test_the_schema_names_every_key():
     assert {*config.Run.model_fields, "table"} == set(schema["properties"])
     assert schema["additionalProperties"] is False
     assert "from" in schema["$defs"]["Warmup"]["properties"]
+    weights = schema["$defs"]["Model"]["properties"]["weights"]["anyOf"]
+    assert {"type": "string"} in weights, "a path, beside the section"
+    assert set(schema["$defs"]["FirstWeights"]["properties"]) == {"file", "pretrained", "head"}
 
 
 def test_null_switches_a_section_off_and_ddps_own_keys_need_no_name(path):

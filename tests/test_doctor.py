@@ -94,6 +94,8 @@ def test_missing_data_is_found_and_told_as_train_would(recipe, tmp_path, capsys)
             "does not factor into 1 rank × micro-batches of 30; nearest that do: 90 or 120",
         ),
         ({"lr__warmup": {"epochs": 5}}, "lr.warmup.epochs = 5"),
+        ({"model": {"name": "mlp", "weights": "nowhere.safetensors"}}, "nowhere.safetensors: there is no such file"),
+        ({"model": {"name": "mlp", "frozen": ["stem"]}}, "no tensor of model.name = mlp has a name like 'stem'"),
         ({"device": "cuda"}, "device = cuda, but no CUDA device is visible here"),
     ],
 )

@@ -31,6 +31,7 @@ from largebatch.data.nested import Batch, cast
 from largebatch.engines import states
 from largebatch.errors import UserError
 from largebatch.machine import distributed
+from largebatch.models.frozen import FrozenNorm
 from largebatch.optim.groups import is_norm
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.plan.batch import BatchPlan
@@ -224,8 +225,12 @@ class Engine(abc.ABC):
         return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
 
     def statistics(self) -> dict[str, Tensor]:
-        """Running means and variances; other buffers are constants, or rank zero's."""
-        of_norms = [(prefix, module) for prefix, module in self.model.named_modules() if is_norm(module)]
+        """Running means and variances that move; other buffers are constants, or rank zero's."""
+        of_norms = [
+            (prefix, module)
+            for prefix, module in self.model.named_modules()
+            if is_norm(module) and not isinstance(module, FrozenNorm)
+        ]
         return {
             f"{prefix}.{name}" if prefix else name: buffer
             for prefix, module in of_norms

@@ -38,7 +38,8 @@ class Workers:
 
     def _live(self) -> list[Tensor]:
         """What is averaged."""
-        return [p.detach() for p in self.engine.model.parameters()] + self.statistics
+        trained = [p.detach() for p in self.engine.model.parameters() if p.requires_grad]
+        return trained + self.statistics
 
     def _everything(self) -> list[Tensor]:
         """What is averaged, and then what merely counts."""

@@ -224,7 +224,7 @@ class SwapOfRun(Part):
         self.average()
 
     def tensors(self) -> list[Tensor]:
-        return [p.detach() for p in self.engine.model.parameters()]
+        return [p.detach() for p in self.engine.model.parameters() if p.requires_grad]
 
     def begin(self) -> None:
         import torch

@@ -4,11 +4,14 @@ A builder is given ``num_classes``, the numbers that a model gives for an exampl
 inputs, if it has parameters of these names; all others are keys of ``model:`` in a recipe.
 
 ``resnet50`` is torchvision's and ``timm/resnet50`` is timm's; a plain name that torchvision lacks is timm's.
-Weights are freshly initialised, or read from a safetensors file: nothing is downloaded. Every model takes
-``head_init_std``.
+Weights are freshly initialised, then read from a file where a recipe names one: nothing is downloaded. Every model
+takes ``head_init_std``.
 
 arguments.py   what builders of other projects are given
 weights.py     weights to begin with
+pretrained.py  those that timm and torchvision have names for
+heads.py       the layers that give the outputs
+frozen.py      what is not trained
 auxiliary.py   classifiers that only training has
 """
 
@@ -26,10 +29,12 @@ from torch import nn
 from largebatch.errors import UserError, first_words, suggestion
 from largebatch.models import keskar, small
 from largebatch.models.arguments import check_arguments, check_truth
-from largebatch.models.weights import take_weights
+from largebatch.models.frozen import freeze
+from largebatch.models.heads import initialise_head
+from largebatch.models.weights import begin_with, file_of
 from largebatch.recipes.registry import Registry
 
-__all__ = ["SMALL", "build", "initialise_head", "register"]
+__all__ = ["SMALL", "begin_with", "build", "file_of", "freeze", "initialise_head", "register"]
 
 SMALL: dict[str, Callable[..., nn.Module]] = {
     "tiny_cnn": small.tiny_cnn,
@@ -64,9 +69,8 @@ def build(
     image_shape: tuple[int, ...],
     seed: int = 0,
     arguments: dict[str, Any] | None = None,
-    weights: str | None = None,
 ) -> nn.Module:
-    """A model on the CPU in float32: freshly initialised, the same for the same seed, or with a file's ``weights``.
+    """A model on the CPU in float32: freshly initialised, the same for the same seed.
 
     ``num_classes`` are the numbers it gives for an example, where the data set says it, and ``image_shape`` is that of
     its inputs: (channels, height, width) of an image, which all of the package but ``mlp`` need. The global random
@@ -97,21 +101,7 @@ def build(
         raise UserError(f"the builder of model.name = {name} gives a {type(model).__name__}; it should give a module")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"model {name} has no parameters to train")
-    if weights is not None:
-        take_weights(model, weights, name)
     return model
-
-
-def initialise_head(model: nn.Module, name: str, std: Any) -> None:
-    """The last linear layer starts as N(0, std²) with a bias of 0 (Goyal et al. 2017, §5.1: 0.01)."""
-    if isinstance(std, bool) or not isinstance(std, (int, float)) or not 0 <= std < float("inf"):
-        raise UserError(f"model.head_init_std = {std} should be a standard deviation of at least 0, such as 0.01")
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise UserError(f"model.head_init_std has nothing to act on: model.name = {name} has no linear layer")
-    nn.init.normal_(linear[-1].weight, std=std)
-    if linear[-1].bias is not None:
-        nn.init.zeros_(linear[-1].bias)
 
 
 def _builder(name: str) -> Callable[[dict[str, Any], dict[str, Any]], nn.Module]:

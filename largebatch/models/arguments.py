@@ -37,8 +37,8 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
     for key, value in arguments.items():
         if key == "pretrained":
             raise UserError(
-                "model.pretrained: nothing is downloaded, and training starts from fresh weights; take the key out, or "
-                "name a safetensors file with model.weights"
+                "model.pretrained: nothing is downloaded, and training starts from fresh weights unless model.weights "
+                "names others that are at hand: a safetensors file, or {pretrained: NAME}"
             )
         if key not in SHAPES | WORDS:
             raise UserError(

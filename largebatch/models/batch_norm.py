@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch.errors import UserError
+from largebatch.models.frozen import FrozenNorm
 
 
 class NormGroup(NamedTuple):
@@ -240,14 +241,17 @@ def recomputed_statistics(
 
 
 def batch_norms(model: nn.Module) -> Iterator[_BatchNorm]:
-    """Every batch norm, sized or torch's, each once."""
+    """Every batch norm, sized or torch's, each once; none that is frozen."""
     for name, module in model.named_modules():
         if is_batch_norm(module, name):
             yield module  # pyright: ignore[reportReturnType]
 
 
 def is_batch_norm(module: nn.Module, name: str = "") -> bool:
-    """Whether ``module`` is torch's batch norm or derived from it. Others with statistics that move are refused."""
+    """Whether ``module`` is torch's batch norm or derived from it, and not frozen. Others with statistics that move are
+    refused."""
+    if isinstance(module, FrozenNorm):
+        return False
     if isinstance(module, _BatchNorm):
         return True
     kind = type(module).__name__

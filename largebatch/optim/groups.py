@@ -43,7 +43,7 @@ def treatments(
     """
     rows = list(kinds(model))
     for argument, skipped in (("weight_decay.skip", skip_decay), ("optimizer.skip_adaptation", skip_adaptation or ())):
-        check_skipped(argument, skipped, [name for name, *_ in rows])
+        check_skipped(argument, skipped, [name for name, _ in model.named_parameters()])
     return [
         Treatment(
             name,

@@ -30,7 +30,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
         precision=precision,
         data=run.data.name,
         task=task_name(run, data.task),
-        model=run.model.model_dump(exclude={"weights"}),
+        model=run.model.model_dump(exclude={"weights", "frozen"}),
         weights=run.model.weights,
         code=code_of_parts(run, data.task),
         plan=plan,
@@ -110,6 +110,8 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
         found.append(Beside("data.image_size", f"images of {' '.join(derive.words_of_sizes(run) or ())}{early}"))
     if late := [epoch for epoch, _ in derive.growth_of(run)[0] if epoch >= epochs]:
         found.append(Beside("batch.ramp", f"no growth at epoch {derive.listed(late)}, after the end of the run"))
+    if run.model.frozen:
+        found.append(Beside("model.frozen", f"frozen {', '.join(run.model.frozen)}"))
     if run.batch.bn_batch_size is not None:
         found.append(Beside("batch.bn_batch_size", f"batch norm over {run.batch.bn_batch_size} examples"))
     if run.batch_norm.statistics != "running":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from largebatch.plan.batch import BatchPlan, Stage
 from largebatch.plan.phases import Span
 from largebatch.plan.schedules import Schedule
+from largebatch.recipes.config.model import FirstWeights
 from largebatch.recipes.methods import Decision, GainClock
 from largebatch.recipes.registry import Code
 
@@ -116,7 +117,7 @@ class Decided:
     data: str  # the names of things
     task: str
     model: Mapping[str, Any]  # name and arguments
-    weights: str | None  # a file that the model begins with
+    weights: FirstWeights | None  # that the model begins with
     code: Mapping[str, Code]  # of parts that are not the package's, by the key that names them
     plan: BatchPlan  # a stage for each phase
     phases: tuple[Phase, ...]

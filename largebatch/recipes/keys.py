@@ -47,10 +47,11 @@ Minutes = Annotated[float, Field(gt=0, le=10_080), Number]
 Percent = Annotated[float, Field(ge=0, le=100), Number]
 Folder = Annotated[str, path_of("record.dir")]
 Place = Annotated[str, path_of("data.root", or_address=True)]
-Weights = Annotated[str, path_of("model.weights")]
+WeightsFile = Annotated[str, path_of("model.weights")]
 Size = Annotated[int, Field(gt=0, le=MOST), BeforeValidator(a_size)]  # as a key
 Switch = Annotated[bool, Field(strict=True)]
-Skipped = Annotated[str, Field(min_length=1)]  # norm, bias, or a pattern of tensors' names
+Pattern = Annotated[str, Field(min_length=1)]  # of tensors' names, or of a module above them
+Skipped = Pattern  # or norm, bias
 
 
 class Section(BaseModel):

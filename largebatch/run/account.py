@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from largebatch.machine import distributed, watchdog
+from largebatch.models import frozen
 from largebatch.plan.score import ACCURACY, Score
 from largebatch.records import names
 from largebatch.records.facts import write_json
@@ -87,6 +88,8 @@ class Account:
                 f"{row.name} {tuple(row.shape)}: {row.kind}, {'decayed' if row.decayed else 'not decayed'}, "
                 f"{'adapted' if row.adapted else 'not adapted'}"
             )
+        for name, tensor in frozen.still(self.job.engine.model).items():
+            self.recorder.note(f"{name} {tuple(tensor.shape)}: frozen")
         if self.mllog is not None:
             facts = mlperf_facts(self.job)
             if reason := open_because(facts):

@@ -15,16 +15,19 @@ from torch import nn
 
 from largebatch import data, engines, models, optim, tasks
 from largebatch.data import nested
+from largebatch.data.preparation import prepared
 from largebatch.data.sizes import sizes_of_phases
 from largebatch.engines.engine import MOST_SHAPES
 from largebatch.errors import UserError
 from largebatch.machine import distributed, watchdog
-from largebatch.models import batch_norm
+from largebatch.models import batch_norm, frozen
+from largebatch.models import weights as first_weights
 from largebatch.optim import Treatment
 from largebatch.optimizers import Optimizer, Surroundings
 from largebatch.plan.batch import BatchPlan
 from largebatch.plan.score import ACCURACY
 from largebatch.recipes import config, derive, refusals
+from largebatch.recipes.config.model import FirstWeights
 from largebatch.recipes.decide import decide, precision_of, task_name
 from largebatch.recipes.decided import DataFacts, Decided
 from largebatch.recipes.phases_read_aloud import facts_of, words_of
@@ -147,9 +150,13 @@ def task_of(run: config.Run, dataset: data.Splits) -> Task:
 
 
 def model_of(
-    run: config.Run, task: Task, dataset: data.Splits, weights: str | None = None, normalised_together: int = 2
+    run: config.Run,
+    task: Task,
+    dataset: data.Splits,
+    weights: FirstWeights | None = None,
+    normalised_together: int = 2,
 ) -> nn.Module:
-    """The model as it begins, known to fit the data; on the CPU, its batch norms those of its builder.
+    """The model as it begins, known to fit the data; on the CPU, its batch norms those of its builder, or frozen.
 
     Freshly initialised, or with ``weights`` of a file. Each batch norm sees ``normalised_together`` examples.
     """
@@ -161,7 +168,10 @@ def model_of(
             f"model.num_classes = {classes} does not fit data.name = {run.data.name}, which has "
             f"{dataset.outputs} {what}"
         )
-    model = models.build(run.model.name, dataset.outputs, dataset.input_shape, run.seed, arguments, weights)
+    model = models.build(run.model.name, dataset.outputs, dataset.input_shape, run.seed, arguments)
+    if weights is not None:
+        models.begin_with(model, run.model.name, weights)
+    models.freeze(model, run.model.name, run.model.frozen)
     for side in dataset.sides:
         blank = dataset.blank(2, side)
         numbers = fit.check(model, run.model.name, task, blank, dataset.outputs, normalised_together)
@@ -241,7 +251,8 @@ def with_batch_norm(run: config.Run, model: nn.Module, plan: BatchPlan) -> nn.Mo
     asked = size is not None or section.statistics != "running" or section.momentum is not None
     if asked and not any(True for _ in batch_norm.batch_norms(model)):
         key = "batch.bn_batch_size" if size is not None else "batch_norm"
-        raise UserError(f"{key} has nothing to act on: model.name = {run.model.name} has no batch norm; leave it out")
+        none = "has no batch norm" if not run.model.frozen else "has no batch norm that is not frozen"
+        raise UserError(f"{key} has nothing to act on: model.name = {run.model.name} {none}; leave it out")
     if size is None and section.statistics == "last":
         size = plan.micro_batch_size  # torch's own would keep the last micro-batch, not the last step
     if size is not None:
@@ -341,6 +352,8 @@ def beside_the_reference(run: config.Run) -> tuple[str, ...]:
         "batch.ramp": run.batch.ramp is not None,
         "phases": run.phases is not None,
         "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
+        "model.weights": run.model.weights is not None,
+        "model.frozen": bool(run.model.frozen),
         f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",
         "max_grad_norm": run.max_grad_norm is not None,
     }
@@ -349,8 +362,8 @@ def beside_the_reference(run: config.Run) -> tuple[str, ...]:
 
 def decisions(job: Job, directory: Path) -> dict[str, str]:
     """What is printed before time is spent, a line each."""
-    decided, run = job.decided, job.run
-    parameters = sum(p.numel() for p in job.engine.model.parameters())
+    decided, run, model = job.decided, job.run, job.engine.model
+    parameters = sum(p.numel() for p in model.parameters())
     decayed = sum(row.decayed for row in job.treatments)
     adapted = sum(row.adapted for row in job.treatments)
     if run.phases is None:
@@ -358,9 +371,14 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
     else:
         of_batches = {"phases": f"{len(decided.phases)}, in ranks × micro-batch × accumulation{unsized_norms(job)}"}
         of_batches |= {f"phase {n}": words_of(decided, phase) for n, phase in enumerate(decided.phases, start=1)}
+    weights = ""
+    if run.model.weights is not None:
+        weights = first_weights.words_of(model, run.model.name, run.model.weights, prepared(job.dataset))
     lines = {
         "run": f"{run.name}, seed {run.seed}, in {directory}",
         "model": f"{run.model.name}, {parameters:,} parameters",
+        "weights": weights,
+        "frozen": frozen.words_of(model) if run.model.frozen else "",
         "data": f"{decided.data}: {decided.plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
         f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
         **of_batches,

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from largebatch import checkpoint
+from largebatch import checkpoint, models
 from largebatch.checkpoint import randomness, tree
 from largebatch.checkpoint.pieces import State
 from largebatch.data import contents
@@ -81,7 +81,7 @@ class Saves:
         self.lost = 0  # steps after the plan's that another world could not take over
         self.seconds_standing = 0.0  # that the loop stood still for the last save
         self.versions = circumstances.versions()
-        self.began_with = began_with(self.decided.weights)
+        self.began_with = began_with(job)
         saving = self.decided.saving
         keep = checkpoint.Retention(saving.keep_last, saving.keep_every_epochs, saving.keep_best)
         self.writer = checkpoint.Writer(self.directory, keep, saving.asynchronous)
@@ -242,11 +242,15 @@ class Saves:
         self.writer.close()
 
 
-def began_with(weights: str | None) -> dict[str, Any] | None:
+def began_with(job: Job) -> dict[str, Any] | None:
     """The file whose weights a run begins with, as it is now; None where it has gone, or there never was one."""
-    if weights is None or not Path(weights).is_file():
+    if (weights := job.decided.weights) is None:
         return None
-    return {"file": weights, "sha256": sha256_of(Path(weights))}
+    try:
+        file = models.file_of(job.engine.model, job.decided.model["name"], weights)
+    except UserError:
+        return None
+    return {"file": file, "sha256": sha256_of(Path(file))} if Path(file).is_file() else None
 
 
 def changed_code(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

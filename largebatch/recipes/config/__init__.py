@@ -2,7 +2,8 @@
 
 run.py         Run, and how it is read: file, table row, overrides
 phases.py      keys that are laid over a recipe for a stretch of the run
-sections.py    what each key may hold; those of optimizers and decays are in folders of their own
+model.py       the section of the model: what it begins with, what of it is trained
+sections.py    what each other key may hold; those of optimizers and decays are in folders of their own
 mistakes.py    what is wrong, in one sentence
 """
 

@@ -61,6 +61,8 @@ def sentence(error: pydantic.ValidationError, whole: type[BaseModel]) -> str:
             return f"{key}: {context['error']}" if key == "averaging.lr" else str(context["error"])
         case "bool_type":
             return f"{key} = {shown(value)} should be true or false"
+        case "tuple_type":
+            return f"{key} = {shown(value)} should be a list, in square brackets"
         case "string_type":
             return f"{key} = {shown(value)} should be text; what YAML takes for something else is text in quotes"
         case _:

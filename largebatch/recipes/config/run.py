@@ -21,6 +21,7 @@ from largebatch.recipes import kinds, methods, optimizers, strict_yaml
 from largebatch.recipes.config import sections
 from largebatch.recipes.config.dotted import is_key, place
 from largebatch.recipes.config.mistakes import sentence, shown
+from largebatch.recipes.config.model import Model
 from largebatch.recipes.config.phases import PhaseKeys, check_overrides, check_phases, listed
 from largebatch.recipes.config.sections import (
     Batch,
@@ -33,7 +34,6 @@ from largebatch.recipes.config.sections import (
     Expect,
     LearningRate,
     Loss,
-    Model,
     NonfiniteGradients,
     RegimeAdaptation,
     TaskSection,

@@ -26,7 +26,6 @@ from largebatch.recipes.keys import (
     Size,
     Skipped,
     Switch,
-    Weights,
     ascending,
 )
 
@@ -34,20 +33,6 @@ if TYPE_CHECKING:
     from largebatch.recipes.decays import Decay
 else:
     Decay = kinds.one_of(decays.table())
-
-
-class Model(BaseModel):
-    """``name``, the weights to begin with, and whatever shapes that model's builder takes."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
-
-    __pydantic_extra__: dict[str, pydantic.JsonValue] = {}
-    name: str
-    weights: Weights | None = None  # a safetensors file to begin with; unset: fresh ones
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class ImageSizes(Section):
@@ -274,6 +259,7 @@ class DdpEngine(Section):
                 sizes is not None and sizes.first != sizes.last and not run.compile,
                 "data.image_size that grows, without compile = true",
             ),
+            (bool(run.model.frozen), "model.frozen"),
         ):
             if self.cuda_graphs and asked:
                 yield f"engine.cuda_graphs = true does not go with {name}; leave engine.cuda_graphs out"
@@ -287,6 +273,13 @@ class DeepSpeedEngine(Section):
     name: Literal["deepspeed"]
     zero: Annotated[Literal[0, 1, 2], Number] = 1  # the ZeRO stage: what is divided among the ranks
     weights: Literal["fp32", "bf16"] = "fp32"  # bf16: those of the model, with fp32 masters in the optimizer
+
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        if self.weights == "bf16" and run.model.frozen:
+            yield (
+                "model.frozen does not go with engine.weights = bf16, which has fp32 masters of trained weights alone; "
+                "valid: engine.weights = fp32"
+            )
 
 
 Engine = Annotated[DdpEngine | FsdpEngine | DeepSpeedEngine, Field(discriminator="name")]

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from largebatch.checkpoint import existing
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.recipes.phases_read_aloud import facts_of
+from largebatch.records import names
 from largebatch.run.assemble import data_facts, dataset_of, model_of, task_of
 from largebatch.studies.doctor.facts import Examined, size
 from largebatch.studies.doctor.look import free
@@ -47,7 +49,8 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Exam
             "phases": facts_of(decided) if run.phases is not None else [],
         }
     if distributed.is_first() and run.checkpoint.every_epochs:
-        model = attempt(lambda: model_of(run, task_of(run, dataset), dataset))
+        begun = existing(run.directory / names.CHECKPOINTS)
+        model = attempt(lambda: model_of(run, task_of(run, dataset), dataset, None if begun else run.model.weights))
         if model is not None:
             weights = sum(parameter.numel() for parameter in model.parameters())
             one, files = checkpoint_bytes(run, weights), checkpoint_files(run)

@@ -234,7 +234,8 @@ class FakeZero(DeepSpeed):
         if not self.zero:
             return {}
         masters = sum(4 * flat.numel() for flat in self.masters)
-        weights = sum(flat.numel() * flat.element_size() for flat in self.flats)
+        frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in (*self.flats, *frozen))
         whole = gradients * 3 if self.half else gradients  # beside half-precision gradients their float32 sum
         return {
             "weights": weights,

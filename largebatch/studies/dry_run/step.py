@@ -112,7 +112,7 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
             of_evaluation = trace.peak.total()
     if isinstance(engine, FakeZero):
         parts |= engine.bytes_by_part(parts["gradients"])
-    parts["workers"] = of_workers(job.decided, parts)
+    parts["workers"] = of_workers(job, parts)
     alike = 1 + stage.accumulation_steps - shown  # how many micro-batches the first of two stands for
     times = [(call, alike if call.moment == 1 and shown > 1 else 1) for call in found]
     return Traced(
@@ -155,10 +155,11 @@ def states_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [tensor for tensor in found if tensor.dim()]
 
 
-def of_workers(decided: Decided, parts: dict[str, int]) -> int:
-    """A set of everything for each worker of a rank, where there are several."""
-    here = sets_here(decided)
-    each = parts["weights"] + parts["buffers"] + parts["optimizer states"]
+def of_workers(job: Job, parts: dict[str, int]) -> int:
+    """A set of everything that is trained for each worker of a rank, where there are several."""
+    here = sets_here(job.decided)
+    trained = sum(p.numel() * p.element_size() for p in job.engine.model.parameters() if p.requires_grad)
+    each = trained + parts["buffers"] + parts["optimizer states"]
     return here * each if here > 1 else 0
 
 

@@ -48,6 +48,7 @@ def derived(
     plan, lr = decided.plan, decided.lr
     origin = origins(path, overrides, run.batch.global_batch_size)
     rows = [
+        *_model_rows(run, origin),
         *_batch_rows(run, plan, origin),
         ("training set", f"{size:,} examples", from_what, origin("data")),
         *_budget_rows(run, plan, origin),
@@ -159,6 +160,17 @@ def origins(path: Path, overrides: list[str], size: int) -> Origin:
         return "recipe" if any(stated(key) for key in keys) else "default"
 
     return origin
+
+
+def _model_rows(run: config.Run, origin: Origin) -> list[Row]:
+    """What it begins with and what of it is not trained, where a recipe says so."""
+    rows, model = [], run.model
+    if model.weights is not None:
+        head = "but for its head" if model.weights.head == "fresh" else ""
+        rows.append(("begins with", model.weights.words, head, origin("model.weights")))
+    if model.frozen:
+        rows.append(("frozen", ", ".join(model.frozen), "", origin("model.frozen")))
+    return rows
 
 
 def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
