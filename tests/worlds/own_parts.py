@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -137,3 +138,19 @@ class Killed(lb.Part):
 
 
 PARTS = {"killed": Killed}
+
+
+def train_uneven(folder: str) -> None:
+    """Rank 1 has another set."""
+    rank = int(os.environ["RANK"])
+    data = lb.Dataset(Pairs(TRAINED_ON + rank), Pairs(TESTED_ON), task=SameSide())
+    lb.train(run_of(folder), model=TwoInputs(), dataset=data)
+
+
+def train_by_turns(folder: str) -> None:
+    """Groups are joined and left again."""
+    engines = ["ddp", "fsdp", "ddp", *(["deepspeed"] * 2 if find_spec("deepspeed") else [])]
+    for number, engine in enumerate(engines):
+        run = run_of(f"{folder}/{number}", engine__name=engine)
+        assert lb.train(run, model=TwoInputs(), dataset=dataset_of()).status == "finished"
+        assert not torch.distributed.is_initialized()
