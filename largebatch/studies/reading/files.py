@@ -20,8 +20,8 @@ Listed = dict[str, Any]
 
 
 def folder_of(given: Path | None = None) -> Path:
-    """Where recipes are looked for: as given, ./configs, or those of the checkout."""
-    places = [given] if given else [Path("configs"), Path(__file__).parents[3] / "configs"]
+    """Where recipes are looked for: as given, ./configs, or those of the package."""
+    places = [given] if given else [Path("configs"), Path(__file__).parents[2] / "configs"]
     for place in places:
         if place.is_dir():
             return place
