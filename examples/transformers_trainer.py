@@ -10,6 +10,7 @@ place after a resume by passing over batches, so the sampler is asked for no sta
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,7 +52,7 @@ def named(examples: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
     return {"images": images, "labels": labels}
 
 
-def main(file: str) -> None:
+def main(file: str, resume_from: str | None = None, **more: Any) -> None:
     train, test = splits()
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     arguments = TrainingArguments(
@@ -60,10 +61,10 @@ def main(file: str) -> None:
         num_train_epochs=1,
         gradient_accumulation_steps=BATCH // (ranks * MICRO_BATCH),
         max_grad_norm=0.0,
-        save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
+        **{"save_strategy": "no", **more},
     )
     sampler = ExactSampler(train, BATCH, epochs=EPOCHS, micro_batch_size=MICRO_BATCH, seed=0)
     model = Classifier()
@@ -73,7 +74,7 @@ def main(file: str) -> None:
         model, arguments, train_dataset=train, data_collator=named, optimizers=(optimizer, scheduler)
     )
     trainer.sampler = sampler
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume_from)
 
     sums = exact_sums(model.network, DataLoader(test, sampler=ShareSampler(test), batch_size=100), tally)
     if trainer.is_world_process_zero():

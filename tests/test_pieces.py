@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from largebatch.data.sampler import ExactSampler, Place, ShareSampler
+from largebatch.data.sampler import ExactSampler, InStream, ShareSampler
 from largebatch.diagnostics.noise import Averages, Squares
 from largebatch.errors import UserError
 from largebatch.models import batch_norm
@@ -124,7 +124,7 @@ def test_positions_are_unique_and_follow_the_stream():
     alone = [place for batch in sampler(positions=True) for place in batch]
     assert sorted(place.position for place in places) == list(range(120))
     assert set(places) == set(alone)
-    assert isinstance(alone[0], Place)
+    assert isinstance(alone[0], InStream)
     assert [place.index for place in alone] == joined(of_world(1))
 
 

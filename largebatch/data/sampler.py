@@ -27,7 +27,7 @@ from largebatch.plan.batch import BatchPlan, resolve
 Item = TypeVar("Item")
 
 
-class Place(NamedTuple):
+class InStream(NamedTuple):
     """What a data set is asked for where ``positions`` are: randomness drawn from (seed, position) knows no world."""
 
     index: int
@@ -41,7 +41,7 @@ class ExactSampler(Sampler[list[Any]]):
     none dropped. ``global_batch_size`` is that of all ranks together; they take equal shares in micro-batches of
     ``micro_batch_size``, or of the largest divisor up to 512. Exactly one of ``epochs`` and ``steps`` is the budget;
     ``growth`` holds (epoch, global batch from then on). Rank and world are torch.distributed's, or 0 of 1, unless
-    given. With ``positions`` a data set gets a :class:`Place` where it would get an index.
+    given. With ``positions`` a data set gets a :class:`InStream` where it would get an index.
 
     The length is that of the whole run: ``plan.steps`` times ``plan.accumulation_steps`` where the batch stays.
     """
@@ -90,7 +90,7 @@ class ExactSampler(Sampler[list[Any]]):
             examples, size = self.plan.examples_of(step, self.rank), self.plan.at(step).micro_batch_size
             asked: list[Any] = examples.indices.tolist()
             if self.positions:
-                asked = list(map(Place, asked, examples.positions.tolist()))
+                asked = list(map(InStream, asked, examples.positions.tolist()))
             yield from (asked[first : first + size] for first in range(0, len(asked), size))
 
     def steps(self, loader: Iterable[Item]) -> Iterator[Iterator[Item]]:

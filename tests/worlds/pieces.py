@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from largebatch.data.sampler import ExactSampler, Place, ShareSampler
+from largebatch.data.sampler import ExactSampler, InStream, ShareSampler
 from largebatch.machine import distributed
 from largebatch.steps import norms
 from largebatch.steps.evaluate import exact_sums
@@ -106,7 +106,7 @@ class Drawn(Dataset[Tensor]):
     def __len__(self) -> int:
         return 100
 
-    def __getitem__(self, place: Place) -> Tensor:
+    def __getitem__(self, place: InStream) -> Tensor:
         return torch.rand(1, generator=torch.Generator().manual_seed(place.position), dtype=torch.float64) + place.index
 
 
