@@ -16,11 +16,14 @@ import torch
 from programs import REPOSITORY
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from largebatch.data.sampler import ExactSampler, InStream, ShareSampler
+from largebatch.data.dataset import Placement
+from largebatch.data.items import ItemSplit
+from largebatch.data.sampler import ExactSampler, InStream, SeededDataset, ShareSampler
 from largebatch.diagnostics.noise import Averages, Squares
 from largebatch.errors import UserError
+from largebatch.machine import distributed
 from largebatch.models import batch_norm
 from largebatch.optim import Lamb
 from largebatch.plan.batch import epoch_order, resolve
@@ -126,6 +129,36 @@ def test_positions_are_unique_and_follow_the_stream():
     assert set(places) == set(alone)
     assert isinstance(alone[0], InStream)
     assert [place.index for place in alone] == joined(of_world(1))
+
+
+class Noisy(Dataset[torch.Tensor]):
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.rand(2) + index
+
+
+class NoisyByGenerator(Noisy):
+    def __getitem__(self, index: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        return torch.rand(2, generator=generator) + index
+
+
+@pytest.mark.parametrize("items", [Noisy(), NoisyByGenerator()], ids=["global", "generator"])
+def test_what_is_drawn_for_an_example_is_what_a_run_draws(items):
+    seeded = SeededDataset(items, seed=3)
+    of_run = ItemSplit(items, "training").steps(sampler().plan, 0, 0, Placement(torch.device("cpu")), seed=3)
+    wanted = [torch.cat(list(micro_batches)) for micro_batches in of_run]
+    for world in (1, 2):
+        by_rank = []
+        for rank in range(world):
+            one = sampler(world, rank, positions=True)
+            by_rank.append([torch.cat(list(part)) for part in one.steps(DataLoader(seeded, batch_sampler=one))])
+        assert all(torch.equal(torch.cat(parts), step) for *parts, step in zip(*by_rank, wanted, strict=True))
+    before = torch.get_rng_state()  # of which a loader takes a number itself
+    assert torch.equal(seeded[7], seeded[7]), "an evaluation's, by a plain index"
+    assert not torch.equal(seeded[7], seeded[8] - 1)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def unlike(**state: Any) -> Callable[[], None]:
@@ -300,11 +333,17 @@ def test_a_meter_of_one_size_is_refused():
         NoiseMeter(nn.Linear(1, 1), 12, 12)
 
 
+def test_a_meter_of_several_ranks_wants_the_wrapped_model(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="of 2 ranks is measured as their gradients are summed; valid: a model in Dist"):
+        NoiseMeter(nn.Linear(1, 1), 6, 12)
+
+
 def test_a_converted_model_moves_its_statistics_with_the_optimizer():
     train = classified(24)
     models = [network(), network()]
     lambs = [Lamb(model.parameters(), lr=0.01) for model in models]
-    norms.convert(models[0], bn_batch_size=4, micro_batch_size=12, optimizer=lambs[0])
+    norms.convert_batch_norm(models[0], bn_batch_size=4, micro_batch_size=12, optimizer=lambs[0])
     batch_norm.sized(models[1], 4, 12)
     for first in (0, 12):
         for model in models:
@@ -320,12 +359,14 @@ def test_a_converted_model_moves_its_statistics_with_the_optimizer():
 
 def test_statistics_are_recomputed_over_a_loader():
     model, train = network(), classified(30)
-    norms.recompute(model, DataLoader(train, batch_size=7))
+    norms.recompute_batch_norm(model, DataLoader(train, batch_size=7))
     hidden = model[0](train.tensors[0]).detach()
     torch.testing.assert_close(model[1].running_mean, hidden.mean(0), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(model[1].running_var, hidden.var(0, correction=0), rtol=1e-12, atol=1e-12)
     given: list[int] = []
-    norms.recompute(model, [{"x": train.tensors[0]}], lambda model, batch: given.append(len(model(batch["x"]))))
+    norms.recompute_batch_norm(
+        model, [{"x": train.tensors[0]}], lambda model, batch: given.append(len(model(batch["x"])))
+    )
     assert given == [30]
 
 

@@ -18,9 +18,11 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from largebatch.data.dataset import share
+from largebatch.data.items import Items
 from largebatch.errors import UserError
 from largebatch.plan.batch import BatchPlan, resolve
 
@@ -28,7 +30,7 @@ Item = TypeVar("Item")
 
 
 class InStream(NamedTuple):
-    """What a data set is asked for where ``positions`` are: randomness drawn from (seed, position) knows no world."""
+    """What a data set is asked for where a sampler gives ``positions``: :class:`SeededDataset` understands it."""
 
     index: int
     position: int  # in the stream of epochs: unique over the whole run
@@ -162,6 +164,27 @@ class ShareSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.share)
+
+
+class SeededDataset(TorchDataset[Any]):
+    """``dataset`` with randomness that belongs to the example: the same in any world and after a resume.
+
+    Read through ``ExactSampler(..., positions=True)`` what is drawn for an example follows from ``seed`` and its place
+    in the run, as :class:`largebatch.Dataset` has it: ``__getitem__(index, generator)`` gets a ``torch.Generator`` of
+    its own, and for ``__getitem__(index)`` the global random states are set, and put back. Read by a plain index, as in
+    an evaluation, it follows from the index.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
+        self.dataset = dataset
+        self._reader = Items(dataset, "training", columns=None, collate=list, seed=seed)
+
+    def __len__(self) -> int:
+        return length(self.dataset)
+
+    def __getitem__(self, place: InStream | int) -> Any:
+        index, position = place if isinstance(place, tuple) else (place, None)
+        return self._reader.drawn(index, position)
 
 
 def ranked(rank: int | None, world_size: int | None) -> tuple[int, int]:

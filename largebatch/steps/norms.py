@@ -19,15 +19,16 @@ from largebatch.machine import distributed
 from largebatch.models import batch_norm
 
 
-def convert(
+def convert_batch_norm(
     model: nn.Module, *, bn_batch_size: int, micro_batch_size: int, optimizer: torch.optim.Optimizer | None = None
 ) -> nn.Module:
     """``model``, whose batch norms see ``bn_batch_size`` examples from now on; in place, before any wrapping.
 
     Of more examples than a rank's micro-batch, ``bn_batch_size / micro_batch_size`` consecutive ranks normalise
     together. Running statistics move after each step of ``optimizer``; without one, call
-    :func:`largebatch.models.batch_norm.commit` after each. DistributedDataParallel wants ``broadcast_buffers=False``:
-    each rank's statistics are its own, and their mean is that of all.
+    :func:`largebatch.models.batch_norm.commit` after each, and ``discard`` where a step is skipped.
+    DistributedDataParallel wants ``broadcast_buffers=False``: each rank's statistics are its own, and their mean is
+    that of all.
     """
     ranks = max(1, bn_batch_size // micro_batch_size)
     shared = 1 < ranks < distributed.world_size() and distributed.world_size() % ranks == 0
@@ -38,7 +39,7 @@ def convert(
     return model
 
 
-def recompute(
+def recompute_batch_norm(
     model: nn.Module, batches: Iterable[Batch], forward: Callable[[nn.Module, Batch], Any] | None = None
 ) -> None:
     """Running statistics become those of all examples in ``batches`` of all ranks ("precise batch norm").

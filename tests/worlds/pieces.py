@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from largebatch.data.sampler import ExactSampler, InStream, ShareSampler
+from largebatch.data.sampler import ExactSampler, SeededDataset, ShareSampler
 from largebatch.machine import distributed
 from largebatch.steps import norms
 from largebatch.steps.evaluate import exact_sums
@@ -66,7 +66,7 @@ def trained() -> Numbers:
     """Batch norm over 8 of 24 examples, whoever holds them; the noise scale of micro-batches of 4."""
     train, model = classified(50), network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    norms.convert(model, bn_batch_size=MICRO, micro_batch_size=MICRO, optimizer=optimizer)
+    norms.convert_batch_norm(model, bn_batch_size=MICRO, micro_batch_size=MICRO, optimizer=optimizer)
     wrapped = parallel(model)
     sampler = ExactSampler(train, GLOBAL, steps=STEPS, micro_batch_size=MICRO)
     meter = NoiseMeter(wrapped, MICRO, GLOBAL)
@@ -79,7 +79,7 @@ def trained() -> Numbers:
         optimizer.zero_grad()
     estimate = meter.estimate()
     sums = exact_sums(wrapped, DataLoader(train, sampler=ShareSampler(train), batch_size=9), tally)
-    norms.recompute(wrapped, DataLoader(classified(48), sampler=ShareSampler(range(48)), batch_size=MICRO))
+    norms.recompute_batch_norm(wrapped, DataLoader(classified(48), sampler=ShareSampler(range(48)), batch_size=MICRO))
     return {
         "trained": flattened(list(model.parameters())),
         "trained, evaluated": sums["outputs"].tolist(),
@@ -92,7 +92,7 @@ def shared_norms() -> Numbers:
     """A part of 6 examples: in a world of any size as many as there are ranks have it together."""
     world, rank = distributed.world_size(), distributed.rank()
     examples, model = classified(6), network()
-    norms.convert(model, bn_batch_size=6, micro_batch_size=6 // world)
+    norms.convert_batch_norm(model, bn_batch_size=6, micro_batch_size=6 // world)
     share = slice(rank * 6 // world, (rank + 1) * 6 // world)
     inputs, classes = (tensor[share] for tensor in examples.tensors)
     wrapped = parallel(model)
@@ -101,13 +101,13 @@ def shared_norms() -> Numbers:
 
 
 class Drawn(Dataset[Tensor]):
-    """Random numbers of an example, drawn from its place in the stream."""
+    """Random numbers of an example."""
 
     def __len__(self) -> int:
         return 100
 
-    def __getitem__(self, place: InStream) -> Tensor:
-        return torch.rand(1, generator=torch.Generator().manual_seed(place.position), dtype=torch.float64) + place.index
+    def __getitem__(self, index: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(1, generator=generator, dtype=torch.float64) + index
 
 
 class Counting(ExactSampler):
@@ -125,7 +125,7 @@ def fetched() -> Numbers:
     """Two steps of 40, then on from the state with another number of workers; alone."""
     found: Numbers = {}
     for name, workers in (("no workers", (0, 0)), ("workers", (2, 1))):
-        data, met = Drawn(), list[float]()
+        data, met = SeededDataset(Drawn(), seed=3), list[float]()
         sampler = Counting(range(100), 40, steps=6, micro_batch_size=10, positions=True, rank=0, world_size=1)
         for micro_batches in sampler.steps(DataLoader(data, batch_sampler=sampler, num_workers=workers[0])):
             met += [float(x) for batch in micro_batches for x in batch.flatten()]
