@@ -22,12 +22,19 @@ if TYPE_CHECKING:
     from largebatch.api.training import evaluate, train
     from largebatch.data import sets as datasets
     from largebatch.data.own import Dataset
+    from largebatch.data.sampler import ExactSampler, SeededDataset, ShareSampler
     from largebatch.errors import UserError
     from largebatch.methods import Method, Part
     from largebatch.optimizers import Optimizer
+    from largebatch.plan.batch import BatchPlan
     from largebatch.plan.score import Score
     from largebatch.recipes.config import Run
+    from largebatch.recipes.rates import schedule
     from largebatch.run.account import Result
+    from largebatch.steps.evaluate import exact_sums
+    from largebatch.steps.noise_meter import NoiseMeter
+    from largebatch.steps.norms import convert_batch_norm, recompute_batch_norm
+    from largebatch.steps.scheduler import ExamplesLR
     from largebatch.tasks.classification import Classification
     from largebatch.tasks.multilabel import Multilabel
     from largebatch.tasks.regression import Regression
@@ -36,23 +43,33 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {  # name -> the module that has it
+    "BatchPlan": "largebatch.plan.batch",
     "Classification": "largebatch.tasks.classification",
     "Dataset": "largebatch.data.own",
+    "ExactSampler": "largebatch.data.sampler",
+    "ExamplesLR": "largebatch.steps.scheduler",
     "Method": "largebatch.methods",
     "Multilabel": "largebatch.tasks.multilabel",
+    "NoiseMeter": "largebatch.steps.noise_meter",
     "Optimizer": "largebatch.optimizers",
     "Part": "largebatch.methods",
     "Regression": "largebatch.tasks.regression",
     "Result": "largebatch.run.account",
     "Run": "largebatch.recipes.config",
     "Score": "largebatch.plan.score",
+    "SeededDataset": "largebatch.data.sampler",
+    "ShareSampler": "largebatch.data.sampler",
     "Task": "largebatch.tasks.task",
     "UserError": "largebatch.errors",
     "compare": "largebatch.api.comparing",
+    "convert_batch_norm": "largebatch.steps.norms",
     "decide": "largebatch.api.recipes",
     "evaluate": "largebatch.api.training",
+    "exact_sums": "largebatch.steps.evaluate",
     "load": "largebatch.api.loading",
     "recipe": "largebatch.api.recipes",
+    "recompute_batch_norm": "largebatch.steps.norms",
+    "schedule": "largebatch.recipes.rates",
     "train": "largebatch.api.training",
 }
 _MODULES = {  # of parts by name, with ``register``; and the optimizers' algebra
@@ -66,9 +83,10 @@ _MODULES = {  # of parts by name, with ``register``; and the optimizers' algebra
 }
 
 __all__ = [
-    "Classification", "Dataset", "Method", "Multilabel", "Optimizer", "Part", "Regression", "Result", "Run", "Score",
-    "Task", "UserError", "compare", "data", "datasets", "decide", "evaluate", "load", "methods", "models", "optim",
-    "optimizers", "recipe", "tasks", "train",
+    "BatchPlan", "Classification", "Dataset", "ExactSampler", "ExamplesLR", "Method", "Multilabel", "NoiseMeter",
+    "Optimizer", "Part", "Regression", "Result", "Run", "Score", "SeededDataset", "ShareSampler", "Task",
+    "UserError", "compare", "convert_batch_norm", "data", "datasets", "decide", "evaluate", "exact_sums", "load",
+    "methods", "models", "optim", "optimizers", "recipe", "recompute_batch_norm", "schedule", "tasks", "train",
 ]  # fmt: skip
 
 

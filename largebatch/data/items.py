@@ -81,15 +81,15 @@ class Items(Dataset):
     def _one_by_one(self, request: ItemRequest) -> list[Any]:
         """Each with randomness of its own."""
         positions = [None] * len(request.indices) if request.positions is None else request.positions.tolist()
-        items = []
-        for index, position in zip(request.indices.tolist(), positions, strict=True):
-            key = draws.key_of(self.seed, position, index)
-            if self.takes_generator:
-                items.append(self._item(index, generator=torch.Generator().manual_seed(key)))
-            else:
-                with draws.seeded(key):
-                    items.append(self._item(index))
-        return items
+        return [self.drawn(index, at) for index, at in zip(request.indices.tolist(), positions, strict=True)]
+
+    def drawn(self, index: int, position: int | None) -> Any:
+        """The item, drawn as its place says: ``position`` in the stream of epochs, None in an evaluation."""
+        key = draws.key_of(self.seed, position, index)
+        if self.takes_generator:
+            return self._item(index, generator=torch.Generator().manual_seed(key))
+        with draws.seeded(key):
+            return self._item(index)
 
     def _item(self, index: int, **generator: torch.Generator) -> Any:
         try:

@@ -32,6 +32,12 @@ class Squares(NamedTuple):
     small: float
     big: float
 
+    @classmethod
+    def of_parts(cls, small_batch_size: int, big_batch_size: int, sum_over_parts: float, whole: float) -> Squares:
+        """``sum_over_parts``: of ‖gᵢ/S‖², gᵢ the mean gradient of part i of S; ``whole``: ‖ḡ‖²."""
+        parts = big_batch_size // small_batch_size
+        return cls(small_batch_size, big_batch_size, sum_over_parts * parts, whole)
+
 
 class Estimate(NamedTuple):
     """``noise_scale`` in examples, None where |G|² comes out at zero or below; bounds of 95 %, ``high`` None: none."""

@@ -125,10 +125,13 @@ class Ddp(Engine):
         of part i of S. The first is to be summed over ranks."""
         if self.parts is None or not self.parts.active:
             return None
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        whole = squares(gradients).sum().double()
-        sums = self.parts.take(list(self.model.parameters())).to(whole.device)
-        return torch.stack([sums / distributed.world_size() ** 2, whole])
+        return self.parts.squares_of(list(self.model.parameters()))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What torch.compile and DistributedDataParallel were given."""
+    within = model.module if isinstance(model, DistributedDataParallel) else model._modules.get("_orig_mod")
+    return model if within is None else unwrapped(within)
 
 
 class PartSquares:
@@ -181,6 +184,11 @@ class PartSquares:
             if parameter in self.earlier:
                 in_memory_order(gradient, parameter).add_(self.earlier[parameter])
 
+    def squares_of(self, parameters: list[nn.Parameter]) -> Tensor:
+        """After the last backward: see :meth:`Ddp.squares_of_parts`."""
+        whole = squares([p.grad for p in parameters if p.grad is not None]).sum().double()
+        return torch.stack([self.take(parameters).to(whole.device) / distributed.world_size() ** 2, whole])
+
     def take(self, parameters: list[nn.Parameter]) -> Tensor:
         if self.met:
             found = torch.stack([self.met[p] for p in parameters if p in self.met]).sum().double()
@@ -189,6 +197,12 @@ class PartSquares:
         assert self.total is not None
         total, self.total = self.total, None
         return total
+
+
+def over_ranks(squares_of_steps: list[Tensor]) -> list[tuple[float, float]]:
+    """The squares of each step with those of all ranks' parts. Collective."""
+    sums, wholes = torch.stack(squares_of_steps).unbind(1)
+    return list(zip(distributed.sum_(sums.clone()).tolist(), wholes.tolist(), strict=True))
 
 
 def in_memory_order(gradient: Tensor, parameter: Tensor) -> Tensor:

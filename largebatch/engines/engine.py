@@ -144,22 +144,9 @@ class Engine(abc.ABC):
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    @contextlib.contextmanager
-    def averaged_statistics(self) -> Iterator[None]:
-        """Inside, the running statistics of norm layers are the means over ranks; afterwards each rank's own again.
-
-        Training thus does not depend on when somebody evaluated.
-        """
-        if distributed.world_size() == 1:
-            yield
-            return
-        own = [(buffer, buffer.clone()) for buffer in self.statistics().values()]
-        distributed.mean_all_([buffer for buffer, _ in own])
-        try:
-            yield
-        finally:
-            for buffer, value in own:
-                buffer.copy_(value)
+    def averaged_statistics(self) -> contextlib.AbstractContextManager[None]:
+        """Training does not depend on when somebody evaluated: see the function of this name."""
+        return averaged_statistics(self.model)
 
     def take_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on this one steps, over the same parameters."""
@@ -225,18 +212,40 @@ class Engine(abc.ABC):
         return {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
 
     def statistics(self) -> dict[str, Tensor]:
-        """Running means and variances that move; other buffers are constants, or rank zero's."""
-        of_norms = [
-            (prefix, module)
-            for prefix, module in self.model.named_modules()
-            if is_norm(module) and not isinstance(module, FrozenNorm)
-        ]
-        return {
-            f"{prefix}.{name}" if prefix else name: buffer
-            for prefix, module in of_norms
-            for name, buffer in module.named_buffers(recurse=False)
-            if buffer.is_floating_point()
-        }
+        return statistics(self.model)
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Running means and variances that move; other buffers are constants, or rank zero's."""
+    of_norms = [
+        (prefix, module)
+        for prefix, module in model.named_modules()
+        if is_norm(module) and not isinstance(module, FrozenNorm)
+    ]
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in of_norms
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }
+
+
+@contextlib.contextmanager
+def averaged_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, the running statistics of norm layers are the means over ranks; afterwards each rank's own again.
+
+    Collective.
+    """
+    if distributed.world_size() == 1:
+        yield
+        return
+    own = [(buffer, buffer.clone()) for buffer in statistics(model).values()]
+    distributed.mean_all_([buffer for buffer, _ in own])
+    try:
+        yield
+    finally:
+        for buffer, value in own:
+            buffer.copy_(value)
 
 
 def whole(norm: Tensor) -> Tensor:

@@ -49,17 +49,23 @@ class Fsdp(Engine):
 
     @contextlib.contextmanager
     def whole_model(self) -> Iterator[None]:
-        sharded = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        with unsharded(self.model), super().whole_model():
+            yield
+
+
+@contextlib.contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Inside, a forward pass communicates nothing, whether anything of the model is sharded or not. Collective."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
         for module in sharded:
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
-        try:
-            with super().whole_model():
-                yield
-        finally:
-            for module in sharded:
-                module.set_reshard_after_forward(module is not self.model, recurse=False)
-                module.reshard()
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

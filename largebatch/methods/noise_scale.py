@@ -112,20 +112,15 @@ class NoiseOfRun(Part):
 
     def settle(self) -> None:
         """Complete what is waiting over ranks, and average it. Collective."""
-        import torch
-
         from largebatch.diagnostics.noise import Squares
-        from largebatch.machine import distributed
+        from largebatch.engines import ddp
 
         if not self.waiting:
             return
-        sums = distributed.sum_(torch.stack([waiting.squares[0] for waiting in self.waiting])).tolist()
-        wholes = torch.stack([waiting.squares[1] for waiting in self.waiting]).tolist()
-        for (step, _), parts_sum, whole in zip(self.waiting, sums, wholes, strict=True):
+        of_steps = ddp.over_ranks([waiting.squares for waiting in self.waiting])
+        for (step, _), of_step in zip(self.waiting, of_steps, strict=True):
             stage = self.plan.at(step - 1)
-            small = self.small[stage]
-            parts = stage.global_batch_size // small
-            squares = Squares(small, stage.global_batch_size, parts_sum * parts, whole)
+            squares = Squares.of_parts(self.small[stage], stage.global_batch_size, *of_step)
             self.averages.add(squares)
             self.last = step, squares
         self.waiting.clear()

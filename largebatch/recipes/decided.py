@@ -42,6 +42,9 @@ class ExplainedSchedule:
     def words(self) -> str:
         return f"{self.rule}; warm-up {self.warmup}; decay {self.decay}"
 
+    def __call__(self, examples_seen: float) -> float:
+        return self.schedule(examples_seen)
+
 
 @dataclasses.dataclass(frozen=True)
 class Phase:

@@ -1,19 +1,23 @@
 """Exact evaluation: every example once, whatever the world size.
 
 Each rank evaluates its contiguous share, shares may differ by one; what the task tallies is summed over examples and
-ranks in float64. No padding, no dropped remainder.
+ranks in float64. No padding, no dropped remainder. :func:`exact_sums` is the same for a loop of one's own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from largebatch.data.nested import Batch, examples_of
+from largebatch.engines.ddp import unwrapped
+from largebatch.engines.engine import averaged_statistics
+from largebatch.engines.fsdp import unsharded
 from largebatch.machine import distributed, watchdog
 from largebatch.tasks.task import Task
 
@@ -39,18 +43,56 @@ def evaluate(
 
     Not ``over_ranks``: every rank evaluates a model of its own. Else collective.
     """
+
+    def tally(batch: Batch) -> dict[str, Any]:
+        return tallied(task, forward(batch), batch)
+
+    sums = _sums(model, batches, tally)
+    found = sums.over_ranks(device) if over_ranks else sums.sums
+    found = {key: tensor.cpu() for key, tensor in found.items()}
+    return Evaluation(task.numbers(found), int(found["examples"]))
+
+
+def exact_sums(
+    model: nn.Module, batches: Iterable[Batch], tally: Callable[[nn.Module, Batch], dict[str, Any]]
+) -> dict[str, Tensor]:
+    """What ``tally(model, batch)`` counts, summed over all batches of all ranks in float64; on every rank, on the CPU.
+
+    ``batches`` are this rank's alone, such as a loader's over a :class:`~largebatch.data.sampler.ShareSampler`; ranks
+    may have unlike numbers of them, or none. ``tally`` gives sums over a batch by key, numbers or tensors of any shape.
+    ``model`` may be DistributedDataParallel or of FSDP2: inside it is whole and communicates nothing, in evaluation
+    mode, with running statistics that are the means over ranks. Collective.
+    """
+    plain = unwrapped(model)
+    with shown_whole(plain):
+        sums = _sums(plain, batches, lambda batch: tally(plain, batch))
+    device = next((parameter.device for parameter in plain.parameters()), torch.device("cpu"))
+    return {key: tensor.cpu() for key, tensor in sums.over_ranks(device).items()}
+
+
+@contextlib.contextmanager
+def shown_whole(plain: nn.Module) -> Iterator[None]:
+    """Inside, all ranks have the same model, and its forward passes communicate nothing. Collective."""
+    with unsharded(plain), averaged_statistics(plain):
+        yield
+
+
+def _sums(model: nn.Module, batches: Iterable[Batch], tally: Callable[[Batch], dict[str, Any]]) -> Tally:
+    """Of this rank's batches; ``model`` is returned to its mode after."""
     training = model.training
     model.eval()
     sums = Tally()
     with torch.no_grad():  # not inference mode: engines gather weights in it
         for batch in batches:
-            outputs = forward(batch)
-            sums.count(task, outputs, batch)
+            sums.add(tally(batch))
             watchdog.alive()
     model.train(training)
-    found = sums.over_ranks(device) if over_ranks else sums.sums
-    found = {key: tensor.cpu() for key, tensor in found.items()}
-    return Evaluation(task.numbers(found), int(found["examples"]))
+    return sums
+
+
+def tallied(task: Task, outputs: Any, batch: Batch) -> dict[str, Any]:
+    """What the task makes numbers of, of one batch."""
+    return {**task.tally(outputs, batch), "examples": examples_of(batch), "units": task.units(batch)}
 
 
 class Tally:
@@ -65,9 +107,7 @@ class Tally:
             self.sums[key] = self.sums[key] + part if key in self.sums else part
 
     def count(self, task: Task, outputs: Any, batch: Batch) -> None:
-        """What the task makes numbers of, of one batch."""
-        self.add(task.tally(outputs, batch))
-        self.add({"examples": examples_of(batch), "units": task.units(batch)})
+        self.add(tallied(task, outputs, batch))
 
     def over_ranks(self, device: torch.device) -> dict[str, Tensor]:
         """The sums of all ranks, on each. Collective."""
