@@ -414,14 +414,14 @@ def test_a_helper_that_died_stops_the_run_after_the_step_and_the_same_command_go
 
     def with_a_death(job, step):
         if step.number == 7:
-            job.dataset.helpers.died("one of 8 processes that read images was killed")
+            job.dataset.helpers.died("one of 8 processes that read the data was killed")
 
     run = config.load(recipe(), [f"record.dir={tmp_path}/stopped"])
     with beside(before=with_a_death):
         stopped = train(run, quiet=True)
     assert (stopped.status, stopped.signal) == ("stopped", None)
     assert stopped.reason == (
-        f"one of 8 processes that read images was killed; stopped after step 8; saved as {tmp_path}/stopped/"
+        f"one of 8 processes that read the data was killed; stopped after step 8; saved as {tmp_path}/stopped/"
         "checkpoints/step-00000008, the same command goes on"
     )
     with pytest.raises(typer.Exit) as ended:

@@ -19,19 +19,17 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from largebatch.data import fork_server
 from largebatch.errors import Lost
 
 SECONDS_TO_DIE = 5.0  # between the end of what a process says and the end of the process
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
 class Helpers:
@@ -88,16 +86,16 @@ def _loader(reader: Dataset, requests: Iterator[Any], workers: int, pin_memory: 
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=begin_worker,
-        multiprocessing_context=fork_server() if workers else None,
+        multiprocessing_context=fork_server.running() if workers else None,
         generator=torch.Generator(),  # else every loader draws from the run's own generator
     )
 
 
 def _of_a_death(workers: Sequence[BaseProcess], failure: Exception) -> str | None:
     """One sentence, where ``failure`` comes of workers that ended or could not begin; None where it does not."""
-    count = f"one of {len(workers)} processes that read images"
+    count = f"one of {len(workers)} processes that read the data"
     if not workers:
-        return f"the processes that read images cannot be started: {failure}; fewer need less: data.workers"
+        return f"the processes that read the data cannot be started: {failure}; fewer need less: data.workers"
     if isinstance(failure, ConnectionError | EOFError | FileNotFoundError):  # it does not answer any more
         wait([worker.sentinel for worker in workers], SECONDS_TO_DIE)
     dead = [worker for worker in workers if not worker.is_alive()]
@@ -120,18 +118,6 @@ def _unchanged(answer: Any) -> Any:
 def processors() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def fork_server() -> BaseContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "largebatch.data.workers"])
-    resource_tracker.ensure_running()  # first, because starting it unblocks the signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        forkserver.ensure_running()  # inherits the mask, and so do its workers
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
 
 
 def begin_worker(worker: int | None = None) -> None:

@@ -30,7 +30,7 @@ from largebatch.run.saving import Saves
 from largebatch.steps.part import Diverged
 from largebatch.steps.step import Step, count_units
 
-HELPER_LOST = 1000  # among the numbers of signals: a process that reads images died
+HELPER_LOST = 1000  # among the numbers of signals: a process that reads data died
 
 
 class Steps:
@@ -102,7 +102,7 @@ class Steps:
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop, or a process died that reads images for it."""
+    """A signal asked the run to stop, or a process died that reads data for it."""
 
     def __init__(self, reason: str, number: int | None) -> None:
         self.signal = number

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from largebatch.data.processes import fork_server
+from largebatch.data import fork_server
 from largebatch.data.shards import cache as module
 from largebatch.data.shards.cache import Ahead, Shard, ShardCache, Unreachable, shard_cache
 from largebatch.errors import LocalError, Lost
@@ -297,7 +297,7 @@ def read_all(cache: ShardCache, objects: list[Shard], seed: int, rounds: int, be
 
 def run_readers(cache: ShardCache, objects: list[Shard], hold: Path, readers: int, rounds: int) -> int:
     """How many of the processes' reads were wrong. The first fetch lasts until all have begun."""
-    context = fork_server()
+    context = fork_server.running()
     begin, wrong = context.Barrier(readers + 1), context.Value("i", 0)
     started = [
         context.Process(target=read_all, args=(cache, objects, seed, rounds, begin, wrong)) for seed in range(readers)
@@ -338,7 +338,7 @@ def fetch_one(cache: ShardCache, shard: Shard) -> None:
 def test_a_killed_fetcher_leaves_nothing_in_the_way(objects, store, tmp_path):
     cache, hold = cache_of(tmp_path, 2), store / "hold"
     hold.touch()
-    process = fork_server().Process(target=fetch_one, args=(cache, objects[0]))
+    process = fork_server.running().Process(target=fetch_one, args=(cache, objects[0]))
     process.start()
     part = cache.folder / f"{objects[0].file}.part-1000"
     wait_until(lambda: part.exists() and part.stat().st_size == 500)
@@ -359,7 +359,7 @@ def test_a_killed_fetcher_leaves_nothing_in_the_way(objects, store, tmp_path):
 def test_a_waiting_reader_takes_over_from_a_killed_fetcher(objects, store, tmp_path):
     cache, hold = cache_of(tmp_path), store / "hold"
     hold.touch()
-    process = fork_server().Process(target=fetch_one, args=(cache, objects[0]))
+    process = fork_server.running().Process(target=fetch_one, args=(cache, objects[0]))
     process.start()
     wait_until(lambda: bool(fetched(store)))
     got: list[bytes] = []

@@ -13,7 +13,7 @@ import pool
 import pytest
 import torch
 
-from largebatch.data import Placement, Splits, build, processes
+from largebatch.data import Placement, Splits, build, fork_server, processes
 from largebatch.data import views as viewing
 from largebatch.data.augment import color_draws, example_generator
 from largebatch.data.decode import evaluation_window, training_window, view
@@ -144,9 +144,7 @@ def test_signals_to_the_group_do_not_reach_workers(image_root: Path):
     assert all(os.getpgid(pid) == pid for pid in pids)
     for pid in pids:
         os.kill(pid, signal.SIGINT)
-    from multiprocessing.forkserver import _forkserver
-
-    os.kill(_forkserver._forkserver_pid, signal.SIGTERM)  # type: ignore[attr-defined]
+    os.kill(fork_server._server._forkserver_pid, signal.SIGTERM)
     assert sum(1 for step in stream for _ in step) == 29 * 4
     wait_until_gone()
 
@@ -306,7 +304,7 @@ def test_what_a_worker_was_to_read_when_it_was_killed_is_read_here():
     found += map(int, answers)
     assert found == list(range(0, 80, 2))
     assert helpers.lost == (
-        "one of 2 processes that read images was killed, as the system does when memory is short; fewer of them need "
+        "one of 2 processes that read the data was killed, as the system does when memory is short; fewer of them need "
         "less: data.workers=1"
     )
     wait_until_gone()
@@ -317,7 +315,7 @@ def test_where_nobody_watches_a_death_is_lost():
     answers = processes.answered(Numbers(), iter(range(40)), 2, pin_memory=False)
     next(answers)
     workers()[1].kill()
-    with pytest.raises(Lost, match="one of 2 processes that read images was killed"):
+    with pytest.raises(Lost, match="one of 2 processes that read the data was killed"):
         list(answers)
     wait_until_gone()
 
@@ -335,10 +333,13 @@ class Ended(NamedTuple):
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        (-signal.SIGKILL, "one of 2 processes that read images was killed, as the system does when memory is short; "),
-        (-signal.SIGBUS, "one of 2 processes that read images found no room in shared memory (/dev/shm); fewer of "),
-        (-signal.SIGSEGV, "one of 2 processes that read images ended unexpectedly, by SIGSEGV; for want of memory "),
-        (1, "one of 2 processes that read images ended unexpectedly, with exit code 1; for want of memory perhaps"),
+        (
+            -signal.SIGKILL,
+            "one of 2 processes that read the data was killed, as the system does when memory is short; ",
+        ),
+        (-signal.SIGBUS, "one of 2 processes that read the data found no room in shared memory (/dev/shm); fewer of "),
+        (-signal.SIGSEGV, "one of 2 processes that read the data ended unexpectedly, by SIGSEGV; for want of memory "),
+        (1, "one of 2 processes that read the data ended unexpectedly, with exit code 1; for want of memory perhaps"),
     ],
 )
 def test_how_a_death_is_told(code, told):
@@ -369,3 +370,17 @@ def test_on_cuda_as_on_the_cpu(image_root: Path, workers: int):
         torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=1e-6)
         assert labels.cpu().equal(same_labels)
     wait_until_gone()
+
+
+def _blocked() -> list[int]:
+    return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+@pytest.mark.worlds
+def test_whoever_shares_multiprocessings_fork_server_has_it_as_it_was():
+    before = _blocked()
+    with fork_server.running().Pool(1, initializer=processes.begin_worker) as pool_of_ours:
+        assert {signal.SIGINT, signal.SIGUSR1} <= set(pool_of_ours.apply(_blocked))
+    with multiprocessing.get_context("forkserver").Pool(1) as pool_of_others:
+        assert pool_of_others.apply(_blocked) == before
+    assert _blocked() == before

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import largebatch
+from largebatch.data import fork_server
 from largebatch.data.packs import writing
 from largebatch.data.packs.manifest import (
     FORMAT,
@@ -39,7 +40,7 @@ from largebatch.data.packs.manifest import (
 from largebatch.data.packs.origins import Origins, mean_bytes
 from largebatch.data.packs.writing import PlannedFile, Work, WrittenFile, refusal
 from largebatch.data.passed_over import is_hidden, told_of
-from largebatch.data.processes import fork_server, processors
+from largebatch.data.processes import processors
 from largebatch.errors import Lost, UserError
 from largebatch.records.files import UNFINISHED, sha256_of, whole
 
@@ -240,7 +241,7 @@ def _make(
     progress: PackingProgress, report: Callable[[int], object],
 ) -> None:  # fmt: skip
     """The files that are missing. However it ends, no worker is left and every whole file has its line."""
-    context: Any = fork_server()
+    context: Any = fork_server.running()
     counter, stop = context.Value("q", 0), context.Event()
     work = Work(source.splits, dest, size, at_most, counter, stop)
     before = sum(file.examples + len(file.left_out) for file in progress.written.values())

@@ -16,9 +16,8 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from largebatch.data import Placement
+from largebatch.data import Placement, fork_server
 from largebatch.data.augment import PADDING
-from largebatch.data.processes import fork_server
 from largebatch.data.resident import ResidentSplit
 from largebatch.studies.bench.throughput.bare_loop import Batches
 
@@ -56,7 +55,7 @@ def loader(split: ResidentSplit, micro_batch_size: int, workers: int, placement:
         num_workers=workers,
         pin_memory=placement.device.type == "cuda",
         persistent_workers=workers > 0,
-        multiprocessing_context=fork_server() if workers else None,
+        multiprocessing_context=fork_server.running() if workers else None,
     )
 
 
