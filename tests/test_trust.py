@@ -8,6 +8,7 @@ import io
 import json
 import re
 import struct
+import sys
 import tarfile
 import zipfile
 from html.parser import HTMLParser
@@ -25,6 +26,8 @@ from largebatch.data.published import PublishedFiles
 from largebatch.data.sets.cifar10 import Cifar10
 from largebatch.errors import UserError
 from largebatch.recipes import config
+from largebatch.run.train import train
+from tests.conftest import TINY
 
 PACKAGE = REPOSITORY / "largebatch"
 
@@ -65,6 +68,33 @@ def test_a_recipe_runs_no_code(tmp_path, trap, written):
     with pytest.raises(UserError):
         config.load(REPOSITORY / "configs/quickstart/baseline.yaml", [f"model={written}"])
     assert not trap.exists()
+
+
+NO_NAMES = ("evil", "evil.py", "./evil.py", "{here}/evil.py", "evil:Part", "evil.Part", "os.system", "own/Part", "own")
+NAMED = {
+    "model": {"name": "{}"},
+    "data": {"name": "{}"},
+    "task": {"name": "{}"},
+    "optimizer": {"name": "{}"},
+    "lr": {"base": 0.1, "decay": {"name": "{}"}},
+    "averaging": {"name": "{}"},
+    "engine": {"name": "{}"},
+}
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_no_name_in_a_recipe_brings_code(tmp_path, monkeypatch, key):
+    """A file that would be imported lies where Python looks first."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'trapped')!r}, 'w')\nclass Part: pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in NO_NAMES:
+        named = json.loads(json.dumps(NAMED[key]).replace("{}", name.replace("{here}", str(tmp_path))))
+        with pytest.raises(UserError, match=r"\.name"):
+            train(config.from_dict({**TINY, "name": "stranger", key: named}))
+        assert "evil" not in sys.modules
+    assert not (tmp_path / "trapped").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_yaml_written_so_would_run_elsewhere(trap):

@@ -53,7 +53,7 @@ def train(
         optimizer: what takes parameter groups and ``lr`` and gives a ``torch.optim.Optimizer``, such as torch's
             classes, or ``functools.partial`` of one. Those of torch that step element by element are known to be exact
             where an engine cuts layers; register others with ``shard_safe=True``
-            (:func:`largebatch.optimizers.register`), else such engines refuse them.
+            (``lb.optimizers.register``), else such engines refuse them.
         parts: name -> function of the built job that makes a :class:`largebatch.Part`, which stands beside the steps.
         verbose: print what the command ``largebatch train`` prints. Otherwise nothing is printed.
 
