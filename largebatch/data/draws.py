@@ -8,20 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-_STREAM = 0x17E3  # apart from every other use of a seed
-_EVALUATION = 0xE7A1
+_STREAM = 0x17E3 << 40  # apart from every other use of a seed
+_EVALUATION = 0xE7A1 << 40
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GLOBAL = ("torch", "numpy", "random")  # whose random states belong to the process
+
+
+def keys_of(seed: int, positions: np.ndarray | None, indices: np.ndarray) -> np.ndarray:
+    """63 bits each: of the examples at ``positions`` of the stream of epochs, or of an evaluation's at ``indices``.
+
+    key = mix(mix(stream + seed) + (place + 1) · golden) / 2; mix: splitmix64's finalizer (Steele, Lea, Flood 2014)
+    """
+    stream, places = (_EVALUATION, indices) if positions is None else (_STREAM + seed, positions)
+    begun = _mixed(np.array([stream], dtype=np.uint64))
+    return _mixed(begun + (places.astype(np.uint64) + np.uint64(1)) * _GOLDEN) >> np.uint64(1)
 
 
 def key_of(seed: int, position: int | None, index: int) -> int:
-    """63 bits: of the example at ``position`` in the stream of epochs, or of an evaluation's example ``index``."""
-    words = [index, _EVALUATION] if position is None else [seed, position, _STREAM]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    """The same of one example."""
+    return int(keys_of(seed, None if position is None else np.array([position]), np.array([index]))[0])
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 class GlobalStates(NamedTuple):
@@ -52,13 +69,21 @@ def put_back(before: GlobalStates) -> None:
     random.setstate(before.python)
 
 
+def seed_with(key: int, whose: Collection[str] = GLOBAL) -> None:
+    """The global generators of these begin with the key."""
+    if "torch" in whose:
+        torch.default_generator.manual_seed(key)
+    if "numpy" in whose:
+        np.random.seed(key % 2**32)  # noqa: NPY002
+    if "random" in whose:
+        random.seed(key)
+
+
 @contextlib.contextmanager
 def seeded(key: int) -> Iterator[None]:
     """Inside, the global generators are those of the key; afterwards as they were."""
     before = states()
-    torch.default_generator.manual_seed(key)
-    np.random.seed(key % 2**32)  # noqa: NPY002
-    random.seed(key)
+    seed_with(key)
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
 """Map-style sets, read item by item: order, shares, workers and randomness come from the plan.
 
-A set whose ``__getitem__`` takes a ``generator`` gets one for each example, keyed by :func:`draws.key_of`. Of any other
-it is noticed when reading items has moved a global random state (torch's, numpy's, Python's): then they are read again,
-and from then on each with the global states set for it. So both draw the same in any world, with any number of workers,
+A set whose ``__getitem__`` takes a ``generator`` gets one for each example, keyed by :func:`draws.keys_of`. Of any
+other it is noticed when reading items has moved a global random state (torch's, numpy's, Python's): then they are read
+again, and from then on each with that state set for it. So both draw the same in any world, with any number of workers,
 and after a resume; random state that a set keeps to itself is beyond both.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten_with_path
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data import default_collate as torch_collate
 
 from largebatch.data import draws, nested
@@ -50,7 +50,8 @@ class Items(Dataset):
         self.items, self.part, self.columns, self.collate, self.seed = items, part, columns, collate, seed
         self.takes_generator = takes_generator(items)
         self.together = None if self.takes_generator else getattr(items, "__getitems__", None)
-        self.draws_globally = False  # as far as was seen
+        self.draws_from: set[str] = set()  # whose global random states, as far as was seen
+        self.left_at: draws.GlobalStates | None = None  # in a worker, where nobody else draws in between
 
     def __getitem__(self, request: ItemRequest) -> Batch | ItemRefusal:
         try:
@@ -60,31 +61,49 @@ class Items(Dataset):
 
     def read(self, request: ItemRequest) -> Batch:
         """Raises UserError for items that cannot be read, or are no batch together."""
-        if self.takes_generator or self.draws_globally:
-            return self._collated(request, self._one_by_one(request))
-        before = draws.states()
-        items = self._plainly(request)
-        if not draws.states().differing(before):
+        if self.takes_generator:
+            return self._collated(request, self._by_generators(request))
+        before = self.left_at or draws.states()
+        try:
+            items = self._seeded(request) if self.draws_from else self._plainly(request)
+            moved = set(draws.states().differing(before))
+        finally:
+            if self.draws_from:
+                draws.put_back(before)
+        if moved <= self.draws_from:
+            self.left_at = before if get_worker_info() is not None else None
             return self._collated(request, items)
         draws.put_back(before)
-        self.draws_globally = True
+        self.draws_from |= moved
         return self.read(request)
 
     def _plainly(self, request: ItemRequest) -> list[Any]:
-        if self.together is None:
-            return [self._item(int(index)) for index in request.indices]
+        indices = request.indices.tolist()
         try:
-            return list(self.together(request.indices.tolist()))
+            return [self.items[index] for index in indices] if self.together is None else list(self.together(indices))
         except Exception as error:  # of somebody's code
+            if self.together is None:
+                return [self._item(index) for index in indices]  # again, to say which
             raise self._unreadable(f"items {_few(request.indices)}", error) from error
 
-    def _one_by_one(self, request: ItemRequest) -> list[Any]:
-        """Each with randomness of its own."""
-        positions = [None] * len(request.indices) if request.positions is None else request.positions.tolist()
-        return [self.drawn(index, at) for index, at in zip(request.indices.tolist(), positions, strict=True)]
+    def _seeded(self, request: ItemRequest) -> list[Any]:
+        """Each with the global random states set for it."""
+        items = []
+        for index, key in self._keys(request):
+            draws.seed_with(key, self.draws_from)
+            items.append(self._item(index))
+        return items
+
+    def _by_generators(self, request: ItemRequest) -> list[Any]:
+        """Each with a generator of its own."""
+        return [self._item(index, generator=torch.Generator().manual_seed(key)) for index, key in self._keys(request)]
+
+    def _keys(self, request: ItemRequest) -> Iterator[tuple[int, int]]:
+        keys = draws.keys_of(self.seed, request.positions, request.indices)
+        return zip(request.indices.tolist(), keys.tolist(), strict=True)
 
     def drawn(self, index: int, position: int | None) -> Any:
-        """The item, drawn as its place says: ``position`` in the stream of epochs, None in an evaluation."""
+        """The item alone, drawn as its place says: ``position`` in the stream of epochs, None in an evaluation."""
         key = draws.key_of(self.seed, position, index)
         if self.takes_generator:
             return self._item(index, generator=torch.Generator().manual_seed(key))

@@ -163,7 +163,8 @@ def _looked_at(splits: tuple[Split, Split]) -> tuple[Batch, dict[str, str]]:
 def _random_in_words(reader: Items) -> str | None:
     if reader.takes_generator:
         return "by a generator for each example"
-    return "from global random state, set for each example" if reader.draws_globally else None
+    whose = ", ".join(sorted(reader.draws_from))
+    return f"from global random state ({whose}), set for each example" if whose else None
 
 
 def _check_importable(part: Any, workers: int) -> None:

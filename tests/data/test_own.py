@@ -96,7 +96,7 @@ def test_global_random_states_stay_as_they_are():
     [
         (Pairs, None),
         (ByGenerator, "by a generator for each example"),
-        (ByGlobalState, "from global random state, set for each example"),
+        (ByGlobalState, "from global random state (numpy, random, torch), set for each example"),
     ],
 )
 def test_a_run_says_where_randomness_comes_from(kind, words):

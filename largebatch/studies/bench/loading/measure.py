@@ -26,6 +26,7 @@ from largebatch.data.places import data_folder
 from largebatch.errors import UserError
 from largebatch.machine import launched
 from largebatch.records.circumstances import circumstances_of
+from largebatch.studies.bench.loading import own_sets
 from largebatch.studies.bench.loading.ours import ours, with_workers
 from largebatch.studies.bench.loading.peers import TIMM, peers, timm_way
 from largebatch.studies.bench.loading.ways import Candidate, PhotoFolder, Way, decoders
@@ -77,7 +78,8 @@ def measure(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        candidates = only or [*decoders(sample), *ours(sample), *peers(sample)]
+        own = [*own_sets.of_ours(sample), *own_sets.of_torch(sample)]
+        candidates = only or [*decoders(sample), *ours(sample), *peers(sample), *own]
         ways, left_out = _open(candidates)
         windows = _rounds(ways, seconds, repeats)
         facts = {
@@ -96,7 +98,8 @@ def measure(
         }
         if workers:
             facts["workers"] = workers
-            facts["with_workers"] = _with_workers(sample, workers, seconds, repeats)
+            facts["with_workers"], wanted = _with_workers(sample, workers, seconds, repeats)
+            facts["wanted"] += wanted
     finally:
         torch.set_num_threads(threads)
     return facts | {
@@ -178,16 +181,27 @@ def _row(way: Way, windows: ReadingTimes) -> dict[str, Any]:
 def _wanted(ways: list[Way], windows: ReadingTimes) -> list[dict[str, Any]]:
     """What the project wants of its ways, beside what was measured: facts, nobody fails by them."""
     return [
-        {"what": f"{way.name}: times timm's images/s per core", "measured": row["over_timm_median"],
-         "at_least": way.wanted}
+        _wish(
+            way, [window.per_core for window in windows[way.name]], [w.per_core for w in windows[way.over]], "per core"
+        )
         for way in ways
-        if way.wanted is not None and "over_timm_median" in (row := _row(way, windows))
-    ]  # fmt: skip
+        if way.wanted is not None and way.over in windows
+    ]
 
 
-def _with_workers(sample: PhotoFolder, workers: int, seconds: float, repeats: int) -> list[dict[str, Any]]:
-    """By the clock: how both scale over processes."""
-    ways, _ = _open([*with_workers(sample, workers), Candidate("timm", lambda: timm_way(sample, workers))])
+def _wish(way: Way, speeds: list[float], others: list[float], of_what: str) -> dict[str, Any]:
+    """The median of the ratios within each round."""
+    ratio = statistics.median(speed / other for speed, other in zip(speeds, others, strict=True))
+    return {"what": f"{way.name}: times {way.over}'s images/s {of_what}", "measured": ratio, "at_least": way.wanted}
+
+
+def _with_workers(
+    sample: PhotoFolder, workers: int, seconds: float, repeats: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """By the clock: how ours and others' scale over processes; and what is wanted of it."""
+    own = [*own_sets.of_ours(sample, workers), *own_sets.of_torch(sample, workers)]
+    timm = Candidate("timm", lambda: timm_way(sample, workers))
+    ways, _ = _open([*with_workers(sample, workers), timm, *own])
     windows = _rounds(ways, seconds, repeats)
     rows = []
     for way in ways:
@@ -195,7 +209,10 @@ def _with_workers(sample: PhotoFolder, workers: int, seconds: float, repeats: in
         rows.append(
             {"name": way.name, "images_per_second": speeds, "images_per_second_median": statistics.median(speeds)}
         )
-    return rows
+    speeds = {name: [window.by_the_clock for window in mine] for name, mine in windows.items()}
+    told = f"with {workers} workers, by the clock"
+    wanted = [_wish(way, speeds[way.name], speeds[way.over], told) for way in ways if way.wanted and way.over in speeds]
+    return rows, wanted
 
 
 def tables(facts: dict[str, Any]) -> list[rich.table.Table]:

@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader
 from largebatch.studies.bench.loading.ways import Candidate, PhotoFolder, Way
 
 TIMM = "timm"  # what the ratios are to
+TORCHVISION = "torchvision"
 
 
 def peers(sample: PhotoFolder) -> list[Candidate]:
     return [
         Candidate("timm", lambda: timm_way(sample)),
         Candidate("timm, its default", lambda: _timm_default(sample)),
-        Candidate("torchvision", lambda: _torchvision(sample, as_float=False)),
+        Candidate(TORCHVISION, lambda: _torchvision(sample, as_float=False)),
         Candidate("torchvision, ToTensor", lambda: _torchvision(sample, as_float=True)),
         Candidate("torchvision v2", lambda: _torchvision_v2(sample)),
         Candidate("WebDataset", lambda: _webdataset(sample)),
@@ -60,20 +61,23 @@ def _timm_loader(sample: PhotoFolder, workers: int, transform: dict[str, Any]) -
     return prefetcher.loader
 
 
-def _torchvision(sample: PhotoFolder, as_float: bool) -> Way:
+def torchvision_set(sample: PhotoFolder, as_float: bool = False) -> Any:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
     last = transforms.ToTensor() if as_float else transforms.PILToTensor()
     view = transforms.Compose([transforms.RandomResizedCrop(sample.size), transforms.RandomHorizontalFlip(), last])
+    return ImageFolder(sample.folder / "train", view)
 
+
+def _torchvision(sample: PhotoFolder, as_float: bool) -> Way:
     def open_loader() -> DataLoader:
-        return _loader(ImageFolder(sample.folder / "train", view), sample)
+        return _loader(torchvision_set(sample, as_float), sample)
 
     how = "ImageFolder and PIL, RandomResizedCrop, RandomHorizontalFlip"
     if as_float:
         return Way("torchvision, ToTensor", "peer", "float32", f"{how}, ToTensor", _endless(open_loader))
-    return Way("torchvision", "peer", "uint8", f"{how}, PILToTensor", _endless(open_loader))
+    return Way(TORCHVISION, "peer", "uint8", f"{how}, PILToTensor", _endless(open_loader))
 
 
 def _torchvision_v2(sample: PhotoFolder) -> Way:

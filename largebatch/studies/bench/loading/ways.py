@@ -48,7 +48,8 @@ class Way:
     gives: str
     how: str  # a line below the table
     batches: Callable[[], Iterator[int]]
-    wanted: float | None = None  # times timm's images per second of one core, at least
+    wanted: float | None = None  # times the images per second of one core of ``over``, at least
+    over: str = "timm"
 
 
 class Candidate(NamedTuple):
