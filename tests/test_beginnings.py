@@ -19,7 +19,8 @@ from largebatch.cli.checkpoint import app
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.records.files import sha256_of
-from largebatch.run.assemble import assemble, decisions
+from largebatch.run.assemble import assemble
+from largebatch.run.beforehand import decisions
 from largebatch.run.train import train
 from largebatch.studies.dry_run import Cluster, dry_run
 

@@ -21,7 +21,8 @@ from largebatch.data.sets.imagenet import Imagenet
 from largebatch.engines import DeepSpeed
 from largebatch.errors import UserError
 from largebatch.recipes import config, derive
-from largebatch.run.assemble import assemble, decisions
+from largebatch.run.assemble import assemble
+from largebatch.run.beforehand import decisions
 from largebatch.run.train import train
 from largebatch.studies.dry_run import MIB, Cluster, dry_run
 from largebatch.studies.dry_run.engines import FakeZero, buckets_of

@@ -26,7 +26,7 @@ from largebatch.records import names
 PACKAGE = REPOSITORY / "largebatch"
 DEEPSPEED = {"engines/deepspeed.py", "studies/bench/contestants.py"}  # who may import it
 RECIPE = {"config", "derive", "decide", "refusals"}  # what no room of a run asks but ASSEMBLY: it reads `decided`
-ASSEMBLY = {"assemble.py", "train.py"}
+ASSEMBLY = {"assemble.py", "beforehand.py", "train.py"}
 
 
 def breaches(file: Path) -> Iterator[str]:

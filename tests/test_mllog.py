@@ -138,7 +138,7 @@ def test_the_closed_division_is_that_of_recipes_within_its_rules():
     from largebatch.recipes import config
     from largebatch.recipes.decide import decide
     from largebatch.recipes.decided import DataFacts
-    from largebatch.run import assemble
+    from largebatch.run import beforehand
 
     def division(path: Path, *overrides: str) -> str:
         run = config.load(path, overrides)
@@ -146,7 +146,7 @@ def test_the_closed_division_is_that_of_recipes_within_its_rules():
         engine = SimpleNamespace(model=None)
         dataset = SimpleNamespace(test=range(50_000))
         job = SimpleNamespace(run=run, decided=decided, plan=decided.plan, engine=engine, dataset=dataset)
-        return division_of(assemble.mlperf_facts(job))
+        return division_of(beforehand.mlperf_facts(job))
 
     folder = Path(__file__).parent.parent / "configs" / "imagenet"
     for path in sorted(folder.glob("*.yaml")):

@@ -24,7 +24,8 @@ from largebatch.records.mllog import MlperfLog, open_because
 from largebatch.records.run import ResultRecord
 from largebatch.records.typed import content, made
 from largebatch.run import record
-from largebatch.run.assemble import Job, mlperf_facts
+from largebatch.run.assemble import Job
+from largebatch.run.beforehand import mlperf_facts
 from largebatch.run.measure import Evaluations, Measure
 from largebatch.run.parts import Parts
 from largebatch.run.saving import Progress, Saves

@@ -21,7 +21,8 @@ from largebatch.machine import distributed, watchdog
 from largebatch.machine.signals import signals_noticed
 from largebatch.records.mllog import MlperfLog
 from largebatch.run.account import Account, Result
-from largebatch.run.assemble import Job, planned
+from largebatch.run.assemble import Job
+from largebatch.run.beforehand import planned
 from largebatch.run.buffers import Buffers
 from largebatch.run.measure import Measure
 from largebatch.run.parts import Added, Parts

@@ -19,7 +19,8 @@ from largebatch.records import names
 from largebatch.records.mllog import MlperfLog
 from largebatch.run import record, weights
 from largebatch.run.account import Result
-from largebatch.run.assemble import assemble, decisions, table_of_tensors
+from largebatch.run.assemble import assemble
+from largebatch.run.beforehand import decisions, table_of_tensors
 from largebatch.run.loop import Loop
 from largebatch.run.parts import Added
 from largebatch.run.saving import no_place_for_checkpoints

@@ -25,7 +25,8 @@ from largebatch.machine import distributed
 from largebatch.recipes import config
 from largebatch.recipes.phases_read_aloud import facts_of
 from largebatch.records.circumstances import circumstances_of
-from largebatch.run.assemble import Job, decisions
+from largebatch.run.assemble import Job
+from largebatch.run.beforehand import decisions
 from largebatch.studies.dry_run.job import Cluster, job_of, pretended, smaller_micro_batches, usual_device
 from largebatch.studies.dry_run.step import Traced, traced
 

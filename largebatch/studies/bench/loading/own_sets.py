@@ -25,7 +25,7 @@ AS_FAST = 1.0  # times the DataLoader, at least
 _ENDLESS = 10**6  # steps
 
 
-class SmallImages(Dataset):
+class SmallItems(Dataset):
     """As many as CIFAR's, and as large: bytes in memory that an item turns into numbers."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class SmallImages(Dataset):
 
 def of_torch(sample: PhotoFolder, workers: int = 0) -> list[Candidate]:
     """DataLoaders; of photographs the peers have one."""
-    small = functools.partial(_loaded, SmallImages, SMALL_BATCH, workers)
+    small = functools.partial(_loaded, SmallItems, SMALL_BATCH, workers)
     how = f"{SMALL_COUNT:,} images of 32 x 32 in memory, batches of {SMALL_BATCH}, torch's own loader"
     ways = [Candidate(SMALL, lambda: Way(SMALL, "peer", "float32", how, small))]
     if workers:
@@ -54,7 +54,7 @@ def of_ours(sample: PhotoFolder, workers: int = 0) -> list[Candidate]:
     names = ("lb.Dataset, torchvision's", "lb.Dataset, small items")
     how = "as a run reads it: exact in any world, draws set for each item"
     photographs = functools.partial(_planned, lambda: torchvision_set(sample), sample.batch, workers)
-    small = functools.partial(_planned, SmallImages, SMALL_BATCH, workers)
+    small = functools.partial(_planned, SmallItems, SMALL_BATCH, workers)
     return [
         Candidate(names[0], lambda: Way(names[0], "ours", "uint8", how, photographs, AS_FAST, TORCHVISION)),
         Candidate(names[1], lambda: Way(names[1], "ours", "float32", how, small, AS_FAST, SMALL)),

@@ -1,0 +1,165 @@
+"""What is told and recorded of a run before time is spent: the lines of the terminal, ``plan.json``, MLPerf's facts."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from pathlib import Path
+from typing import Any
+
+import rich.table
+
+from largebatch.data.preparation import prepared
+from largebatch.models import batch_norm, frozen
+from largebatch.models import weights as first_weights
+from largebatch.optim import Treatment
+from largebatch.recipes import config
+from largebatch.recipes.phases_read_aloud import facts_of, words_of
+from largebatch.records import mllog
+from largebatch.records.circumstances import circumstances_of
+from largebatch.records.run import PhaseRecord, PlannedRate, PlanRecord
+from largebatch.run.assemble import Job
+
+
+def planned(job: Job, command: str, code: dict[str, Any]) -> PlanRecord:
+    """What was decided before time was spent."""
+    plan, run, decided = job.plan, job.run, job.decided
+    return PlanRecord(
+        name=run.name,
+        title=run.title,
+        task=decided.task,
+        score=job.task.score,
+        dataset=run.data.name,
+        dataset_source=job.dataset.source,
+        dataset_size=plan.dataset_size,
+        test_size=len(job.dataset.test),
+        global_batch_size=plan.global_batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        accumulation_steps=plan.accumulation_steps,
+        bn_batch_size=run.batch.bn_batch_size,
+        methods=decided.beside_words,
+        ramp=[[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
+        phases=[PhaseRecord(**facts) for facts in facts_of(decided)],
+        world_size=plan.world_size,
+        steps=plan.steps,
+        budget_examples=plan.budget_examples,
+        epochs=plan.budget_examples / plan.dataset_size,
+        lr=PlannedRate(
+            peak=decided.peak_lr,
+            rule=decided.lr.rule,
+            warmup=decided.lr.warmup,
+            decay=decided.lr.decay,
+        ),
+        parameters=sum(p.numel() for p in job.engine.model.parameters()),
+        device=str(job.device),
+        precision=decided.precision,
+        engine=run.engine.name,
+        engine_settings=job.engine.description,
+        seed=run.seed,
+        **circumstances_of(command, job.device),
+        code=code or None,
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def mlperf_facts(job: Job) -> mllog.MlperfRun:
+    """What MLPerf's log says of a run before it starts."""
+    run, plan = job.run, job.plan
+    keys = run.optimizer.model_dump()
+    imagenet = run.data.name == "imagenet" and not run.data.hold_out and run.model.name.endswith("resnet50")
+    warmup = job.decided.lr.schedule.warmup / plan.dataset_size
+    return mllog.MlperfRun(
+        seed=run.seed,
+        global_batch_size=plan.global_batch_size,
+        gradient_accumulation_steps=plan.accumulation_steps,
+        train_samples=plan.dataset_size,
+        eval_samples=len(job.dataset.test),
+        bn_span=run.batch.bn_batch_size or plan.micro_batch_size,
+        optimizer=run.optimizer.name,
+        peak_lr=job.decided.peak_lr,
+        end_lr=run.lr.decay.end,
+        decay_power=run.lr.decay.polynomial,
+        decay_steps=plan.steps - plan.first_step_at(warmup * plan.dataset_size),
+        warmup_epochs=warmup,
+        momentum=keys.get("momentum", 0.0),
+        weight_decay=run.weight_decay.value,
+        epsilon=keys.get("eps") or 0.0,
+        evaluate_every_epochs=run.evaluate.every_epochs,
+        target=mllog.RESNET_TARGET if imagenet else None,
+        benchmark="resnet" if imagenet else run.data.name,
+        methods=beside_the_reference(run),
+    )
+
+
+def beside_the_reference(run: config.Run) -> tuple[str, ...]:
+    """The keys by which a run trains otherwise than MLPerf's reference implementation of ResNet-50."""
+    asked = {
+        **{method.where: method.CHANGES for method in run.methods.values()},
+        "batch.ramp": run.batch.ramp is not None,
+        "phases": run.phases is not None,
+        "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
+        "model.weights": run.model.weights is not None,
+        "model.frozen": bool(run.model.frozen),
+        f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",
+        "max_grad_norm": run.max_grad_norm is not None,
+    }
+    return (*(key for key, is_so in asked.items() if is_so), *run.optimizer.beside_the_reference())
+
+
+def decisions(job: Job, directory: Path) -> dict[str, str]:
+    """What is printed before time is spent, a line each."""
+    decided, run, model = job.decided, job.run, job.engine.model
+    parameters = sum(p.numel() for p in model.parameters())
+    decayed = sum(row.decayed for row in job.treatments)
+    adapted = sum(row.adapted for row in job.treatments)
+    if run.phases is None:
+        of_batches = {"batch": f"{decided.batch_words}{unsized_norms(job)}", "lr": decided.lr.words}
+    else:
+        of_batches = {"phases": f"{len(decided.phases)}, in ranks × micro-batch × accumulation{unsized_norms(job)}"}
+        of_batches |= {f"phase {n}": words_of(decided, phase) for n, phase in enumerate(decided.phases, start=1)}
+    weights = ""
+    if run.model.weights is not None:
+        weights = first_weights.words_of(model, run.model.name, run.model.weights, prepared(job.dataset))
+    lines = {
+        "run": f"{run.name}, seed {run.seed}, in {directory}",
+        "model": f"{run.model.name}, {parameters:,} parameters",
+        "weights": weights,
+        "frozen": frozen.words_of(model) if run.model.frozen else "",
+        "data": f"{decided.data}: {decided.plan.dataset_size:,} to train, {len(job.dataset.test):,} to evaluate "
+        f"({job.dataset.source}; {', '.join(f'{key} {value}' for key, value in job.dataset.facts.items())})",
+        **of_batches,
+        "budget": decided.budget_words,
+        "optimizer": f"{run.optimizer.words}; weight decay {run.weight_decay.value:g} on {decayed} of "
+        f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
+        "beside": decided.beside_words,
+        "machine": f"{job.device}, {decided.precision}, engine {job.engine.description}",
+    }
+    return {key: text for key, text in lines.items() if text}
+
+
+def unsized_norms(job: Job) -> str:
+    """What batch norm sees where the recipe does not say."""
+    plain = any(not isinstance(m, batch_norm.SizedNorm) for m in batch_norm.batch_norms(job.engine.model))
+    sizes = ", ".join(f"{size:,}" for size in dict.fromkeys(stage.micro_batch_size for stage in job.plan.stages))
+    return f"; batch norm over the micro-batch of {sizes}" if plain else ""
+
+
+def table_of_tensors(treatments: list[Treatment]) -> rich.table.Table:
+    """Which tensors are decayed and adapted, a row for each treatment of each kind; the log has every tensor.
+
+    Of the kind ``own`` the model itself says that they are not decayed.
+    """
+    table = rich.table.Table(box=None, padding=(0, 2), pad_edge=False)
+    for column in ("tensors", "count", "elements", "decayed", "adapted"):
+        justify = "right" if column in ("count", "elements") else "left"
+        table.add_column(column, justify=justify, no_wrap=True, min_width=len(column))
+    table.add_column("which", no_wrap=True)
+    rows: dict[tuple[str, bool, bool], list[Treatment]] = {}
+    for row in treatments:
+        rows.setdefault((row.kind, row.decayed, row.adapted), []).append(row)
+    for (kind, decayed, adapted), alike in rows.items():
+        elements = sum(math.prod(row.shape) for row in alike)
+        yes = ["yes" if flag else "no" for flag in (decayed, adapted)]
+        which = alike[0].name if len(alike) == 1 else f"{alike[0].name} … {alike[-1].name}"
+        table.add_row(kind, f"{len(alike):,}", f"{elements:,}", *yes, which)
+    return table
