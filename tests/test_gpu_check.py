@@ -29,7 +29,7 @@ from largebatch.data.folder import scan
 
 # What the README of results/gpu says is there; with what those packages bring.
 IMAGE = {"torch", "torchvision", "timm", "triton", "tensorboard", "rich", "scipy", "matplotlib", "pytest"}
-BROUGHT = {"numpy": "torchvision", "PIL": "torchvision", "packaging": "matplotlib"}
+BROUGHT = {"numpy": "torchvision", "PIL": "torchvision", "packaging": "matplotlib", "huggingface_hub": "timm"}
 BY_IMPORT = {"yaml": "PyYAML", "sklearn": "scikit-learn", "pydantic_core": "pydantic-core"}
 ON_REQUEST = {  # behind a key or an extra, told in a sentence where they are missing
     "deepspeed", "mlperf_logging", "pyarrow", "nvidia", "webdataset", "pandas",
