@@ -70,9 +70,9 @@ def _called(thing: Any) -> tuple[str, Code]:
     """Its name in a recipe, and where it is written; a data set's is what it trains on."""
     from largebatch.data.own import Dataset
 
-    if not isinstance(thing, Dataset):
-        return handed_over(thing), code_of(thing)
-    return f"{HANDED_OVER}/{thing.name}" if thing.name else handed_over(thing.train), code_of(thing.train)
+    if isinstance(thing, Dataset):
+        return f"{HANDED_OVER}/{thing.called}", code_of(thing.train)
+    return handed_over(thing), code_of(thing)
 
 
 def _check(run: config.Run, handed: Handed) -> None:
