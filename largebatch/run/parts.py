@@ -19,17 +19,11 @@ class Parts(dict[str, Part]):
 
     def __init__(self, job: Job, added: Added | None = None) -> None:
         super().__init__()
-        makers = {**(added or {}), **everywhere}
-        self.code = {**job.decided.code, **{f"parts.{name}": code_of(make) for name, make in makers.items()}}
+        self.code = told_code(job, added)
         for name, decision in job.decided.methods.items():
             if (part := decision.part(job)) is not None:
                 self[name] = part
-        self.update({name: make(job) for name, make in makers.items()})
-
-    @property
-    def code_told(self) -> dict[str, dict[str, str | None]]:
-        """As records have it."""
-        return {key: code._asdict() for key, code in self.code.items()}
+        self.update({name: make(job) for name, make in _makers(added).items()})
 
     def turns(self, step: Step) -> Iterator[Step]:
         """What the optimizer steps on in a step of the run."""
@@ -50,3 +44,13 @@ class Parts(dict[str, Part]):
     def beyond(self) -> Beyond:
         """Of all of them."""
         return Beyond(*(sum(numbers) for numbers in zip(*(part.beyond for part in self.values()), strict=True)))
+
+
+def _makers(added: Added | None) -> Added:
+    return {**(added or {}), **everywhere}
+
+
+def told_code(job: Job, added: Added | None) -> dict[str, dict[str, str | None]]:
+    """Where parts that are not the package's are written, by the key that names each, as records have it."""
+    beside = {f"parts.{name}": code_of(make) for name, make in _makers(added).items()}
+    return {key: code._asdict() for key, code in {**job.decided.code, **beside}.items()}

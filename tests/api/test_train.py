@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from worlds.own_parts import RECIPE, ByGlobalState, OnlyNumber, Pairs, SameSide,
 
 import largebatch as lb
 from largebatch import optim
+from largebatch.api.training import command
 from largebatch.plan.batch import resolve
 from largebatch.run import parts as parts_of_a_run
+from largebatch.run import train as training
 
 
 def trained(folder: Path, **keys: Any) -> tuple[lb.Result, TwoInputs]:
@@ -170,12 +173,33 @@ def test_records_say_which_code_it_was_and_a_resume_with_other_code_says_so(tmp_
             "parts.interrupts": "test_train.py",
         }
         assert all(len(value["sha256"]) == 64 for value in code.values())
-    monkeypatch.setattr(parts_of_a_run.Parts, "code_told", {**plan["code"], "model.name": {
-        **plan["code"]["model.name"], "sha256": "0" * 64}})  # fmt: skip
+    other = {**plan["code"], "model.name": {**plan["code"]["model.name"], "sha256": "0" * 64}}
+    monkeypatch.setattr(parts_of_a_run, "told_code", lambda job, added: other)
     trained(tmp_path / "run")
     log = (tmp_path / "run/train.log").read_text()
-    assert "the code of model.name is not that any more which the run was saved with" in log
+    assert "the code of model.name is not that any more which the run was made with" in log
     assert "the code of task.name" not in log
+
+
+def test_a_finished_run_of_other_code_says_so(tmp_path, monkeypatch):
+    """Else whoever mends a part in a script, and calls it again, would read the old one's numbers as the new one's."""
+    result, _ = trained(tmp_path / "run")
+    again, _ = trained(tmp_path / "run")
+    assert (result.reason, again.reason) == (None, None)
+    assert str(again) == str(result)
+    assert str(result).startswith(f"right {result.reached:.2f} % on test after 10 steps, ")
+    assert str(result).endswith(f"; {tmp_path / 'run'}")
+    code = json.loads((tmp_path / "run/plan.json").read_text())["code"]
+    other = {**code, "task.name": {**code["task.name"], "sha256": "0" * 64}}
+    monkeypatch.setattr(training, "told_code", lambda job, added: other)
+    again, _ = trained(tmp_path / "run")
+    assert again.record == result.record
+    assert re.fullmatch(
+        r"the code of task.name is not that any more which the run was made with \(worlds.own_parts.SameSide, .*"
+        r"own_parts.py\); nothing is trained anew, unless in another record.dir",
+        str(again.reason),
+    )
+    assert str(again).endswith(str(again.reason))
 
 
 def test_a_model_of_another_name_is_another_run(tmp_path):
@@ -292,6 +316,14 @@ def test_a_mistake_is_one_sentence(tmp_path, parts, sentence):
     with pytest.raises(lb.UserError, match=sentence) as caught:
         lb.train(run_of(tmp_path / "run"), **handed)
     assert "\n" not in str(caught.value)
+    assert caught.value._render_traceback_() == [str(caught.value)]  # in a notebook
+
+
+def test_a_record_says_what_started_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["my script.py", "--now"])
+    assert command() == "python 'my script.py' --now"
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert command() == "typed into a session"
 
 
 def test_an_optimizer_that_no_engine_may_cut_is_refused_there(tmp_path):
