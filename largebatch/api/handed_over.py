@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from largebatch.api.recipes import recipe
+from largebatch.api.recipes import ARGUMENTS, recipe
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.recipes.registry import HANDED_OVER, Code, code_of, handed_over
@@ -78,8 +78,7 @@ def _called(thing: Any) -> tuple[str, Code]:
 def _check(run: config.Run, handed: Handed) -> None:
     for key, name, thing in (("model", run.model.name, handed.model), ("data", run.data.name, handed.dataset)):
         if name == HANDED_OVER and thing is None:
-            argument = {"model": "model", "data": "dataset"}[key]
-            raise UserError(f"the recipe names no {key}; give {argument}=, or {key}.name")
+            raise UserError(f"the recipe names no {key}; give {ARGUMENTS[key]}=, or {key}.name")
     if handed.dataset is not None:
         from largebatch.data.own import Dataset
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from largebatch.errors import UserError
 from largebatch.recipes.registry import code_of
 from largebatch.run.assemble import Job
 from largebatch.steps.part import Beyond, Part
 from largebatch.steps.step import Step
 
 Added = Mapping[str, Callable[[Job], Part]]  # name -> what makes one
+WANTED = "{name: function of the built job that makes a largebatch.Part}"
 
 everywhere: dict[str, Callable[[Job], Part]] = {}  # parts of every run of this process: of who starts it, or looks on
 
@@ -23,7 +25,7 @@ class Parts(dict[str, Part]):
         for name, decision in job.decided.methods.items():
             if (part := decision.part(job)) is not None:
                 self[name] = part
-        self.update({name: make(job) for name, make in _makers(added).items()})
+        self.update({name: _made(name, make, job) for name, make in _makers(added).items()})
 
     def turns(self, step: Step) -> Iterator[Step]:
         """What the optimizer steps on in a step of the run."""
@@ -47,7 +49,16 @@ class Parts(dict[str, Part]):
 
 
 def _makers(added: Added | None) -> Added:
+    if not isinstance(added or {}, Mapping):
+        raise UserError(f"parts is a {type(added).__name__}; it should be {WANTED}")
     return {**(added or {}), **everywhere}
+
+
+def _made(name: str, make: Callable[[Job], Part], job: Job) -> Part:
+    part = make(job) if callable(make) else make
+    if not callable(make) or not isinstance(part, Part):
+        raise UserError(f"parts: {name} is {'made ' * callable(make)}a {type(part).__name__}; it should be {WANTED}")
+    return part
 
 
 def told_code(job: Job, added: Added | None) -> dict[str, dict[str, str | None]]:

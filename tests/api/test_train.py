@@ -293,6 +293,10 @@ class Mean(SameSide):
         return super().loss(outputs, batch) / len(batch["label"])
 
 
+class Scoreless(lb.Task):
+    loss, tally, numbers = SameSide.loss, SameSide.tally, SameSide.numbers
+
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"model": None}, "the recipe names no model; give model=, or model.name"),
     ({"dataset": None}, "the recipe names no data; give dataset=, or data.name"),
@@ -303,6 +307,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"model": nn.Linear(9, 2)}, "model own/Linear does not take .*"),
     ({"task": Mean()}, MEAN),
     ({"task": 3}, "task.name = own/int is a int; it should be a largebatch.Task"),
+    ({"task": Scoreless()}, "task.name = own/Scoreless has no score; it should be a largebatch.Score"),
+    ({"parts": [lb.Part]}, r"parts is a list; it should be \{name: function of the built job"),
+    ({"parts": {"mine": lb.Part()}}, "parts: mine is a Part; it should be {name: function"),
+    ({"parts": {"mine": lambda job: None}}, "parts: mine is made a NoneType; it should be {name: function"),
     ({"optimizer": 3}, "optimizer.name = own/int is a int; it should take parameter groups and lr"),
     ({"optimizer": lambda groups, lr: 3}, "optimizer.name = own/lambda is built as a int"),
     ({"optimizer": torch.optim.LBFGS}, "LBFGS"),
@@ -317,6 +325,30 @@ def test_a_mistake_is_one_sentence(tmp_path, parts, sentence):
         lb.train(run_of(tmp_path / "run"), **handed)
     assert "\n" not in str(caught.value)
     assert caught.value._render_traceback_() == [str(caught.value)]  # in a notebook
+
+
+def test_a_recipe_takes_what_scripts_have_at_hand():
+    """Numbers of numpy and torch, paths, tuples; in keys and in overrides."""
+    keys = {
+        "lr.base": np.float32(0.5),
+        "epochs": np.int64(3),
+        "batch": {"global_batch_size": torch.tensor(24)},
+        "record.dir": Path("runs") / "x",
+        "weight_decay.skip": ("norm", "*.scale"),
+    }
+    for run in (lb.recipe({**RECIPE, **keys}), lb.recipe(RECIPE, keys)):
+        assert (run.lr.base, run.epochs, run.batch.global_batch_size) == (0.5, 3, 24)
+        assert (run.directory, run.weight_decay.skip) == (Path("runs/x"), ("norm", "*.scale"))
+
+
+@pytest.mark.parametrize("key", ["model", "model.name", "optimizer", "lr.base", "batch.global_batch_size"])
+def test_a_recipe_holds_no_objects(key):
+    part = {"model": "model", "optimizer": "optimizer"}.get(key.partition(".")[0])
+    hint = f"; hand it over as lb.train(run, {part}=...)" if part else ""
+    sentence = f"{key} is a Linear, and a recipe holds numbers, text, lists and keys{hint}"
+    for written in (({**RECIPE, key: nn.Linear(1, 1)},), (RECIPE, {key: nn.Linear(1, 1)})):
+        with pytest.raises(lb.UserError, match=f"^{re.escape(sentence)}$"):
+            lb.recipe(*written)
 
 
 def test_a_record_says_what_started_it(monkeypatch):
