@@ -18,6 +18,10 @@ class UserError(ValueError):
     def __init__(self, sentence: str) -> None:
         super().__init__(escaped(" ".join(sentence.split())))
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: IPython asks for it by this name."""
+        return [str(self)]
+
 
 class LocalError(UserError):
     """A mistake that only some ranks meet, such as an image that cannot be read: each that meets it tells it."""

@@ -55,11 +55,11 @@ def refuse(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("outputs", "sentence"),
     [
-        (lambda model, logits: (logits, logits), "gives a tuple per image; trained are models that give the logits"),
-        (lambda model, logits: (logits, logits) if model.training else logits, "gives a tuple per image"),
-        (lambda model, logits: {"logits": logits}, "gives a dict per image"),
-        (lambda model, logits: logits[:, :7], r"gives \(7,\) per image; the data set has 10 classes"),
-        (lambda model, logits: logits.squeeze(0), r"gives \(\) per image; the data set has 10 classes"),
+        (lambda model, logits: (logits, logits), "gives a tuple per example; trained are models that give the logits"),
+        (lambda model, logits: (logits, logits) if model.training else logits, "gives a tuple per example"),
+        (lambda model, logits: {"logits": logits}, "gives a dict per example"),
+        (lambda model, logits: logits[:, :7], r"gives \(7,\) per example; the data set has 10 classes"),
+        (lambda model, logits: logits.squeeze(0), r"gives \(\) per example; the data set has 10 classes"),
         (lambda model, logits: refuse(logits), "does not take images of 3×32×32 .*: 'a table'"),
         (lambda model, logits: refuse(logits) if model.training else logits, "in training: 'a table'"),
     ],

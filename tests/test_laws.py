@@ -266,8 +266,8 @@ def test_the_papers_numbers_in_the_quickstart():
 
 
 def readme_commands() -> list[str]:
-    blocks = re.findall(r"```(?:sh|console)?\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
-    joined = "\n".join(blocks).replace("\\\n", " ")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.M | re.S)
+    joined = "\n".join(text for kind, text in blocks if kind in ("", "sh", "console")).replace("\\\n", " ")
     return [
         line.split("  #")[0].strip()
         for line in joined.splitlines()

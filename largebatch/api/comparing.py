@@ -9,7 +9,7 @@ from typing import Any
 
 from largebatch import report
 from largebatch.api.handed_over import Handed, standing_in
-from largebatch.api.recipes import Overrides, texts
+from largebatch.api.recipes import Overrides, plain, texts
 from largebatch.api.training import at_home, command
 from largebatch.errors import UserError
 from largebatch.machine import distributed
@@ -67,7 +67,7 @@ def compare(
             studies.compare(
                 rows,
                 Path(out),
-                vary=[f"{key}={','.join(map(_text, values))}" for key, values in (vary or {}).items()],
+                vary=[f"{key}={','.join(_text(key, one) for one in values)}" for key, values in (vary or {}).items()],
                 overrides=texts(overrides),
                 seeds=seeds,
                 tuning=Tuning(trials, hold_out) if tune else None,
@@ -90,5 +90,5 @@ def _row(source: Any, handed: Handed) -> Iterator[Path | config.Run]:
         yield run
 
 
-def _text(value: Any) -> str:
-    return config.setting("value", value).partition("=")[2]
+def _text(key: str, value: Any) -> str:
+    return config.setting(key, plain(key, value)).partition("=")[2]

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from largebatch.api.recipes import recipe
+from largebatch.api.recipes import ARGUMENTS, recipe
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.recipes.registry import HANDED_OVER, Code, code_of, handed_over
@@ -70,16 +70,15 @@ def _called(thing: Any) -> tuple[str, Code]:
     """Its name in a recipe, and where it is written; a data set's is what it trains on."""
     from largebatch.data.own import Dataset
 
-    if not isinstance(thing, Dataset):
-        return handed_over(thing), code_of(thing)
-    return f"{HANDED_OVER}/{thing.name}" if thing.name else handed_over(thing.train), code_of(thing.train)
+    if isinstance(thing, Dataset):
+        return f"{HANDED_OVER}/{thing.called}", code_of(thing.train)
+    return handed_over(thing), code_of(thing)
 
 
 def _check(run: config.Run, handed: Handed) -> None:
     for key, name, thing in (("model", run.model.name, handed.model), ("data", run.data.name, handed.dataset)):
         if name == HANDED_OVER and thing is None:
-            argument = {"model": "model", "data": "dataset"}[key]
-            raise UserError(f"the recipe names no {key}; give {argument}=, or {key}.name")
+            raise UserError(f"the recipe names no {key}; give {ARGUMENTS[key]}=, or {key}.name")
     if handed.dataset is not None:
         from largebatch.data.own import Dataset
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from largebatch.recipes.registry import HANDED_OVER
 from largebatch.studies import reading
 
 Overrides = Mapping[str, Any] | Sequence[str]
+ARGUMENTS = {"model": "model", "data": "dataset", "task": "task", "optimizer": "optimizer"}  # of train, by section
 
 
 def recipe(source: str | Path | Mapping[str, Any] | config.Run, overrides: Overrides = ()) -> config.Run:
@@ -41,10 +43,28 @@ def recipe(source: str | Path | Mapping[str, Any] | config.Run, overrides: Overr
 def _nested(keys: Mapping[str, Any]) -> dict[str, Any]:
     written: dict[str, Any] = {"name": "run"}
     for key, value in keys.items():
-        place(written, key, dict(value) if isinstance(value, Mapping) else value)
+        place(written, key, plain(key, value))
     for key in ("model", "data"):
-        written.setdefault(key, {}).setdefault("name", HANDED_OVER)
+        if isinstance(section := written.setdefault(key, {}), dict):
+            section.setdefault("name", HANDED_OVER)
     return written
+
+
+def plain(key: str, value: Any) -> Any:
+    """As a recipe holds it: numbers of numpy and torch, paths and tuples too. UserError for what it cannot hold."""
+    if isinstance(value, Mapping):
+        return {name: plain(f"{key}.{name}", one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(key, one) for one in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    argument = ARGUMENTS.get(key.partition(".")[0])
+    instead = f"; hand it over as lb.train(run, {argument}=...)" if argument else ""
+    raise UserError(f"{key} is a {type(value).__name__}, and a recipe holds numbers, text, lists and keys{instead}")
 
 
 def texts(overrides: Overrides) -> list[str]:
@@ -52,7 +72,7 @@ def texts(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str):
         raise UserError(f"overrides = {overrides[:60]!r} is one text; write a list of them, or a dict")
     if isinstance(overrides, Mapping):
-        return [config.setting(key, value) for key, value in overrides.items()]
+        return [config.setting(key, plain(key, value)) for key, value in overrides.items()]
     return list(overrides)
 
 

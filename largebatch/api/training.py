@@ -116,7 +116,8 @@ def _prepared(run: Recipe, handed: Handed) -> Iterator[config.Run]:
 
 def command() -> str:
     """What a record says that it was started with."""
-    return shlex.join(["python", *sys.argv])
+    from_file = hasattr(sys.modules["__main__"], "__file__")
+    return shlex.join(["python", *sys.argv]) if from_file else "typed into a session"
 
 
 @contextlib.contextmanager

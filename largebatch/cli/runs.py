@@ -154,16 +154,11 @@ def end_of_run(result: Any, console: rich.console.Console) -> None:
 
     if result.status == "finished":
         leave_exit_code(0)  # whatever signal came too late to stop it
-        numbers = result.numbers
-        tell(
-            console,
-            f"{result.score.of(result.reached)} on {numbers['evaluated_on'].replace('_', '-')} after "
-            f"{numbers['steps']:,} steps, {numbers['seconds_training']:.1f} s of training; {result.directory}",
-        )
-        return
-    tell(console, f"{result.status}: {result.reason}")
     if result.status == "failed":
         leave_exit_code(1)  # started anew it would fail again
+    tell(console, str(result))
+    if result.status == "finished":
+        return
     if result.signal is None:
         raise typer.Exit(1)  # the machine failed, which a launcher's new start may mend
     raise typer.Exit(stopped_with(result.signal))

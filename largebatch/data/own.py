@@ -40,7 +40,7 @@ class Dataset:
         task: what the set is for, where a recipe does not say: a task's name, or a :class:`largebatch.Task`.
         outputs: the numbers that a model is to give for an example: classes, targets. Where it is left out it is what
             the set says (``classes``, features of Hugging Face, whole-number labels of arrays), or not known.
-        name: what the set is called in records; else its class's name.
+        name: what the set is called in records; else its class's name, or ``arrays``.
         columns: keys of an item that become a tuple, for tasks of (inputs, targets): ``("image", "label")``.
         collate: items -> batch; else torch's ``default_collate``.
 
@@ -60,7 +60,7 @@ class Dataset:
 
     @property
     def called(self) -> str:
-        return self.name or type(self.train).__name__
+        return self.name or ("arrays" if in_memory(self.train) else type(self.train).__name__)
 
     def opened(self, asked: Asked) -> Splits:
         """Ready to be read, its first items looked at."""
@@ -87,7 +87,7 @@ class Dataset:
             outputs=outputs,
             train=splits[0],
             test=splits[1],
-            source=f"{type(self.train).__module__}.{type(self.train).__qualname__}",
+            source="arrays" if in_memory(train) else f"{type(train).__module__}.{type(train).__qualname__}",
             task=self.task if isinstance(self.task, str) else handed_over(self.task),
             classes=classes_of(train, self.columns),
             facts={"evaluated on": evaluated_on(asked), **facts},
@@ -140,24 +140,23 @@ def _length(part: Any) -> int:
 
 
 def _looked_at(splits: tuple[Split, Split]) -> tuple[Batch, dict[str, str]]:
-    """One example, and what is worth saying of how examples are read. Random states stay as they are."""
-    split = splits[1]
-    if isinstance(split, TensorSplit):
-        return nested.rows_of(split.tensors, slice(0, 1)), {"read": "from memory"}
-    facts: dict[str, str] = {}
-    for one in splits:
-        assert isinstance(one, ItemSplit)
-        reader = one.reader()
+    """One example of the test set, and what is said of how examples are read. Random states stay as they are."""
+    read_by_item = [split for split in splits if isinstance(split, ItemSplit)]
+    facts = {"read": "from memory"}
+    example = nested.rows_of(splits[1].tensors, slice(0, 1)) if isinstance(splits[1], TensorSplit) else None
+    for split in read_by_item:
+        reader = split.reader()
         before = draws.states()
-        example = reader.read(one.request(np.arange(min(2, len(one)))))
+        items = reader.read(split.request(np.arange(min(2, len(split)))))
         draws.put_back(before)
-        nested.check(example, f"an item of the {one.part} set")
-        facts |= {"random": words} if (words := _random_in_words(reader)) else {}
-    workers = splits[0].workers if isinstance(splits[0], ItemSplit) else 0
-    facts["read"] = (
-        f"by {workers} processes of each rank" if workers else "by the trainer (data.workers reads beside it)"
-    )
-    return nested.rows_of(example, slice(0, 1)), facts
+        nested.check(items, f"an item of the {split.part} set")
+        if split is splits[1]:
+            example = nested.rows_of(items, slice(0, 1))
+        if words := _random_in_words(reader):
+            facts["random"] = words
+        beside = f"by {split.workers} processes of each rank"
+        facts["read"] = beside if split.workers else "by the trainer (data.workers reads beside it)"
+    return example, facts
 
 
 def _random_in_words(reader: Items) -> str | None:

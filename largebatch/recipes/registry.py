@@ -204,9 +204,9 @@ def load_file(file: Path) -> None:
 
 
 def in_words() -> str:
-    """``model.name: my_net; data.name: my_set``; empty where nothing is registered."""
+    """``data.name: my_set; model.name: my_net``; empty where nothing is registered."""
     load_installed()
-    return "; ".join(f"{key}: {', '.join(sorted(table.parts))}" for key, table in ALL.items() if table.parts)
+    return "; ".join(f"{key}: {', '.join(sorted(table.parts))}" for key, table in sorted(ALL.items()) if table.parts)
 
 
 def code(key: str, name: str) -> Code | None:

@@ -55,6 +55,17 @@ class Result:
         """The score at the end, on what was evaluated; None where it did not come to that."""
         return self.record and self.record.number(f"test_{self.score.key}")
 
+    def __str__(self) -> str:
+        """What is told at its end, in one line."""
+        if self.status != "finished" or self.reached is None:
+            return f"{self.status}: {self.reason}"
+        numbers = self.numbers
+        told = (
+            f"{self.score.name} {self.score.of(self.reached)} on {numbers['evaluated_on'].replace('_', '-')} after "
+            f"{numbers['steps']:,} steps, {numbers['seconds_training']:.1f} s of training; {self.directory}"
+        )
+        return f"{told}; {self.reason}" if self.reason else told
+
 
 class Account:
     """Of one run in progress. All methods are collective."""

@@ -138,7 +138,7 @@ class Loop:
         recording = self.decided.recording
         self.recorder = Recorder(
             directory,
-            planned(job, command, self.parts.code_told),
+            planned(job, command, self.parts.code),
             first_step=self.step,
             tensorboard=recording.tensorboard,
             quiet=quiet,

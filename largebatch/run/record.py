@@ -251,8 +251,13 @@ def _tensorboard(directory: Path, first_step: int) -> Any:
 
 def score_of_run(directory: Path) -> Score:
     """What the run is judged by."""
-    plan = _read(PlanRecord, directory / names.PLAN)
+    plan = read_plan(directory)
     return ACCURACY if plan is None else plan.judged_by
+
+
+def read_plan(directory: Path) -> PlanRecord | None:
+    """``plan.json``, None where there is none or it is not whole; refused where a newer largebatch wrote it."""
+    return _read(PlanRecord, directory / names.PLAN)
 
 
 def read_result(directory: Path) -> ResultRecord | None:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ class Saves:
             seed=self.decided.seed,
             model={**self.decided.model, "num_classes": self.job.dataset.outputs},
             began_with=self.began_with,
-            code=self.parts.code_told,
+            code=self.parts.code,
             input=prepared(self.job.dataset),
             plan={**dataclasses.asdict(self.plan), "stages": [stage._asdict() for stage in self.plan.stages]},
             data=self.data,
@@ -186,7 +187,8 @@ class Saves:
             for key, now in self.machine().items()
             if found.facts["machine"].get(key, now) != now
         ]
-        changed += changed_code(found.facts.get("code") or {}, self.parts.code_told)
+        code = changed_code(found.facts.get("code") or {}, self.parts.code)
+        changed += [f"{sentence}; it goes on with the new one" for sentence in code]
         before, self.began_with = self.began_with, found.facts.get("began_with")
         if before and self.began_with and before["sha256"] != self.began_with["sha256"]:
             changed.append(
@@ -253,11 +255,11 @@ def began_with(job: Job) -> dict[str, Any] | None:
     return {"file": file, "sha256": sha256_of(Path(file))} if Path(file).is_file() else None
 
 
-def changed_code(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Sentences of the parts whose code is not that any more which the run was saved with."""
+def changed_code(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Sentences of the parts whose code is not that any more which the run was made with."""
     return [
-        f"the code of {key} is not that any more which the run was saved with ({now[key]['name']}, "
-        f"{now[key]['file'] or 'typed into a session'}); it goes on with the new one"
+        f"the code of {key} is not that any more which the run was made with ({now[key]['name']}, "
+        f"{now[key]['file'] or 'typed into a session'})"
         for key in sorted(before.keys() & now.keys())
         if before[key]["sha256"] != now[key]["sha256"]
     ]

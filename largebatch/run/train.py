@@ -19,11 +19,11 @@ from largebatch.records import names
 from largebatch.records.mllog import MlperfLog
 from largebatch.run import record, weights
 from largebatch.run.account import Result
-from largebatch.run.assemble import assemble
+from largebatch.run.assemble import Job, assemble
 from largebatch.run.beforehand import decisions, table_of_tensors
 from largebatch.run.loop import Loop
-from largebatch.run.parts import Added
-from largebatch.run.saving import no_place_for_checkpoints
+from largebatch.run.parts import Added, told_code
+from largebatch.run.saving import changed_code, no_place_for_checkpoints
 from largebatch.terminal.console import Console, tell
 
 
@@ -59,7 +59,7 @@ def train(
                 tell(console, f"{directory} is finished already: nothing to train")
             if into is not None:
                 weights.give(weights.of_newest_checkpoint(directory), into)
-            return Result("finished", None, directory, finished, score=job.task.score)
+            return Result("finished", made_otherwise(job, parts), directory, finished, score=job.task.score)
         if problem := no_place_for_checkpoints(job.decided):
             return Result("stopped", problem, directory, None)
         if distributed.is_first() and not quiet:
@@ -75,6 +75,14 @@ def train(
             if into is not None and result.status != "failed":
                 weights.give(weights.of_run(loop), into)
             return result
+
+
+def made_otherwise(job: Job, parts: Added | None) -> str | None:
+    """Whose code is another one than that which the finished run was made with. Collective."""
+    plan = record.read_plan(job.decided.directory)
+    before = (plan.code if plan is not None else None) or {}
+    changed = distributed.gather(changed_code(before, told_code(job, parts)))[0]
+    return "; ".join([*changed, "nothing is trained anew, unless in another record.dir"]) if changed else None
 
 
 def science_of_file(file: Path) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def rows_of(recipes: Sequence[Path | config.Run], vary: list[str], overrides: li
             rows.append(ComparedRecipe(slug(name + suffix), file, written, (*overrides, *values)))
     twice = {row.id for row in rows if sum(other.id == row.id for other in rows) > 1}
     if twice:
-        raise UserError(f"two rows would be called {sorted(twice)[0]}; give the recipes different file names")
+        raise UserError(f"two rows would be called {sorted(twice)[0]}; give the recipes other names")
     return rows
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from largebatch.errors import UserError, suggestion
+from largebatch.plan.score import Score
 from largebatch.recipes.registry import Registry
 
 if TYPE_CHECKING:
@@ -64,4 +65,6 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> Task:
     task = made_by(name)(**(arguments or {}))
     if not isinstance(task, Task):
         raise UserError(f"task.name = {name} is a {type(task).__name__}; it should be a largebatch.Task")
+    if not isinstance(getattr(task, "score", None), Score):
+        raise UserError(f"task.name = {name} has no score; it should be a largebatch.Score: the number it is judged by")
     return task

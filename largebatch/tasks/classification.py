@@ -71,11 +71,11 @@ class Classification(Task):
         classes = "classes" if wanted is None else f"{wanted} classes"
         if not isinstance(logits, Tensor):
             raise UserError(
-                f"model {model} gives a {type(outputs).__name__} per image; trained are models that give the logits of "
-                f"the {classes}, and with auxiliary ones torchvision's googlenet and inception_v3"
+                f"model {model} gives a {type(outputs).__name__} per example; trained are models that give the logits "
+                f"of the {classes}, and with auxiliary ones torchvision's googlenet and inception_v3"
             )
         if logits.dim() != 2 or len(logits) != len(batch[1]) or wanted not in (None, logits.shape[1]):
-            raise UserError(f"model {model} gives {tuple(logits.shape[1:])} per image; the data set has {classes}")
+            raise UserError(f"model {model} gives {tuple(logits.shape[1:])} per example; the data set has {classes}")
 
 
 TASK = Classification

@@ -61,9 +61,11 @@ class Task(abc.ABC):
 
 
 def check_targets(batch: Batch, task: str, data: str, wanted: str, fits: Callable[[Tensor], bool]) -> None:
-    """Refuse what is no (inputs, targets), and targets that are not what is ``wanted``, of which ``fits`` is true."""
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
-    if not pair:
+    """Refuse what is no (inputs, targets), and targets that are not what is ``wanted``, of which ``fits`` is true.
+
+    Inputs may be any nest of tensors: a task's ``forward`` hands them to the model.
+    """
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
         raise UserError(f"task.name = {task} needs batches of (inputs, targets), and data.name = {data} gives others")
     if not fits(batch[1]):
         kind, shape = str(batch[1].dtype).removeprefix("torch."), "×".join(map(str, batch[1].shape[1:])) or "one"

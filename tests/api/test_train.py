@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from worlds.own_parts import RECIPE, ByGlobalState, OnlyNumber, Pairs, SameSide,
 
 import largebatch as lb
 from largebatch import optim
+from largebatch.api.training import command
 from largebatch.plan.batch import resolve
 from largebatch.run import parts as parts_of_a_run
+from largebatch.run import train as training
 
 
 def trained(folder: Path, **keys: Any) -> tuple[lb.Result, TwoInputs]:
@@ -170,12 +173,33 @@ def test_records_say_which_code_it_was_and_a_resume_with_other_code_says_so(tmp_
             "parts.interrupts": "test_train.py",
         }
         assert all(len(value["sha256"]) == 64 for value in code.values())
-    monkeypatch.setattr(parts_of_a_run.Parts, "code_told", {**plan["code"], "model.name": {
-        **plan["code"]["model.name"], "sha256": "0" * 64}})  # fmt: skip
+    other = {**plan["code"], "model.name": {**plan["code"]["model.name"], "sha256": "0" * 64}}
+    monkeypatch.setattr(parts_of_a_run, "told_code", lambda job, added: other)
     trained(tmp_path / "run")
     log = (tmp_path / "run/train.log").read_text()
-    assert "the code of model.name is not that any more which the run was saved with" in log
+    assert "the code of model.name is not that any more which the run was made with" in log
     assert "the code of task.name" not in log
+
+
+def test_a_finished_run_of_other_code_says_so(tmp_path, monkeypatch):
+    """Else whoever mends a part in a script, and calls it again, would read the old one's numbers as the new one's."""
+    result, _ = trained(tmp_path / "run")
+    again, _ = trained(tmp_path / "run")
+    assert (result.reason, again.reason) == (None, None)
+    assert str(again) == str(result)
+    assert str(result).startswith(f"right {result.reached:.2f} % on test after 10 steps, ")
+    assert str(result).endswith(f"; {tmp_path / 'run'}")
+    code = json.loads((tmp_path / "run/plan.json").read_text())["code"]
+    other = {**code, "task.name": {**code["task.name"], "sha256": "0" * 64}}
+    monkeypatch.setattr(training, "told_code", lambda job, added: other)
+    again, _ = trained(tmp_path / "run")
+    assert again.record == result.record
+    assert re.fullmatch(
+        r"the code of task.name is not that any more which the run was made with \(worlds.own_parts.SameSide, .*"
+        r"own_parts.py\); nothing is trained anew, unless in another record.dir",
+        str(again.reason),
+    )
+    assert str(again).endswith(str(again.reason))
 
 
 def test_a_model_of_another_name_is_another_run(tmp_path):
@@ -269,6 +293,10 @@ class Mean(SameSide):
         return super().loss(outputs, batch) / len(batch["label"])
 
 
+class Scoreless(lb.Task):
+    loss, tally, numbers = SameSide.loss, SameSide.tally, SameSide.numbers
+
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"model": None}, "the recipe names no model; give model=, or model.name"),
     ({"dataset": None}, "the recipe names no data; give dataset=, or data.name"),
@@ -279,6 +307,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"model": nn.Linear(9, 2)}, "model own/Linear does not take .*"),
     ({"task": Mean()}, MEAN),
     ({"task": 3}, "task.name = own/int is a int; it should be a largebatch.Task"),
+    ({"task": Scoreless()}, "task.name = own/Scoreless has no score; it should be a largebatch.Score"),
+    ({"parts": [lb.Part]}, r"parts is a list; it should be \{name: function of the built job"),
+    ({"parts": {"mine": lb.Part()}}, "parts: mine is a Part; it should be {name: function"),
+    ({"parts": {"mine": lambda job: None}}, "parts: mine is made a NoneType; it should be {name: function"),
     ({"optimizer": 3}, "optimizer.name = own/int is a int; it should take parameter groups and lr"),
     ({"optimizer": lambda groups, lr: 3}, "optimizer.name = own/lambda is built as a int"),
     ({"optimizer": torch.optim.LBFGS}, "LBFGS"),
@@ -292,6 +324,38 @@ def test_a_mistake_is_one_sentence(tmp_path, parts, sentence):
     with pytest.raises(lb.UserError, match=sentence) as caught:
         lb.train(run_of(tmp_path / "run"), **handed)
     assert "\n" not in str(caught.value)
+    assert caught.value._render_traceback_() == [str(caught.value)]  # in a notebook
+
+
+def test_a_recipe_takes_what_scripts_have_at_hand():
+    """Numbers of numpy and torch, paths, tuples; in keys and in overrides."""
+    keys = {
+        "lr.base": np.float32(0.5),
+        "epochs": np.int64(3),
+        "batch": {"global_batch_size": torch.tensor(24)},
+        "record.dir": Path("runs") / "x",
+        "weight_decay.skip": ("norm", "*.scale"),
+    }
+    for run in (lb.recipe({**RECIPE, **keys}), lb.recipe(RECIPE, keys)):
+        assert (run.lr.base, run.epochs, run.batch.global_batch_size) == (0.5, 3, 24)
+        assert (run.directory, run.weight_decay.skip) == (Path("runs/x"), ("norm", "*.scale"))
+
+
+@pytest.mark.parametrize("key", ["model", "model.name", "optimizer", "lr.base", "batch.global_batch_size"])
+def test_a_recipe_holds_no_objects(key):
+    part = {"model": "model", "optimizer": "optimizer"}.get(key.partition(".")[0])
+    hint = f"; hand it over as lb.train(run, {part}=...)" if part else ""
+    sentence = f"{key} is a Linear, and a recipe holds numbers, text, lists and keys{hint}"
+    for written in (({**RECIPE, key: nn.Linear(1, 1)},), (RECIPE, {key: nn.Linear(1, 1)})):
+        with pytest.raises(lb.UserError, match=f"^{re.escape(sentence)}$"):
+            lb.recipe(*written)
+
+
+def test_a_record_says_what_started_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["my script.py", "--now"])
+    assert command() == "python 'my script.py' --now"
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert command() == "typed into a session"
 
 
 def test_an_optimizer_that_no_engine_may_cut_is_refused_there(tmp_path):

@@ -17,6 +17,7 @@ from largebatch.data.items import ItemRequest, Items, torch_collate
 from largebatch.data.sets import Asked
 from largebatch.errors import LocalError
 from largebatch.plan.batch import BatchPlan, resolve
+from largebatch.tasks.classification import Classification
 from tests.data.conftest import CPU
 
 COUNT, TESTED = 60, 20
@@ -177,6 +178,30 @@ def test_what_a_set_says_of_its_classes_is_known():
     assert opened(lb.Dataset((NUMBERS, LABELS), (NUMBERS, LABELS))).outputs == 3
     assert opened(lb.Dataset((NUMBERS, NUMBERS), (NUMBERS, NUMBERS), task="regression")).outputs == 2
     assert opened(lb.Dataset(Pairs(), Pairs())).outputs is None
+
+
+def test_items_beside_arrays():
+    """Augmented items to train on, arrays to test on, or the other way round: what is said is of both."""
+    arrays = ({"left": np.zeros((TESTED, 4)), "right": np.zeros((TESTED, 3))}, np.zeros(TESTED, np.int64))
+    items = Augmented(COUNT)
+    for train, test, name in ((items, arrays, "Augmented"), (arrays, items, "arrays")):
+        dataset = lb.Dataset(train, test)
+        splits = opened(dataset)
+        assert dataset.called == name
+        assert splits.facts["random"] == "by a generator for each example"
+        assert splits.facts["read"].startswith("by the trainer")
+        assert splits.example[0]["left"].shape == (1, 4)
+        Classification().check_data(splits.blank(2), "own")  # inputs may be any nest
+    assert opened(lb.Dataset(arrays, arrays)).facts["read"] == "from memory"
+    assert opened(lb.Dataset(arrays, arrays)).source == "arrays"
+
+
+class Augmented(ByGenerator):
+    """As (inputs, label)."""
+
+    def __getitem__(self, index: int, generator: torch.Generator | None = None) -> Any:
+        item = super().__getitem__(index, generator)
+        return {"left": item["left"], "right": item["right"]}, item["label"]
 
 
 def test_held_out_examples_leave_the_training_set():

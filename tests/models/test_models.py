@@ -119,7 +119,7 @@ def test_what_cannot_be_built_is_one_sentence(name, shape, arguments, sentence):
 
 @pytest.mark.worlds
 def test_a_model_that_does_not_fit_its_data_is_refused():
-    with pytest.raises(UserError, match=r"gives \(7,\) per image; the data set has 10 classes"):
+    with pytest.raises(UserError, match=r"gives \(7,\) per example; the data set has 10 classes"):
         blanks.check(models.build("mlp", 7, RGB), "mlp", 10, RGB)
     with pytest.raises(UserError, match="does not take images of 3×8×8"):
         blanks.check(models.build("torchvision/alexnet", 10, RGB), "alexnet", 10, (3, 8, 8))
