@@ -8,7 +8,9 @@ import json
 import re
 import shlex
 import signal
+import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from programs import REPOSITORY, largebatch, torchrun
 from torch import nn
 
 import largebatch as lb
+from largebatch.recipes import registry
 from largebatch.run import parts as parts_of_a_run
 
 EXAMPLES, PAGE = REPOSITORY / "examples", REPOSITORY / "docs/extending.md"
@@ -32,6 +35,19 @@ LEARNED = {  # what each reaches at least, or at most where less is better; gues
     "own_task": 0.6,
 }
 SHORT = {"device": "cpu", "epochs": 1, "lr.warmup.epochs": 0, "record.tensorboard": False}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def parts_as_found() -> Iterator[None]:
+    """What the scripts register is there for these tests alone."""
+    before = {key: dict(table.parts) for key, table in registry.ALL.items()}
+    yield
+    for key, table in registry.ALL.items():
+        table.parts = before.get(key, {})
+        for listener in table.listeners:
+            listener()
+    for name in [name for name in sys.modules if name.startswith("examples.")]:
+        del sys.modules[name]
 
 
 def ran(name: str, ranks: int, directory: Path, **overrides: Any) -> list[dict[str, Any]]:

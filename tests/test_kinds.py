@@ -156,7 +156,7 @@ def test_a_slip_in_a_toys_keys_is_one_sentence(recipe, folder):
 
 
 def test_every_kind_has_its_file_and_the_tables_are_in_the_order_of_names():
-    for package, table in ((optimizers, optimizers_of_a_recipe.table), (decays, decays.table)):
+    for package, table in ((optimizers, optimizers_of_a_recipe.of_package), (decays, decays.table)):
         files = {path.stem for path in Path(package.__path__[0]).glob("[!_]*.py")}
         assert list(table()) == sorted(files)
 
