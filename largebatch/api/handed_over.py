@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,11 +49,14 @@ def standing_in(source: Any, handed: Handed) -> Iterator[config.Run]:
     task = handed.task
     if task is None and handed.dataset is not None and run.task is None and not isinstance(handed.dataset.task, str):
         task = handed.dataset.task
+    dataset, learned = handed.dataset, task if task is not None or run.task is None else run.task.name
+    if dataset is not None and learned is not None:
+        dataset = dataclasses.replace(dataset, task=learned)
     written = run.as_set()
     with contextlib.ExitStack() as stack:
         for key, table, thing in (
             ("model", models.REGISTRY, handed.model),
-            ("data", sets.REGISTRY, handed.dataset),
+            ("data", sets.REGISTRY, dataset),
             ("task", tasks.REGISTRY, task),
             ("optimizer", optimizers.REGISTRY, handed.optimizer),
         ):

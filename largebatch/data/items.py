@@ -46,8 +46,17 @@ class ItemRefusal(NamedTuple):
 class Items(Dataset):
     """What a worker holds: request -> batch."""
 
-    def __init__(self, items: Any, part: str, columns: tuple[str, ...] | None, collate: Collate, seed: int) -> None:
+    def __init__(
+        self,
+        items: Any,
+        part: str,
+        columns: tuple[str, ...] | None,
+        collate: Collate,
+        seed: int,
+        classes: int | None = None,
+    ) -> None:
         self.items, self.part, self.columns, self.collate, self.seed = items, part, columns, collate, seed
+        self.classes = classes  # that labels are of, where it is known
         self.takes_generator = takes_generator(items)
         self.together = None if self.takes_generator else getattr(items, "__getitems__", None)
         self.draws_from: set[str] = set()  # whose global random states, as far as was seen
@@ -130,7 +139,21 @@ class Items(Dataset):
         if not tensors or len(tensors[0]) != len(items):
             nested.check(batch, f"{len(items)} items of the {self.part} set, collated")
             raise UserError(f"{len(items)} items of the {self.part} set are collated into {len(tensors[0])} examples")
+        if self.classes is not None:
+            self._check_labels(request, batch, self.classes)
         return batch
+
+    def _check_labels(self, request: ItemRequest, batch: Batch, classes: int) -> None:
+        """Torch leaves some that are no class out of its loss, and ends a CUDA device at others."""
+        labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
+        if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+            return  # which the task refuses
+        if len(wrong := ((labels < 0) | (labels >= classes)).nonzero()):
+            row = int(wrong[0])
+            raise UserError(
+                f"item {request.indices[row]} of the {self.part} set has the label {int(labels[row])}; with outputs = "
+                f"{classes} it should be 0 to {classes - 1}"
+            )
 
     def _odd(self, indices: np.ndarray, items: Sequence[Any], error: Exception) -> str:
         """Why items are no batch: which is of another form than the first, or what of them is no number."""
@@ -195,12 +218,13 @@ class ItemSplit:
     ) -> None:
         self.items, self.part, self.columns, self.collate = items, part, columns, collate or torch_collate
         self.workers, self.rows, self.helpers = workers, rows, helpers or Helpers()
+        self.classes: int | None = None  # that the labels are of, once it is known
 
     def __len__(self) -> int:
         return len(self.items) if self.rows is None else len(self.rows)
 
     def reader(self, seed: int = 0) -> Items:
-        return Items(self.items, self.part, self.columns, self.collate, seed)
+        return Items(self.items, self.part, self.columns, self.collate, seed, self.classes)
 
     def request(self, indices: np.ndarray, positions: np.ndarray | None = None) -> ItemRequest:
         return ItemRequest(indices if self.rows is None else self.rows[indices], positions)

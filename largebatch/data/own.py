@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,8 @@ class Dataset:
         )
         example, facts = _looked_at(splits)
         outputs = self.outputs or outputs_of(train, example, labels, self.columns)
-        if self.task == "classification" and labels is not None and outputs is not None:
-            _check_labels(labels, outputs)
+        if self.task == "classification" and outputs is not None:
+            _check_labels(splits, (labels, labels_of(test, self.columns)), outputs)
         listed = {part: listing_of(items, self.columns) for part, items in (("train", train), ("test", test))}
         return Splits(
             name=asked.name,
@@ -103,14 +104,19 @@ class Dataset:
         if type(part) is TensorDataset:
             part = part.tensors
         if in_memory(part):
-            part = tree_map(lambda array: torch.from_numpy(array) if isinstance(array, np.ndarray) else array, part)
+            try:
+                part = tree_map(_as_tensor, part)
+            except TypeError as error:
+                raise UserError(f"lb.Dataset: {which} holds an array that is none of numbers: {error}") from None
             nested.check(part, f"lb.Dataset: {which}")
+            if not nested.examples_of(part):
+                raise UserError(f"lb.Dataset: {which} holds no examples; {MAP_STYLE}")
             return part
         if not hasattr(part, "__getitem__") or isinstance(part, (str, bytes)):
             raise UserError(f"lb.Dataset: {which} is a {type(part).__name__} without __getitem__; {MAP_STYLE}")
         try:
             length = len(part)
-        except (TypeError, NotImplementedError):
+        except Exception:  # of somebody's code
             raise UserError(f"lb.Dataset: {which} is a {type(part).__name__} without length; {MAP_STYLE}") from None
         if not length:
             raise UserError(f"lb.Dataset: {which} holds no examples; {MAP_STYLE}")
@@ -125,6 +131,15 @@ class Dataset:
         if workers:
             _check_importable(part, workers)
         return ItemSplit(part, called, self.columns, self.collate, workers, rows, helpers)
+
+
+def _as_tensor(array: Tensor | np.ndarray) -> Tensor:
+    """Of the same memory where torch can have it: its order is forward."""
+    if isinstance(array, Tensor):
+        return array.detach()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ")  # nobody writes to it
+        return torch.from_numpy(array if all(step >= 0 for step in array.strides) else array.copy())
 
 
 def in_memory(part: Any) -> bool:
@@ -176,10 +191,14 @@ def _check_importable(part: Any, workers: int) -> None:
         )
 
 
-def _check_labels(labels: np.ndarray, outputs: int) -> None:
-    for label in (labels.min(), labels.max()):
-        if not 0 <= label < outputs:
-            raise UserError(f"lb.Dataset: a label is {label}; outputs = {outputs} makes it 0 to {outputs - 1}")
+def _check_labels(splits: tuple[Split, Split], known: tuple[np.ndarray | None, ...], outputs: int) -> None:
+    """Now those that are known, of the others each when it is read."""
+    for split, labels in zip(splits, known, strict=True):
+        if isinstance(split, ItemSplit):
+            split.classes = outputs
+        for label in () if labels is None else (labels.min(), labels.max()):
+            if not 0 <= label < outputs:
+                raise UserError(f"lb.Dataset: a label is {label}; outputs = {outputs} makes it 0 to {outputs - 1}")
 
 
 def _target(part: Any, columns: tuple[str, ...] | None) -> Any:

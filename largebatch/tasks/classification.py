@@ -8,7 +8,9 @@ answer among the five likeliest is counted, too. Models with auxiliary classifie
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,12 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from largebatch.data.nested import Batch
-from largebatch.errors import UserError
+from largebatch.errors import LocalError, UserError, first_words
 from largebatch.models import auxiliary
 from largebatch.plan.score import ACCURACY
 from largebatch.tasks.task import Task, check_targets
 
 TOP_FIVE_FROM = 21  # classes
+
+
+@contextlib.contextmanager
+def _other_labels_told(labels: Tensor) -> Iterator[None]:
+    """On the CPU, where torch raises an exception at labels that are none of the model's classes."""
+    try:
+        yield
+    except IndexError as error:
+        raise LocalError(
+            f"labels from {int(labels.min())} to {int(labels.max())} do not fit the model: {first_words(error)}"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +51,14 @@ class Classification(Task):
             raise UserError(f"task.label_smoothing = {smoothing!r} should be a number from 0 to below 1")
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        return auxiliary.cross_entropy(outputs, batch[1], self.label_smoothing)
+        with _other_labels_told(batch[1]):
+            return auxiliary.cross_entropy(outputs, batch[1], self.label_smoothing)
 
     def tally(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         logits, labels = auxiliary.logits_of(outputs), batch[1]
-        sums = {
-            "loss": F.cross_entropy(logits, labels, reduction="sum"),
-            "correct": (logits.argmax(dim=1) == labels).sum(),
-        }
+        with _other_labels_told(labels):
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums = {"loss": loss, "correct": (logits.argmax(dim=1) == labels).sum()}
         if logits.shape[1] >= TOP_FIVE_FROM:
             likeliest = logits.topk(5, dim=1).indices
             sums["correct_of_five"] = (likeliest == labels[:, None]).sum()
@@ -62,7 +75,7 @@ class Classification(Task):
         return found
 
     def check_data(self, batch: Batch, data: str) -> None:
-        wanted = "labels that are classes, a whole number per example"
+        wanted = "labels that are classes, a whole number (int64) per example"
         fits = lambda labels: labels.dtype == torch.int64 and labels.dim() == 1  # noqa: E731
         check_targets(batch, "classification", data, wanted, fits)
 

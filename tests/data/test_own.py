@@ -204,6 +204,24 @@ class Augmented(ByGenerator):
         return {"left": item["left"], "right": item["right"]}, item["label"]
 
 
+def test_arrays_lie_as_they_may():
+    backwards, fixed = NUMBERS[::-1], np.broadcast_to(NUMBERS[0], NUMBERS.shape)
+    for numbers in (backwards, fixed):
+        splits = opened(lb.Dataset((numbers, LABELS), (numbers, LABELS)))
+        assert torch.equal(splits.train.tensors[0], torch.from_numpy(numbers.copy()))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("label", [3, -1, -100])
+def test_a_label_that_is_no_class_is_told_when_it_is_read(label):
+    """-100 is what torch leaves out of a loss."""
+    odd = [*zip(NUMBERS[:40], LABELS[:40].tolist(), strict=True), (NUMBERS[40], label)]
+    splits = opened(lb.Dataset(odd, odd, outputs=3))
+    with pytest.raises(LocalError, match=f"item 40 of the test set has the label {label}; with outputs = 3 it should"):
+        list(splits.test.batches(0, 1, 6, CPU))
+    with pytest.raises(lb.UserError, match=f"a label is {label}; outputs = 3 makes it 0 to 2"):
+        opened(lb.Dataset((NUMBERS, LABELS), (NUMBERS[:1], np.array([label])), outputs=3))
+
+
 def test_held_out_examples_leave_the_training_set():
     splits = opened(lb.Dataset(Pairs(COUNT), OnlyNumber(TESTED)), hold_out=15)
     assert (len(splits.train), len(splits.test)) == (45, 15)

@@ -154,8 +154,8 @@ def test_killed_and_resumed(tmp_path, engine):
         ({"task": {"name": "regresion"}}, "task.name = regresion is not known; did you mean regression"),
         (
             {"data": {"name": "diabetes"}, "task": {"name": "classification"}, "batch": {"global_batch_size": 38}},
-            "task.name = classification needs labels that are classes, a whole number per example, and data.name = "
-            "diabetes has targets of float32, 1 per example",
+            "task.name = classification needs labels that are classes, a whole number (int64) per example, and "
+            "data.name = diabetes has targets of float32, 1 per example",
         ),
         (
             {"data": {"name": "diabetes", "augment": "flip"}, "task": None},
