@@ -10,7 +10,7 @@ from typing import Any
 from largebatch import report
 from largebatch.api.handed_over import Handed, standing_in
 from largebatch.api.recipes import Overrides, plain, texts
-from largebatch.api.training import at_home, command
+from largebatch.api.training import at_home, command, one_at_a_time
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config
@@ -58,6 +58,7 @@ def compare(
         raise UserError(f"tune = {tune!r} is not known; valid: 'lr'")
     handed = Handed(model, dataset, task, optimizer)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(one_at_a_time())
         rows = [stack.enter_context(_row(one, handed)) for one in recipes]
         if not rows:
             raise UserError("lb.compare needs at least one recipe")

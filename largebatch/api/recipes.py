@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from largebatch.errors import UserError
 from largebatch.recipes import config
-from largebatch.recipes.config.dotted import place
+from largebatch.recipes.config.dotted import is_key, place
 from largebatch.recipes.decide import decide as decided_of
 from largebatch.recipes.decided import DataFacts, Decided
 from largebatch.recipes.registry import HANDED_OVER
@@ -43,9 +43,11 @@ def recipe(source: str | Path | Mapping[str, Any] | config.Run, overrides: Overr
 def _nested(keys: Mapping[str, Any]) -> dict[str, Any]:
     written: dict[str, Any] = {"name": "run"}
     for key, value in keys.items():
+        if not is_key(key):
+            raise UserError(f"the recipe: {str(key)[:60]!r} is no key; keys are words, such as 'lr.base'")
         place(written, key, plain(key, value))
     for key in ("model", "data"):
-        if isinstance(section := written.setdefault(key, {}), dict):
+        if isinstance(section := written.setdefault(key, {}), dict):  # else it is refused with the other keys
             section.setdefault("name", HANDED_OVER)
     return written
 
@@ -72,7 +74,9 @@ def texts(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str):
         raise UserError(f"overrides = {overrides[:60]!r} is one text; write a list of them, or a dict")
     if isinstance(overrides, Mapping):
-        return [config.setting(key, plain(key, value)) for key, value in overrides.items()]
+        return [config.setting(key, plain(str(key), value)) for key, value in overrides.items()]
+    if not isinstance(overrides, Sequence) or not all(isinstance(one, str) for one in overrides):
+        raise UserError(f"overrides = {str(overrides)[:60]} should be a dict, or a list of texts such as 'lr.base=0.1'")
     return list(overrides)
 
 

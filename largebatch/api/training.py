@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,22 @@ def evaluate(run: Recipe, *, model: Any = None, dataset: Any = None, task: Any =
 @contextlib.contextmanager
 def _prepared(run: Recipe, handed: Handed) -> Iterator[config.Run]:
     """The run with its parts, in a process group."""
-    with standing_in(run, handed) as standing, at_home(standing, alone=standing.engine.name != "ddp"):
+    with one_at_a_time(), standing_in(run, handed) as standing, at_home(standing, alone=standing.engine.name != "ddp"):
         yield standing
+
+
+_running = threading.RLock()
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Random states, the process group and the names of parts belong to the whole process."""
+    if not _running.acquire(blocking=False):
+        raise UserError("another thread of this process trains already; one run at a time, or another process for each")
+    try:
+        yield
+    finally:
+        _running.release()
 
 
 def command() -> str:

@@ -1,4 +1,7 @@
-"""What belongs to the whole process is left as it was found: random states, threads, number formats, environment."""
+"""What belongs to the whole process is left as it was found: random states, threads, number formats, environment.
+
+A run inside has what it has on the command line, whatever a script has set: gradients, float32, the CPU as a default.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,17 @@ def as_found() -> Iterator[None]:
     of_python = random.getstate()
     device, threads = _of_cuda(torch.cuda.current_device), torch.get_num_threads()
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    default_device = torch.get_default_device()
     environment = dict(os.environ)
+    torch.set_default_dtype(torch.float32)
+    if default_device.type != "cpu":  # to set one makes every call of torch slower
+        torch.set_default_device(None)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
+        if default_device.type != "cpu":
+            torch.set_default_device(default_device)
         torch.set_rng_state(torch_states[0])
         if torch_states[1] is not None:
             torch.cuda.set_rng_state_all(torch_states[1])

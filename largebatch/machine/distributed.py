@@ -95,7 +95,7 @@ def group(device: torch.device, timeout_minutes: float = 10.0, alone: bool = Fal
     try:
         yield
     except (Lost, LocalError, MemoryError, torch.OutOfMemoryError):
-        broken = True
+        broken = ranks > 1
         raise
     finally:
         forget_groups()

@@ -47,16 +47,24 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "keskar_c2": keskar.keskar_c2,
 }
 ANY_SHAPE = ("mlp",)
+HALF = (torch.float16, torch.bfloat16)
 Builder = Callable[..., nn.Module]
 
 
 def _buildable(name: str, thing: Any) -> Any:
     """A builder; a module stands for copies of itself."""
     if isinstance(thing, nn.Module):
-        return lambda: copy.deepcopy(thing)
+        return lambda: _copied(thing)
     if not callable(thing):
         raise UserError(f"model.name = {name} is a {type(thing).__name__}; it should be a module or a function of one")
     return thing
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """As it is on the CPU, wherever it lies, and in float32 where it is in half precision: what is computed in that is
+    for the engine's precision to say."""
+    copied = copy.deepcopy(module).to("cpu")
+    return copied.float() if any(tensor.dtype in HALF for tensor in copied.parameters()) else copied
 
 
 REGISTRY: Registry[Builder] = Registry("model.name", _buildable, lambda: list(SMALL))

@@ -106,6 +106,9 @@ ELEMENT_BY_ELEMENT = (
 GIVEN = ("params", "lr", "weight_decay")  # that a builder gets beside its keys; the groups hold their own weight decay
 
 
+UNTIL_A_STEP = 1.0  # the rate where a warm-up begins at none, which builders refuse; each step sets its own
+
+
 class FromBuilder(Optimizer):
     """An optimizer of a builder that takes parameter groups and ``lr``, such as torch's classes."""
 
@@ -114,20 +117,26 @@ class FromBuilder(Optimizer):
     def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:
         keys = self.model_dump(exclude={"name"}, exclude_unset=True)
         try:
-            optimizer = type(self).BUILDER(groups, lr=lr, **keys)
+            optimizer = type(self).BUILDER(groups, lr=lr or UNTIL_A_STEP, **keys)
         except UserError:
             raise
         except Exception as error:  # a builder of another project may raise anything
             raise UserError(f"optimizer.name = {self.name} cannot be built: {first_words(error)}") from error
-        return _checked(self.name, optimizer)
+        return _checked(self.name, optimizer, groups)
 
 
-def _checked(name: str, optimizer: Any) -> torch.optim.Optimizer:
+def _checked(name: str, optimizer: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     import torch
 
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(
             f"optimizer.name = {name} is built as a {type(optimizer).__name__}; it should be a torch.optim.Optimizer"
+        )
+    given, held = ([set(map(id, group["params"])) for group in those] for those in (groups, optimizer.param_groups))
+    if held != given or any("names" not in group for group in optimizer.param_groups):
+        raise UserError(
+            f"optimizer.name = {name} is built with other parameter groups than its builder was given, so that "
+            "weight_decay, or some of the weights, would be left out; hand the groups on as they are"
         )
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -146,7 +155,10 @@ def section_of(name: str, thing: Any, shard_safe: bool | None = None, states: in
         return thing
     if not callable(thing):
         raise UserError(f"optimizer.name = {name} is a {type(thing).__name__}; it should take parameter groups and lr")
-    fields: dict[str, Any] = {"name": (Literal[name], ...), **dict(_keys_of(thing))}  # type: ignore[valid-type]
+    try:
+        fields: dict[str, Any] = {"name": (Literal[name], ...), **dict(_keys_of(thing))}  # type: ignore[valid-type]
+    except ValueError as error:  # of inspect
+        raise UserError(f"optimizer.name = {name} is no builder that takes parameter groups and lr: {error}") from None
     section = pydantic.create_model(f"{name}Section", __base__=FromBuilder, __module__=__name__, **fields)
     section.BUILDER = staticmethod(thing)
     section.SHARD_SAFE = _is_of_torch(thing) if shard_safe is None else shard_safe
@@ -155,9 +167,12 @@ def section_of(name: str, thing: Any, shard_safe: bool | None = None, states: in
 
 
 def _keys_of(builder: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """Name -> type and value unless set, of those parameters that a recipe can hold."""
+    """Name -> type and value unless set, of those parameters that a recipe can hold; not those whose names a section
+    has for something else."""
     for number, (key, parameter) in enumerate(inspect.signature(builder).parameters.items()):
         if number == 0 or key in GIVEN or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if key == "name" or key.startswith(("_", "model_")) or hasattr(FromBuilder, key):
             continue
         match parameter.default:
             case bool() as default:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from largebatch.errors import UserError, in_one_line
+from largebatch.errors import UserError, first_words, in_one_line
 
 GROUP = "largebatch"  # of entry points
 HANDED_OVER = "own"  # before the names of parts that a script handed over, as objects: own/Net
@@ -103,17 +103,23 @@ class Registry(Generic[Kind]):
             other = before.code.file or before.code.name if before is not None else "largebatch itself"
             raise UserError(f"{self.key} = {name} is there already, from {other}; register it under another name")
         self.parts[name] = Registered(self.made(name, thing, **traits), code)
-        self._changed()
+        try:
+            self._changed()
+        except Exception as error:
+            del self.parts[name]
+            if before is not None:
+                self.parts[name] = before
+            raise UserError(f"{self.key} = {name} fits no recipe: {first_words(error)}") from error
 
     @contextlib.contextmanager
     def holding(self, name: str, thing: Any, code: Code | None = None) -> Iterator[None]:
         """Inside, the name means ``thing``."""
         before = self.parts.pop(name, None)
-        self.add(name, thing, code)
         try:
+            self.add(name, thing, code)
             yield
         finally:
-            del self.parts[name]
+            self.parts.pop(name, None)
             if before is not None:
                 self.parts[name] = before
             self._changed()

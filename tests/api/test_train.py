@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -116,6 +117,18 @@ def test_the_process_is_left_as_it_was_found(tmp_path, capfd):
     assert found() == before
 
 
+class LastIsNone(Pairs):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index) if index < 239 else None
+
+
+def test_an_item_that_cannot_be_read_leaves_no_group_of_one(tmp_path):
+    data = lb.Dataset(LastIsNone(), Pairs(50), task=SameSide())
+    with pytest.raises(lb.UserError, match="239 of the training set"):
+        lb.train(run_of(tmp_path / "run", engine__name="fsdp"), model=TwoInputs(), dataset=data)
+    assert not torch.distributed.is_initialized()
+
+
 def test_it_prints_where_asked(tmp_path, capsys):
     lb.train(run_of(tmp_path / "run"), model=TwoInputs(), dataset=dataset_of(), verbose=True)
     assert "own/TwoInputs" in capsys.readouterr().out
@@ -159,6 +172,91 @@ def test_it_runs_in_a_thread_where_no_signal_arrives(tmp_path):
     thread.start()
     thread.join()
     assert ended == ["finished"]
+
+
+def test_one_thread_trains_at_a_time(tmp_path):
+    refused = []
+
+    class Another(lb.Part):
+        def __init__(self, job: Any) -> None:
+            thread = threading.Thread(target=self.train)
+            thread.start()
+            thread.join()
+
+        def train(self) -> None:
+            try:
+                trained(tmp_path / "other")
+            except lb.UserError as error:
+                refused.append(str(error))
+
+    run = run_of(tmp_path / "run")
+    assert lb.train(run, model=TwoInputs(), dataset=dataset_of(), parts={"a": Another}).status == "finished"
+    assert refused[0].startswith("another thread of this process trains already")
+
+
+@contextlib.contextmanager
+def number_format(dtype: torch.dtype) -> Any:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        assert torch.get_default_dtype() == dtype
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def default_device(name: str) -> Any:
+    torch.set_default_device(name)
+    try:
+        yield
+    finally:
+        assert torch.get_default_device() == torch.device(name)
+        torch.set_default_device(None)
+
+
+SURROUNDINGS = {
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "float64": functools.partial(number_format, torch.float64),
+    "another device": functools.partial(default_device, "meta"),
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_what_a_script_has_switched_on_does_not_reach_a_run(tmp_path, name):
+    model, other = TwoInputs(), TwoInputs()
+    with SURROUNDINGS[name]():
+        lb.train(run_of(tmp_path / "run"), model=model, dataset=dataset_of())
+    lb.train(run_of(tmp_path / "plain"), model=other, dataset=dataset_of())
+    for there, here in zip(other.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(there, here)
+
+
+def test_a_module_in_half_precision_is_trained_as_the_recipe_says_and_stays_so(tmp_path):
+    model = TwoInputs().bfloat16()
+    assert lb.train(run_of(tmp_path / "run"), model=model, dataset=dataset_of()).status == "finished"
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_task_of_ones_own_says_what_labels_are(tmp_path):
+    """Arrays whose labels are no classes, in a set that does not say what it is for."""
+    numbers = np.random.Generator(np.random.PCG64(1)).normal(size=(240, 4)).astype("f")
+    sides = {"left": numbers, "right": numbers[:, :3], "label": np.sign(numbers[:, 0]).astype(int)}
+    data = lb.Dataset(sides, sides, columns=("left", "right", "label"), outputs=2)
+    run = run_of(tmp_path / "run")
+    assert lb.train(run, model=TwoInputs(), dataset=data, task=Hinge()).status == "finished"
+
+
+class Hinge(SameSide):
+    def forward(self, model: Any, batch: Any) -> Any:
+        return model(batch[0], batch[1])[:, 0]
+
+    def loss(self, outputs: Any, batch: Any) -> torch.Tensor:
+        return torch.relu(1 - batch[2] * outputs).sum()
+
+    def tally(self, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
+        return {"loss": self.loss(outputs, batch), "right": (outputs * batch[2] > 0).sum()}
 
 
 def test_records_say_which_code_it_was_and_a_resume_with_other_code_says_so(tmp_path, monkeypatch):
@@ -215,12 +313,20 @@ class OneInput(SameSide):
         return model(batch["left"])
 
 
+def refusing_no_rate(groups: Any, lr: float) -> torch.optim.Optimizer:
+    """A warm-up begins with none."""
+    assert lr > 0
+    return torch.optim.SGD(groups, lr=lr)
+
+
 @pytest.mark.parametrize(
     ("builder", "keys"),
     [
         (torch.optim.Adagrad, {"lr_decay": 0}),
         (functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True), {"momentum": 0.9, "nesterov": True}),
         (lambda groups, lr: torch.optim.RMSprop(groups, lr=lr), {}),
+        (lambda groups, lr, name="x", build=1, _own=2: torch.optim.SGD(groups, lr=lr), {}),
+        (refusing_no_rate, {}),
     ],
 )
 def test_any_builder_of_an_optimizer(tmp_path, builder, keys):
@@ -236,6 +342,53 @@ def test_a_recipe_need_not_name_what_is_handed_over(tmp_path):
     run = {**RECIPE, "record": {"dir": str(tmp_path / "run"), "tensorboard": False}}
     without = {key: value for key, value in run.items() if key != "optimizer"}
     assert lb.train(without, model=TwoInputs, dataset=dataset_of(), optimizer=torch.optim.AdamW).status == "finished"
+
+
+def test_what_no_recipe_can_have_is_gone_after_it_is_refused(tmp_path, monkeypatch):
+    def refuse() -> None:
+        if "own/dict" in lb.optimizers.REGISTRY.parts:
+            raise ValueError("no section")
+
+    registry = lb.optimizers.REGISTRY
+    monkeypatch.setattr(registry, "made", lambda name, thing: object())
+    monkeypatch.setattr(registry, "listeners", [refuse])
+    with pytest.raises(lb.UserError, match="optimizer.name = own/dict fits no recipe: no section"):
+        lb.train(run_of(tmp_path / "run"), model=TwoInputs(), dataset=dataset_of(), optimizer=dict)
+    assert "own/dict" not in registry.parts
+
+
+VALUES = [
+    ({"lr.base": np.float32(0.5)}, "lr.base", 0.5),
+    ({"epochs": np.int64(3)}, "epochs", 3.0),
+    ({"lr": {"base": torch.tensor(0.5)}}, "lr", {"base": 0.5}),
+    ({"record.dir": Path("a/b")}, "record", {"dir": "a/b"}),
+    ({"deterministic": np.bool_(True)}, "deterministic", True),
+]
+
+
+@pytest.mark.parametrize(("keys", "key", "value"), VALUES, ids=[next(iter(keys)) for keys, *_ in VALUES])
+def test_numbers_of_numpy_and_paths_are_values(keys, key, value):
+    whole = {name: part for name, part in RECIPE.items() if name not in ("lr", "record")}
+    whole |= {"lr": {"base": 0.1}}
+    for run in (lb.recipe(whole, keys), lb.recipe({**whole, **keys})):
+        set_, _, last = key.partition(".")
+        found = run.as_set()[set_]
+        assert (found[last] if last else found) == value
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "sentence"),
+    [
+        (RECIPE, {"lr.base": object()}, "lr.base is a object, and a recipe holds numbers"),
+        (RECIPE, [3], "should be a dict, or a list of texts"),
+        (RECIPE, 5, "should be a dict, or a list of texts"),
+        ({**RECIPE, "model": None}, (), "model = None is a value where keys are expected"),
+        ({**RECIPE, 3: 4}, (), "'3' is no key"),
+    ],
+)
+def test_a_recipe_of_odd_values_is_one_sentence(source, overrides, sentence):
+    with pytest.raises(lb.UserError, match=sentence):
+        lb.recipe(source, overrides)
 
 
 def test_curves_and_results_are_lists_and_frames(tmp_path):
@@ -314,6 +467,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": 3}, "optimizer.name = own/int is a int; it should take parameter groups and lr"),
     ({"optimizer": lambda groups, lr: 3}, "optimizer.name = own/lambda is built as a int"),
     ({"optimizer": torch.optim.LBFGS}, "LBFGS"),
+    ({"optimizer": dict}, "optimizer.name = own/dict is no builder that takes parameter groups and lr"),
+    (
+        {"optimizer": lambda groups, lr: torch.optim.SGD([w for group in groups for w in group["params"]], lr=lr)},
+        "is built with other parameter groups than its builder was given",
+    ),
+    ({"optimizer": lambda groups, lr: torch.optim.SGD(groups[:1], lr=lr)}, "or some of the weights, would be left out"),
     ({"dataset": lb.Dataset(Pairs(), OnlyNumber(50), task=SameSide())}, "own/TwoInputs does not take"),
 ]
 
