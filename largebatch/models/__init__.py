@@ -63,6 +63,8 @@ def _buildable(name: str, thing: Any) -> Any:
 def _copied(module: nn.Module) -> nn.Module:
     """As it is on the CPU, wherever it lies, and in float32 where it is in half precision: what is computed in that is
     for the engine's precision to say."""
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise UserError("the model has lazy layers, whose shapes nobody knows yet; call it once on a batch first")
     copied = copy.deepcopy(module).to("cpu")
     return copied.float() if any(tensor.dtype in HALF for tensor in copied.parameters()) else copied
 

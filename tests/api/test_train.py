@@ -457,6 +457,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"model": 3}, "model.name = own/int is a int; it should be a module or a function of one"),
     ({"model": lambda: 3}, "the builder of model.name = own/lambda gives a int; it should give a module"),
     ({"model": lambda: 1 / 0}, "model own/lambda cannot be built with these data: division by zero"),
+    ({"model": nn.LazyLinear(2)}, "the model has lazy layers"),
     ({"model": nn.Linear(9, 2)}, "model own/Linear does not take .*"),
     ({"task": Mean()}, MEAN),
     ({"task": 3}, "task.name = own/int is a int; it should be a largebatch.Task"),
