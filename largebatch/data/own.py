@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import io
+import pickle
 import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,7 @@ from largebatch.data.nested import Batch
 from largebatch.data.processes import Helpers
 from largebatch.data.resident import TensorSplit, held_out
 from largebatch.data.sets import Asked, evaluated_on, leaves_some
-from largebatch.errors import UserError
+from largebatch.errors import UserError, first_words
 from largebatch.recipes.registry import handed_over
 
 MAP_STYLE = "it takes map-style data sets, with __len__ and __getitem__, or arrays in memory"
@@ -129,7 +133,7 @@ class Dataset:
             return TensorSplit(part if rows is None else nested.rows_of(part, torch.from_numpy(rows)))
         workers = asked.workers or 0
         if workers:
-            _check_importable(part, workers)
+            _check_importable(part, self.collate, workers)
         return ItemSplit(part, called, self.columns, self.collate, workers, rows, helpers)
 
 
@@ -181,14 +185,43 @@ def _random_in_words(reader: Items) -> str | None:
     return f"from global random state ({whose}), set for each example" if whose else None
 
 
-def _check_importable(part: Any, workers: int) -> None:
-    """Refuse what other processes cannot import: what was typed into a notebook."""
-    main = sys.modules.get("__main__")
-    if type(part).__module__ == "__main__" and not getattr(main, "__file__", None):
+def _check_importable(part: Any, collate: Any, workers: int) -> None:
+    """Refuse what other processes cannot import: what was typed into a session, or has no name of its own."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    leave = f"put it into a file, or set data.workers = 0 (it is {workers})"
+    if file is not None and not Path(file).is_file():
+        raise UserError(f"processes that read data import this program, and {file[:60]} is no file; {leave}")
+    try:
+        Sent(io.BytesIO(), typed=file is None).dump((part, collate))
+    except TypedIn as error:
         raise UserError(
-            f"data.workers = {workers} needs a data set that other processes can import, and {type(part).__name__} was "
-            "typed into a session; put it into a file, or set data.workers = 0"
-        )
+            f"processes that read data cannot import {error}, which was typed into a session; {leave}"
+        ) from None
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"the data set cannot be sent to processes that read it: {first_words(error)}; {leave}"
+        ) from None
+    except RuntimeError:  # what may be sent only while a process is started, such as its locks
+        return
+
+
+class TypedIn(Exception):
+    """What was typed into a session."""
+
+
+class Sent(pickle.Pickler):
+    """Pickles all but arrays, and meets what other processes cannot import."""
+
+    def __init__(self, file: io.BytesIO, typed: bool) -> None:
+        super().__init__(file)
+        self.typed = typed
+
+    def persistent_id(self, obj: Any) -> str | None:
+        if isinstance(obj, (Tensor, np.ndarray)):
+            return "array"
+        if self.typed and (inspect.isclass(obj) or inspect.isfunction(obj)) and obj.__module__ == "__main__":
+            raise TypedIn(obj.__qualname__)
+        return None
 
 
 def _check_labels(splits: tuple[Split, Split], known: tuple[np.ndarray | None, ...], outputs: int) -> None:

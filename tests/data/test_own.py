@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
+import types
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from worlds.own_parts import ByGenerator, ByGlobalState, OnlyNumber, Pairs
 
 import largebatch as lb
@@ -290,6 +292,35 @@ def test_an_odd_item_in_the_middle_of_a_run_is_named_with_its_index():
     splits = opened(lb.Dataset(items, items[:5], outputs=2))
     with pytest.raises(LocalError, match="37 of the training set are of unequal shapes|items 37 and "):
         collected(splits)
+
+
+class Typed(Pairs):
+    """As one that was typed into a session."""
+
+
+@pytest.mark.parametrize(
+    ("main", "train", "collate", "sentence"),
+    [
+        ("<stdin>", Pairs(COUNT), None, "import this program, and <stdin> is no file"),
+        (None, Typed(COUNT), None, "cannot import Typed, which was typed into a session"),
+        (None, Subset(Typed(COUNT), range(COUNT)), None, "cannot import Typed, which was typed into a session"),
+        (__file__, Pairs(COUNT), lambda items: items, "cannot be sent to processes that read it: "),
+    ],
+)
+def test_what_other_processes_cannot_import_is_refused_where_they_read(monkeypatch, main, train, collate, sentence):
+    module = types.ModuleType("__main__")
+    if main is not None:
+        module.__file__ = main
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    monkeypatch.setattr(Typed, "__module__", "__main__")
+    with pytest.raises(lb.UserError, match=sentence):
+        opened(lb.Dataset(train, Pairs(TESTED), collate=collate), workers=2)
+
+
+def test_what_other_processes_can_import_is_not_refused(monkeypatch):
+    session = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", session)
+    assert opened(lb.Dataset(Pairs(COUNT), Pairs(TESTED)), workers=2).facts["read"] == "by 2 processes of each rank"
 
 
 def test_labels_beyond_the_outputs_are_refused():
