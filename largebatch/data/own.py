@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import io
-import pickle
 import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -197,20 +197,20 @@ def _check_importable(part: Any, collate: Any, workers: int) -> None:
         raise UserError(
             f"processes that read data cannot import {error}, which was typed into a session; {leave}"
         ) from None
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except RuntimeError:  # what may be sent only while a process is started, such as its locks
+        return
+    except Exception as error:  # of somebody's code
         raise UserError(
             f"the data set cannot be sent to processes that read it: {first_words(error)}; {leave}"
         ) from None
-    except RuntimeError:  # what may be sent only while a process is started, such as its locks
-        return
 
 
 class TypedIn(Exception):
     """What was typed into a session."""
 
 
-class Sent(pickle.Pickler):
-    """Pickles all but arrays, and meets what other processes cannot import."""
+class Sent(ForkingPickler):
+    """What starting a process would send but for arrays, which meets what other processes cannot import."""
 
     def __init__(self, file: io.BytesIO, typed: bool) -> None:
         super().__init__(file)
