@@ -158,11 +158,18 @@ if not TYPE_CHECKING:
     Run = methods.holding(Run)
 
 
+_of_methods = {key: set(methods.fields_at(key)) for key in ("record", "")}  # keys that are there for methods
+
+
 def made_anew() -> None:
-    """The keys of a recipe, where kinds were registered after they were made of them."""
-    kinds.take_fields(Record, methods.fields_at("record"))
-    optimizer = kinds.one_of(optimizers.table())
-    kinds.take_fields(Run, {"record": (Record, Record()), "optimizer": (optimizer, ...), **methods.fields_at("")})
+    """The keys of a recipe, where kinds were registered after they were made of them, or are gone again."""
+    beside = {"record": (Record, Record()), "optimizer": (kinds.one_of(optimizers.table()), ...)}
+    for section, key, others in ((Record, "record", {}), (Run, "", beside)):
+        fields = methods.fields_at(key)
+        for gone in _of_methods[key] - fields.keys():
+            del section.__pydantic_fields__[gone]
+        _of_methods[key] = set(fields)
+        kinds.take_fields(section, {**others, **fields})
 
 
 for registry in (methods.REGISTRY, optimizers.REGISTRY):
