@@ -46,12 +46,12 @@ def standing_in(source: Any, handed: Handed) -> Iterator[config.Run]:
         source = {**source, "optimizer": {"name": "sgd"}}  # until the builder stands there
     run = recipe(source)
     _check(run, handed)
-    task = handed.task
-    if task is None and handed.dataset is not None and run.task is None and not isinstance(handed.dataset.task, str):
-        task = handed.dataset.task
-    dataset, learned = handed.dataset, task if task is not None or run.task is None else run.task.name
-    if dataset is not None and learned is not None:
-        dataset = dataclasses.replace(dataset, task=learned)
+    dataset, task = handed.dataset, handed.task
+    if dataset is not None:
+        if task is None and run.task is None and not isinstance(dataset.task, str):
+            task = dataset.task
+        of_recipe = dataset.task if run.task is None else run.task.name
+        dataset = dataclasses.replace(dataset, task=of_recipe if task is None else task)
     written = run.as_set()
     with contextlib.ExitStack() as stack:
         for key, table, thing in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,20 @@ class LoadedRun:
     @property
     def curves(self) -> list[str]:
         """The names that :meth:`curve` knows: of training as they are, of evaluations with their split before them."""
-        return sorted({name for line in self.recorded.lines for name in _numbers(line)})
+        return sorted({name for _, numbers in self._lines for name in numbers})
+
+    @functools.cached_property
+    def _lines(self) -> list[tuple[LineRecord, dict[str, float | None]]]:
+        """Each with its numbers by the names of their curves."""
+        return [(line, numbers) for line in self.recorded.lines if (numbers := _numbers(line))]
 
     def curve(self, name: str) -> RunCurve:
         """``test_accuracy_percent``, ``loss`` and the like, at every step that it was recorded at."""
-        if name not in self.curves:
-            raise UserError(f"{self.directory} has no curve {name[:60]}{suggestion(name, self.curves)}")
-        rows = [(content(line), numbers[name]) for line in self.recorded.lines if name in (numbers := _numbers(line))]
-        columns = [[row.get(key) for row, _ in rows] for key in WHEN]
-        return RunCurve(name, *columns, [value for _, value in rows])  # type: ignore[arg-type]
+        if name not in (curves := self.curves):
+            raise UserError(f"{self.directory} has no curve {name[:60]}{suggestion(name, curves)}")
+        rows = [(line, numbers[name]) for line, numbers in self._lines if name in numbers]
+        columns = [[getattr(line, key) for line, _ in rows] for key in WHEN]
+        return RunCurve(name, *columns, [value for _, value in rows])  # type: ignore[call-arg]
 
     def frame(self) -> Any:
         """All curves as a ``pandas.DataFrame``: a row for each step that anything was recorded at."""

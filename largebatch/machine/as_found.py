@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
+
+from largebatch.data import draws
 
 
 @contextlib.contextmanager
 def as_found() -> Iterator[None]:
     """Inside, anything may change; afterwards it is as it was before. Signals and the process group have their own."""
-    torch_states = torch.get_rng_state(), _of_cuda(torch.cuda.get_rng_state_all)
-    of_numpy: Any = np.random.get_state()  # noqa: NPY002  # the global one
-    of_python = random.getstate()
+    states, of_cuda = draws.states(), _of_cuda(torch.cuda.get_rng_state_all)
     device, threads = _of_cuda(torch.cuda.current_device), torch.get_num_threads()
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     default_device = torch.get_default_device()
@@ -34,11 +32,9 @@ def as_found() -> Iterator[None]:
     finally:
         if default_device.type != "cpu":
             torch.set_default_device(default_device)
-        torch.set_rng_state(torch_states[0])
-        if torch_states[1] is not None:
-            torch.cuda.set_rng_state_all(torch_states[1])
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
+        draws.put_back(states)
+        if of_cuda is not None:
+            torch.cuda.set_rng_state_all(of_cuda)
         if device is not None:
             torch.cuda.set_device(device)
         if torch.get_num_threads() != threads:

@@ -41,11 +41,8 @@ def of_newest_checkpoint(directory: Path) -> dict[str, Tensor]:
 def give(weights: Mapping[str, Tensor], module: nn.Module) -> None:
     """In place, wherever and in whatever number format its tensors are."""
     wanted = module.state_dict()
-    check_names({name: weights[name] for name in weights if name in wanted}, states_of(wanted))
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    check_names({name: weights[name] for name in weights if name in wanted}, shapes)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(weights[name])
-
-
-def states_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -34,6 +34,7 @@ def trained(folder: Path, **keys: Any) -> tuple[lb.Result, TwoInputs]:
     return lb.train(run_of(folder, **keys), model=model, dataset=dataset_of()), model
 
 
+@pytest.mark.worlds
 def test_importing_it_loads_no_torch():
     program = (
         "import sys, largebatch as lb; lb.recipe('quickstart/lamb2019'); lb.decide('quickstart/lamb2019'); "
@@ -42,9 +43,6 @@ def test_importing_it_loads_no_torch():
     # a process: what this one has imported says nothing
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-
-
-test_importing_it_loads_no_torch = pytest.mark.worlds(test_importing_it_loads_no_torch)
 
 
 def test_all_names_are_there_and_others_are_not():
