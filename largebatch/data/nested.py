@@ -19,8 +19,8 @@ def mapped(change: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """The same nest of changed tensors; what is no tensor stays."""
     if isinstance(batch, Tensor):
         return change(batch)
-    if type(batch) is tuple and all(isinstance(part, Tensor) for part in batch):  # most are, and a step waits for it
-        return tuple(map(change, batch))
+    if type(batch) in (tuple, list) and all(isinstance(part, Tensor) for part in batch):  # most are, and a step waits
+        return type(batch)(map(change, batch))
     return tree_map_only(Tensor, change, batch)
 
 

@@ -96,6 +96,10 @@ class BatchPlan:
         share = self.at(step).global_batch_size // self.world_size
         start = self.examples_before(step) + rank * share
         positions = np.arange(start, start + share, dtype=np.int64)
+        epoch, place = divmod(start, self.dataset_size)
+        if place + share <= self.dataset_size:  # nearly always: no epoch ends in it
+            order = epoch_order(self.dataset_size, self.seed, epoch)
+            return Examples(positions, np.full(share, epoch), order[place : place + share])
         epochs, places = np.divmod(positions, self.dataset_size)
         indices = np.empty(share, dtype=np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
