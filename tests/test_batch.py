@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from largebatch.errors import UserError
-from largebatch.plan import batch
-from largebatch.plan.batch import epoch_order, largest_divisor, resolve
+from largebatch.plan.batch import largest_divisor, resolve
+from largebatch.plan.order import epoch_order
 
 
 def test_the_stream_is_epochs_of_permutations_laid_end_to_end():
@@ -107,4 +107,4 @@ def test_marks_are_the_first_steps_that_reach_an_epoch():
 
 def test_an_order_cannot_be_changed_by_its_reader():
     with pytest.raises(ValueError, match="read-only"):
-        batch.epoch_order(10, 0, 0)[0] = 3
+        epoch_order(10, 0, 0)[0] = 3

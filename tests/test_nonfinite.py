@@ -13,7 +13,7 @@ import torch
 from programs import Killed, killed_at, saved, state_at_end, torchrun, weights_at_end
 from worlds.nonfinite import POISONED, poisoned
 
-from largebatch.plan.batch import epoch_order
+from largebatch.plan.order import epoch_order
 from largebatch.recipes import config
 from largebatch.run.train import Result, train
 

@@ -20,7 +20,8 @@ from programs import state_at_end, weights_at_end
 from largebatch import report
 from largebatch.data.sizes import sizes_of_phases
 from largebatch.errors import UserError
-from largebatch.plan.batch import MicroBatch, epoch_order
+from largebatch.plan.batch import MicroBatch
+from largebatch.plan.order import epoch_order
 from largebatch.plan.phases import PhaseWish, clocks, resolve
 from largebatch.recipes import config, optimizers, strict_yaml
 from largebatch.recipes.decide import decide

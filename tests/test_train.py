@@ -72,7 +72,7 @@ def test_a_run_leaves_what_the_report_reads(recipe):
 def test_the_loop_is_the_dumb_loop(recipe):
     """Ten steps against ten lines of plain PyTorch in float64: same examples, same lr, same weights."""
     from largebatch import data, models
-    from largebatch.plan.batch import epoch_order
+    from largebatch.plan.order import epoch_order
 
     directory = finished(recipe(precision="fp64", steps=10, epochs=None, loss={"label_smoothing": 0.1},
                                 weight_decay={"value": 0.01, "skip": []}, max_grad_norm=0.5))  # fmt: skip

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
+from largebatch.plan.order import mixed, numbered
+
 _STREAM = 0x17E3 << 40  # apart from every other use of a seed
 _EVALUATION = 0xE7A1 << 40
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 GLOBAL = ("torch", "numpy", "random")  # whose random states belong to the process
 
 
@@ -30,19 +31,13 @@ def keys_of(seed: int, positions: np.ndarray | None, indices: np.ndarray) -> np.
     key = mix(mix(stream + seed) + (place + 1) · golden) / 2; mix: splitmix64's finalizer (Steele, Lea, Flood 2014)
     """
     stream, places = (_EVALUATION, indices) if positions is None else (_STREAM + seed, positions)
-    begun = _mixed(np.array([stream], dtype=np.uint64))
-    return _mixed(begun + (places.astype(np.uint64) + np.uint64(1)) * _GOLDEN) >> np.uint64(1)
+    begun = mixed(np.array([stream], dtype=np.uint64))
+    return numbered(begun, places) >> np.uint64(1)
 
 
 def key_of(seed: int, position: int | None, index: int) -> int:
     """The same of one example."""
     return int(keys_of(seed, None if position is None else np.array([position]), np.array([index]))[0])
-
-
-def _mixed(words: np.ndarray) -> np.ndarray:
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
 
 
 class GlobalStates(NamedTuple):

@@ -9,8 +9,7 @@ and after a resume; random state that a set keeps to itself is beyond both.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +19,10 @@ from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data import default_collate as torch_collate
 
 from largebatch.data import draws, nested
-from largebatch.data.dataset import Placement, share
 from largebatch.data.nested import Batch
-from largebatch.data.processes import Helpers, answered
-from largebatch.data.streams import in_steps, one_ahead
-from largebatch.errors import LocalError, UserError, first_words, in_one_line
+from largebatch.data.processes import Helpers
+from largebatch.data.requested import ReadRefusal, RequestedSplit, parts_of
+from largebatch.errors import UserError, first_words, in_one_line
 from largebatch.plan.batch import BatchPlan
 
 Collate = Callable[[list[Any]], Batch]
@@ -35,12 +33,6 @@ class ItemRequest(NamedTuple):
 
     indices: np.ndarray
     positions: np.ndarray | None
-
-
-class ItemRefusal(NamedTuple):
-    """Carried back as a value, since an exception leaves a worker wrapped in its traceback."""
-
-    message: str
 
 
 class Items(Dataset):
@@ -62,11 +54,11 @@ class Items(Dataset):
         self.draws_from: set[str] = set()  # whose global random states, as far as was seen
         self.left_at: draws.GlobalStates | None = None  # in a worker, where nobody else draws in between
 
-    def __getitem__(self, request: ItemRequest) -> Batch | ItemRefusal:
+    def __getitem__(self, request: ItemRequest) -> Batch | ReadRefusal:
         try:
             return self.read(request)
         except UserError as error:
-            return ItemRefusal(str(error))
+            return ReadRefusal(str(error))
 
     def read(self, request: ItemRequest) -> Batch:
         """Raises UserError for items that cannot be read, or are no batch together."""
@@ -203,7 +195,7 @@ def takes_generator(items: Any) -> bool:
         return False
 
 
-class ItemSplit:
+class ItemSplit(RequestedSplit):
     """Those of ``items`` that stand in ``rows``, or all; ``part`` is what they are called in sentences."""
 
     def __init__(
@@ -216,8 +208,9 @@ class ItemSplit:
         rows: np.ndarray | None = None,
         helpers: Helpers | None = None,
     ) -> None:
+        super().__init__(workers, helpers)
         self.items, self.part, self.columns, self.collate = items, part, columns, collate or torch_collate
-        self.workers, self.rows, self.helpers = workers, rows, helpers or Helpers()
+        self.rows = rows
         self.classes: int | None = None  # that the labels are of, once it is known
 
     def __len__(self) -> int:
@@ -229,36 +222,10 @@ class ItemSplit:
     def request(self, indices: np.ndarray, positions: np.ndarray | None = None) -> ItemRequest:
         return ItemRequest(indices if self.rows is None else self.rows[indices], positions)
 
-    def steps(
-        self, plan: BatchPlan, rank: int, first_step: int, placement: Placement, seed: int
-    ) -> Iterator[Iterable[Batch]]:
-        assert plan.dataset_size == len(self), "the plan was made for another split"
-        return in_steps(self._read(self._of_training(plan, rank, first_step), placement, seed), plan, first_step)
+    def of_step(self, plan: BatchPlan, step: int, rank: int) -> Iterator[ItemRequest]:
+        positions, _, indices = plan.examples_of(step, rank)
+        for part in parts_of(plan, step):
+            yield self.request(indices[part], positions[part])
 
-    def batches(self, rank: int, world: int, batch_size: int, placement: Placement) -> Iterator[Batch]:
-        return self._read(self._of_evaluation(share(len(self), rank, world), batch_size), placement, seed=0)
-
-    def _of_training(self, plan: BatchPlan, rank: int, first_step: int) -> Iterator[ItemRequest]:
-        for step in range(first_step, plan.steps):
-            positions, _, indices = plan.examples_of(step, rank)
-            size = plan.at(step).micro_batch_size
-            for start in range(0, len(indices), size):
-                yield self.request(indices[start : start + size], positions[start : start + size])
-
-    def _of_evaluation(self, mine: range, batch_size: int) -> Iterator[ItemRequest]:
-        for start in range(mine.start, mine.stop, batch_size):
-            yield self.request(np.arange(start, min(start + batch_size, mine.stop)))
-
-    def _read(self, requests: Iterator[ItemRequest], placement: Placement, seed: int) -> Generator[Batch, None, None]:
-        """The batches asked for, on the device. Closing it ends its workers."""
-        return one_ahead(self._placed(self.reader(seed), requests, placement), placement.device)
-
-    def _placed(
-        self, reader: Items, requests: Iterator[ItemRequest], placement: Placement
-    ) -> Generator[Batch, None, None]:
-        pinned = placement.device.type == "cuda"
-        with closing(answered(reader, requests, self.workers, pinned, self.helpers)) as answers:
-            for answer in answers:
-                if isinstance(answer, ItemRefusal):
-                    raise LocalError(answer.message)
-                yield placement.placed(answer)
+    def of_evaluation(self, indices: np.ndarray) -> ItemRequest:
+        return self.request(indices)

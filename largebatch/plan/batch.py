@@ -1,6 +1,6 @@
 """The batch plan: global = micro × accumulation × world, and which examples belong to which step.
 
-An epoch is one seeded permutation of the whole data set (PCG64 keyed by seed and epoch). The epochs
+An epoch is one seeded permutation of the whole data set (:mod:`largebatch.plan.order`). The epochs
 laid end to end form one stream; step ``s`` is the stream's positions ``[s·B, (s+1)·B)``, so a batch
 may cross an epoch's edge and no example is dropped. Rank ``r`` of ``w`` takes the ``r``-th contiguous
 ``B/w`` positions of it: the examples of a step do not depend on the world. A budget of ``E`` epochs
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from largebatch.errors import UserError
+from largebatch.plan import order
 
 
 class Examples(NamedTuple):
@@ -96,29 +96,12 @@ class BatchPlan:
         share = self.at(step).global_batch_size // self.world_size
         start = self.examples_before(step) + rank * share
         positions = np.arange(start, start + share, dtype=np.int64)
-        epoch, place = divmod(start, self.dataset_size)
-        if place + share <= self.dataset_size:  # nearly always: no epoch ends in it
-            order = epoch_order(self.dataset_size, self.seed, epoch)
-            return Examples(positions, np.full(share, epoch), order[place : place + share])
-        epochs, places = np.divmod(positions, self.dataset_size)
-        indices = np.empty(share, dtype=np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            indices[here] = epoch_order(self.dataset_size, self.seed, epoch)[places[here]]
-        return Examples(positions, epochs, indices)
+        return Examples(positions, *order.of_stream(self.dataset_size, self.seed, start, share))
 
     def first_step_at(self, examples: float) -> int:
         """The first step at whose end at least ``examples`` have been seen, counted from 1."""
         stage = self.stages[max(0, bisect.bisect_left(self.stages, examples - 1e-6, key=lambda s: s.first_example) - 1)]
         return stage.first_step + math.ceil((examples - stage.first_example) / stage.global_batch_size - 1e-9)
-
-
-@functools.lru_cache(maxsize=3)
-def epoch_order(dataset_size: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of ``range(dataset_size)`` that is epoch ``epoch`` of a run with ``seed``."""
-    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(dataset_size)
-    order.setflags(write=False)
-    return order
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from largebatch.errors import UserError
-from largebatch.plan.batch import epoch_order
+from largebatch.plan.order import epoch_order
 from largebatch.recipes import config
 from largebatch.report import svg
 from largebatch.report.alone import write_picture

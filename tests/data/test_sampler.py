@@ -17,7 +17,7 @@ from largebatch.data.dataset import Placement
 from largebatch.data.items import ItemSplit
 from largebatch.data.sampler import ExactSampler, InStream, SeededDataset, ShareSampler
 from largebatch.errors import UserError
-from largebatch.plan.batch import epoch_order
+from largebatch.plan.order import epoch_order
 
 EXAMPLES = range(50)
 
