@@ -21,7 +21,7 @@ from largebatch.data.nested import Batch, mapped, tensors_of
 from largebatch.data.processes import Helpers
 from largebatch.data.sizes import Sizes
 from largebatch.data.statistics import Statistics
-from largebatch.plan.batch import BatchPlan
+from largebatch.plan.batch import TOKEN_PIXELS, BatchPlan
 
 
 class Placement(NamedTuple):
@@ -85,25 +85,27 @@ class Splits:
     preparation: Mapping[str, Any] = field(default_factory=dict)  # how inputs were made, to export; {}: as images are
     contents: Callable[[], Contents] = dict  # which examples it holds, held-out ones among those to train on
     helpers: Helpers = field(default_factory=Helpers)  # the processes that read it
-    sizes: Sizes | None = None  # the sides that training images have, where the set gives any side
+    sizes: Sizes | None = None  # of training examples, where the set gives any: sides of images, lengths of sequences
+    sized: Callable[[int], Batch] | None = None  # one blank example of another size; unset: images have another side
 
-    def blank(self, count: int, side: int | None = None) -> Batch:
-        """``count`` such examples on the CPU; black images of another ``side`` if given."""
+    def blank(self, count: int, size: int | None = None) -> Batch:
+        """``count`` such examples on the CPU; of another ``size`` if given."""
+        example = self.example if self.sized is None or size is None else self.sized(size)
 
         def repeated(tensor: Tensor) -> Tensor:
-            if side is None or tensor.dim() != 4:
+            if size is None or tensor.dim() != 4:
                 return tensor.repeat_interleave(count, dim=0)
-            return torch.zeros(count, tensor.shape[1], side, side, dtype=tensor.dtype)
+            return torch.zeros(count, tensor.shape[1], size, size, dtype=tensor.dtype)
 
-        return mapped(repeated, self.example)
+        return mapped(repeated, example)
 
     def largest(self, count: int) -> Batch:
         """``count`` blank examples as large as a training step may hold them."""
         return self.blank(count, self.sizes.last if self.sizes else None)
 
     @property
-    def sides(self) -> list[int | None]:
-        """Those of images by which the passes of a run differ most; None for what an evaluation meets."""
+    def extremes(self) -> list[int | None]:
+        """The sizes by which the passes of a run differ most; None for what an evaluation meets."""
         of_training = {self.sizes.first, self.sizes.last} - {self.sizes.evaluate} if self.sizes else set()
         return [None, *sorted(of_training)]
 
@@ -114,8 +116,14 @@ class Splits:
 
     @property
     def pixels_per_example(self) -> int:
-        """Of the largest image that a step may hold; 1 where examples are no images."""
-        shape = tensors_of(self.largest(1))[0].shape[1:]
+        """Of the largest that a step may hold: of an image, or what a sequence counts like; else 1."""
+        return self.pixels_at(self.sizes.last if self.sizes else None)
+
+    def pixels_at(self, size: int | None) -> int:
+        """What the memory of an example of this size goes with."""
+        shape = tensors_of(self.blank(1, size))[0].shape[1:]
+        if self.sized is not None:
+            return TOKEN_PIXELS * shape[0]
         return math.prod(shape[1:]) if len(shape) == 3 else 1
 
 

@@ -1,4 +1,4 @@
-"""The side of the images, step by step: progressive resizing.
+"""How large examples are, step by step: the side of the images (progressive resizing), the length of sequences.
 
 Small images first, large ones later: most epochs cost less, and the last ones see what the test set looks like (Howard
 2018, fast.ai's DAWNBench entry; Touvron et al. 2019, arXiv:1906.06423, on why tests want the larger side). The side

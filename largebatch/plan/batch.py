@@ -21,6 +21,8 @@ import numpy as np
 from largebatch.errors import UserError
 from largebatch.plan import order
 
+TOKEN_PIXELS = 392  # what a token counts like: 256 sequences of 128 tokens are as many as 256 images of 224 pixels
+
 
 class Examples(NamedTuple):
     """The examples of one rank in one step; three arrays of length B / world."""

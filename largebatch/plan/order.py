@@ -77,7 +77,7 @@ def of_stream(dataset_size: int, seed: int, start: int, count: int, first: int =
     epoch, place = divmod(start, dataset_size)
     if place + count <= dataset_size:  # nearly always: no epoch ends in it
         order = epoch_order(dataset_size, seed, first + epoch)
-        return np.full(count, epoch, dtype=np.int64), order[place : place + count]
+        return np.full(count, epoch, dtype=np.int64), np.array(order[place : place + count])
     epochs, places = np.divmod(np.arange(start, start + count, dtype=np.int64), dataset_size)
     indices = np.empty(count, dtype=np.int64)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):

@@ -60,6 +60,7 @@ class Phase:
     optimizer: Any  # a section of largebatch.optimizers
     weight_decay: float  # of the tensors that are decayed
     side: int | None = None  # of its images, where phases say so
+    length: int | None = None  # of its sequences, where phases say so
 
     def lr_at(self, examples_seen: float) -> float:
         return self.lr.schedule(examples_seen - self.clock.first_example)

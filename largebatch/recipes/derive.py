@@ -88,6 +88,13 @@ def largest_micro_batch(device: str, pixels: int) -> int:
     return LARGEST_MICRO_BATCH[device]
 
 
+def pixels_of(section: config.Data) -> int | None:
+    """Of a training example, where the recipe says how large it is."""
+    if section.length is not None:
+        return section.length * batch.TOKEN_PIXELS
+    return None if section.side is None else section.side**2
+
+
 def growth_of(run: config.Run) -> tuple[tuple[tuple[float, int], ...], tuple[float, ...]]:
     """((epoch, global batch from then on), ...), and the epochs at which the lr falls instead."""
     ramp = run.batch.ramp
@@ -252,12 +259,23 @@ def sides_of(run: config.Run) -> tuple[tuple[int, ...], int] | None:
 
     None where phases do not say.
     """
-    sizes = [laid.data.image_size for laid in config.of_phases(run)]
-    sides = tuple(size.last for size in sizes if size is not None)
-    own = run.data.image_size
-    if not sides or all(size == own for size in sizes):
+    own, whole = run.data.image_size, [laid.data for laid in config.of_phases(run)]
+    sides = tuple(data.side for data in whole if data.side is not None)
+    if not sides or all(data.image_size == own for data in whole):
         return None
     return sides, own.evaluate if own is not None and own.evaluate is not None else sides[-1]
+
+
+def lengths_of(run: config.Run) -> tuple[tuple[int, ...], int] | None:
+    """The length of the training sequences in each phase, and that of tests; None where nothing is said."""
+    lengths = tuple(laid.data.length for laid in config.of_phases(run) if laid.data.length is not None)
+    return (lengths, run.data.evaluate_length or lengths[-1]) if lengths else None
+
+
+def predictions_of(run: config.Run) -> tuple[int | None, ...]:
+    """The most in a sequence in each phase; () where nothing is said."""
+    most = tuple(laid.data.max_predictions for laid in config.of_phases(run))
+    return most if any(most) else ()
 
 
 def words_of_sizes(run: config.Run) -> tuple[str, str] | None:

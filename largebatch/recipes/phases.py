@@ -23,16 +23,13 @@ def planned(
         return plan, of_one_clock(run, plan)
     of_phases = config.of_phases(run)
     check_combinations(run, of_phases)
-    sides = [sizes.last if (sizes := laid.data.image_size) is not None else None for laid in of_phases]
-    largest = [derive.largest_micro_batch(device, side**2 if side else pixels) for side in sides]
+    largest = [derive.largest_micro_batch(device, derive.pixels_of(laid.data) or pixels) for laid in of_phases]
     plan, spans = derive.plan_of_phases(run, of_phases, dataset_size, world_size, largest)
     followed = clocks(spans, [phase.clock == "goes_on" for phase in run.phases])
     schedules = _schedules(of_phases, spans, followed, plan)
     return plan, tuple(
-        Phase(span, stage, lr, clock, laid.optimizer, laid.weight_decay.value, side)
-        for laid, span, stage, lr, clock, side in zip(
-            of_phases, spans, plan.stages, schedules, followed, sides, strict=True
-        )
+        Phase(span, stage, lr, clock, laid.optimizer, laid.weight_decay.value, laid.data.side, laid.data.length)
+        for laid, span, stage, lr, clock in zip(of_phases, spans, plan.stages, schedules, followed, strict=True)
     )
 
 
@@ -79,7 +76,8 @@ def check_combinations(run: config.Run, of_phases: Sequence[config.Run]) -> None
 def refusals(run: config.Run, of_phases: Sequence[config.Run]) -> Iterator[str]:
     """Why phases do not go with what else the run asks for; each is one sentence with the keys."""
     batches = {(laid.batch.global_batch_size, laid.batch.micro_batch_size) for laid in of_phases}
-    sides = {size and size.last for size in (laid.data.image_size for laid in of_phases)}
+    sides = {laid.data.size for laid in of_phases}
+    of_size = "data.length" if run.data.length is not None else "data.image_size"
     sizes = run.data.image_size
     if run.batch.ramp is not None:
         yield "phases and batch.ramp both say when the batch changes; write the ramp as phases with clock: goes_on"
@@ -94,11 +92,11 @@ def refusals(run: config.Run, of_phases: Sequence[config.Run]) -> Iterator[str]:
             if method.ALONE == "by turns" and len(batches) > 1:
                 yield f"{method.where} divides one batch among its workers, phases change it; choose one"
             if method.ENDS_EARLY and len(sides) > 1:
-                yield f"phases of several data.image_size need the whole plan, which {method.where} may end; choose one"
+                yield f"phases of several {of_size} need the whole plan, which {method.where} may end; choose one"
     if run.batch_norm.statistics == "precise" and len(sides) > 1:
         yield "batch_norm.statistics = precise looks at images of one side, and phases have several; choose one"
     if getattr(run.engine, "cuda_graphs", False) and (len(batches) > 1 or (len(sides) > 1 and not run.compile)):
-        what = "batch" if len(batches) > 1 else "data.image_size, without compile = true"
+        what = "batch" if len(batches) > 1 else f"{of_size}, without compile = true"
         yield f"engine.cuda_graphs = true does not go with phases that change the {what}; leave engine.cuda_graphs out"
     if run.batch_norm.statistics == "last" and run.batch.bn_batch_size is None and max(len(batches), len(sides)) > 1:
         yield "batch_norm.statistics = last needs batch.bn_batch_size where phases change the micro-batch"

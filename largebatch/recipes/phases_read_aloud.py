@@ -21,6 +21,7 @@ def facts_of(decided: Decided) -> list[dict[str, Any]]:
             "micro_batch_size": phase.stage.micro_batch_size,
             "accumulation_steps": phase.stage.accumulation_steps,
             "image_size": phase.side,
+            "length": phase.length,
             "lr": "goes on" if goes_on(phase) else phase.lr.words,
             "peak_lr": phase.lr.schedule.peak,
             "weight_decay": phase.weight_decay,
@@ -35,6 +36,8 @@ def words_of(decided: Decided, phase: Phase) -> str:
     parts = [when(decided, phase), f"batch {batch_words(decided.plan.world_size, phase.stage)}"]
     if phase.side is not None:
         parts.append(f"images of {phase.side} pixels a side")
+    if phase.length is not None:
+        parts.append(f"sequences of {phase.length} tokens")
     parts.append("lr goes on" if goes_on(phase) else f"lr {phase.lr.words.replace('; ', ', ')}")
     if len({other.weight_decay for other in decided.phases}) > 1:
         parts.append(f"weight decay {phase.weight_decay:g}")

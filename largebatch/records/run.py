@@ -56,6 +56,7 @@ class PhaseRecord:
     micro_batch_size: Whole  # [examples] that a rank computes at once
     accumulation_steps: Whole  # micro-batches of a rank in a step
     image_size: Whole  # [pixels] a side; null: the data set's own, or one that grows
+    length: Whole  # [tokens] of a sequence; null: examples are no text, or the recipe has no phases
     lr: Text  # rule, warm-up and decay, in words; or that it goes on
     peak_lr: Amount  # as the optimizer gets it
     weight_decay: Amount

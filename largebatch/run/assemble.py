@@ -163,8 +163,8 @@ def model_of(
     if weights is not None:
         models.begin_with(model, run.model.name, weights)
     models.freeze(model, run.model.name, run.model.frozen)
-    for side in dataset.sides:
-        blank = dataset.blank(2, side)
+    for size in dataset.extremes:
+        blank = dataset.blank(2, size)
         numbers = fit.check(model, run.model.name, task, blank, dataset.outputs, normalised_together)
         check_numbers(run, task_name(run, dataset.task), numbers)
     return model
@@ -207,9 +207,16 @@ def dataset_of(run: config.Run, quiet: bool = False) -> data.Splits:
 
 
 def asked_of(run: config.Run, quiet: bool = False) -> data.Asked:
-    keys = run.data.model_dump(exclude={"image_size", "if_changed"})
+    keys = run.data.model_dump(exclude={"image_size", "length", "evaluate_length", "max_predictions", "if_changed"})
     report = (lambda _: watchdog.alive()) if quiet else _told_once
-    return data.Asked(**keys, image_size=sizes_of(run), report=report)
+    lengths = derive.lengths_of(run)
+    return data.Asked(
+        **keys,
+        image_size=sizes_of(run),
+        length=None if lengths is None else sizes_of_phases(*lengths),
+        max_predictions=derive.predictions_of(run),
+        report=report,
+    )
 
 
 def _told_once(text: str) -> None:

@@ -23,7 +23,7 @@ def arrays(split: object) -> tuple[np.ndarray, np.ndarray]:
 def test_names():
     assert sets.names() == [
         "cifar10", "cifar100", "diabetes", "digit_pairs", "digits", "fashion_mnist", "folder", "imagenet", "mnist",
-        "synthetic",
+        "synthetic", "text",
     ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ A checksum says nothing of who wrote: what is read is checked for its form, too,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
@@ -17,6 +17,7 @@ from largebatch.records.files import write_text
 FORMAT, VERSION = "largebatch pack", 1
 MANIFEST = "pack.json"
 PROGRESS = "packing.jsonl"  # beside an unfinished pack
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -82,12 +83,21 @@ def write_facts(root: Path, facts: PackRecord) -> None:
 
 def read_facts(root: Path) -> PackRecord:
     """``pack.json`` alone, with its checksum and its form looked at."""
+    read = read_record(root, PackRecord, FORMAT, VERSION, "data pack")
+    if (read.size is None) != (read.form == "jpeg"):
+        path = root / MANIFEST
+        raise UserError(f"{path} does not say what a pack holds: size is {read.size} and form is {read.form}")
+    return read
+
+
+def read_record(root: Path, kind: type[Kind], form: str, version: int, command: str) -> Kind:
+    """``pack.json`` of a pack that ``command`` makes, its checksum and its form looked at."""
     path = root / MANIFEST
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         if (root / PROGRESS).is_file():
-            raise UserError(f"{root} is a pack that is not finished; run its `largebatch data pack` again") from None
+            raise UserError(f"{root} is a pack that is not finished; run its `largebatch {command}` again") from None
         raise UserError(f"{root} is not a pack: it has no {MANIFEST}") from None
     except OSError as reason:
         raise UserError(f"{path} cannot be read: {reason.strerror}") from None
@@ -97,16 +107,13 @@ def read_facts(root: Path) -> PackRecord:
         raise UserError(f"{problem}: it was changed after it was written") from None
     except Unsound as problem:
         raise UserError(str(problem)) from None
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+    if not isinstance(facts, dict) or facts.get("format") != form:
         raise UserError(f"{path} is of another program")
-    if facts.get("version") != VERSION:
-        raise UserError(f"{path} has version {facts.get('version')!r}; this largebatch reads version {VERSION}")
+    if facts.get("version") != version:
+        raise UserError(f"{path} has version {facts.get('version')!r}; this largebatch reads version {version}")
     try:
-        read = PackRecord.model_validate(facts)
+        return kind.model_validate(facts)
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path} does not say what a pack holds: {where}: {first['msg']}") from None
-    if (read.size is None) != (read.form == "jpeg"):
-        raise UserError(f"{path} does not say what a pack holds: size is {read.size} and form is {read.form}")
-    return read

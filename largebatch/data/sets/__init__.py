@@ -39,6 +39,10 @@ class Asked:
     workers: int | None = None  # processes of a rank that read images; unset: one per processor, at most 8
     shuffle_shards: int = 16  # of an object store's shards: so many are shuffled together
     unreadable_share: float = 0.0  # of the training images; the next readable one stands in for each
+    length: Sizes | None = None  # tokens of a sequence, in each phase and in an evaluation; unset: 128
+    mask_share: float = 0.15  # of the tokens are to be predicted
+    max_predictions: tuple[int | None, ...] = ()  # in a sequence, in each phase; None, (): what mask_share makes of it
+    next_sentence: bool = False  # pairs of segments
     num_classes: int | None = None  # of a set that is made up, like the next three
     image_shape: tuple[int, int, int] | None = None  # C, H, W
     examples: int | None = None
@@ -96,8 +100,15 @@ OF_SOME = {  # keys that only the sets take which say so: what they are for, and
     "examples": ("{takers} only", "has its own"),
     "augment": ("images", "has none"),
     "image_size": ("images", "has none"),
+    "length": ("text", "has no sequences"),
+    "mask_share": ("text", "has no sequences"),
+    "max_predictions": ("text", "has no sequences"),
+    "next_sentence": ("text", "has no sequences"),
 }
-IDLE = {"unreadable_share": (0.0,), "color_jitter": (0.0,), "decode": (USUAL_DECODER,), "augment": ("auto", "none")}
+IDLE: dict[str, tuple[Any, ...]] = {
+    "unreadable_share": (0.0,), "color_jitter": (0.0,), "decode": (USUAL_DECODER,), "augment": ("auto", "none"),
+    "mask_share": (0.15,), "max_predictions": ((),), "next_sentence": (False,),
+}  # fmt: skip
 LEAST = {"hold_out": 0, "workers": 0, "num_classes": 1, "examples": 1}
 
 

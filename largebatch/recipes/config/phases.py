@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 ENDS = ("until_epoch", "until_share", "steps")
 CHANGES = (
-    "batch.global_batch_size", "batch.micro_batch_size", "data.image_size", "lr", "optimizer", "weight_decay.value",
+    "batch.global_batch_size", "batch.micro_batch_size", "data.image_size", "data.length", "data.max_predictions", "lr",
+    "optimizer", "weight_decay.value",
 )  # fmt: skip
-VALID = f"a phase may change {', '.join(CHANGES[:3])}, {CHANGES[-1]}, and keys of lr and of optimizer"
+VALID = f"a phase may change {', '.join(CHANGES[:5])}, {CHANGES[-1]}, and keys of lr and of optimizer"
 
 
 class PhaseKeys(BaseModel):
@@ -88,8 +89,9 @@ def check_phases(run: Run, kind: type[Run]) -> None:
     try:
         whole = of_phases(run, kind) if phases else ()
         for number, laid in enumerate(whole, start=1):
-            if laid.data.image_size is None and any(other.data.image_size for other in whole):
-                raise UserError(f"phases.{number} has no data.image_size, and others have; set it for the recipe, too")
+            for key in ("image_size", "length"):
+                if getattr(laid.data, key) is None and any(getattr(other.data, key) for other in whole):
+                    raise UserError(f"phases.{number} has no data.{key}, and others have; set it for the recipe, too")
             for key in sorted(run.optimizer.FIXED):
                 if getattr(laid.optimizer, key, None) != getattr(run.optimizer, key, None):
                     raise UserError(_cannot(f"phases.{number}", f"optimizer.{key}"))

@@ -74,6 +74,11 @@ class Data(Section):
     workers: NonNegativeInt | None = None  # processes (threads of dali) that read and decode images
     shuffle_shards: PositiveInt = 16  # of an object store's shards: so many are shuffled together
     unreadable_share: Fraction = 0.0  # of the training images may be unreadable; another stands in for each
+    length: PositiveInt | None = None  # tokens of a sequence; text only, like the next four; unset: 128
+    evaluate_length: PositiveInt | None = None  # of the held-out sequences; unset: as in training, in phases the last's
+    mask_share: Annotated[float, Field(gt=0, lt=1), Number] = 0.15  # of the tokens are to be predicted
+    max_predictions: PositiveInt | None = None  # in a sequence, at most; unset: as many as mask_share makes of it
+    next_sentence: Switch = False  # pairs of segments, of which the second follows the first or does not
     if_changed: Literal["refuse", "accept"] = "refuse"  # at a resume, where other images are there than before
     num_classes: PositiveInt | None = None  # synthetic only, like the next two
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
@@ -89,6 +94,16 @@ class Data(Section):
         if written is not None and not isinstance(written, (dict, ImageSizes)):
             raise ValueError(f"data.image_size = {shown(written)} should be a whole number or {{from: 128, to: 192}}")
         return written
+
+    @property
+    def side(self) -> int | None:
+        """Of the largest training image; None: the data set's own."""
+        return None if self.image_size is None else self.image_size.last
+
+    @property
+    def size(self) -> int | None:
+        """Of a training example: the side of an image, the tokens of a sequence; None: the data set's own."""
+        return self.side or self.length
 
     def refusals(self, run: Any, precision: str) -> Iterator[str]:
         for method in run.methods.values():

@@ -168,8 +168,8 @@ def sets_here(decided: Decided) -> int:
     return max([1, *(decision.sets for decision in decided.methods.values())]) // distributed.world_size()
 
 
-def side_of(job: Job, stage: Stage) -> int | None:
-    """The largest of its images; None where examples have none, or one."""
+def size_of(job: Job, stage: Stage) -> int | None:
+    """The largest of its examples; None where they have none, or one."""
     sizes = job.dataset.sizes
     if sizes is None:
         return None
@@ -178,13 +178,13 @@ def side_of(job: Job, stage: Stage) -> int | None:
 
 def numbers_of(job: Job, stage: Stage) -> int:
     """What the memory of a micro-batch is about proportional to."""
-    return stage.micro_batch_size * (side_of(job, stage) or 1) ** 2
+    return stage.micro_batch_size * job.dataset.pixels_at(size_of(job, stage))
 
 
 def micro_batches(job: Job, stage: Stage, count: int, trace: Trace) -> Iterator[Batch]:
     for number in range(1, count + 1):
         trace.moment = number
-        yield job.placement.placed(job.dataset.blank(stage.micro_batch_size, side_of(job, stage)))
+        yield job.placement.placed(job.dataset.blank(stage.micro_batch_size, size_of(job, stage)))
 
 
 def evaluation(job: Job) -> None:

@@ -37,6 +37,8 @@ def _rows(decided: Decided, phase: Phase, of: Callable[..., str]) -> list[Row]:
     ]
     if phase.side is not None:
         rows.append(("  images", f"{phase.side}", "pixels a side", of("data.image_size")))
+    if phase.length is not None:
+        rows.append(("  sequences", f"{phase.length}", "tokens", of("data.length")))
     if goes_on(phase):
         rows.append(("  lr", "goes on", "in the schedule of the phase before", of("clock")))
     else:

@@ -18,7 +18,7 @@ import rich.table
 from largebatch.data import Asked, sets
 from largebatch.data.sizes import constant
 from largebatch.errors import UserError
-from largebatch.plan.batch import BatchPlan
+from largebatch.plan.batch import TOKEN_PIXELS, BatchPlan
 from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.recipes.decided import DataFacts, Decided, ExplainedSchedule
@@ -89,7 +89,7 @@ def derived(
 
 def data_facts(run: config.Run, examples: int | None = None) -> DataFacts:
     """Of the data set as it was published, or with so many ``examples``; no file is read."""
-    data = of_largest_images(run)
+    data = of_largest_examples(run)
     known = sets.known(data.name)
     sets.check(known, asked_of(data))
     return DataFacts(training_examples(data, examples)[0], pixels_of(data), known.task)
@@ -107,21 +107,24 @@ def training_examples(data: config.Data, examples: int | None = None) -> tuple[i
 
 
 def pixels_of(data: config.Data) -> int:
-    """Of the largest image of a training step; 1 where examples are no images."""
-    shape = sets.known(data.name).shape(asked_of(data))
+    """Of the largest image of a training step, or what a sequence counts like; else 1."""
+    known, asked = sets.known(data.name), asked_of(data)
+    shape = known.shape(asked)
+    if "length" in known.takes:
+        return TOKEN_PIXELS * shape[0]
     return math.prod(shape[1:]) if len(shape) == 3 else 1
 
 
-def of_largest_images(run: config.Run) -> config.Data:
+def of_largest_examples(run: config.Run) -> config.Data:
     """The data section of the phase that has them."""
-    sections = [laid.data for laid in config.of_phases(run)]
-    return max(sections, key=lambda data: 0 if data.image_size is None else data.image_size.last)
+    return max((laid.data for laid in config.of_phases(run)), key=lambda data: data.size or 0)
 
 
 def asked_of(data: config.Data) -> Asked:
     """With the largest side of all."""
-    keys = data.model_dump(exclude={"image_size", "if_changed"})
-    return Asked(**keys, image_size=constant(data.image_size.last) if data.image_size else None)
+    keys = data.model_dump(exclude={"image_size", "length", "evaluate_length", "max_predictions", "if_changed"})
+    side, length = (None if size is None else constant(size) for size in (data.side, data.length))
+    return Asked(**keys, image_size=side, length=length)
 
 
 Origin = Callable[..., str]
