@@ -9,6 +9,7 @@ takes ``head_init_std``.
 
 arguments.py   what builders of other projects are given
 weights.py     weights to begin with
+bert.py        sequences of tokens
 pretrained.py  those that timm and torchvision have names for
 heads.py       the layers that give the outputs
 frozen.py      what is not trained
@@ -29,6 +30,7 @@ from torch import nn
 from largebatch.errors import UserError, first_words, suggestion
 from largebatch.models import keskar, small
 from largebatch.models.arguments import check_arguments, check_truth
+from largebatch.models.bert import bert
 from largebatch.models.frozen import freeze
 from largebatch.models.heads import initialise_head
 from largebatch.models.weights import begin_with, file_of
@@ -45,8 +47,10 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "wide_resnet": small.wide_resnet,
     "keskar_c1": keskar.keskar_c1,
     "keskar_c2": keskar.keskar_c2,
+    "bert": bert,
 }
 ANY_SHAPE = ("mlp",)
+OF_SEQUENCES = ("bert",)
 HALF = (torch.float16, torch.bfloat16)
 Builder = Callable[..., nn.Module]
 
@@ -89,7 +93,7 @@ def build(
     """
     registered = REGISTRY.get(name)
     builder = _builder(name) if registered is None else functools.partial(_with_keys, registered, name)
-    if registered is None and len(image_shape) != 3 and name not in ANY_SHAPE:
+    if registered is None and len(image_shape) != 3 and name not in (*ANY_SHAPE, *OF_SEQUENCES):
         shape = "×".join(map(str, image_shape)) or "single numbers"
         raise UserError(f"model.name = {name} takes images, the inputs are {shape}; valid: {', '.join(ANY_SHAPE)}")
     arguments = dict(arguments or {})

@@ -171,7 +171,7 @@ def test_batches_that_are_no_pairs_are_a_sentence(name):
 
 
 def test_names_of_tasks():
-    assert tasks.names() == ["classification", "multilabel", "regression"]
+    assert tasks.names() == ["classification", "masked_lm", "multilabel", "regression"]
     with pytest.raises(UserError, match="task.name = clasification is not known; did you mean classification"):
         tasks.build("clasification")
     with pytest.raises(UserError, match="unknown key task.smoothing for classification; did you mean label_smoothing"):
