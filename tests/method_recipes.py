@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import texts
+
 PLAIN: dict[str, Any] = {
     "model": {"name": "tiny_cnn", "channels": [4, 6, 8], "norm": False},
     "data": {"name": "digits", "augment": "crop_flip"},
@@ -114,6 +116,23 @@ METHODS: dict[str, dict[str, Any]] = {
         "batch": {"global_batch_size": 38},
     },
     "multilabel": {"data": {"name": "digit_pairs"}, "optimizer": {"name": "lars", "trust_coefficient": 0.01}},
+    "masked_lm": {  # units that vary, two lengths of sequences, a second warm-up
+        "model": {"name": "bert", "layers": 2, "width": 16, "heads": 2, "positions": 32, "dropout": 0.0},
+        "data": {"name": "text", "root": str(texts.shared_pack()), "length": 32},
+        "batch": {"global_batch_size": 96},
+        "optimizer": {"name": "lamb"},
+        "lr": {"base": 0.01, "warmup": {"epochs": 0.3}, "decay": {"name": "linear"}},
+        "phases": [{"data.length": 16, "until_share": 0.6}, {"batch.global_batch_size": 48}],
+        "evaluate": {"train": True},
+    },
+    "next_sentence": {
+        "model": {"name": "bert", "layers": 1, "width": 16, "heads": 2, "dropout": 0.0, "next_sentence": True},
+        "data": {"name": "text", "root": str(texts.shared_pack()), "length": 24, "next_sentence": True},
+        "optimizer": {"name": "adamw"},
+        "lr": {"base": 0.01},
+        "epochs": 1,
+        "evaluate": {"train": True},
+    },
     "muon": {"optimizer": {"name": "muon"}, "lr": {"base": 0.01}, "precision": "fp32"},
 }  # fmt: skip
 

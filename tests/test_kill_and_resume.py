@@ -136,6 +136,9 @@ CORE = [  # every engine, every method, every moment
     ("ddp alone", "lecture_adam", ["in the middle of a file"]),
     ("fsdp on 2", "regression", ["in an evaluation"]),
     ("zero 1 on 2", "multilabel", ["between a save and its name"]),
+    ("zero 1 on 2", "masked_lm", ["in an evaluation"]),
+    ("ddp on 2", "masked_lm", ["between a gradient and its step", "between a save and its name"]),
+    ("fsdp on 2", "next_sentence", ["while a save is copied"]),
     ("ddp alone", "muon", ["while an old checkpoint goes"]),
 ]  # fmt: skip
 

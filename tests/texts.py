@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,16 @@ from largebatch.records.files import sha256_of
 
 SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 SEP, FIRST = 3, 5
+
+
+def shared_pack() -> Path:
+    """One that recipes of tests name, made once on a machine: its numbers are always the same."""
+    folder = Path(tempfile.gettempdir()) / f"largebatch-tests-text-{os.getuid()}"
+    if not (folder / pack.MANIFEST).is_file():
+        made = pack_of_numbers(Path(tempfile.mkdtemp()) / "pack")
+        with contextlib.suppress(OSError):  # another process was first
+            made.rename(folder)
+    return folder
 
 
 def pack_of_numbers(folder: Path, vocabulary: int = 100, documents: tuple[int, int] = (300, 60), seed: int = 0) -> Path:

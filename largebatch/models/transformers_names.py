@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from largebatch.errors import UserError
-from largebatch.models.bert import Bert
+from largebatch.models.bert import Bert, EncoderLayer
 
 OF_LAYER = {
     "attention.query": "attention.self.query",
@@ -50,6 +50,7 @@ def _theirs(name: str) -> str:
 def config_of(model: Bert) -> dict[str, Any]:
     """What their ``BertConfig`` is given. Raises UserError where they have no such model."""
     first = model.layers[0]
+    assert isinstance(first, EncoderLayer)
     if first.pre:
         raise UserError(
             "model.norm = pre is no model of transformers' BertForMaskedLM, which has its norms after the residuals; "
