@@ -9,6 +9,7 @@ within one round.
                       lives on the device it picks and normalises its own batches; else it has ready ones, and then the
                       trainer's loop on ready batches is what stands beside it
     timm              timm's model and loop on ready batches (timm_loop.py)
+    transformers      of bert alone: its model in its Trainer, on the same sequences (transformers_loop.py)
     dataloader_loop   the bare loop over a DataLoader, for sets that live on the device (dataloader_loop.py)
 
 Or the trainer stands beside itself under other keys: what they cost.
@@ -28,10 +29,11 @@ from largebatch.data import nested
 from largebatch.data.resident import ResidentSplit, TensorSplit
 from largebatch.errors import UserError
 from largebatch.machine import distributed
+from largebatch.models.bert import Bert
 from largebatch.recipes import config
 from largebatch.records.circumstances import circumstances_of
 from largebatch.run.assemble import Job, assemble, model_of
-from largebatch.studies.bench.throughput import dataloader_loop, flops, timm_loop, turns
+from largebatch.studies.bench.throughput import dataloader_loop, flops, timm_loop, transformers_loop, turns
 from largebatch.studies.bench.throughput.bare_loop import bare_loop, gathered
 from largebatch.studies.bench.throughput.machine_load import Memory, busy_share
 from largebatch.studies.bench.throughput.ready import Ready, ready
@@ -146,6 +148,11 @@ def others(
         entered.append(timm_contestant(job, batches, examples, timm_loop.peer(job, compile)))
     except UserError as reason:
         left_out["timm"] = str(reason)
+    if isinstance(job.engine.model, Bert):
+        try:
+            entered.append(transformers_contestant(job, batches, steps))
+        except UserError as reason:
+            left_out["transformers"] = str(reason)
     resident = isinstance(job.dataset.train, ResidentSplit)
     if dataloader and not resident:
         numbers = isinstance(job.dataset.train, TensorSplit)
@@ -198,6 +205,12 @@ def timm_contestant(job: Job, batches: Ready, examples: int, peer: timm_loop.Pee
         return turns.loop_seconds(job, ready_steps(job, batches), loop)
 
     return TimedLoop("timm", examples, seconds, f"{peer.what}, ready batches", "synthetic")
+
+
+def transformers_contestant(job: Job, batches: Ready, steps: int) -> TimedLoop:
+    transformers_loop.check(job)
+    seconds = lambda: transformers_loop.trained_seconds(job, batches.kept, steps)  # noqa: E731
+    return TimedLoop("transformers", steps * job.plan.global_batch_size, seconds, "its BERT in its Trainer, AdamW")
 
 
 def dataloader_contestant(job: Job, steps: int) -> TimedLoop:
