@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pool
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -390,3 +391,10 @@ def test_the_lowest_constraints_are_the_lower_bounds():
 
 
 TOOLS = {"ruff", "pyright", "pre-commit", "nvidia-dali-cuda120"}  # no test needs a version of theirs
+
+
+@pytest.mark.slow
+def test_every_module_can_be_imported_before_any_other():
+    """Else a command fails that happens to begin with it, where tests have imported another before."""
+    ended = pool.run(REPOSITORY / "tests" / "worlds" / "imports.py")
+    assert ended.returncode == 0, ended.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,12 @@ from largebatch.terminal.console import Console, tell
 app = typer.Typer(
     help="What a run has saved: look at it, check it, take the weights.", no_args_is_help=True, rich_markup_mode=None
 )
+
+
+class ExportForm(enum.StrEnum):
+    PLAIN = "plain"
+    TRANSFORMERS = "transformers"
+
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory", show_default=False, parser=local_path)]
 
@@ -76,10 +83,14 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help=".safetensors or .pt; else RUN/weights.safetensors", parser=local_path),
     ] = None,
+    form: Annotated[
+        ExportForm, typer.Option("--format", help="plain: a file; transformers: a folder that it loads, of bert alone")
+    ] = ExportForm.PLAIN,
 ) -> None:
     """Plain weights by plain names, as they are judged: batch norm's statistics are the means over the ranks."""
-    file = out or run / f"weights{'-ema' if ema else ''}.safetensors"
-    if file.suffix not in (".safetensors", ".pt"):
+    kind = ".safetensors" if form is ExportForm.PLAIN else "-transformers"
+    file = out or run / f"weights{'-ema' if ema else ''}{kind}"
+    if form is ExportForm.PLAIN and file.suffix not in (".safetensors", ".pt"):
         raise UserError(f"--out {file} should end in .safetensors or .pt")
     if out and not out.parent.is_dir():
         raise UserError(f"--out {out}: the folder {out.parent} does not exist")
@@ -95,15 +106,33 @@ def export(
         if (average := moving_average(found.state)) is None:
             raise UserError(f"--ema: {found.path} holds no moving average; it takes a recipe with ema.decay")
         weights |= average
+    console = Console()
     try:
-        export.write_weights(file, weights, about(run, found.facts, ema))
+        if form is ExportForm.PLAIN:
+            export.write_weights(file, weights, about(run, found.facts, ema))
+        else:
+            tell(console, export_folder(run, file, weights, found.facts))
     except OSError as error:
         raise UserError(f"--out {file} cannot be written: {error.strerror or error}") from None
-    console = Console()
     for complaint in found.complaints:
         tell(console, complaint)
     elements = sum(tensor.numel() for tensor in weights.values())
     tell(console, f"{file}: {len(weights)} tensors, {elements:,} numbers, from {found.path}")
+
+
+def export_folder(run: Path, folder: Path, weights: dict[str, Any], facts: dict[str, Any]) -> str:
+    """Writes it; what it holds, in a sentence."""
+    from largebatch.checkpoint.transformers_folder import vocabulary_of, write_folder
+    from largebatch.data.sets import text
+    from largebatch.recipes import config
+
+    sha256 = facts.get("input", {}).get("vocabulary_sha256")
+    root = text.folder_of(config.load(run / names.RECIPE).data.root)
+    vocabulary = vocabulary_of(root, sha256)
+    lower_case = not facts.get("input", {}).get("cased", False)
+    files = write_folder(folder, weights, facts["model"], vocabulary, lower_case)
+    missing = "" if vocabulary else "; no vocab.txt: the token pack that it was trained on is not there any more"
+    return f"{folder} holds {', '.join(files)}{missing}"
 
 
 def saved_in(run: Path) -> list[Path]:

@@ -34,13 +34,13 @@ class Text(DataSet):
     holds = "as many sequences as its tokens give"
 
     def outputs(self, asked: Asked) -> int | None:
-        return None if folder_of(asked) is None else _opened(asked).vocabulary_size
+        return None if folder_of(asked.root) is None else _opened(asked).vocabulary_size
 
     def shape(self, asked: Asked) -> tuple[int, ...]:
         return (lengths_of(asked).evaluate,)
 
     def is_outlined(self, asked: Asked, stated: bool) -> bool:
-        return stated or folder_of(asked) is None
+        return stated or folder_of(asked.root) is None
 
     def outline(self, asked: Asked, splits: tuple[Split, Split], source: str, outputs: int) -> Splits:
         from largebatch.data.dataset import Splits
@@ -135,10 +135,10 @@ def check(asked: Asked) -> None:
             )
 
 
-def folder_of(asked: Asked) -> Path | None:
+def folder_of(root: str | None) -> Path | None:
     """Where the pack lies: at ``data.root``, else in the folder ``text`` of the data folders."""
-    if asked.root is not None:
-        folders = [Path(paths.expanded("data.root", asked.root))]
+    if root is not None:
+        folders = [Path(paths.expanded("data.root", root))]
     else:
         folders = [base / "text" for base in places.usual_folders()]
     return next((folder for folder in folders if (folder / MANIFEST).is_file()), None)
@@ -147,7 +147,7 @@ def folder_of(asked: Asked) -> Path | None:
 def _opened(asked: Asked) -> TextPack:
     from largebatch.data.text.pack import open_pack
 
-    folder = folder_of(asked)
+    folder = folder_of(asked.root)
     if folder is not None:
         return open_pack(folder)
     looked = asked.root or " or ".join(str(base / "text") for base in places.usual_folders())
@@ -193,6 +193,7 @@ def preparation_of(asked: Asked, pack: TextPack) -> dict[str, object]:
         "tokens": lengths_of(asked).evaluate,
         "vocabulary_sha256": pack.vocabulary_sha256,
         "special": dict(pack.special),
+        "cased": pack.facts.cased,
     }
 
 
