@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 
-from largebatch.optimizers import AtTimm, Optimizer, Surroundings
-from largebatch.recipes.keys import Fraction, PositiveFloat, Skipped, Switch
+from largebatch.optimizers import AtTimm, Surroundings
+from largebatch.optimizers._moments import MomentsSection
+from largebatch.recipes.keys import PositiveFloat, Skipped, Switch
 
 if TYPE_CHECKING:
     import torch
 
 
-class LambSection(Optimizer):
+class LambSection(MomentsSection):
     SHARD_SAFE: ClassVar[bool] = True
     REFERENCE: ClassVar[dict[str, Any]] = {"variant": None}
 
     name: Literal["lamb"]
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
     variant: Literal["you2019", "apex", "nus", "deepspeed"] = "you2019"
     eps: PositiveFloat = 1e-6
     bias_correction: Switch | None = None  # unset: the variant's own
@@ -40,7 +39,7 @@ class LambSection(Optimizer):
     def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:
         from largebatch import optim
 
-        return optim.Lamb(groups, lr=lr, **self.model_dump(exclude={"name", "skip_adaptation"}))
+        return optim.Lamb(groups, lr=lr, **self.settings)
 
     @property
     def not_adapted(self) -> tuple[str, ...]:
