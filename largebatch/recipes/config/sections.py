@@ -393,6 +393,7 @@ class Published(Section):
     """What a paper reports for one global batch; accuracies in percent, other ``numbers`` by their key."""
 
     numbers: dict[str, float] = Field({})
+    downstream: dict[str, float] = Field({})
     top1: Percent | None = None
     top1_std: PositiveFloat | None = None
     steps: PositiveInt | None = None
@@ -400,9 +401,13 @@ class Published(Section):
 
 
 class Expect(Section):
-    """The published result, printed beside what was measured: ``top1``, or ``numbers`` of another task by their key."""
+    """The published result, printed beside what was measured: ``top1``, or ``numbers`` of another task by their key.
+
+    ``downstream`` are those of what comes after the run, such as a fine-tuning's F1: shown, and not asked of the task.
+    """
 
     numbers: dict[str, float] = Field({})
+    downstream: dict[str, float] = Field({})
     top1: Percent | None = None
     steps: PositiveInt | None = None
     source: str
