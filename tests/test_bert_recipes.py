@@ -9,9 +9,11 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import texts
 from programs import REPOSITORY
 
 from largebatch.errors import UserError
@@ -19,6 +21,7 @@ from largebatch.models.bert import bert
 from largebatch.recipes import config
 from largebatch.recipes.decide import decide
 from largebatch.recipes.decided import DataFacts, Decided
+from largebatch.run.train import train
 from largebatch.studies.reading import derived
 
 FOLDER = REPOSITORY / "configs" / "bert"
@@ -248,3 +251,68 @@ def test_the_page_of_recipes_has_every_file():
         accuracy = run.expect.numbers.get("masked_accuracy_percent") if run.expect else None
         wanted = "none" if run.expect is None else f"F1 {f1:.2f}" if f1 else f"{accuracy:g} %"
         assert published.strip().startswith(wanted), row
+
+
+# ---- every recipe trains ----
+
+SHORT = {"steps": 1, "end_step": 40, "every_steps": 2, "epochs": 0.0}
+
+
+def in_small(lr: dict[str, Any]) -> dict[str, Any]:
+    """The same keys, with the lengths in steps of a small run."""
+    return {
+        key: in_small(value) if isinstance(value, dict) else SHORT.get(key, value)
+        for key, value in lr.items()
+        if key != "start_step"
+    }
+
+
+def made_small(name: str, pack: Path, folder: Path) -> dict[str, Any]:
+    """Its methods on a tiny network and pack: two steps of each phase, in as many batches."""
+    written = config.overlay(config.read(FILES[name]), [])
+    phases = written.get("phases") or []
+    sizes = [phase.get("batch.global_batch_size", written["batch"]["global_batch_size"]) for phase in phases]
+    for phase in phases:
+        for key in set(phase) & {"until_share", "steps"}:
+            del phase[key]
+        if phase is not phases[-1]:
+            phase["steps"] = 2
+        for key, value in phase.items():
+            if key == "data.length":
+                phase[key] = value // 8
+            elif key == "data.max_predictions":
+                phase[key] = 4
+            elif key == "batch.global_batch_size":
+                phase[key] = value * 8 // max(sizes)
+            elif key in ("lr.warmup", "lr.decay"):
+                phase[key] = in_small(value)
+    kept = {key: written["model"][key] for key in ("norm", "dropout", "next_sentence") if key in written["model"]}
+    lengths = {"length": written["data"]["length"] // 8, "max_predictions": 4, "root": str(pack), "workers": 0}
+    written.pop("epochs", None)
+    return written | {
+        "model": {"name": "bert", "layers": 1, "width": 8, "heads": 2, "positions": 64, **kept},
+        "data": written["data"] | lengths,
+        "batch": {"global_batch_size": 8},
+        "steps": 2 * max(1, len(phases)),
+        "lr": in_small(written["lr"]),
+        "device": "cpu",
+        "checkpoint": {"every_epochs": 0},
+        "record": {"dir": str(folder / name), "tensorboard": False},
+    }
+
+
+@pytest.mark.worlds
+def test_every_recipe_trains_a_few_steps(tmp_path):
+    pack = texts.pack_of_numbers(tmp_path / "pack")
+    offenders = []
+    for name in FILES:
+        written = made_small(name, pack, tmp_path)
+        result = train(config.from_dict(written, name), quiet=True)
+        numbers = result.numbers
+        if (result.status, numbers["steps"]) != ("finished", written["steps"]):
+            offenders.append((name, result.status, numbers["steps"]))
+        if not math.isfinite(numbers["test_loss"]) or ("test_next_sentence_loss" in numbers) != (
+            "next_sentence" in written["model"]
+        ):
+            offenders.append((name, numbers))
+    assert not offenders

@@ -26,7 +26,7 @@ hide: ask for it with ``max_grad_norm``, which scales what the moments see and l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +68,7 @@ class Lamb(LayerwiseOptimizer):
     BUFFERS = ("first_moment", "second_moment")
     COUNTED = True
     USES_SCRATCH = True
+    LATER: Mapping[str, Any] = {"min_trust_ratio": None, "max_trust_ratio": None}
     KERNELS = "lamb"
 
     def __init__(
@@ -209,10 +210,7 @@ def lengths(weight_norms: Tensor, group: Group) -> Tensor:
 def bounds(group: Group) -> tuple[float | None, float | None]:
     """The smallest and the largest ratio: the group's own, else the variant's."""
     variant = VARIANTS[group["variant"]]
-    return (
-        group.get("min_trust_ratio") or variant.smallest_ratio,  # states of before this key are loaded, too
-        group.get("max_trust_ratio") or variant.largest_ratio,
-    )
+    return group["min_trust_ratio"] or variant.smallest_ratio, group["max_trust_ratio"] or variant.largest_ratio
 
 
 def bias_corrections(step: int, group: Group) -> tuple[float, float]:

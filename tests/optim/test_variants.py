@@ -194,6 +194,25 @@ def test_bad_settings_are_one_sentence(make, sentence):
     assert sentence in str(told.value)
 
 
+def test_a_lamb_goes_on_from_a_state_of_before_it_had_bounds_of_the_ratio():
+    _, ends = run(lambda groups: Lamb(groups, 0.1))
+    half, parameters = run(lambda groups: Lamb(groups, 0.1), steps=3)
+    older = copy.deepcopy(half.state_dict())
+    for group in older["param_groups"]:
+        del group["min_trust_ratio"], group["max_trust_ratio"]
+    groups = [{**group, "params": group["params"]} for group in half.param_groups]
+    again = Lamb([{k: v for k, v in group.items() if "trust" not in k} for group in groups], 0.1)
+    again.load_state_dict(older)
+    assert [group["min_trust_ratio"] for group in again.param_groups] == [None, None]
+    for step in (3, 4):
+        for parameter, grad in zip(parameters, tensors(step + 1), strict=True):
+            parameter.grad = grad
+        for group in again.param_groups:
+            group["lr"] = LRS[step]
+        again.step()
+    assert all(torch.equal(one, other) for one, other in zip(parameters, ends, strict=True))
+
+
 def test_a_state_of_another_model_or_optimizer_is_refused_and_nothing_changed():
     optimizer = fresh()
     optimizer.param_groups[0]["params"][0].grad = torch.ones(2, 3)
