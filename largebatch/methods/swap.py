@@ -27,7 +27,7 @@ from largebatch.plan import batch
 from largebatch.plan.batch import BatchPlan, MicroBatch
 from largebatch.plan.score import ACCURACY
 from largebatch.recipes import derive, moments
-from largebatch.recipes.config.sections import LearningRate
+from largebatch.recipes.config.learning_rate import LearningRate
 from largebatch.recipes.decided import Marks
 from largebatch.recipes.keys import Number, PositiveFloat, PositiveInt, Several
 from largebatch.recipes.optimizers import Surroundings
