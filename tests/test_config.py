@@ -109,6 +109,8 @@ def test_a_budget_given_on_the_command_line_takes_the_other_ones_place(path):
     assert (config.load(path, ["steps=4"]).epochs, config.load(path, ["steps=4"]).steps) == (None, 4)
     with pytest.raises(UserError, match="exactly one of epochs and steps"):
         config.from_dict({**config.load(path).as_written(), "steps": 3})
+    run = config.load(path, ["lr.warmup.epochs=2", "lr.warmup.share=0.5", "lr.warmup.steps=3"])
+    assert (run.lr.warmup.epochs, run.lr.warmup.steps, run.lr.warmup.share) == (0, 3, None)
 
 
 def test_1e_4_is_a_number_and_a_repeated_key_an_error(tmp_path):

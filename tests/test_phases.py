@@ -269,7 +269,9 @@ OTHER = {  # another value of each kind of key
     int: lambda value: value + 1,
 }
 OTHER_WORDS = {"variant": None, "adjust_lr": "match_rms_adamw", "others": "adamw", "ramp": "printed"}
-UNSET = {"eps": 1e-7, "bias_correction": False, "max_weight_norm": 1.0, "max_trust_ratio": 5.0}
+UNSET = {
+    "eps": 1e-7, "bias_correction": False, "max_weight_norm": 1.0, "min_trust_ratio": 0.1, "max_trust_ratio": 5.0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.table()))

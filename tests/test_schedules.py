@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from largebatch.errors import UserError
+from largebatch.plan.batch import resolve
 from largebatch.plan.schedules import Schedule, scaled_lr, table_lr
 from largebatch.recipes import decays
+from largebatch.recipes.rates import schedule
 
 IMAGENET = 1_281_167
 
@@ -106,3 +109,118 @@ def test_a_piecewise_decay_takes_its_factors_and_its_warm_up_ends_at_the_first()
     assert [schedule(s) for s in (0, 1, 2, 39.9, 40, 70, 85, 89)] == pytest.approx(
         [0, 3.2, 6.4, 6.4, 0.96, 0.128, 0.0128, 0.0128]
     )
+
+
+# Warm-ups and decays of BERT, each against a plain statement of what its code does
+
+BATCH, SET = 64, 10_000
+
+
+def of_recipe(steps: int, **lr: object) -> Schedule:
+    """Of the section ``lr`` in a run of so many steps."""
+    return schedule(resolve(dataset_size=SET, global_batch_size=BATCH, steps=steps), **lr).schedule
+
+
+def polynomial_warm_up(t: int, warmup: float, total: int, degree: float) -> float:
+    """``PolyWarmUpScheduler`` of NVIDIA's DeepLearningExamples, at its progress t/total."""
+    progress = t / total
+    return progress / warmup if progress < warmup else (1.0 - progress) ** degree
+
+
+def linear_warm_up(t: int, warmup: int, start: int, total: int) -> float:
+    """``LinearWarmupPolyDecayScheduler`` of MLPerf's reference, degree 1."""
+    return (t - start) / warmup if t - start < warmup else 1.0 - min(t / total, 1.0)
+
+
+def exponential_warm_up(t: int, warmup: float, total: int, rate: float, every: int) -> float:
+    """``warmup_exp_decay_exp`` of DeepSpeedExamples' bing_bert."""
+    return (t / total / warmup) ** 2.0 if t / total < warmup else rate ** ((t - warmup * total) / every)
+
+
+def triangle(t: int, total: int, base: float, falloff: float) -> float:
+    """``get_triangle`` of cramming."""
+    return min(base + t * (1 - base) / (1 - falloff) / total, 1 / falloff - t / (total * falloff))
+
+
+def steps_of(total: int) -> list[int]:
+    return sorted({*range(0, total, 37), *range(20), total - 1})
+
+
+@pytest.mark.parametrize(
+    ("total", "lr", "published"),
+    [
+        (
+            7038,
+            {"base": 6e-3, "warmup": {"share": 0.2843}, "decay": {"name": "polynomial", "power": 0.5, "from": "start"}},
+            lambda t: 6e-3 * polynomial_warm_up(t, 0.2843, 7038, 0.5),
+        ),
+        (
+            7038,
+            {"base": 6e-3, "warmup": {"steps": 2000}, "decay": {"name": "linear", "from": "start"}},
+            lambda t: 6e-3 * polynomial_warm_up(t, 2000 / 7038, 7038, 1.0),
+        ),
+        (
+            512,
+            {
+                "base": 2.88293e-3,
+                "warmup": {"steps": 287, "start_step": -76},
+                "decay": {"name": "linear", "from": "start", "end_step": 600},
+            },
+            lambda t: 2.88293e-3 * linear_warm_up(t, 287, -76, 600),
+        ),
+        (
+            800,
+            {"base": 1.0, "warmup": {"steps": 100}, "decay": {"name": "linear", "from": "start", "end_step": 700}},
+            lambda t: linear_warm_up(t, 100, 0, 700),
+        ),
+        (
+            5000,
+            {
+                "base": 12e-3,
+                "warmup": {"steps": 450, "power": 2, "from": 1e-3},
+                "decay": {"name": "exponential", "factor": 0.9, "every_steps": 250, "end_lr": 1e-3},
+            },
+            lambda t: 1e-3 + 11e-3 * exponential_warm_up(t, 0.06, 7500, 0.9, 250),
+        ),
+        (
+            1000,
+            {"base": 1e-3, "warmup": {"share": 0.75, "from": 0.25e-3}, "decay": {"name": "linear"}},
+            lambda t: 1e-3 * triangle(t, 1000, 0.25, 0.25),
+        ),
+    ],
+)
+def test_schedules_of_bert_at_their_steps(total, lr, published):
+    found = of_recipe(total, **lr)
+    for step in steps_of(total):
+        assert found(step * BATCH) == pytest.approx(published(step), rel=1e-9, abs=1e-15), step
+
+
+def test_a_warm_up_grows_with_the_batch_whatever_it_is_stated_in():
+    """LAMB: 1/320 of the steps at 512, a fifth at 32k."""
+    for stated in ({"share": 1 / 320}, {"steps": 100}, {"epochs": 0.01}):
+        lr = {"base": 1.0, "reference_batch_size": BATCH // 4, "warmup": {**stated, "scaling": "linear"}}
+        whole = {"share": 1 / 320 * 1000 * BATCH, "steps": 100 * BATCH, "epochs": 0.01 * SET}[next(iter(stated))]
+        assert of_recipe(1000, **lr).warmup == pytest.approx(4 * whole)
+
+
+@pytest.mark.parametrize(
+    ("lr", "sentence"),
+    [
+        ({"warmup": {"steps": 3, "share": 0.5}}, "lr.warmup.steps and lr.warmup.share both say how long it is"),
+        ({"warmup": {"epochs": 1, "steps": 5}}, "lr.warmup.epochs and lr.warmup.steps both say"),
+        ({"warmup": {"steps": 100}}, "lr.warmup.steps = 100 must be below the run's 100 steps"),
+        ({"warmup": {"share": 1}}, "warmup.share = 1 should be less than 1"),
+        ({"warmup": {"steps": 9, "start_step": -9}}, "start_step = -9 leaves out all of the warm-up"),
+        ({"warmup": {"steps": 9, "start_step": 2}}, "start_step = 2 should be less than or equal to 0"),
+        ({"warmup": {"from": "bse"}}, "lr.warmup.from = 'bse' is not known; valid: zero or base or a rate above 0"),
+        (
+            {"warmup": {"steps": 9}, "decay": {"name": "linear", "end_step": 5}},
+            "lr.decay ends after 320 examples, before",
+        ),
+        ({"decay": {"name": "exponential", "every_steps": 5, "end_lr": 2}}, "lr.decay.end_lr = 2 is above the peak 1"),
+        ({"scaling": "adam_sqrt", "reference_batch_size": 8}, "adam_sqrt changes betas and eps as well; valid: linear"),
+    ],
+)
+def test_what_is_wrong_with_such_schedules_is_one_sentence(lr, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        of_recipe(100, base=1.0, **lr)

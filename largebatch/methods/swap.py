@@ -26,8 +26,8 @@ from largebatch.methods import Beyond, Built, Decision, Diverged, Method, Part, 
 from largebatch.plan import batch
 from largebatch.plan.batch import BatchPlan, MicroBatch
 from largebatch.plan.score import ACCURACY
-from largebatch.recipes import derive
-from largebatch.recipes.config.sections import LearningRate
+from largebatch.recipes import derive, moments
+from largebatch.recipes.config.learning_rate import LearningRate
 from largebatch.recipes.decided import Marks
 from largebatch.recipes.keys import Number, PositiveFloat, PositiveInt, Several
 from largebatch.recipes.optimizers import Surroundings
@@ -62,6 +62,8 @@ class Swap(Method):
     def refusals(self, run: Run, precision: str) -> Iterator[str]:
         if run.regime_adaptation is not None:
             yield f"{self.where} and regime_adaptation: its workers' epochs are stated as they are meant; choose one"
+        if self.lr.scaling == moments.RULE:
+            yield f"averaging.lr.scaling = {self.lr.scaling} changes betas and eps as well; valid: linear, sqrt, none"
         if derive.follows_gains(self.lr):
             yield (
                 f"averaging.lr.scaling = {self.lr.scaling}: a worker has one batch and no gain to measure; valid: "

@@ -12,7 +12,7 @@ from largebatch.optim.loading import Group
 
 AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum")
 BELOW_ONE = ("momentum",)
-ABOVE_ZERO = ("trust_coefficient", "max_trust_ratio", "max_weight_norm")
+ABOVE_ZERO = ("trust_coefficient", "min_trust_ratio", "max_trust_ratio", "max_weight_norm")
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 

@@ -7,19 +7,26 @@
 
 φ(z) = min(z, max_weight_norm), the identity by default: the paper leaves its bounds open.
 
-    variant     bias correction   ratio of tensors without decay   whose
-    you2019     on                φ(‖w‖)/‖u‖                       paper; timm with always_adapt; apex with use_nvlamb
-    apex        on                1                                NVIDIA apex FusedLAMB, timm's default
-    nus         off               1                                NUS pytorch-lamb
+    variant     bias correction   ratio of tensors without decay   bounds of the ratio   whose
+    you2019     on                φ(‖w‖)/‖u‖                       none                  paper; timm with always_adapt;
+                                                                                         apex with use_nvlamb
+    apex        on                1                                none                  NVIDIA apex FusedLAMB, timm's
+    nus         off               1                                none                  NUS pytorch-lamb
+    deepspeed   off               φ(‖w‖)/‖u‖                       0.01 to 0.3           DeepSpeed FusedLamb, as its
+                                                                                         BERT recipe calls it
 
-``apex`` and ``nus`` also clip the global gradient norm at 1 wherever they are used. A clip is nothing to hide: ask for
-it with ``max_grad_norm``, which scales what the moments see and leaves ``p.grad`` as it is.
+``min_trust_ratio`` and ``max_trust_ratio`` take the place of the variant's bounds; FusedLamb's own are 0.01 and 10. A
+tensor with a zero norm keeps the ratio 1, as there, whatever the bounds. FusedLamb has a bias correction, too, but
+outside of the ratio, where it only scales the lr by √(1−β2^t)/(1−β1^t): that is not offered.
+
+``apex``, ``nus`` and ``deepspeed`` also clip the global gradient norm at 1 wherever they are used. A clip is nothing to
+hide: ask for it with ``max_grad_norm``, which scales what the moments see and leaves ``p.grad`` as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -37,17 +44,23 @@ from largebatch.optim.trust_ratio import trust_ratio
 class LambVariant(NamedTuple):
     bias_correction: bool
     adapts_undecayed: bool  # tensors without weight decay take a ratio too
+    smallest_ratio: float | None = None
+    largest_ratio: float | None = None
+    may_correct: bool = True  # whether it has the bias correction of the equations
 
 
 VARIANTS = {
     "you2019": LambVariant(bias_correction=True, adapts_undecayed=True),
     "apex": LambVariant(bias_correction=True, adapts_undecayed=False),
     "nus": LambVariant(bias_correction=False, adapts_undecayed=False),
+    "deepspeed": LambVariant(
+        bias_correction=False, adapts_undecayed=True, smallest_ratio=0.01, largest_ratio=0.3, may_correct=False
+    ),
 }
 
 
 class Lamb(LayerwiseOptimizer):
-    """``p.grad`` is read, never written. ``bias_correction`` None is the variant's own.
+    """``p.grad`` is read, never written. ``bias_correction`` and bounds of the ratio that are None are the variant's.
 
     ``max_weight_norm`` is the upper bound of φ, ``max_grad_norm`` the bound of the global gradient norm.
     """
@@ -55,6 +68,7 @@ class Lamb(LayerwiseOptimizer):
     BUFFERS = ("first_moment", "second_moment")
     COUNTED = True
     USES_SCRATCH = True
+    LATER: Mapping[str, Any] = {"min_trust_ratio": None, "max_trust_ratio": None}
     KERNELS = "lamb"
 
     def __init__(
@@ -67,6 +81,8 @@ class Lamb(LayerwiseOptimizer):
         weight_decay: float = 0.0,
         bias_correction: bool | None = None,
         max_weight_norm: float | None = None,
+        min_trust_ratio: float | None = None,
+        max_trust_ratio: float | None = None,
         variant: str = "you2019",
         max_grad_norm: float | None = None,
         form: str = "auto",
@@ -77,7 +93,8 @@ class Lamb(LayerwiseOptimizer):
             bias_correction = VARIANTS[variant].bias_correction
         defaults = {
             "lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay,
-            "bias_correction": bias_correction, "max_weight_norm": max_weight_norm, "variant": variant,
+            "bias_correction": bias_correction, "max_weight_norm": max_weight_norm,
+            "min_trust_ratio": min_trust_ratio, "max_trust_ratio": max_trust_ratio, "variant": variant,
         }  # fmt: skip
         super().__init__(params, defaults, form, max_grad_norm)
 
@@ -92,21 +109,37 @@ class Lamb(LayerwiseOptimizer):
     def adapts(self, group: Group) -> bool:
         return group["adapt"] and (group["weight_decay"] > 0 or VARIANTS[group["variant"]].adapts_undecayed)
 
+    def _check_group(self, number: int, group: Group) -> None:
+        super()._check_group(number, group)
+        if group["bias_correction"] and not VARIANTS[group["variant"]].may_correct:
+            raise UserError(
+                f"bias_correction = True in parameter group {number}: LAMB variant {group['variant']} has none inside "
+                "of the ratio; leave it out"
+            )
+        smallest, largest = bounds(group)
+        if smallest is not None and largest is not None and smallest > largest:
+            raise UserError(
+                f"min_trust_ratio = {smallest:g} in parameter group {number} is above max_trust_ratio = {largest:g}"
+            )
+
     def ratios(self, weight_norms: Tensor, proposal_norms: Tensor, group: Group) -> Tensor:
-        bounded = weight_norms if group["max_weight_norm"] is None else weight_norms.clamp(max=group["max_weight_norm"])
-        return trust_ratio(bounded, proposal_norms)
+        smallest, largest = bounds(group)
+        return trust_ratio(lengths(weight_norms, group), proposal_norms, largest=largest, smallest=smallest)
 
     def bounded(self, weight_norms: Tensor, proposal_norms: Tensor, group: Group) -> Tensor:
-        if group["max_weight_norm"] is None:
-            return super().bounded(weight_norms, proposal_norms, group)
-        return weight_norms > group["max_weight_norm"]
+        counted = lengths(weight_norms, group)
+        free = trust_ratio(counted, proposal_norms)
+        return (counted < weight_norms) | (self.ratios(weight_norms, proposal_norms, group) != free)
 
     def kernel_row(self, settings: Group) -> GroupSettings:
         beta1, beta2 = settings["betas"]
+        smallest, largest = bounds(settings)
         logs = [math.log(b) if b > 0 and settings["bias_correction"] else -math.inf for b in (beta1, beta2)]
         return GroupSettings(
             lr=settings["lr"],
             decay=settings["weight_decay"],
+            smallest_ratio=smallest or 0.0,
+            largest_ratio=largest or math.inf,
             largest_norm=settings["max_weight_norm"] or math.inf,
             beta1=beta1,
             beta2=beta2,
@@ -166,6 +199,18 @@ class Lamb(LayerwiseOptimizer):
             return
         for weight, update, ratio in zip(shards.weights, proposals, torch.stack(ratios).tolist(), strict=True):
             weight.add_(update, alpha=-group["lr"] * ratio)
+
+
+def lengths(weight_norms: Tensor, group: Group) -> Tensor:
+    """φ(‖w‖)."""
+    largest = group["max_weight_norm"]
+    return weight_norms if largest is None else weight_norms.clamp(max=largest)
+
+
+def bounds(group: Group) -> tuple[float | None, float | None]:
+    """The smallest and the largest ratio: the group's own, else the variant's."""
+    variant = VARIANTS[group["variant"]]
+    return group["min_trust_ratio"] or variant.smallest_ratio, group["max_trust_ratio"] or variant.largest_ratio
 
 
 def bias_corrections(step: int, group: Group) -> tuple[float, float]:

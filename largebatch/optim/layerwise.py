@@ -15,7 +15,7 @@ parameter is its rounding, for a step shorter than the parameter's last digit wo
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
     BUFFERS: tuple[str, ...] = ()  # the states, each of its parameter's shape
     COUNTED = False  # whether updates are counted per tensor, in the state "step"
     USES_SCRATCH = False  # what it proposes on the CPU takes memory of its own; it clips there, too
+    LATER: Mapping[str, Any] = {}  # settings that older states do not have, and what they were then
     KERNELS: str | None = None  # its name among the Triton kernels, which read its settings by ``kernel_row``
 
     def __init__(
@@ -131,7 +132,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         parameters = loading.check_groups(self.param_groups, state_dict)
         for number, (saved, own) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
             wanted = [key for key in self.defaults if key in own]
-            loading.check_settings(type(self).__name__, number, self.settings_of(saved), wanted)
+            loading.check_settings(type(self).__name__, number, {**self.LATER, **self.settings_of(saved)}, wanted)
         for number, saved in state_dict["state"].items():
             if number in parameters:
                 shape = tuple(parameters[number].shape)
@@ -316,7 +317,7 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         """Of a copy, and of a state that is loaded: then the groups are new dictionaries, in the order of the old."""
         known = [self._shapes.get(id(group)) for group in self.__dict__.get("param_groups", [])]
         super().__setstate__(state)
-        self.param_groups[:] = [self.settings_of(group) for group in self.param_groups]
+        self.param_groups[:] = [{**self.LATER, **self.settings_of(group)} for group in self.param_groups]
         known += [None] * (len(self.param_groups) - len(known))
         self._kept = {}
         self._shapes = {

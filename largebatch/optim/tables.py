@@ -47,6 +47,7 @@ class GroupSettings(NamedTuple):
     trust_coefficient: float = 1.0
     ratio_eps: float = 0.0
     ratio_decay: float = 0.0  # of ‖w‖ in the ratio's denominator
+    smallest_ratio: float = 0.0
     largest_ratio: float = math.inf
     largest_norm: float = math.inf
     buffer_scale: float = 0.0

@@ -30,7 +30,7 @@ WEIGHT, FIRST, SECOND, ROUNDED, LENGTH, GROUP, ROW, COUNTER = (tl.constexpr(i) f
 
 SETTINGS = tl.constexpr(len(GroupSettings._fields))
 (
-    LR, DECAY, TRUST_COEFFICIENT, RATIO_EPS, RATIO_DECAY, LARGEST_RATIO, LARGEST_NORM,
+    LR, DECAY, TRUST_COEFFICIENT, RATIO_EPS, RATIO_DECAY, SMALLEST_RATIO, LARGEST_RATIO, LARGEST_NORM,
     BUFFER_SCALE, PROPOSAL_DECAY, LARGEST_ELEMENT, LR_INSIDE, RATIO_INSIDE, SHARE_OF_UPDATE, SHARE_OF_BUFFER,
     BETA1, BETA2, LOG_BETA1, LOG_BETA2, EPS,
 ) = (tl.constexpr(i) for i in range(len(GroupSettings._fields)))  # fmt: skip
@@ -87,8 +87,8 @@ def _ratio(sums, part, settings):
     below = proposed + tl.load(settings + RATIO_DECAY) * length + tl.load(settings + RATIO_EPS)
     defined = (above > 0) & (proposed > 0)
     ratio = tl.load(settings + TRUST_COEFFICIENT) * above / tl.where(defined, below, 1.0)
-    largest = tl.load(settings + LARGEST_RATIO)
-    return tl.where(defined, tl.where(ratio > largest, largest, ratio), 1.0)
+    smallest, largest = tl.load(settings + SMALLEST_RATIO), tl.load(settings + LARGEST_RATIO)
+    return tl.where(defined, tl.where(ratio > largest, largest, tl.where(ratio < smallest, smallest, ratio)), 1.0)
 
 
 @triton.jit

@@ -14,14 +14,18 @@ from torch import Tensor
 
 
 def trust_ratio(
-    weight_norm: Tensor, step_norm: Tensor, coefficient: float = 1.0, largest: float | None = None
+    weight_norm: Tensor,
+    step_norm: Tensor,
+    coefficient: float = 1.0,
+    largest: float | None = None,
+    smallest: float | None = None,
 ) -> Tensor:
-    """``coefficient·weight_norm / step_norm``, at most ``largest``; 1 where either norm is 0. Elementwise.
+    """``coefficient·weight_norm / step_norm``, from ``smallest`` to ``largest``; 1 where either norm is 0. Elementwise.
 
     ``step_norm`` is the whole denominator. Both are 0-d tensors of one layer or 1-d tensors of many;
     the result has their shape and device, and nothing is read back to the host.
     """
     ratio = coefficient * weight_norm / step_norm
-    if largest is not None:
-        ratio = ratio.clamp(max=largest)
+    if largest is not None or smallest is not None:
+        ratio = ratio.clamp(min=smallest, max=largest)
     return ratio.where((weight_norm > 0) & (step_norm > 0), 1.0)

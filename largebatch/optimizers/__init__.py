@@ -4,8 +4,8 @@ A file holds the keys with their ranges, what others must know of the kind, and 
 torch. The mathematics is in :mod:`largebatch.optim`, or torch's own.
 """
 
-from largebatch.recipes.optimizers import REGISTRY, AtTimm, Averaged, Optimizer, Surroundings
+from largebatch.recipes.optimizers import REGISTRY, AtTimm, Averaged, HalfLife, Moments, Optimizer, Surroundings
 
 register = REGISTRY.register
 
-__all__ = ["AtTimm", "Averaged", "Optimizer", "Surroundings", "register"]
+__all__ = ["AtTimm", "Averaged", "HalfLife", "Moments", "Optimizer", "Surroundings", "register"]

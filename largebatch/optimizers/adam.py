@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from largebatch.optimizers import AtTimm, Surroundings
+from largebatch.optimizers._moments import MomentsSection
 from largebatch.optimizers._torch_or_lecture import TorchOrLectureSection
-from largebatch.recipes.keys import Fraction
 
 if TYPE_CHECKING:
     import torch
 
 
-class AdamSection(TorchOrLectureSection):
+EPS = 1e-8  # torch's own
+
+
+class AdamSection(MomentsSection, TorchOrLectureSection):
     name: Literal["adam"]
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
+
+    @property
+    def epsilon(self) -> float | None:
+        return None if self.variant == "lecture" else self.eps or EPS
 
     def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:
         import torch
@@ -25,7 +30,7 @@ class AdamSection(TorchOrLectureSection):
         if self.variant == "lecture":
             return optim.LectureAdam(groups, lr=lr, momentum=self.beta1, alpha=self.beta2)
         betas = (self.beta1, self.beta2)
-        return torch.optim.Adam(groups, lr=lr, betas=betas, eps=self.eps or 1e-8, fused=around.fused)
+        return torch.optim.Adam(groups, lr=lr, betas=betas, eps=self.eps or EPS, fused=around.fused)
 
     @property
     def at_timm(self) -> AtTimm:

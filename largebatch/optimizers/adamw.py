@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from largebatch.optimizers import AtTimm, Optimizer, Surroundings
-from largebatch.recipes.keys import Fraction, PositiveFloat
+from largebatch.optimizers import AtTimm, Surroundings
+from largebatch.optimizers._moments import MomentsSection
+from largebatch.recipes.keys import PositiveFloat
 
 if TYPE_CHECKING:
     import torch
 
 
-class AdamWSection(Optimizer):
+class AdamWSection(MomentsSection):
     SHARD_SAFE: ClassVar[bool] = True
 
     name: Literal["adamw"]
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
     eps: PositiveFloat = 1e-8
 
     def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:

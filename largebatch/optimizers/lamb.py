@@ -4,30 +4,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from largebatch.optimizers import AtTimm, Optimizer, Surroundings
-from largebatch.recipes.keys import Fraction, PositiveFloat, Skipped, Switch
+import pydantic
+
+from largebatch.optimizers import AtTimm, Surroundings
+from largebatch.optimizers._moments import MomentsSection
+from largebatch.recipes.keys import PositiveFloat, Skipped, Switch
 
 if TYPE_CHECKING:
     import torch
 
 
-class LambSection(Optimizer):
+class LambSection(MomentsSection):
     SHARD_SAFE: ClassVar[bool] = True
     REFERENCE: ClassVar[dict[str, Any]] = {"variant": None}
 
     name: Literal["lamb"]
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    variant: Literal["you2019", "apex", "nus"] = "you2019"
+    variant: Literal["you2019", "apex", "nus", "deepspeed"] = "you2019"
     eps: PositiveFloat = 1e-6
     bias_correction: Switch | None = None  # unset: the variant's own
     max_weight_norm: PositiveFloat | None = None  # the upper bound of phi; the paper gives no value
+    min_trust_ratio: PositiveFloat | None = None  # unset, like the next: the variant's own; deepspeed's 0.01 and 0.3
+    max_trust_ratio: PositiveFloat | None = None
     skip_adaptation: tuple[Skipped, ...] = ("norm", "bias")
+
+    @pydantic.model_validator(mode="after")
+    def corrected_where_it_can_be(self) -> LambSection:
+        if self.variant == "deepspeed" and self.bias_correction:
+            raise ValueError(
+                "optimizer.bias_correction = true is another one in optimizer.variant = deepspeed, outside of the "
+                "ratio, where it only scales the lr; leave it out"
+            )
+        return self
 
     def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:
         from largebatch import optim
 
-        return optim.Lamb(groups, lr=lr, **self.model_dump(exclude={"name", "skip_adaptation"}))
+        return optim.Lamb(groups, lr=lr, **self.settings)
 
     @property
     def not_adapted(self) -> tuple[str, ...]:

@@ -4,16 +4,21 @@ Peak, from the recipe's rule for a global batch B (κ = B / reference):
 
     linear   η = base · κ            Krizhevsky 2014 (1404.5997); Goyal et al. 2017 (1706.02677), §2.1
     sqrt     η = base · √κ           Krizhevsky 2014; Hoffer et al. 2017 (1705.08741); You et al. 2019 (1904.00962)
+    adam_sqrt  the same, and β1, β2 and ε follow     Malladi et al. 2022: :mod:`largebatch.recipes.moments`
     none     η = base
     table    η = the row of B        refused between two rows unless interpolation is asked for
 
 Then, with s the examples seen *before* the step, W those of the warm-up, T those of the budget:
 
-    warm-up     η(s) = start + (peak − start)·s/W            while s < W, anew at every step
-    decay       η(s) = lr(peak, (s − W)/(T − W), n)          afterwards; n: how many of its milestones lie behind
+    warm-up     η(s) = start + (peak − start)·((s + k)/(W + k))^p     while s < W, anew at every step
+    decay       η(s) = lr(peak, (s − A)/(Z − A), n)          afterwards; n: how many of its milestones lie behind
+
+p is 1 and k is 0 unless the recipe says otherwise: k are examples of a warm-up that has begun before the run. A decay
+runs from A = W to Z = T; those of BERT count from A = 0, so that the lr falls at once where the warm-up ends, and one
+may end at a Z of its own, before or behind the budget.
 
 A decay that jumps counts its epochs from the start of the run, as in Goyal et al., and may say where the warm-up ends
-(``piecewise``: at its first factor of the peak); every other runs from the end of the warm-up to the end of the budget.
+(``piecewise``: at its first factor of the peak).
 A warm-up from zero thus begins with one step at lr 0; from ``base`` it begins at ``base`` (Goyal et al., §2.2), or at
 the peak where that is lower. A method may set
 another clock than the examples seen, and the lr of each step.
@@ -29,11 +34,11 @@ from largebatch.errors import UserError
 
 
 def scaled_lr(base: float, scaling: str, global_batch_size: int, reference_batch_size: int | None) -> float:
-    if scaling not in ("linear", "sqrt"):
+    if scaling not in ("linear", "sqrt", "adam_sqrt"):
         return base
     assert reference_batch_size is not None
     kappa = global_batch_size / reference_batch_size
-    return base * {"linear": kappa, "sqrt": math.sqrt(kappa)}[scaling]
+    return base * (kappa if scaling == "linear" else math.sqrt(kappa))
 
 
 def table_lr(table: dict[int, float], global_batch_size: int, interpolate: bool = False) -> float:
@@ -70,18 +75,41 @@ class Schedule:
     warmup: float = 0.0
     start: float = 0.0  # lr at the first step of the warm-up
     milestones: tuple[float, ...] = ()  # examples at which the decay jumps
+    power: float = 1.0  # of the warm-up
+    skipped: float = 0.0  # examples of the warm-up that count as seen before the first step
+    decay_from: float | None = None  # unset: the end of the warm-up
+    decay_to: float | None = None  # unset: the end
 
     def __post_init__(self) -> None:
         if self.warmup > self.total:
             raise UserError(
                 f"lr.warmup is longer than the run: {self.warmup:.0f} examples of warm-up, {self.total:.0f} of training"
             )
+        if self.decay_to is not None and self.decay_to < self.warmup:
+            raise UserError(
+                f"lr.decay ends after {self.decay_to:.0f} examples, before the {self.warmup:.0f} of the warm-up are "
+                "over; let it end later"
+            )
         self.decay.check(self.peak)
+
+    @property
+    def decay_span(self) -> tuple[float, float]:
+        return (
+            self.warmup if self.decay_from is None else self.decay_from,
+            self.total if self.decay_to is None else self.decay_to,
+        )
+
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """Examples at which the lr is at once another."""
+        begin, _ = self.decay_span
+        return (self.warmup, *self.milestones) if begin < self.warmup else self.milestones
 
     def __call__(self, examples_seen: float) -> float:
         if examples_seen < self.warmup:
-            return self.start + (self.decay.summit(self.peak) - self.start) * (examples_seen / self.warmup)
-        span = self.total - self.warmup
-        progress = min(1.0, (examples_seen - self.warmup) / span) if span > 0 else 0.0
+            share = (examples_seen + self.skipped) / (self.warmup + self.skipped)
+            return self.start + (self.decay.summit(self.peak) - self.start) * share**self.power
+        begin, end = self.decay_span
+        progress = (examples_seen - begin) / (end - begin) if end > begin else 0.0
         passed = sum(examples_seen >= at for at in self.milestones)
         return self.decay.lr(self.peak, progress, passed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from largebatch.plan.batch import BatchPlan
-from largebatch.recipes import config, derive, phases, refusals, registry
+from largebatch.recipes import config, derive, moments, phases, refusals, registry
 from largebatch.recipes.decided import Beside, DataFacts, Decided, Evaluating, Marks, Recording, Saving
 from largebatch.recipes.methods import Decision
 from largebatch.recipes.registry import Code
@@ -35,7 +35,8 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
         code=code_of_parts(run, data.task),
         plan=plan,
         phases=of_phases,
-        optimizer=run.optimizer,
+        optimizer=moments.at_batch(run, run.batch.global_batch_size).optimizer,
+        stated=run.optimizer,
         weight_decay=run.weight_decay.value,
         stretch=stretch,
         clock=derive.clock_of(run),
@@ -88,6 +89,15 @@ def precision_of(asked: str, device: str) -> str:
     return "bf16" if device == "cuda" else "fp32"
 
 
+def moments_beside(run: config.Run, plan: BatchPlan) -> list[Beside]:
+    """What β and ε are at each batch, where they follow it."""
+    of_stages = (run,) * len(plan.stages) if run.phases is None else config.of_phases(run)
+    found = [
+        moments.at_batch(laid, stage.global_batch_size) for laid, stage in zip(of_stages, plan.stages, strict=True)
+    ]
+    return [Beside(key, words) for key, words in dict.fromkeys((at.key, at.words) for at in found) if key is not None]
+
+
 def words_of(run: config.Run, decisions: dict[str, Decision]) -> list[Beside]:
     words = {method.KEY: decisions[name].words for name, method in run.methods.items()}
     return [Beside(key, sentence) for key, sentence in words.items() if sentence is not None]
@@ -103,6 +113,7 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
     if run.phases is not None:
         sizes = [f"{phase.batch.global_batch_size:,}" for phase in config.of_phases(run)]
         found.append(Beside("phases", f"{len(sizes)} phase{'s' * (len(sizes) > 1)} of batch {', '.join(sizes)}"))
+    found += moments_beside(run, plan)
     sizes = run.data.image_size
     if sizes is not None and not sizes.is_constant:
         until = (sizes.until_epoch or 0) * run.stretch

@@ -127,7 +127,8 @@ class Decided:
     code: Mapping[str, Code]  # of parts that are not the package's, by the key that names them
     plan: BatchPlan  # a stage for each phase
     phases: tuple[Phase, ...]
-    optimizer: Any  # a section of largebatch.optimizers, its builder: as outside of phases
+    optimizer: Any  # a section of largebatch.optimizers, its builder: as outside of phases, at the run's batch
+    stated: Any  # the same as the recipe says it
     weight_decay: float  # the same
     stretch: int  # κ of the regime adaptation; 1 without
     clock: GainClock | None  # of the schedule; None: the examples seen

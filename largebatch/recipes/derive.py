@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from largebatch.errors import UserError
 from largebatch.plan import batch, phases, schedules
@@ -194,16 +195,46 @@ def peak_of(lr: config.LearningRate, global_batch_size: int) -> tuple[float, str
         "none": f"no scaling: {lr.base:g}",
         "linear": f"linear: {lr.base:g} × {size}/{reference} = {peak:g}",
         "sqrt": f"sqrt: {lr.base:g} × √({size}/{reference}) = {peak:g}",
+        "adam_sqrt": f"adam_sqrt: {lr.base:g} × √({size}/{reference}) = {peak:g}",
     }
     return peak, words[lr.scaling]
 
 
-def warmup_epochs(lr: config.LearningRate, global_batch_size: int) -> float:
-    """As long as it is at this batch, before any regime adaptation."""
-    if lr.warmup.scaling == "none":
-        return lr.warmup.epochs
-    assert lr.reference_batch_size is not None
-    return lr.warmup.epochs * global_batch_size / lr.reference_batch_size
+class WarmupLength(NamedTuple):
+    examples: float
+    skipped: float  # further examples, which count as seen before the first step
+    words: str
+    stated: str  # the key, and how long it says that it is at this batch
+
+
+def warmup_of(lr: config.LearningRate, size: int, clock: Span, plan: BatchPlan, stretch: int) -> WarmupLength:
+    """How long it is at a global batch of ``size`` in what the schedule counts; epochs with any regime adaptation."""
+    warmup, times, rule = lr.warmup, 1.0, ""
+    key = "steps" if warmup.steps else "share" if warmup.share else "epochs"
+    stated = getattr(warmup, key)
+    if warmup.scaling == "linear" and lr.reference_batch_size is not None:
+        times, rule = size / lr.reference_batch_size, f" ({stated:g} × {size}/{lr.reference_batch_size})"
+    length = stated * times
+    skipped = -warmup.start_step
+    if key == "epochs":
+        length *= stretch
+        examples, words = plan.examples_at(length), f"{length:g} epochs{rule}"
+    elif key == "share":
+        examples, words = round(length * clock.budget, 6), f"{length:g} of the budget{rule}"
+    else:
+        left_out = f" without its first {skipped:,}" if skipped else ""
+        examples = examples_of_steps(plan, clock, length - skipped)
+        words = f"{length:g} steps{rule}{left_out}"
+    if warmup.power != 1:
+        words += f" to the power {warmup.power:g}"
+    return WarmupLength(examples, skipped * size, words, f"lr.warmup.{key} = {length:g}")
+
+
+def examples_of_steps(plan: BatchPlan, clock: Span, steps: float) -> float:
+    """Of so many steps from the first of a clock on; beyond the plan's end they are as large as its last."""
+    whole, part = divmod(steps, 1)
+    last = clock.first_step + int(whole)
+    return plan.examples_before(last) - clock.first_example + round(part * plan.at(last).global_batch_size, 6)
 
 
 def learning_rate_of(run: config.Run, plan: BatchPlan) -> ExplainedSchedule:
@@ -226,32 +257,50 @@ def learning_rate_of(run: config.Run, plan: BatchPlan) -> ExplainedSchedule:
 
 def schedule_of(lr: config.LearningRate, plan: BatchPlan, stretch: int = 1) -> ExplainedSchedule:
     """The schedule of one ``lr`` section over a plan; also that of workers that go on alone."""
-    return schedule_over(lr, plan.global_batch_size, plan.budget_examples, plan, stretch)
+    whole = Span(0, plan.steps, 0, plan.budget_examples)
+    return schedule_over(lr, plan.global_batch_size, whole, plan, stretch)
 
 
 def schedule_over(
-    lr: config.LearningRate, size: int, budget: float, plan: BatchPlan, stretch: int = 1, whose: str = "run"
+    lr: config.LearningRate, size: int, clock: Span, plan: BatchPlan, stretch: int = 1, whose: str = "run"
 ) -> ExplainedSchedule:
-    """The same at a global batch of ``size`` over ``budget`` examples: a part of the plan."""
+    """The same at a global batch of ``size`` over a clock: a part of the plan."""
     peak, rule = peak_of(lr, size)
-    epochs = budget / plan.dataset_size
-    warmup = warmup_epochs(lr, size) * stretch
-    if warmup >= epochs:
-        raise UserError(f"lr.warmup.epochs = {warmup:g} must be below the {whose}'s {epochs:.4g} epochs")
-    start = min(lr.base or 0.0, peak) if lr.warmup.start == "base" else 0.0
+    warmup = warmup_of(lr, size, clock, plan, stretch)
+    if warmup.examples >= clock.budget:
+        epochs = f"{clock.budget / plan.dataset_size:.4g} epochs"
+        most = f"{clock.steps:,} steps" if lr.warmup.steps else epochs
+        raise UserError(f"{warmup.stated} must be below the {whose}'s {most}")
+    start = start_of(lr, peak)
     jumps = [epoch * stretch for epoch in lr.decay.epochs]
+    begin, end = lr.decay.span(
+        warmup.examples, clock.budget, lambda steps: examples_of_steps(plan, clock, float(steps))
+    )
     schedule = Schedule(
         peak=peak,
-        total=budget,
+        total=clock.budget,
         decay=lr.decay,
-        warmup=plan.examples_at(warmup),
+        warmup=warmup.examples,
         start=start,
         milestones=tuple(plan.examples_at(epoch) for epoch in jumps),
+        power=lr.warmup.power,
+        skipped=warmup.skipped,
+        decay_from=begin,
+        decay_to=end,
     )
-    linear = f" ({lr.warmup.epochs:g} × {size}/{lr.reference_batch_size})"
-    rule_of_warmup = linear if lr.warmup.scaling == "linear" else ""
-    in_words = f"{warmup:g} epochs{rule_of_warmup} from {start:g}" if warmup else "none"
+    in_words = f"{warmup.words} from {start:g}" if warmup.examples else "none"
     return ExplainedSchedule(schedule, rule, in_words, lr.decay.words(jumps))
+
+
+def start_of(lr: config.LearningRate, peak: float) -> float:
+    """Where the warm-up begins."""
+    match lr.warmup.start:
+        case "zero":
+            return 0.0
+        case "base":
+            return min(lr.base or 0.0, peak)
+        case rate:
+            return min(rate, peak)
 
 
 def sides_of(run: config.Run) -> tuple[tuple[int, ...], int] | None:

@@ -11,7 +11,7 @@ import pydantic
 
 from largebatch.errors import UserError, first_words
 from largebatch.recipes import kinds
-from largebatch.recipes.keys import Number, Section, Switch
+from largebatch.recipes.keys import Number, PositiveInt, Section, Switch
 from largebatch.recipes.registry import Registry
 
 if TYPE_CHECKING:
@@ -42,6 +42,20 @@ class Averaged(NamedTuple):
     nesterov: bool
 
 
+class Moments(NamedTuple):
+    """Decay rates of the averages of Adam's kind, and what keeps its root from 0; None: there is none."""
+
+    beta1: float
+    beta2: float
+    eps: float | None
+
+
+class HalfLife(Section):
+    """β2 is stated at this batch; at another it forgets as much in as many examples (:mod:`recipes.moments`)."""
+
+    reference_batch_size: PositiveInt
+
+
 class AtTimm(NamedTuple):
     """What timm calls an optimizer of the same kind, and what else ``timm.optim.create_optimizer_v2`` is told."""
 
@@ -54,7 +68,9 @@ class Optimizer(Section):
 
     STATES: ClassVar[int] = 2  # tensors kept of each weight, as large as it
     SHARD_SAFE: ClassVar[bool] = False  # whether a shard of a layer steps as it would in the whole
-    FIXED: ClassVar[frozenset[str]] = frozenset({"name", "variant", "skip_adaptation"})  # keys that no phase changes
+    FIXED: ClassVar[frozenset[str]] = frozenset(
+        {"name", "variant", "skip_adaptation", "beta2_half_life"}
+    )  # keys that no phase changes
     REFERENCE: ClassVar[dict[str, Any]] = {}  # key -> its value in MLPerf's reference; what is not listed may be any
 
     name: str
@@ -78,6 +94,21 @@ class Optimizer(Section):
     def averaged(self) -> Averaged | None:
         """None: the step is scaled layer by layer, element by element or so."""
         return None
+
+    @property
+    def moments(self) -> Moments | None:
+        """As they are stated; None: it has none."""
+        return None
+
+    @property
+    def half_life(self) -> HalfLife | None:
+        """Of β2, where it is to be kept."""
+        return None
+
+    def with_moments(self, moments: Moments) -> Optimizer:
+        """The same with these."""
+        own = self.moments
+        return self.model_copy(update={k: value for k, value in moments._asdict().items() if value != getattr(own, k)})
 
     @property
     def at_timm(self) -> AtTimm | None:

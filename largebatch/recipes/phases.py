@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from largebatch.errors import UserError
 from largebatch.plan.batch import BatchPlan
 from largebatch.plan.phases import Span, clocks
-from largebatch.recipes import config, derive
+from largebatch.recipes import config, derive, moments
 from largebatch.recipes.decided import ExplainedSchedule, Phase
 
 
@@ -28,9 +28,12 @@ def planned(
     followed = clocks(spans, [phase.clock == "goes_on" for phase in run.phases])
     schedules = _schedules(of_phases, spans, followed, plan)
     return plan, tuple(
-        Phase(span, stage, lr, clock, laid.optimizer, laid.weight_decay.value, laid.data.side, laid.data.length)
+        Phase(
+            span, stage, lr, clock, moments.at_batch(laid, stage.global_batch_size).optimizer,
+            laid.weight_decay.value, laid.data.side, laid.data.length,
+        )
         for laid, span, stage, lr, clock in zip(of_phases, spans, plan.stages, schedules, followed, strict=True)
-    )
+    )  # fmt: skip
 
 
 def of_one_clock(run: config.Run, plan: BatchPlan) -> tuple[Phase, ...]:
@@ -46,7 +49,7 @@ def of_one_clock(run: config.Run, plan: BatchPlan) -> tuple[Phase, ...]:
                 stage.first_example,
                 plan.budget_examples if end is None else end.first_example,
             ),
-            stage, lr, clock, run.optimizer, run.weight_decay.value,
+            stage, lr, clock, moments.at_batch(run, stage.global_batch_size).optimizer, run.weight_decay.value,
         )
         for stage, end in zip(plan.stages, ends, strict=True)
     )  # fmt: skip
@@ -63,7 +66,7 @@ def _schedules(
             continue
         with derive.in_phase(number):
             size = laid.batch.global_batch_size
-            found.append(derive.schedule_over(laid.lr, size, clock.budget, plan, whose="phase"))
+            found.append(derive.schedule_over(laid.lr, size, clock, plan, whose="phase"))
     return found
 
 
@@ -93,6 +96,12 @@ def refusals(run: config.Run, of_phases: Sequence[config.Run]) -> Iterator[str]:
                 yield f"{method.where} divides one batch among its workers, phases change it; choose one"
             if method.ENDS_EARLY and len(sides) > 1:
                 yield f"phases of several {of_size} need the whole plan, which {method.where} may end; choose one"
+    for number, (phase, laid) in enumerate(zip(run.phases or (), of_phases, strict=True), start=1):
+        if phase.clock == "goes_on" and len(batches) > 1 and laid.lr.scaling == moments.RULE:
+            yield (
+                f"phases.{number}.clock = goes_on keeps the lr of another batch, and lr.scaling = {moments.RULE} gives "
+                "this one beta1, beta2 and eps of its own; choose one"
+            )
     if run.batch_norm.statistics == "precise" and len(sides) > 1:
         yield "batch_norm.statistics = precise looks at images of one side, and phases have several; choose one"
     if getattr(run.engine, "cuda_graphs", False) and (len(batches) > 1 or (len(sides) > 1 and not run.compile)):

@@ -63,6 +63,6 @@ def goes_on(phase: Phase) -> bool:
 
 
 def settings_of(decided: Decided, phase: Phase) -> dict[str, Any]:
-    """Those of the optimizer that are not the recipe's own."""
-    own = decided.optimizer.model_dump(mode="json")
+    """Those of the optimizer that are not the recipe's own, be it that a rule made them for this batch."""
+    own = decided.stated.model_dump(mode="json")
     return {key: value for key, value in phase.optimizer.model_dump(mode="json").items() if value != own.get(key)}

@@ -8,7 +8,7 @@ import pydantic
 
 from largebatch.errors import UserError
 from largebatch.plan.batch import BatchPlan
-from largebatch.recipes import derive
+from largebatch.recipes import derive, moments
 from largebatch.recipes.config import LearningRate
 from largebatch.recipes.config.mistakes import sentence
 from largebatch.recipes.decided import ExplainedSchedule
@@ -25,6 +25,8 @@ def schedule(plan: BatchPlan, **lr: Any) -> ExplainedSchedule:
         section = LearningRate.model_validate(lr)
     except pydantic.ValidationError as error:
         raise UserError(f"the schedule: {sentence(error, LearningRate)}") from None
+    if section.scaling == moments.RULE:
+        raise UserError(f"scaling = {section.scaling} changes betas and eps as well; valid: linear, sqrt, none")
     if derive.follows_gains(section):
         raise UserError(f"scaling = {section.scaling} needs a run that measures its steps; valid: linear, sqrt, none")
     return derive.schedule_of(section, plan)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from largebatch.errors import UserError
-from largebatch.recipes import config
+from largebatch.recipes import config, moments
 from largebatch.recipes.keys import Section
 from largebatch.recipes.methods import Method
 
@@ -21,6 +21,7 @@ def refusals(run: config.Run, precision: str) -> Iterator[str]:
     for method in run.methods.values():
         if method.WHOLE:
             yield from _whole(method, run.engine.name, precision)
+    yield from moments.refusals(run)
     for said_by in (*_sections(run), *run.methods.values()):
         yield from said_by.refusals(run, precision)
 

@@ -60,7 +60,7 @@ class PhaseRecord:
     lr: Text  # rule, warm-up and decay, in words; or that it goes on
     peak_lr: Amount  # as the optimizer gets it
     weight_decay: Amount
-    optimizer: Table | None  # settings that are not the recipe's own
+    optimizer: Table | None  # settings that are not the recipe's own, be it by a rule of the batch
 
 
 @dataclass(frozen=True, kw_only=True)

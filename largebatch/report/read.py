@@ -205,15 +205,20 @@ def _told_apart(groups: list[Group]) -> list[Group]:
     return told
 
 
+BY_KEY = ("numbers", "downstream")  # of what a recipe cites: tables of numbers by their key
+
+
 def expected(expect: Mapping[str, Any] | None, recipe: RecipeRecord) -> dict[str, object] | None:
     """What the recipe says was published, at the batch that this run has: its row, where there are rows."""
     if expect is None:
         return None
     rows = _by_size(expect)
     size = recipe.batch.global_batch_size if recipe.batch else None
-    row = (rows.get(size) if size else None) if rows else {key: expect.get(key) for key in ("numbers", "top1", "steps")}
-    known = {key: value for key, value in (row or {}).items() if value is not None and key != "numbers"}
-    return {**_numbers(row or {}), **known, "source": str(expect.get("source") or "")}
+    whole = {key: expect.get(key) for key in (*BY_KEY, "top1", "steps")}
+    row = ((rows.get(size) if size else None) if rows else whole) or {}
+    known = {key: value for key, value in row.items() if value is not None and key not in BY_KEY}
+    by_key = {key: value for table in BY_KEY for key, value in _numbers(row, table).items()}
+    return {**by_key, **known, "source": str(expect.get("source") or "")}
 
 
 def published(expect: Mapping[str, Any] | None, score: Score) -> dict[int, float]:
@@ -231,7 +236,7 @@ def _cited(row: Mapping[str, Any], score: Score) -> object:
     return _numbers(row).get(score.key) if top is None else top
 
 
-def _numbers(row: Mapping[str, Any]) -> Mapping[str, object]:
+def _numbers(row: Mapping[str, Any], table: str = "numbers") -> Mapping[str, object]:
     """What is published by the number's key."""
-    numbers = row.get("numbers")
+    numbers = row.get(table)
     return numbers if isinstance(numbers, Mapping) else {}

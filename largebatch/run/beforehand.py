@@ -67,7 +67,8 @@ def mlperf_facts(job: Job) -> mllog.MlperfRun:
     run, plan = job.run, job.plan
     keys = run.optimizer.model_dump()
     imagenet = run.data.name == "imagenet" and not run.data.hold_out and run.model.name.endswith("resnet50")
-    warmup = job.decided.lr.schedule.warmup / plan.dataset_size
+    schedule = job.decided.lr.schedule
+    warmup = schedule.warmup / plan.dataset_size
     return mllog.MlperfRun(
         seed=run.seed,
         global_batch_size=plan.global_batch_size,
@@ -79,7 +80,7 @@ def mlperf_facts(job: Job) -> mllog.MlperfRun:
         peak_lr=job.decided.peak_lr,
         end_lr=run.lr.decay.end,
         decay_power=run.lr.decay.polynomial,
-        decay_steps=plan.steps - plan.first_step_at(warmup * plan.dataset_size),
+        decay_steps=plan.first_step_at(schedule.decay_span[1]) - plan.first_step_at(schedule.warmup),
         warmup_epochs=warmup,
         momentum=keys.get("momentum", 0.0),
         weight_decay=run.weight_decay.value,

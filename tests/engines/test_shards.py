@@ -10,7 +10,7 @@ import torch
 from programs import torchrun
 
 pytestmark = pytest.mark.worlds
-NAMES = ["lars", "nus", "lamb", "clipped lamb"]
+NAMES = ["lars", "nus", "lamb", "clipped lamb", "bounded lamb"]
 
 
 def run(folder: Any, world: int, function: str) -> Any:

@@ -50,7 +50,7 @@ def lars(
 
 def lamb(
     w: Layer, gs: list[Layer], lrs: list[float], beta1: float, beta2: float, eps: float, decay: float,
-    corrected: bool, adapt: bool, largest: float | None,
+    corrected: bool, adapt: bool, largest: float | None, bounds: tuple[float, float] = (0.0, math.inf),
 ) -> Layer:  # fmt: skip
     m, v = [0.0] * len(w), [0.0] * len(w)
     for t, (g, lr) in enumerate(zip(gs, lrs, strict=True), start=1):
@@ -59,6 +59,6 @@ def lamb(
         c1, c2 = (1 - beta1**t, 1 - beta2**t) if corrected else (1.0, 1.0)
         u = [(mi / c1) / (math.sqrt(vi / c2) + eps) + decay * wi for mi, vi, wi in zip(m, v, w, strict=True)]
         length = norm(w) if largest is None else min(norm(w), largest)
-        ratio = 1.0 if length == 0 or norm(u) == 0 or not adapt else length / norm(u)
+        ratio = 1.0 if length == 0 or norm(u) == 0 or not adapt else min(max(length / norm(u), bounds[0]), bounds[1])
         w = [wi - lr * ratio * ui for wi, ui in zip(w, u, strict=True)]
     return w

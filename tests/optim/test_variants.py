@@ -40,15 +40,39 @@ def run(make: Any, dtype: torch.dtype = torch.float64, steps: int = len(LRS)) ->
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    ("variant", "corrected", "bias_is_adapted"), [("you2019", True, True), ("apex", True, False), ("nus", False, False)]
+    ("variant", "corrected", "bias_is_adapted", "bounds"),
+    [
+        ("you2019", True, True, (0.0, math.inf)),
+        ("apex", True, False, (0.0, math.inf)),
+        ("nus", False, False, (0.0, math.inf)),
+        ("deepspeed", False, True, (0.01, 0.3)),
+    ],
 )
-def test_each_lamb_is_its_row_of_the_table(variant, corrected, bias_is_adapted, form):
+def test_each_lamb_is_its_row_of_the_table(variant, corrected, bias_is_adapted, bounds, form):
     _, ends = run(lambda groups: Lamb(groups, 0.1, variant=variant, form=form))
     for number, (end, decay, adapt) in enumerate(zip(ends, (0.1, 0.0), (True, bias_is_adapted), strict=True)):
         gs = [tensors(step + 1)[number].flatten().tolist() for step in range(len(LRS))]
         start = tensors(0)[number].flatten().tolist()
-        expected = oracle.lamb(start, gs, LRS, 0.9, 0.999, 1e-6, decay, corrected, adapt, None)
+        expected = oracle.lamb(start, gs, LRS, 0.9, 0.999, 1e-6, decay, corrected, adapt, None, bounds)
         torch.testing.assert_close(end.flatten().tolist(), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("smallest", "largest"), [(None, 0.05), (0.2, None), (0.2, 0.2)])
+def test_a_lamb_takes_bounds_of_its_own_and_says_where_they_decide(smallest, largest, form):
+    """0.01 and 0.3 are left where a bound is not given; zero norms keep the ratio 1, as in DeepSpeed's kernel."""
+    bounds = {"min_trust_ratio": smallest, "max_trust_ratio": largest}
+    optimizer, ends = run(lambda groups: Lamb(groups, 0.1, variant="deepspeed", form=form, **bounds))
+    for number, (end, decay) in enumerate(zip(ends, (0.1, 0.0), strict=True)):
+        gs = [tensors(step + 1)[number].flatten().tolist() for step in range(len(LRS))]
+        start = tensors(0)[number].flatten().tolist()
+        both = (smallest or 0.01, largest or 0.3)
+        expected = oracle.lamb(start, gs, LRS, 0.9, 0.999, 1e-6, decay, False, True, None, both)
+        torch.testing.assert_close(end.flatten().tolist(), expected, rtol=1e-10, atol=1e-12)
+    norms = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([1e3, 5.0, 0.1, 1.0])
+    group = {**optimizer.param_groups[0], "min_trust_ratio": 0.01, "max_trust_ratio": 0.3}
+    assert optimizer.ratios(*norms, group).tolist() == pytest.approx([0.01, 0.2, 0.3, 1.0])
+    assert optimizer.bounded(*norms, group).tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -152,6 +176,15 @@ def fresh(**changes: Any) -> Lars:
         (lambda: Lars([{"params": [torch.ones(1)], "weight_decay": -1.0}], 0.1), "weight_decay = -1.0 in parameter"),
         (lambda: fresh(form="cuda"), "form = 'cuda' is not known; valid: auto, foreach, fused, plain"),
         (lambda: Lamb([torch.ones(1)], 0.1, variant="nvlamb"), "LAMB variant 'nvlamb' is not known"),
+        (lambda: Lamb([torch.ones(1)], 0.1, variant="deepspeed", bias_correction=True), "has none inside of the ratio"),
+        (
+            lambda: Lamb([torch.ones(1)], 0.1, variant="deepspeed", min_trust_ratio=0.5),
+            "group 0 is above max_trust_ratio = 0.3",
+        ),
+        (
+            lambda: Lamb([torch.ones(1)], 0.1, max_trust_ratio=0.0),
+            "max_trust_ratio = 0.0 in parameter group 0; it must be above 0",
+        ),
         (lambda: Lamb([torch.ones(1)], 0.1, max_grad_norm=0.0), "max_grad_norm = 0.0 must be above 0"),
     ],
 )
@@ -159,6 +192,25 @@ def test_bad_settings_are_one_sentence(make, sentence):
     with pytest.raises(UserError) as told:
         make()
     assert sentence in str(told.value)
+
+
+def test_a_lamb_goes_on_from_a_state_of_before_it_had_bounds_of_the_ratio():
+    _, ends = run(lambda groups: Lamb(groups, 0.1))
+    half, parameters = run(lambda groups: Lamb(groups, 0.1), steps=3)
+    older = copy.deepcopy(half.state_dict())
+    for group in older["param_groups"]:
+        del group["min_trust_ratio"], group["max_trust_ratio"]
+    groups = [{**group, "params": group["params"]} for group in half.param_groups]
+    again = Lamb([{k: v for k, v in group.items() if "trust" not in k} for group in groups], 0.1)
+    again.load_state_dict(older)
+    assert [group["min_trust_ratio"] for group in again.param_groups] == [None, None]
+    for step in (3, 4):
+        for parameter, grad in zip(parameters, tensors(step + 1), strict=True):
+            parameter.grad = grad
+        for group in again.param_groups:
+            group["lr"] = LRS[step]
+        again.step()
+    assert all(torch.equal(one, other) for one, other in zip(parameters, ends, strict=True))
 
 
 def test_a_state_of_another_model_or_optimizer_is_refused_and_nothing_changed():

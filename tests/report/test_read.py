@@ -142,4 +142,8 @@ def test_what_was_published_is_that_of_the_runs_own_batch():
     assert at(8192) == {"top1": 76.26, "top1_std": 0.09, "source": "Table 1"}
     assert at(1024) == {"source": "Table 1"}, "no row: nothing was published for this batch"
     assert expected({"top1": 50.0, "source": "x"}, asked({})) == {"top1": 50.0, "source": "x"}
+    tables = {"numbers": {"masked_accuracy_percent": 72.0}, "downstream": {"squad_f1": 90.7}}
+    flat = {"masked_accuracy_percent": 72.0, "squad_f1": 90.7, "source": "x"}
+    assert expected({**tables, "source": "x"}, asked({})) == flat
+    assert expected({"by_batch_size": {"8": tables}, "source": "x"}, asked({"batch": {"global_batch_size": 8}})) == flat
     assert expected(None, asked({})) is None

@@ -64,6 +64,7 @@ OPTIMIZERS = {
     "nus": lambda g: Lars(g, 0.5, trust_coefficient=0.02, variant="nus"),
     "lamb": lambda g: Lamb(g, 0.01),
     "clipped lamb": lambda g: Lamb(g, 0.01, max_grad_norm=0.5, variant="apex"),
+    "bounded lamb": lambda g: Lamb(g, 0.01, variant="deepspeed", min_trust_ratio=0.21),
 }
 
 

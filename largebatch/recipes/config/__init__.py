@@ -1,19 +1,20 @@
 """What the user wrote: a frozen :class:`Run`, read strictly from YAML and ``key=value`` overrides; no torch.
 
-run.py         Run, and how it is read: file, table row, overrides
-phases.py      keys that are laid over a recipe for a stretch of the run
-model.py       the section of the model: what it begins with, what of it is trained
-sections.py    what each other key may hold; those of optimizers and decays are in folders of their own
-mistakes.py    what is wrong, in one sentence
+run.py             Run, and how it is read: file, table row, overrides
+phases.py          keys that are laid over a recipe for a stretch of the run
+model.py           the section of the model: what it begins with, what of it is trained
+learning_rate.py   that of the learning rate: its peak at a batch, its warm-up, its decay
+sections.py        what each other key may hold; those of optimizers and decays are in folders of their own
+mistakes.py        what is wrong, in one sentence
 """
 
+from largebatch.recipes.config.learning_rate import LearningRate
 from largebatch.recipes.config.phases import of_phases
 from largebatch.recipes.config.run import Run, from_dict, json_schema, load, overlay, read, row_of, rows_of, setting
 from largebatch.recipes.config.sections import (
     Checkpoint,
     Data,
     Keep,
-    LearningRate,
     Ramp,
 )
 

@@ -9,8 +9,9 @@ from largebatch.errors import UserError
 
 LONGEST_KEY = 100
 KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
-INSTEAD = (("epochs", "steps"),)  # keys that take each other's place
-ENDS_INSTEAD = (("until_epoch", "until_share", "steps"),)  # in a phase
+LENGTHS = ("lr.warmup.epochs", "lr.warmup.steps", "lr.warmup.share")
+INSTEAD = (("epochs", "steps"), LENGTHS)  # keys that take each other's place
+IN_PHASE_INSTEAD = (("until_epoch", "until_share", "steps"), LENGTHS)
 
 
 def is_key(key: Any) -> bool:
@@ -36,7 +37,8 @@ def place(written: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(section, dict):
             raise UserError(f"{key} cannot be set: {name} holds a value, not a section")
     section[last] = value
-    _make_way(written, key, INSTEAD)
+    for other in _others(key, INSTEAD):
+        section.pop(other.rpartition(".")[2], None)
 
 
 def _place_in_phase(phases: Any, key: str, value: Any) -> None:
@@ -51,11 +53,10 @@ def _place_in_phase(phases: Any, key: str, value: Any) -> None:
         raise UserError(f"{key} cannot be set: phases.{number} holds a value, not keys")
     own = ".".join(rest)
     phase[own] = value
-    _make_way(phase, own, ENDS_INSTEAD)
+    for other in _others(own, IN_PHASE_INSTEAD):
+        phase.pop(other, None)
 
 
-def _make_way(section: dict[str, Any], key: str, instead: tuple[tuple[str, ...], ...]) -> None:
-    for group in instead:
-        for other in group if key in group else ():
-            if other != key:
-                section.pop(other, None)
+def _others(key: str, groups: tuple[tuple[str, ...], ...]) -> list[str]:
+    """Whose place it takes."""
+    return [other for group in groups if key in group for other in group if other != key]

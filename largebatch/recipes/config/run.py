@@ -20,6 +20,7 @@ from largebatch.errors import UserError
 from largebatch.recipes import kinds, methods, optimizers, strict_yaml
 from largebatch.recipes.config import sections
 from largebatch.recipes.config.dotted import is_key, place
+from largebatch.recipes.config.learning_rate import LearningRate
 from largebatch.recipes.config.mistakes import sentence, shown
 from largebatch.recipes.config.model import Model
 from largebatch.recipes.config.phases import PhaseKeys, check_overrides, check_phases, listed
@@ -32,7 +33,6 @@ from largebatch.recipes.config.sections import (
     Engine,
     Evaluate,
     Expect,
-    LearningRate,
     Loss,
     NonfiniteGradients,
     RegimeAdaptation,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from largebatch.recipes import decays, kinds
 from largebatch.recipes.config.mistakes import shown
-from largebatch.recipes.decays.constant import ConstantDecay
 from largebatch.recipes.keys import (
     Folder,
     Fraction,
@@ -28,11 +26,6 @@ from largebatch.recipes.keys import (
     Switch,
     ascending,
 )
-
-if TYPE_CHECKING:
-    from largebatch.recipes.decays import Decay
-else:
-    Decay = kinds.one_of(decays.table())
 
 
 class ImageSizes(Section):
@@ -200,53 +193,6 @@ class Loss(Section):
     label_smoothing: Fraction = 0.0
 
 
-class Warmup(Section):
-    """Linear from zero, or from ``lr.base``, to the peak; ``epochs`` long (``scaling: linear``: times B/reference)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
-
-    epochs: NonNegativeFloat = 0.0
-    start: Literal["zero", "base"] = Field(default="zero", alias="from")
-    scaling: Literal["none", "linear"] = "none"
-
-
-class LearningRate(Section):
-    """A rule of the batch size (``base`` at ``reference_batch_size``), or a ``table`` of it."""
-
-    base: PositiveFloat | None = None
-    reference_batch_size: PositiveInt | None = None
-    scaling: Literal["linear", "sqrt", "adascale", "none"] = "none"
-    table: Annotated[dict[Size, PositiveFloat], Field(min_length=1)] | None = None
-    interpolate: Switch = False
-    warmup: Warmup = Warmup()
-    decay: Decay = ConstantDecay()
-
-    @pydantic.field_validator("warmup", mode="before")
-    @classmethod
-    def null_is_none(cls, written: Any) -> Any:
-        return {} if written is None else written
-
-    @pydantic.model_validator(mode="after")
-    def one_rule(self) -> LearningRate:
-        if (self.base is None) == (self.table is None):
-            raise ValueError("give exactly one of lr.base and lr.table")
-        if self.table is not None and self.scaling != "none":
-            raise ValueError("lr.scaling belongs to lr.base; a table already says the lr of each batch size")
-        if self.scaling != "none" and self.reference_batch_size is None:
-            raise ValueError(
-                f"lr.scaling = {self.scaling} needs lr.reference_batch_size, the batch where lr.base holds"
-            )
-        if self.warmup.scaling != "none" and self.reference_batch_size is None:
-            raise ValueError("lr.warmup.scaling = linear needs lr.reference_batch_size, where lr.warmup.epochs holds")
-        if self.scaling == self.warmup.scaling == "none" and self.reference_batch_size is not None:
-            raise ValueError("lr.reference_batch_size has no effect without lr.scaling = linear, sqrt or adascale")
-        if self.interpolate and self.table is None:
-            raise ValueError("lr.interpolate = true needs lr.table")
-        if self.table is not None and self.warmup.start == "base":
-            raise ValueError("lr.warmup.from = base needs lr.base; a table warms up from zero")
-        return self
-
-
 class RegimeAdaptation(Section):
     """Everything stated in epochs is stretched by ceil(B / reference): the number of steps stays (Hoffer 2017)."""
 
@@ -359,6 +305,7 @@ class Published(Section):
     """What a paper reports for one global batch; accuracies in percent, other ``numbers`` by their key."""
 
     numbers: dict[str, float] = Field({})
+    downstream: dict[str, float] = Field({})
     top1: Percent | None = None
     top1_std: PositiveFloat | None = None
     steps: PositiveInt | None = None
@@ -366,9 +313,13 @@ class Published(Section):
 
 
 class Expect(Section):
-    """The published result, printed beside what was measured: ``top1``, or ``numbers`` of another task by their key."""
+    """The published result, printed beside what was measured: ``top1``, or ``numbers`` of another task by their key.
+
+    ``downstream`` are those of what comes after the run, such as a fine-tuning's F1: shown, and not asked of the task.
+    """
 
     numbers: dict[str, float] = Field({})
+    downstream: dict[str, float] = Field({})
     top1: Percent | None = None
     steps: PositiveInt | None = None
     source: str

@@ -6,7 +6,7 @@ A file holds the keys with their ranges, the formula and the words. Pure functio
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 from largebatch.recipes import kinds
@@ -24,9 +24,14 @@ class Decay(Section):
     def lr(self, peak: float, progress: float, passed: int) -> float:
         """After the warm-up.
 
-        ``progress``: 0 at its end to 1 at the end of the budget. ``passed``: how many of :attr:`epochs` lie behind.
+        ``progress``: 0 where :meth:`span` begins to 1 where it ends, and more beyond. ``passed``: how many of
+        :attr:`epochs` lie behind.
         """
         raise NotImplementedError
+
+    def span(self, warmup: float, total: float, examples_of: Callable[[int], float]) -> tuple[float, float]:
+        """Where it begins and ends, in examples; ``examples_of``: those of so many steps from the first on."""
+        return warmup, total
 
     def summit(self, peak: float) -> float:
         """Where the warm-up ends."""
@@ -39,6 +44,11 @@ class Decay(Section):
     def epochs(self) -> tuple[float, ...]:
         """From the start of the run, before any regime adaptation: where the lr jumps."""
         return ()
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether its span is stated in steps."""
+        return False
 
     @property
     def end(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from largebatch.recipes.decays._to_an_end import ToAnEnd
@@ -20,5 +19,6 @@ class PolynomialDecay(ToAnEnd):
     def polynomial(self) -> float | None:
         return self.power
 
-    def words(self, epochs: Sequence[float]) -> str:
-        return f"polynomial of power {self.power:g} to {self.end_lr:g}"
+    @property
+    def what(self) -> str:
+        return f"polynomial of power {self.power:g}"

@@ -127,7 +127,7 @@ def published_of(run: config.Run, best: bool = False) -> Listed | None:
     expect, size = run.expect, run.batch.global_batch_size
     if expect is None:
         return None
-    own = _stated(expect.model_dump(include={"numbers", "top1", "steps"}))
+    own = _stated(expect.model_dump(include={"numbers", "downstream", "top1", "steps"}))
     scores = {key: value for key, value in own.items() if key != "steps"}
     if size not in expect.by_batch_size and best and expect.by_batch_size and not scores:
         size = max(expect.by_batch_size)
@@ -153,7 +153,7 @@ def in_words(published: Listed | None, short: bool = False) -> str:
     if "top1" in published:
         spread = f" ± {published['top1_std']:g}" if "top1_std" in published and not short else ""
         said.append(f"{published['top1']:g}{spread} %")
-    for key, number in published.get("numbers", {}).items():
+    for key, number in {**published.get("numbers", {}), **published.get("downstream", {})}.items():
         name, unit = words_of(key)
         said.append(f"{name} {number:g} {unit}".rstrip())
     if "steps" in published:

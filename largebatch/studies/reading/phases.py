@@ -46,7 +46,8 @@ def _rows(decided: Decided, phase: Phase, of: Callable[..., str]) -> list[Row]:
         keys = ("lr.base", "lr.table", "lr.scaling", "lr.reference_batch_size")
         rows.append(("  peak lr", f"{lr.schedule.peak:g}", lr.rule, of(*keys)))
         rows.append(("  warm-up", lr.warmup, "from the first step of the phase", of("lr.warmup")))
-        rows.append(("  decay", lr.decay, "to the end of its clock", of("lr.decay")))
+        to_the_end = lr.schedule.decay_span[1] == lr.schedule.total
+        rows.append(("  decay", lr.decay, "to the end of its clock" if to_the_end else "", of("lr.decay")))
     if len({other.weight_decay for other in decided.phases}) > 1:
         rows.append(("  weight decay", f"{phase.weight_decay:g}", "", of("weight_decay.value")))
     for key, value in settings_of(decided, phase).items():

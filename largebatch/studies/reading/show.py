@@ -20,7 +20,7 @@ from largebatch.data.sizes import constant
 from largebatch.errors import UserError
 from largebatch.plan.batch import TOKEN_PIXELS, BatchPlan
 from largebatch.recipes import config, derive, refusals
-from largebatch.recipes.decide import decide, precision_of
+from largebatch.recipes.decide import decide, moments_beside, precision_of
 from largebatch.recipes.decided import DataFacts, Decided, ExplainedSchedule
 from largebatch.recipes.phases_read_aloud import facts_of
 from largebatch.studies.reading.files import Listed, in_words, paper_of, plain, published_of
@@ -53,7 +53,7 @@ def derived(
         ("training set", f"{size:,} examples", from_what, origin("data")),
         *_budget_rows(run, plan, origin),
         *(_lr_rows(run, plan, lr, origin) if run.phases is None else rows_of_phases(run, decided, origin)),
-        *_optimizer_rows(run, origin),
+        *_optimizer_rows(run, decided, origin),
         *_method_rows(run, decided, origin),
         _published_row(run),
     ]
@@ -239,7 +239,8 @@ def _lr_rows(run: config.Run, plan: BatchPlan, lr: ExplainedSchedule, origin: Or
     rows = [("peak lr", f"{schedule.peak:g}", lr.rule, origin(*keys))]
     length = f"{epochs} = {_steps(run, plan, schedule.warmup)}" if schedule.warmup else "none"
     rows.append(("warm-up", length, lr.warmup.removeprefix(epochs).strip().removeprefix("none"), origin("lr.warmup")))
-    rest = plan.steps - plan.first_step_at(schedule.warmup)
+    begin, _ = schedule.decay_span
+    rest = plan.steps - plan.first_step_at(begin)
     if schedule.milestones:
         after = ", ".join(_steps(run, plan, at).removesuffix(" steps") for at in schedule.milestones)
         rule = f"after {after} steps"
@@ -247,8 +248,10 @@ def _lr_rows(run: config.Run, plan: BatchPlan, lr: ExplainedSchedule, origin: Or
         rule = ""
     elif derive.clock_of(run):
         rule = "over the rest of the clock"
+    elif run.lr.decay.in_steps:
+        rule = ""
     else:
-        rule = f"over the {rest:,} steps after the warm-up" if schedule.warmup else f"over all {rest:,} steps"
+        rule = f"over the {rest:,} steps after the warm-up" if begin else f"over all {rest:,} steps"
     return [*rows, ("decay", lr.decay, rule, origin("batch.ramp" if derive.growth_of(run)[1] else "lr.decay"))]
 
 
@@ -259,8 +262,9 @@ def _steps(run: config.Run, plan: BatchPlan, examples: float) -> str:
     return f"{plan.first_step_at(examples):,} steps"
 
 
-def _optimizer_rows(run: config.Run, origin: Origin) -> list[Row]:
-    section = run.optimizer.model_dump(exclude_none=True, exclude={"name", "variant", "skip_adaptation"})
+def _optimizer_rows(run: config.Run, decided: Decided, origin: Origin) -> list[Row]:
+    left_out = {"name", "variant", "skip_adaptation", "beta2_half_life"}
+    section = decided.optimizer.model_dump(exclude_none=True, exclude=left_out)
     skipped = run.optimizer.not_adapted
     momentum = {key: section.pop(key) for key in ("momentum", "nesterov", "beta1", "beta2") if key in section}
     others = ", ".join(f"{key} {_value(value)}" for key, value in section.items() if value is not False)
@@ -272,6 +276,7 @@ def _optimizer_rows(run: config.Run, origin: Origin) -> list[Row]:
         rule = "Nesterov" if momentum.get("nesterov") else ""
         keys = [f"optimizer.{key}" for key in momentum if key != "nesterov" or rule]
         rows.append(("momentum", value, rule, origin(*keys)))
+    rows += [("  at this batch", at.words, "", origin(at.key)) for at in moments_beside(run, decided.plan)]
     if skipped is not None:
         rows.append(("not adapted", ", ".join(skipped) or "nothing", "", origin("optimizer.skip_adaptation")))
     skip = ", ".join(run.weight_decay.skip)
@@ -309,7 +314,7 @@ def _epochs(decided: Decided, count: int = 480) -> list[float]:
     """Where the schedule is read: evenly, and on both sides of every jump and edge."""
     plan = decided.plan
     total = plan.budget_examples
-    jumps = {phase.clock.first_example + at for phase in decided.phases for at in phase.lr.schedule.milestones}
+    jumps = {phase.clock.first_example + at for phase in decided.phases for at in phase.lr.schedule.jumps}
     jumps |= {phase.span.first_example for phase in decided.phases}
     inner = [at + side for at in jumps for side in (-1e-6 * total, 0.0) if 0 < at < total]
     return [at / plan.dataset_size for at in sorted({*(total * n / count for n in range(count + 1)), *inner})]
