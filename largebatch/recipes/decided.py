@@ -11,14 +11,16 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from largebatch.plan.batch import BatchPlan, Stage
 from largebatch.plan.phases import Span
 from largebatch.plan.schedules import Schedule
-from largebatch.recipes.config.model import FirstWeights
 from largebatch.recipes.methods import Decision, GainClock
 from largebatch.recipes.registry import Code
+
+if TYPE_CHECKING:  # the settings are made of methods, some of which decide
+    from largebatch.recipes.config.model import FirstWeights
 
 
 class DataFacts(NamedTuple):
