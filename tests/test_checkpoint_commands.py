@@ -113,6 +113,8 @@ def test_the_front_door(run, tmp_path):
     assert missing.returncode == 2
     assert missing.stderr.startswith(f"largebatch: {tmp_path} is no run: it has no run.yaml; ")
     assert missing.stderr.count("\n") == 1
+    assert largebatch("checkpoint", "export", run, "--step", 15).stderr == ""
+    assert (run / "weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

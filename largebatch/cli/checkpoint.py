@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import rich.table
 import typer
@@ -18,15 +17,12 @@ from largebatch.records.run import EvaluateLine
 from largebatch.records.typed import read
 from largebatch.terminal.console import Console, tell
 
+if TYPE_CHECKING:
+    from largebatch.models.bert import Bert
+
 app = typer.Typer(
     help="What a run has saved: look at it, check it, take the weights.", no_args_is_help=True, rich_markup_mode=None
 )
-
-
-class ExportForm(enum.StrEnum):
-    PLAIN = "plain"
-    TRANSFORMERS = "transformers"
-
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory", show_default=False, parser=local_path)]
 
@@ -79,18 +75,23 @@ def export(
     run: Run,
     step: Annotated[int | None, typer.Option(metavar="N", help="the checkpoint of this step; else the newest")] = None,
     ema: Annotated[bool, typer.Option("--ema", help="the moving average of the weights")] = False,
+    form: Annotated[
+        Literal["plain", "transformers"],
+        typer.Option("--format", help="transformers: a folder for its from_pretrained, of model.name = bert"),
+    ] = "plain",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help=".safetensors or .pt; else RUN/weights.safetensors", parser=local_path),
+        typer.Option(
+            metavar="FILE",
+            help=".safetensors or .pt, or transformers' folder; else RUN/weights.safetensors or RUN/transformers",
+            parser=local_path,
+        ),
     ] = None,
-    form: Annotated[
-        ExportForm, typer.Option("--format", help="plain: a file; transformers: a folder that it loads, of bert alone")
-    ] = ExportForm.PLAIN,
 ) -> None:
     """Plain weights by plain names, as they are judged: batch norm's statistics are the means over the ranks."""
-    kind = ".safetensors" if form is ExportForm.PLAIN else "-transformers"
-    file = out or run / f"weights{'-ema' if ema else ''}{kind}"
-    if form is ExportForm.PLAIN and file.suffix not in (".safetensors", ".pt"):
+    name = f"{'weights' if form == 'plain' else form}{'-ema' if ema else ''}"
+    file = out or run / (f"{name}.safetensors" if form == "plain" else name)
+    if form == "plain" and file.suffix not in (".safetensors", ".pt"):
         raise UserError(f"--out {file} should end in .safetensors or .pt")
     if out and not out.parent.is_dir():
         raise UserError(f"--out {out}: the folder {out.parent} does not exist")
@@ -106,33 +107,68 @@ def export(
         if (average := moving_average(found.state)) is None:
             raise UserError(f"--ema: {found.path} holds no moving average; it takes a recipe with ema.decay")
         weights |= average
-    console = Console()
+    said = []
     try:
-        if form is ExportForm.PLAIN:
+        if form == "plain":
             export.write_weights(file, weights, about(run, found.facts, ema))
         else:
-            tell(console, export_folder(run, file, weights, found.facts))
+            said = write_for_transformers(file, run, weights, found.facts, ema)
     except OSError as error:
         raise UserError(f"--out {file} cannot be written: {error.strerror or error}") from None
-    for complaint in found.complaints:
-        tell(console, complaint)
+    console = Console()
     elements = sum(tensor.numel() for tensor in weights.values())
-    tell(console, f"{file}: {len(weights)} tensors, {elements:,} numbers, from {found.path}")
+    summary = f"{file}: {len(weights)} tensors, {elements:,} numbers, from {found.path}"
+    for line in (*found.complaints, summary, *said):
+        tell(console, line)
 
 
-def export_folder(run: Path, folder: Path, weights: dict[str, Any], facts: dict[str, Any]) -> str:
-    """Writes it; what it holds, in a sentence."""
-    from largebatch.checkpoint.transformers_folder import vocabulary_of, write_folder
-    from largebatch.data.sets import text
+def write_for_transformers(
+    folder: Path, run: Path, weights: dict[str, Any], facts: dict[str, Any], ema: bool
+) -> list[str]:
+    """The folder; returns what is to be said of it."""
+    from largebatch.checkpoint import export
+    from largebatch.models import transformers_names
+
+    settings = transformers_names.config_of(bert_of(facts))
+    vocabulary = vocabulary_of(run, facts)
+    if vocabulary is None:
+        said = ["without vocab.txt: the pack that the run read is not at data.root any more"]
+    else:
+        said = [f"vocab.txt is {vocabulary}"]
+    export.write_folder(folder, transformers_names.renamed(weights), about(run, facts, ema), settings, vocabulary)
+    return said
+
+
+def bert_of(facts: dict[str, Any]) -> Bert:
+    """The model of a checkpoint, without its weights."""
+    import torch
+
+    from largebatch import models
+    from largebatch.models.bert import Bert
+
+    arguments = dict(facts["model"])
+    name, outputs = arguments.pop("name"), arguments.pop("num_classes")
+    if name == "bert":
+        with torch.device("meta"):
+            model = models.build(name, outputs, tuple(facts["input"]["input_size"]), 0, arguments)
+        if isinstance(model, Bert):
+            return model
+    raise UserError(f"--format transformers: model.name = {name} is none that it is written for; valid: bert")
+
+
+def vocabulary_of(run: Path, facts: dict[str, Any]) -> Path | None:
+    """That of the run's token pack, if it still lies there and is the same."""
+    from largebatch.data.sets import Asked
+    from largebatch.data.sets.text import folder_of
+    from largebatch.data.text.pack import VOCABULARY
     from largebatch.recipes import config
+    from largebatch.records.files import sha256_of
 
-    sha256 = facts.get("input", {}).get("vocabulary_sha256")
-    root = text.folder_of(config.load(run / names.RECIPE).data.root)
-    vocabulary = vocabulary_of(root, sha256)
-    lower_case = not facts.get("input", {}).get("cased", False)
-    files = write_folder(folder, weights, facts["model"], vocabulary, lower_case)
-    missing = "" if vocabulary else "; no vocab.txt: the token pack that it was trained on is not there any more"
-    return f"{folder} holds {', '.join(files)}{missing}"
+    data = config.load(run / names.RECIPE).data
+    folder = folder_of(Asked(data.name, data.root))
+    if folder is None or not (file := folder / VOCABULARY).is_file():
+        return None
+    return file if sha256_of(file) == facts["input"].get("vocabulary_sha256") else None
 
 
 def saved_in(run: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """The mean loss over stated batches as a function of one flat vector of weights, with gradient and Hessian products.
 
-    f(w) = (1/N)·Σ_batches Σ_examples loss(model_w(x), y)        N examples on all ranks together
+    f(w) = (1/U)·Σ_batches Σ_examples loss(model_w(x), y)        U units on all ranks together: examples, unless stated
     H·v  = ∇(∇fᵀv)                                               one more backward (Pearlmutter 1994, "Fast Exact
                                                                  Multiplication by the Hessian", Neural Computation 6)
 
@@ -34,9 +34,9 @@ class Objective:
     """f over ``batches()``, this rank's (inputs, targets); vectors are flat, in float64, on the weights' device.
 
     ``loss(outputs, targets)`` is summed over the batch, whose outputs are ``forward(inputs)``: unless
-    given, the model's. ``sum_over_ranks`` takes a float64 vector and gives its sum
-    over ranks, the same bits on each; every pass calls it once. The model's mode is the caller's. As a context, the
-    weights are put back at its end.
+    given, the model's. The sum is divided by the ``units`` of all batches' targets: unless given, by the examples.
+    ``sum_over_ranks`` takes a float64 vector and gives its sum over ranks, the same bits on each; every pass calls it
+    once. The model's mode is the caller's. As a context, the weights are put back at its end.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Objective:
         loss: Callable[[Any, Any], Tensor],
         sum_over_ranks: Callable[[Tensor], Tensor] = lambda sums: sums,
         forward: Callable[[Any], Any] | None = None,
+        units: Callable[[Any], int | Tensor] | None = None,
     ) -> None:
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.trained:
@@ -54,7 +55,7 @@ class Objective:
         if examples < 1:
             raise UserError(f"examples = {examples} must be at least 1")
         self.model, self.batches, self.examples, self.loss = model, batches, examples, loss
-        self.forward = forward or model
+        self.forward, self.units = forward or model, units
         self.sum_over_ranks = sum_over_ranks
         self.sizes = [parameter.numel() for parameter in self.trained]
         self.parameters = sum(self.sizes)
@@ -154,21 +155,22 @@ class Objective:
         return value, gradient
 
     def _mean(self, size: int, add: Callable[[Tensor, Tensor], None]) -> tuple[float, Tensor]:
-        """f, and the mean over the examples of what ``add(loss of a batch, sums)`` adds to ``size`` sums."""
-        sums = torch.zeros(2 + size, dtype=torch.float64, device=self.device)
+        """f, and the mean over the units of what ``add(loss of a batch, sums)`` adds to ``size`` sums."""
+        sums = torch.zeros(3 + size, dtype=torch.float64, device=self.device)
         with unchanged_buffers(self.model) as put_back:
             for inputs, targets in self.batches():
                 with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
                     loss = self.loss(self.forward(inputs), targets)
-                    add(loss, sums[2:])
+                    add(loss, sums[3:])
                 sums[0] += loss.detach()
                 sums[1] += examples_of(inputs)
+                sums[2] += examples_of(inputs) if self.units is None else self.units(targets)
                 put_back()
         sums = self.sum_over_ranks(sums)
         seen = round(float(sums[1]))
         assert seen == self.examples, f"the batches of all ranks hold {seen} examples, not {self.examples}"
-        sums /= self.examples
-        return float(sums[0]), sums[2:]
+        sums /= sums[2].clamp(min=1)
+        return float(sums[0]), sums[3:]
 
     def _derivatives(
         self, of: Sequence[Tensor], along: Sequence[Tensor] | None = None, create_graph: bool = False

@@ -6,10 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from largebatch.errors import UserError
-from largebatch.models.bert import Bert, EncoderLayer
+from largebatch.models.bert import STD, Bert, EncoderLayer
 
 OF_LAYER = {
     "attention.query": "attention.self.query",
@@ -34,7 +32,7 @@ OF_REST = {
 
 
 def renamed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Ours -> theirs. The decoder's matrix is the embedding's, and has no entry of its own."""
+    """Ours -> theirs, by name. The decoder's matrix is the embedding's, and has no entry of its own."""
     return {_theirs(name): tensor for name, tensor in state.items()}
 
 
@@ -48,7 +46,7 @@ def _theirs(name: str) -> str:
 
 
 def config_of(model: Bert) -> dict[str, Any]:
-    """What their ``BertConfig`` is given. Raises UserError where they have no such model."""
+    """Their ``config.json``. Raises UserError where they have no such model."""
     first = model.layers[0]
     assert isinstance(first, EncoderLayer)
     if first.pre:
@@ -57,6 +55,8 @@ def config_of(model: Bert) -> dict[str, Any]:
             "valid: model.norm = post"
         )
     return {
+        "model_type": "bert",
+        "architectures": ["BertForMaskedLM" if model.next is None else "BertForPreTraining"],
         "vocab_size": model.vocabulary,
         "hidden_size": model.norm.normalized_shape[0],
         "num_hidden_layers": len(model.layers),
@@ -65,14 +65,9 @@ def config_of(model: Bert) -> dict[str, Any]:
         "max_position_embeddings": model.positions,
         "type_vocab_size": 2,
         "hidden_act": "gelu",
+        "hidden_dropout_prob": model.drop.p,
+        "attention_probs_dropout_prob": first.attention.dropout,
+        "initializer_range": STD,
         "layer_norm_eps": model.norm.eps,
         "tie_word_embeddings": True,
-    }
-
-
-def decoder_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries that tied tensors have in a file of theirs."""
-    return {
-        "cls.predictions.decoder.weight": state["tokens.weight"],
-        "cls.predictions.decoder.bias": state["bias"],
     }

@@ -217,6 +217,19 @@ def test_the_order_of_the_batches_does_not_matter(name):
     torch.testing.assert_close(back[1], there[1], rtol=1e-12, atol=1e-14)
 
 
+def test_the_mean_is_over_the_units_of_all_batches():
+    """Not over examples, and no mean of the batches' means."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(model.weight)
+    values = torch.tensor([[3.0], [5.0], [7.0]], dtype=torch.float64)
+    batches = [(values[:2], torch.tensor([1, 4])), (values[2:], torch.tensor([2]))]
+    squares = lambda outputs, _: outputs.square().sum()  # noqa: E731
+    objective = Objective(model, lambda: batches, 3, squares, units=lambda counts: counts.sum())
+    value, gradient = objective.value_and_gradient()
+    assert (value, gradient.item()) == (83 / 7, 2 * 83 / 7)
+    assert objective.hessian_product(torch.ones(1).double()).item() == 2 * 83 / 7
+
+
 def test_batches_are_added_up_in_float64():
     """A hundred losses of which float32 sums would lose the last digits."""
     model = nn.Linear(1, 1, bias=False)

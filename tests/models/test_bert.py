@@ -39,7 +39,7 @@ def test_it_is_transformers_bert(pairs):
     transformers = pytest.importorskip("transformers")
     ours = built(next_sentence=pairs)
     kind = transformers.BertForPreTraining if pairs else transformers.BertForMaskedLM
-    theirs = kind(transformers.BertConfig(**config_of(ours), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    theirs = kind(transformers.BertConfig(**config_of(ours)))
     missing, unexpected = theirs.load_state_dict(renamed(ours.state_dict()), strict=False)
     assert set(missing) <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}, "which are tied"
     assert unexpected == []

@@ -41,6 +41,11 @@ def measure(
 ) -> NoiseRecord:
     """Collective; the parts of a batch are divided among ranks."""
     run = opened(directory, device, precision, step, augmented=True)
+    if run.task.units_vary:
+        raise UserError(
+            f"{directory}: diagnose noise does not take a loss that is a mean over units that vary by example, for the "
+            "gradient of a batch is not the mean of its parts'"
+        )
     size, world = len(run.dataset.train), distributed.world_size()
     b = min(64, size // 2) if small is None else small
     if big is None:

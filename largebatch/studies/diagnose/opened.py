@@ -128,7 +128,7 @@ class Opened:
         """The mean training loss over the sample as a function of the weights. Collective."""
         forward = functools.partial(self.task.forward, self.model)
         pairs = lambda: ((batch, batch) for batch in sample.mine())  # noqa: E731
-        return Objective(self.model, pairs, sample.examples, self.task.loss, distributed.sum_, forward)
+        return Objective(self.model, pairs, sample.examples, self.task.loss, distributed.sum_, forward, self.task.units)
 
     def facts(self, command: str) -> dict[str, Any]:
         """What every measurement of these weights says of where it was made."""
@@ -235,8 +235,6 @@ def opened(
     plain = run.data.model_copy(update={"augment": "none", "color_jitter": 0.0})
     dataset = dataset_of(run if augmented else run.model_copy(update={"data": plain}))
     task = task_of(run, dataset)
-    if task.units_vary:
-        raise UserError(f"{directory}: diagnose does not take a loss that is a mean over units that vary by example")
     model = model_of(run, task, dataset)
     weights = whole_model(found.state)
     check_names(weights, {name: tuple(value.shape) for name, value in model.state_dict().items()})
