@@ -37,7 +37,10 @@ def write_folder(
     folder: Path, weights: dict[str, Tensor], about: dict[str, Any], settings: dict[str, Any], vocabulary: Path | None
 ) -> None:
     """What ``from_pretrained`` of transformers is given: ``model.safetensors``, ``config.json`` and, if it is known,
-    ``vocab.txt`` with a ``tokenizer_config.json``. Each file whole or not at all, ``config.json`` last: without it the folder is none of theirs."""
+    ``vocab.txt`` with a ``tokenizer_config.json``.
+
+    Each file whole or not at all, ``config.json`` last: without it the folder is none of theirs.
+    """
     folder.mkdir(exist_ok=True)
     write_weights(folder / "model.safetensors", weights, about)
     if vocabulary is not None:

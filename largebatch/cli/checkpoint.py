@@ -158,14 +158,12 @@ def bert_of(facts: dict[str, Any]) -> Bert:
 
 def vocabulary_of(run: Path, facts: dict[str, Any]) -> Path | None:
     """That of the run's token pack, if it still lies there and is the same."""
-    from largebatch.data.sets import Asked
     from largebatch.data.sets.text import folder_of
     from largebatch.data.text.pack import VOCABULARY
     from largebatch.recipes import config
     from largebatch.records.files import sha256_of
 
-    data = config.load(run / names.RECIPE).data
-    folder = folder_of(Asked(data.name, data.root))
+    folder = folder_of(config.load(run / names.RECIPE).data.root)
     if folder is None or not (file := folder / VOCABULARY).is_file():
         return None
     return file if sha256_of(file) == facts["input"].get("vocabulary_sha256") else None
