@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,8 +29,11 @@ def make(
     check: Callable[[], object] = lambda: None,
 ) -> None:
     """``write(job)`` in ``count`` processes, each begun with ``work(counter, stop)``: the number that ``report`` hears,
-    which all add to, and the event that ends them. ``check`` is called now and then and may raise.
+    which all add to, and the event that ends them. ``check`` is called now and then and may raise. 0: in this process.
     """
+    if not count:
+        _make_here(jobs, write, begin, work, progress, report, check)
+        return
     context: Any = fork_server.running()
     counter, stop = context.Value("q", 0), context.Event()
     with ProcessPoolExecutor(count, context, begin, (work(counter, stop),)) as pool:
@@ -55,6 +59,32 @@ def make(
                 with contextlib.suppress(OSError):  # then it is made again
                     progress.add(future.result())
             raise
+
+
+class _Count:
+    """What processes share is here one's own."""
+
+    value = 0
+
+    def get_lock(self) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
+
+def _make_here(
+    jobs: Sequence[Any],
+    write: Callable[[Any], Made],
+    begin: Callable[[Any], object],
+    work: Callable[[Any, Any], Any],
+    progress: Progress[Made],
+    report: Callable[[int], object],
+    check: Callable[[], object],
+) -> None:
+    counter = _Count()
+    begin(work(counter, threading.Event()))
+    for job in jobs:
+        progress.add(write(job))
+        report(counter.value)
+        check()
 
 
 def _succeeded(future: Future[Any]) -> bool:

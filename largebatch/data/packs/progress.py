@@ -17,21 +17,23 @@ from largebatch.errors import UserError
 from largebatch.records.files import UNFINISHED
 
 
-class MadeFile(BaseModel):
+class MadePart(BaseModel):
     """What became of a job, as the progress file keeps it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: str
-    bytes: int  # none: then there is no file
-    sha256: str
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether what it made lies there. Raises FileNotFoundError, too."""
+        raise NotImplementedError
 
 
-Made = TypeVar("Made", bound=MadeFile)
+Made = TypeVar("Made", bound=MadePart)
 
 
 class Progress(Generic[Made]):
-    """``packing.jsonl``: what is made, then a line for each file that is whole. One process at a time holds it."""
+    """``packing.jsonl``: what is made, then a line for each part that is whole. One process at a time holds it."""
 
     def __init__(self, dest: Path, begun: dict[str, Any], kind: type[Made]) -> None:
         self.dest, self.path = dest, dest / PROGRESS
@@ -47,10 +49,10 @@ class Progress(Generic[Made]):
         lines = whole_lines(self.path)
         self._file.truncate(sum(map(len, lines)))  # what a kill has torn
         for line in lines[1:]:
-            file = kind.model_validate_json(line)
+            part = kind.model_validate_json(line)
             with contextlib.suppress(FileNotFoundError):
-                if not file.bytes or (dest / file.name).stat().st_size == file.bytes:
-                    self.written[file.name] = file
+                if part.is_whole(dest):
+                    self.written[part.name] = part
         for left in dest.glob(f"*{UNFINISHED}"):
             left.unlink()
         if not lines:
@@ -62,10 +64,10 @@ class Progress(Generic[Made]):
     def __exit__(self, *problem: Any) -> None:
         self._file.close()
 
-    def add(self, file: Made) -> None:
-        if file.name not in self.written:
-            self._append(file.model_dump_json())
-            self.written[file.name] = file
+    def add(self, part: Made) -> None:
+        if part.name not in self.written:
+            self._append(part.model_dump_json())
+            self.written[part.name] = part
 
     def _append(self, line: str) -> None:
         before = os.fstat(self._file.fileno()).st_size
@@ -86,7 +88,7 @@ def whole_lines(path: Path) -> list[bytes]:
         return []
 
 
-def begun_in(folder: Path, dest: Path, keys: set[str], kind: type[MadeFile]) -> dict[str, Any] | None:
+def begun_in(folder: Path, dest: Path, keys: set[str], kind: type[MadePart]) -> dict[str, Any] | None:
     """What an earlier command began to make of pack ``dest`` in ``folder``; refused where there is something else."""
     try:
         names = sorted(path.name for path in folder.iterdir() if not is_hidden(path.name))

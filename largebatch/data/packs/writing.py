@@ -19,7 +19,7 @@ from PIL import Image
 
 from largebatch.data.decode import rgb, why_unreadable
 from largebatch.data.packs.making import PackingStopped
-from largebatch.data.packs.progress import MadeFile
+from largebatch.data.packs.progress import MadePart
 from largebatch.data.processes import begin_worker
 from largebatch.data.sources import ImageSource
 from largebatch.data.unreadable import is_machine_failure
@@ -36,13 +36,18 @@ class PlannedFile(NamedTuple):
     last: int
 
 
-class WrittenFile(MadeFile):
+class WrittenFile(MadePart):
     split: str
-    examples: int
+    examples: int  # none: then there is no file
+    bytes: int
+    sha256: str
     enlarged: int
     smallest: tuple[int, int, int] | None  # image, width, height
     left_out: dict[int, str]
     lengths: list[int]  # jpeg: of each image
+
+    def is_whole(self, folder: Path) -> bool:
+        return not self.examples or (folder / self.name).stat().st_size == self.bytes
 
 
 @dataclass(frozen=True)
