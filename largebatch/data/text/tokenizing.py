@@ -46,7 +46,7 @@ from largebatch.data.text.pack import (
 from largebatch.data.text.shards import PlannedShard, WrittenShard
 from largebatch.data.text.sources import TextSource
 from largebatch.errors import UserError
-from largebatch.records.files import write_text
+from largebatch.records.files import flush, write_text
 
 _COPIED = 2**20  # numbers at once
 BEGUN = {"source", "vocabulary", "cased", "hold_out", "shard_bytes"}
@@ -115,6 +115,7 @@ def tokenize(
                     raise KeyboardInterrupt(state) from None
                 raise UserError(f"{folder} cannot be written: {reason.strerror or reason}; {state}") from None
             os.rename(folder / _PACK, dest)
+            flush(dest.parent)
             shutil.rmtree(folder)
             return facts
     except OSError as reason:
