@@ -1,7 +1,7 @@
 """WordPiece, as BERT's: a vocabulary is read or trained, and words become numbers, by Hugging Face's ``tokenizers``.
 
-What its normaliser, its pre-tokenizer and WordPiece do, they do to what stands between two spaces. So a word is encoded
-once, and its numbers are remembered.
+What its normaliser, its pre-tokenizer and WordPiece do, they do to what stands between two spaces, and between
+two signs of punctuation. So a word is encoded once, and its numbers are remembered.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SAMPLE_BYTES = 100 * 10**6  # of the sources, that a vocabulary is trained on
 LONGEST_WORD = 100  # characters; a longer one is [UNK], as in BERT
 REMEMBERED = 2**20  # words
 _GROUP_CHARACTERS = 2**20  # are encoded at once, whatever the length of a document
+_PARTS = re.compile(r"[!-/:-@\[-`{-~]|[^!-/:-@\[-`{-~]+").findall  # of a word: ASCII's punctuation stands alone
 _END = "\n"  # of a document: no line holds it
 _SENTENCE_END = re.compile(r"(?<=[.!?]) +")
 
@@ -102,9 +103,12 @@ class Encoder:
         met = set(itertools.chain.from_iterable(sentences))
         if len(self._words) + len(met) > self.remembered:
             self._words = dict(self._always)
-        new = list(met.difference(self._words))
-        for word, encoded in zip(new, self.tokenizer.encode_batch_fast(new, add_special_tokens=False), strict=True):
-            self._words[word] = self._bytes(encoded.ids)
+        new = {word: _PARTS(word) for word in met.difference(self._words)}
+        parts = list(set(itertools.chain.from_iterable(new.values())).difference(self._words))
+        for part, encoded in zip(parts, self.tokenizer.encode_batch_fast(parts, add_special_tokens=False), strict=True):
+            self._words[part] = self._bytes(encoded.ids)
+        for word, of_word in new.items():
+            self._words[word] = b"".join(map(self._words.__getitem__, of_word))
 
     def _bytes(self, numbers: list[int]) -> bytes:
         return struct.pack(f"<{len(numbers)}{self.dtype.char}", *numbers)
