@@ -15,9 +15,11 @@ from click.testing import Result
 from packs import by_hand, contents, encoded
 from programs import largebatch
 from rich.console import Console
+from texts import as_plain, documents_of_words
 from typer.testing import CliRunner
 
 from largebatch.cli.data import ProgressLines, app
+from largebatch.data.text.pack import read_facts
 from largebatch.errors import UserError
 
 
@@ -129,6 +131,35 @@ def test_an_interrupt_ends_it_cleanly_and_the_same_command_goes_on(images, tmp_p
     assert contents(tmp_path / "pack") == contents(tmp_path / "undisturbed")
 
 
+def test_text_is_tokenized_shown_and_verified(tmp_path):
+    source, dest = as_plain(tmp_path / "words.txt", documents_of_words()), tmp_path / "pack"
+    words = ("tokenize", source, dest, "--vocabulary", 100, "--hold-out", 0.1, "--workers", 0)
+    ended = command(*words)
+    assert ended.exit_code == 0
+    training, decided, made = ended.stdout.splitlines()
+    assert training == "training a vocabulary of 100 tokens on all of it, without what is held out"
+    size = source.stat().st_size / 1e6
+    assert decided == f"{source} (plain text): 1 file, {size:.1f} MB -> {dest}: 1 shards, 0 processes"
+    facts = read_facts(dest)
+    train, test = facts.parts["train"], facts.parts["test"]
+    short = (
+        f"{train.documents} train documents of {train.tokens:,} tokens and {test.documents} test documents of "
+        f"{test.tokens:,} tokens, in lower case, a vocabulary of 100, 0.1 MB"
+    )
+    assert made.startswith(f"{dest}: {short}, ")
+    assert command(*words).stdout == f"{dest} is there already: {short}\n"
+    assert command("verify", dest).stdout == f"{dest} is whole: {short}\n"
+    assert command("show", dest).stdout.splitlines() == [
+        f"{dest}: {short}",
+        "of words.txt (plain text), made by largebatch 0.1.0",
+        "10 % of the documents are held out to evaluate on, by their text",
+    ]
+    with pytest.raises(UserError, match=r"inside lies in .*, which it would be a part of the next time"):
+        command("tokenize", tmp_path, tmp_path / "inside", "--vocabulary", 100)
+    with pytest.raises(UserError, match=r"--vocabulary nine cannot be read"):
+        command("tokenize", source, tmp_path / "other", "--vocabulary", "nine")
+
+
 def test_where_there_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(monkeypatch):
     clock = iter([0.0, 1.0, 40.0, 41.0, 80.0, 90.0])
     monkeypatch.setattr("largebatch.cli.data.time", SimpleNamespace(monotonic=lambda: next(clock)))
@@ -137,6 +168,6 @@ def test_where_there_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(monk
     for done in (1000, 5000, 5100, 9000, 10_000):
         lines.tell(done, 10_000)
     assert said.getvalue().splitlines() == [
-        "5,000 of 10,000 images, 100 images/s",
-        "9,000 of 10,000 images, 100 images/s",
+        "5,000 of 10,000 images, 100 images/s, 50 s left",
+        "9,000 of 10,000 images, 100 images/s, 10 s left",
     ]

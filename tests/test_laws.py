@@ -97,6 +97,7 @@ WRITES_BY_ITSELF = {  # file -> what it may do beside writing under the name tha
     "checkpoint/writer.py": "folders get their names and lose them",
     "data/fetch.py": "files that were verified leave a folder of their own",
     "data/shards/cache.py": "the other name keeps the room that the shard is going to take",
+    "data/text/tokenizing.py": "a pack's folder gets its name when all in it is on the disk",
     "studies/bench/loading/peers.py": "a temporary folder's",
 }
 

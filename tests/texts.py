@@ -1,4 +1,4 @@
-"""Token packs for tests, of random numbers for tokens."""
+"""Token packs for tests: of random numbers for tokens, or made of words."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from largebatch.data.text import pack
+from largebatch.data.text import pack, tokenizing
+from largebatch.data.text.sources import text_source
 from largebatch.records.files import sha256_of
 
 SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
@@ -57,3 +59,75 @@ def pack_of_numbers(folder: Path, vocabulary: int = 100, documents: tuple[int, i
 
 def _promised(path: Path) -> pack.PackedFile:
     return pack.PackedFile(bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "large",
+    "small",
+    "batch",
+    "of",
+    "words",
+    "is",
+    "not",
+    "here;",
+    "it",
+    "was,",
+    "in",
+    "truth,",
+    "Élan",
+    "vital",
+    "and",
+    "naïve",
+    "漢字",
+    "learned",
+    "slowly",
+    "(or",
+    "not)",
+    "by",
+    "machines!",
+    "who",
+    "knows?",
+    "perhaps",
+    "3.14",
+    "e.g.",
+    "unbelievable",
+]
+
+
+def documents_of_words(count: int = 200, seed: int = 0) -> list[list[str]]:
+    """Documents as their lines, of one to four sentences each."""
+    rng = np.random.default_rng(seed)
+
+    def sentence() -> str:
+        return " ".join(rng.choice(WORDS, int(rng.integers(2, 12)))) + ". "
+
+    def line() -> str:
+        return "".join(sentence() for _ in range(rng.integers(1, 5))).strip()
+
+    return [[line() for _ in range(rng.integers(1, 6))] for _ in range(count)]
+
+
+def as_plain(path: Path, documents: list[list[str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join("\n".join(lines) for lines in documents) + "\n", encoding="utf-8")
+    return path
+
+
+def tokenized(source: Path, dest: Path, vocabulary: int | list[str] = 300, key: str = "text", **options: Any) -> Any:
+    """A pack made in this process, unless ``workers`` are asked for; ``cased`` and ``hold_out`` as the command has."""
+    wanted = {name: options.pop(name) for name in ("cased", "hold_out") if name in options}
+    settings: dict[str, Any] = {"workers": 0, **options}
+    return tokenizing.tokenize(
+        text_source(str(source), key), dest, tokenizing.Wanted(vocabulary, **({"hold_out": 0.2} | wanted)), **settings
+    )
+
+
+def pack_of_words(folder: Path, documents: int = 200, seed: int = 0) -> Path:
+    """A pack made as the command makes it, quickly."""
+    tokenized(as_plain(folder.with_name(f"{folder.name}.txt"), documents_of_words(documents, seed)), folder)
+    return folder

@@ -1,8 +1,10 @@
-"""data: get a data set, pack it for speed, look at a pack, check it. Needs no CUDA."""
+"""data: get a data set, pack images or text for speed, look at a pack, check it. Needs no CUDA."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ import rich.console
 import rich.progress
 import typer
 
+from largebatch.cli import pack_words as words
 from largebatch.cli.frame import local_path, wide_console
 from largebatch.errors import UserError
 from largebatch.recipes import paths
@@ -59,14 +62,73 @@ def pack(
     if jpeg and size is not None:
         raise UserError(f"--size {size} does not go with --jpeg, which keeps the images as they are")
     console = wide_console()
-    try:
+    with told_where_it_stopped(console):
         pack_with_progress(source, dest, None if jpeg else size or 256, workers, val, skip_unreadable, console)
+
+
+@app.command()
+def tokenize(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="plain text, JSON lines, parquet, a Hugging Face folder, or a folder of them",
+            show_default=False,
+        ),
+    ],
+    dest: Annotated[
+        Path, typer.Argument(metavar="DEST", help="folder of the pack", show_default=False, parser=local_path)
+    ],
+    vocabulary: Annotated[
+        str,
+        typer.Option(metavar="N|FILE", help="train one of so many tokens, or take a vocab.txt", show_default=False),
+    ],
+    cased: Annotated[bool, typer.Option("--cased", help="keep capitals and accents")] = False,
+    hold_out: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=0.5, help="of the documents, to evaluate on")
+    ] = 0.01,
+    text_key: Annotated[str, typer.Option(metavar="KEY", help="of the text, in JSON lines and tables")] = "text",
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="processes (0: this one); else one per processor")
+    ] = None,
+) -> None:  # fmt: skip
+    """Text as few large files of numbers that are mapped into memory. Goes on where it was interrupted."""
+    console = wide_console()
+    with told_where_it_stopped(console):
+        tokenize_with_progress(source, dest, vocabulary, cased, hold_out, text_key, workers, console)
+
+
+@contextmanager
+def told_where_it_stopped(console: rich.console.Console) -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt as stop:
         tell(
             console,
             f"stopped: {stop}" if str(stop) else "stopped: nothing new is whole, and the same command begins anew",
         )
         raise typer.Exit(130) from None
+
+
+def outside(given: str, dest: Path) -> None:
+    """Refuse a pack inside of what it is made from."""
+    if "://" not in given and dest.resolve().is_relative_to(Path(paths.expanded("SRC", given)).resolve()):
+        raise UserError(f"{dest} lies in {given}, which it would be a part of the next time; choose another folder")
+
+
+@contextmanager
+def progress_of(console: rich.console.Console, doing: str, unit: str, of_unit: int = 1) -> Iterator[Callable]:
+    """What is to hear how far it is, and of how much: a bar on a terminal, elsewhere lines."""
+    lines = ProgressLines(console, unit)
+    with bar(console, unit) as progress:
+        task: list[rich.progress.TaskID] = []
+
+        def report(done: int, total: int) -> None:
+            if not task:  # what an earlier command made is not this one's speed
+                task.append(progress.add_task(doing, total=total / of_unit))
+            progress.update(task[0], completed=done / of_unit)
+            lines.tell(done // of_unit, total // of_unit)
+
+        yield report
 
 
 def pack_with_progress(
@@ -78,68 +140,74 @@ def pack_with_progress(
     from largebatch.data.packs.origins import origins
 
     begin = time.perf_counter()
-    if "://" not in given and dest.resolve().is_relative_to(Path(paths.expanded("SRC", given)).resolve()):
-        raise UserError(f"{dest} lies in {given}, which it would be a part of the next time; choose another folder")
-    lines = ProgressLines(console, "images")
-    with bar(console, "images") as progress:
-        task: list[rich.progress.TaskID] = []
-
-        def report(made: int, images: int) -> None:
-            if not task:  # what an earlier command made is not this one's speed
-                task.append(progress.add_task("packing", total=images, completed=made))
-            progress.update(task[0], completed=made)
-            lines.tell(made, images)
-
+    outside(given, dest)
+    with progress_of(console, "packing", "images") as report:
         facts = packing.pack(
             origins(given, val), dest, size=size, skip_unreadable=skip_unreadable, workers=workers,
             say=lambda text: tell(console, text), report=report,
         )  # fmt: skip
     if facts is None:
-        tell(console, f"{dest} is there already: {in_short(read_facts(dest))}")
+        tell(console, f"{dest} is there already: {words.in_short(read_facts(dest))}")
         return
-    tell(console, f"{dest}: {in_short(facts)}, {time.perf_counter() - begin:,.1f} s")
-    for line in notes(facts):
+    tell(console, f"{dest}: {words.in_short(facts)}, {time.perf_counter() - begin:,.1f} s")
+    for line in words.notes(facts):
         tell(console, line)
+
+
+def tokenize_with_progress(
+    given: str, dest: Path, vocabulary: str, cased: bool, hold_out: float, key: str, workers: int | None,
+    console: rich.console.Console,
+) -> None:  # fmt: skip
+    from largebatch.data.text import tokenizing, wordpiece
+    from largebatch.data.text.pack import read_facts
+    from largebatch.data.text.sources import text_source
+
+    begin = time.perf_counter()
+    outside(given, dest)
+    wanted = tokenizing.Wanted(wordpiece.vocabulary_asked(vocabulary), cased, hold_out)
+    with progress_of(console, "tokenizing", "MB", 10**6) as report:
+        facts = tokenizing.tokenize(
+            text_source(given, key), dest, wanted, workers=workers, say=lambda text: tell(console, text), report=report
+        )
+    if facts is None:
+        tell(console, f"{dest} is there already: {words.in_short(read_facts(dest))}")
+        return
+    tell(console, f"{dest}: {words.in_short(facts)}, {time.perf_counter() - begin:,.1f} s")
 
 
 @app.command()
 def verify(root: Folder) -> None:
     """Every byte of a pack against the checksums it was written with; exit code 2 and the file if one is damaged."""
-    from largebatch.data.packs import pack
+    from largebatch.data.packs import pack as images
+    from largebatch.data.text import pack as text
 
     console = wide_console()
-    lines = ProgressLines(console, "MB")
-    with bar(console, "MB") as progress:
-        task = progress.add_task("reading", total=None)
-
-        def report(done: int, total: int) -> None:
-            progress.update(task, completed=done / 1e6, total=total / 1e6)
-            lines.tell(done // 10**6, total // 10**6)
-
-        facts = pack.verify(root, report)
-    tell(console, f"{root} is whole: {in_short(facts)}")
+    check = text.verify if text.is_pack(root) else images.verify
+    with progress_of(console, "reading", "MB", 10**6) as report:
+        facts = check(root, report)
+    tell(console, f"{root} is whole: {words.in_short(facts)}")
 
 
 @app.command()
 def show(root: Folder) -> None:
-    """What a pack holds; of its pixels only the sizes are checked (verify reads every byte)."""
-    from largebatch.data.packs.pack import open_pack
+    """What a pack holds; only the sizes of its files are checked (verify reads every byte)."""
+    from largebatch.data.packs import pack as images
+    from largebatch.data.text import pack as text
 
-    facts = open_pack(root).facts
+    facts = (text.open_pack if text.is_pack(root) else images.open_pack)(root).facts
     console = wide_console()
-    tell(console, f"{root}: {in_short(facts)}")
+    tell(console, f"{root}: {words.in_short(facts)}")
     tell(console, f"of {facts.source.given} ({facts.source.kind}), made by largebatch {facts.largebatch}")
-    for line in notes(facts):
+    for line in words.notes(facts):
         tell(console, line)
 
 
 def bar(console: rich.console.Console, unit: str) -> rich.progress.Progress:
     """On a terminal alone; gone when it is done."""
-    rate = f"{{task.speed:,.0f}} {unit}/s"
 
     class Rate(rich.progress.ProgressColumn):
         def render(self, task: rich.progress.Task) -> Any:
-            return rich.progress.Text("" if task.speed is None else rate.format(task=task))
+            return rich.progress.Text("" if task.speed is None else f"{in_digits(task.speed)} {unit}/s")
 
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
@@ -169,30 +237,9 @@ class ProgressLines:
             return
         self.last_line_at = now
         rate = (done - self.first) / (now - self.begun)
-        tell(self.console, f"{done:,} of {total:,} {self.unit}, {rate:,.0f} {self.unit}/s")
+        left = f", {(total - done) / rate:,.0f} s left" if rate else ""
+        tell(self.console, f"{done:,} of {total:,} {self.unit}, {in_digits(rate)} {self.unit}/s{left}")
 
 
-def in_short(facts: Any) -> str:
-    images = " and ".join(f"{split.examples:,} {name}" for name, split in facts.splits.items())
-    files = [file for split in facts.splits.values() for file in split.promised]
-    form = "encoded as they were" if facts.size is None else f"of {facts.size} × {facts.size} pixels"
-    size = sum(file.bytes for file in files)
-    return f"{images} images of {len(facts.classes):,} classes, {form}, {size / 1e9:,.2f} GB in {len(files)} files"
-
-
-def notes(facts: Any) -> list[str]:
-    """What a user should know of the images before training on them."""
-    lines = []
-    for name, split in facts.splits.items():
-        small = split.smallest
-        if split.enlarged:
-            lines.append(
-                f"{split.enlarged:,} {name} image{'s were' if split.enlarged > 1 else ' was'} enlarged; the smallest, "
-                f"{small.name}, is {small.width} × {small.height}"
-            )
-        if split.left_out:
-            first, reason = next(iter(split.left_out.items()))
-            lines.append(f"{len(split.left_out):,} of the {name} images left out, all in pack.json: {first} ({reason})")
-    if "test" not in facts.splits:
-        lines.append("no test images: no val or test was found beside train")
-    return lines
+def in_digits(rate: float) -> str:
+    return f"{rate:,.{0 if rate >= 10 else 1}f}"

@@ -2,9 +2,8 @@
 
 :func:`fetch` takes the first that works, says what it did, and when nothing works says all that it tried.
 Downloads are written beside their destination, compared with the published MD5, and moved into place
-whole, so that an interrupted fetch leaves nothing that looks like a data set. Debian's package is verified
-by apt's signatures and unpacked without root; if apt's package lists are missing they are read into a
-folder of our own.
+whole, so that an interrupted fetch leaves nothing that looks like a data set. Debian's packages
+(:mod:`largebatch.data.debian`) are a data set's, or English text (:mod:`largebatch.data.text.english`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import hashlib
 import http.client
 import os
 import shutil
-import subprocess
 import tempfile
 import urllib.error
 import urllib.request
@@ -22,9 +20,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from largebatch.data import formats, sets
+from largebatch.data import debian, formats, sets
+from largebatch.data.debian import Failed
 from largebatch.data.places import bases, data_folder, find, locate, usual_folders
 from largebatch.data.published import ByHand, NoFiles, Package, PublishedFiles
+from largebatch.data.text import english
 from largebatch.errors import UserError, suggestion
 from largebatch.records.files import whole
 
@@ -32,11 +32,6 @@ __all__ = ["fetch", "find", "locate"]
 
 Report = Callable[[str], object]
 CONNECT_SECONDS = 10.0
-APT_SECONDS = 300.0
-
-
-class _Failed(Exception):
-    """One way of getting a set did not work; the message is the reason."""
 
 
 def fetch(name: str, root: str | os.PathLike[str] | None = None, report: Report = print) -> Path:
@@ -44,7 +39,9 @@ def fetch(name: str, root: str | os.PathLike[str] | None = None, report: Report 
 
     Without ``root`` it goes to the data folder, or to the cache folder where that cannot be written.
     """
-    if name not in (known := sets.names()):
+    if name == english.NAME:
+        return _fetch_english(root, report)
+    if name not in (known := [*sets.names(), english.NAME]):
         raise UserError(f"{name!r} is not a data set that can be fetched{suggestion(name, known)}")
     origin = sets.known(name).origin
     if isinstance(origin, NoFiles):
@@ -66,7 +63,7 @@ def _fetch_from_afar(name: str, origin: PublishedFiles, root: str | os.PathLike[
             try:
                 report(f"{name}: trying {source}")
                 home = _moved(attempt(report), base / origin.home)
-            except (_Failed, OSError) as reason:
+            except (Failed, OSError) as reason:
                 tried.append(f"{source}: {reason}")
                 report(f"{name}: {tried[-1]}")
                 continue
@@ -77,6 +74,22 @@ def _fetch_from_afar(name: str, origin: PublishedFiles, root: str | os.PathLike[
         f"data set {name} could not be fetched ({'; '.join(tried)}); "
         f"put {' '.join(origin.md5)} from {origin.page} into {place} by hand"
     )
+
+
+def _fetch_english(root: str | os.PathLike[str] | None, report: Report) -> Path:
+    """Text to tokenize, which no recipe names."""
+    name = english.NAME
+    for base in [Path(root)] if root is not None else usual_folders():
+        if english.found_in(base / name):
+            report(f"{name}: already there, {base / name}")
+            return base / name
+    with _workshop(root) as (base, work):
+        try:
+            home = english.fetch_into(base / name, work, report)
+        except (Failed, OSError) as reason:
+            raise UserError(f"{name} could not be fetched: {reason}; {english.BY_HAND}") from None
+    report(f"{name}: to train on it, largebatch data tokenize {home} PACK --vocabulary 8192")
+    return home
 
 
 def _attempts(origin: PublishedFiles, work: Path) -> Iterator[tuple[str, Callable[[Report], Path]]]:
@@ -152,9 +165,9 @@ def _download(url: str, destination: Path, md5: str, report: Report) -> None:
                         told = done
                         report(f"  {destination.name}: {done / 1e6:.0f} of {length / 1e6:.0f} MB")
         except (OSError, http.client.HTTPException, ValueError) as reason:
-            raise _Failed(f"{destination.name}: {_told(reason)}") from None
+            raise Failed(f"{destination.name}: {_told(reason)}") from None
         if digest.hexdigest() != md5:
-            raise _Failed(f"{destination.name}: its MD5 is {digest.hexdigest()}, published is {md5}")
+            raise Failed(f"{destination.name}: its MD5 is {digest.hexdigest()}, published is {md5}")
 
 
 def _told(reason: Exception) -> str:
@@ -166,43 +179,9 @@ def _told(reason: Exception) -> str:
 
 
 def _from_debian(package: Package, form: formats.Form, work: Path) -> Path:
-    """The set's files out of a Debian package that is downloaded, verified by apt and unpacked here."""
-    for program in ("apt-get", "dpkg-deb"):
-        if shutil.which(program) is None:
-            raise _Failed(f"{program} is not installed")
-    folder = work / "debian"
-    folder.mkdir()
-    try:
-        _run(["apt-get", "download", package.name], folder)
-    except _Failed:
-        own_lists = _own_lists(work / "apt")
-        _run(["apt-get", *own_lists, "update"], folder)
-        _run(["apt-get", *own_lists, "download", package.name], folder)
-    archives = list(folder.glob("*.deb"))
-    if not archives:
-        raise _Failed("apt-get download gave no package")
-    _run(["dpkg-deb", "-x", str(archives[0]), str(folder / "tree")], folder)
-    unpacked = folder / "tree" / package.folder.relative_to("/")
+    """The set's files out of a Debian package."""
+    unpacked = debian.Apt(work).unpacked(package.name).tree / package.folder.relative_to("/")
     missing = form.missing(unpacked)
     if missing:
-        raise _Failed(f"the package has no {', '.join(missing)}")
+        raise Failed(f"the package has no {', '.join(missing)}")
     return unpacked
-
-
-def _own_lists(state: Path) -> list[str]:
-    """apt options that keep package lists and caches in a folder of our own, which needs no root."""
-    for folder in ("lists/partial", "cache/archives/partial"):
-        (state / folder).mkdir(parents=True)
-    options = [f"Dir::State::Lists={state / 'lists'}", f"Dir::Cache={state / 'cache'}", "Debug::NoLocking=1"]
-    return [word for option in options for word in ("-o", option)]
-
-
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=APT_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as reason:
-        raise _Failed(f"{command[0]}: {reason}") from None
-    if done.returncode:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.startswith("E:")]
-        verb = next((word for word in command if word in ("download", "update", "-x")), "")
-        raise _Failed(f"{command[0]} {verb} failed: {' '.join(said[:2]) or f'exit code {done.returncode}'}")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from largebatch.data import build, places, sets
-from largebatch.data import fetch as fetching
+from largebatch.data import debian as packages
 from largebatch.data.fetch import fetch, find, locate
 from largebatch.data.published import PublishedFiles
 from largebatch.errors import UserError
@@ -36,7 +36,7 @@ def places_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, origin in published().items():
         package = origin.package and dataclasses.replace(origin.package, folder=tmp_path / "system")
         publish_as(monkeypatch, name, mirrors=nowhere, package=package)
-    monkeypatch.setattr(fetching.shutil, "which", lambda program: None)
+    monkeypatch.setattr(packages.shutil, "which", lambda program: None)
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path) -> None:
@@ -182,14 +182,14 @@ class FakeApt:
 
 @pytest.fixture
 def debian(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching.shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(packages.shutil, "which", lambda program: f"/usr/bin/{program}")
 
 
 @pytest.mark.usefixtures("debian")
 @pytest.mark.parametrize("lists", [True, False])
 def test_the_debian_package_is_the_last_resort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: bool):
     apt = FakeApt(lists)
-    monkeypatch.setattr(fetching.subprocess, "run", apt)
+    monkeypatch.setattr(packages.subprocess, "run", apt)
     home = fetch("fashion_mnist", report=lambda line: None)
     assert home == tmp_path / "data" / "FashionMNIST" / "raw"
     retried = [] if lists else ["update with own lists", "download with own lists"]
@@ -207,7 +207,7 @@ def test_the_debian_package_is_the_last_resort(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_a_package_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, apt: FakeApt, message: str):
-    monkeypatch.setattr(fetching.subprocess, "run", apt)
+    monkeypatch.setattr(packages.subprocess, "run", apt)
     with pytest.raises(UserError, match=message):
         fetch("fashion_mnist", report=lambda line: None)
 
@@ -217,9 +217,109 @@ def test_a_package_manager_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatc
     def hang(command: list[str], **rest: object) -> None:
         raise subprocess.TimeoutExpired(command, 300)
 
-    monkeypatch.setattr(fetching.subprocess, "run", hang)
+    monkeypatch.setattr(packages.subprocess, "run", hang)
     with pytest.raises(UserError, match="timed out after 300 seconds"):
         fetch("fashion_mnist", report=lambda line: None)
+
+
+DICTIONARY = """
+
+00-database-info
+   This file was converted.
+
+Coagulate \\Co*ag"u*late\\, v. t. [imp. & p. p. {Coagulated} [x].]
+   To cause (a liquid) to change into a curdlike
+   state. --Boyle.
+   [1913 Webster]
+
+   2. To curdle. [Obs.]
+      [1913 Webster +PJC]
+
+Zed (z[e^]d), n.
+   The letter Z.
+"""
+
+RST = """.. SPDX-License-Identifier: GPL-2.0
+.. include:: this.txt
+
+=====
+Title
+=====
+
+:Author: Somebody
+
+Text with ``code``, *stress*, :ref:`a link <there>`
+and `a page <https://there>`_::
+
+    int code;
+
+    more;
+
+- one
+  thing
+- |two| things [1]_
+
+.. note:: left out
+
+   also left out
+
++----+----+
+| a  | b  |
++----+----+
+
+Last::
+"""
+
+
+class FakePackages:
+    """Stands in for apt and dpkg-deb with a dictionary and a manual of three files."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __call__(self, command: list[str], cwd: Path, **rest: object) -> subprocess.CompletedProcess[str]:
+        self.calls.append(" ".join(command[:3]) if command[1] != "-x" else "unpack")
+        if command[1] == "download":
+            (cwd / f"{command[2]}_1%3a2-3_all.deb").write_bytes(b"")
+        if command[1] == "-x" and "dict-gcide" in command[2]:
+            (folder := Path(command[3]) / "usr/share/dictd").mkdir(parents=True)
+            (folder / "gcide.dict.dz").write_bytes(gzip.compress(DICTIONARY.encode()))
+        elif command[1] == "-x":
+            root = Path(command[3]) / "usr/share/doc/linux-doc-9.9/Documentation"
+            for name in ("b.rst", "a/c.rst", "translations/xx/b.rst"):
+                (root / name).parent.mkdir(exist_ok=True, parents=True)
+                (root / name).write_text(RST)
+            (root / "b.rst.gz").write_bytes(gzip.compress(b"packed text"))
+        return subprocess.CompletedProcess(command, 0, "linux-doc\n  Depends: linux-doc-9.9\n", "")
+
+
+@pytest.mark.usefixtures("debian")
+def test_english_is_the_prose_of_two_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    apt, said = FakePackages(), []
+    monkeypatch.setattr(packages.subprocess, "run", apt)
+    home = fetch("english", report=said.append)
+    assert home == tmp_path / "data" / "english"
+    wanted = ["apt-get download dict-gcide", "apt-cache depends linux-doc", "apt-get download linux-doc-9.9"]
+    assert [call for call in apt.calls if call != "unpack"] == wanted
+    assert files_below(tmp_path / "data") == [
+        "english/dict-gcide_1.2-3.txt", "english/linux-doc-9.9_1.2-3.txt",
+    ]  # fmt: skip
+    assert (home / "dict-gcide_1.2-3.txt").read_text() == (
+        "Coagulate, v. t. To cause (a liquid) to change into a curdlike state. -- Boyle.\n2. To curdle. [Obs.]\n\n"
+        "Zed, n. The letter Z.\n"
+    )
+    page = "Title\nText with code, stress, a link and a page:\none thing\ntwo things\nLast:\n"
+    assert (home / "linux-doc-9.9_1.2-3.txt").read_text() == f"{page}\n{page}\npacked text\n"
+    assert said[0] == "english: downloading Debian's package dict-gcide"
+    assert said[1] == f"english: {home}/dict-gcide_1.2-3.txt, 2 documents, 0.0 MB"
+    assert said[-1] == f"english: to train on it, largebatch data tokenize {home} PACK --vocabulary 8192"
+    assert fetch("english", report=said.append) == home
+    assert said[-1] == f"english: already there, {home}"
+
+
+def test_english_that_cannot_be_had_says_why():
+    with pytest.raises(UserError, match="english could not be fetched: apt-get is not installed; any text will do"):
+        fetch("english", report=lambda line: None)
 
 
 def test_a_read_only_data_folder_leads_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -132,5 +132,7 @@ def test_images_that_are_not_in_the_file(tmp_path):
 def test_without_pyarrow_it_says_what_to_install(sources, tmp_path, monkeypatch):
     root = as_parquet(sources, tmp_path / "set")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"parquet files need pyarrow: pip install 'largebatch\[parquet\]'"):
+    with pytest.raises(
+        UserError, match=r"parquet, .arrow and .zst files need pyarrow: pip install 'largebatch\[parquet\]'"
+    ):
         open_parquet(root)

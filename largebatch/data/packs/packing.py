@@ -6,27 +6,20 @@ kill makes what is missing, and ends with the same bytes as one that nobody dist
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
+import functools
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import largebatch
-from largebatch.data import fork_server
-from largebatch.data.packs import writing
+from largebatch.data.packs import making, writing
 from largebatch.data.packs.manifest import (
     FORMAT,
     MANIFEST,
-    PROGRESS,
     VERSION,
     ImageFile,
     Origin,
@@ -38,11 +31,12 @@ from largebatch.data.packs.manifest import (
     write_facts,
 )  # fmt: skip
 from largebatch.data.packs.origins import Origins, mean_bytes
+from largebatch.data.packs.progress import Progress, begun_in
 from largebatch.data.packs.writing import PlannedFile, Work, WrittenFile, refusal
-from largebatch.data.passed_over import is_hidden, told_of
+from largebatch.data.passed_over import told_of
 from largebatch.data.processes import processors
-from largebatch.errors import Lost, UserError
-from largebatch.records.files import UNFINISHED, sha256_of, whole
+from largebatch.errors import UserError
+from largebatch.records.files import sha256_of, whole
 
 FILE_BYTES = 2**30
 LEAST_FILE_BYTES = 2**26  # of a small set, so that there are files for all processors to make
@@ -74,7 +68,7 @@ def pack(
         facts = read_facts(dest)
         _check_same({"form": facts.form, "size": facts.size, "source": facts.source.sha256}, asked, source, dest)
         return None
-    begun = _begun(dest)
+    begun = begun_in(dest, dest, {"form", "size", "source", "per_file"}, WrittenFile)
     if begun is None:
         mean = mean_bytes(source.splits["train"], size, skip_unreadable > 0)
         each = mean if size is None else 3 * size * size
@@ -86,7 +80,7 @@ def pack(
     }
     try:
         dest.mkdir(parents=True, exist_ok=True)
-        with PackingProgress(dest, begun) as progress:
+        with Progress(dest, begun, WrittenFile) as progress:
             missing = [job for job in jobs if job.name not in progress.written]
             if size:
                 _check_room(dest, 3 * size * size * _images(missing))
@@ -104,85 +98,6 @@ def pack(
                 raise UserError(f"{dest} cannot be written: {reason.strerror or reason}; {state}") from None
     except OSError as reason:
         raise UserError(f"{dest} cannot be written: {reason.strerror or reason}") from None
-
-
-class PackingProgress:
-    """``packing.jsonl``: what is made, then a line for each file that is whole. One process at a time holds it."""
-
-    def __init__(self, dest: Path, begun: dict[str, Any]) -> None:
-        self.dest, self.path = dest, dest / PROGRESS
-        self.written: dict[str, WrittenFile] = {}
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as reason:
-            self._file.close()
-            if isinstance(reason, BlockingIOError):
-                raise UserError(f"another process is making a pack in {dest}") from None
-            raise
-        lines = _whole_lines(self.path)
-        self._file.truncate(sum(map(len, lines)))  # what a kill has torn
-        for line in lines[1:]:
-            file = WrittenFile.model_validate_json(line)
-            with contextlib.suppress(FileNotFoundError):
-                if not file.examples or (dest / file.name).stat().st_size == file.bytes:
-                    self.written[file.name] = file
-        for left in dest.glob(f"*{UNFINISHED}"):
-            left.unlink()
-        if not lines:
-            self._append(json.dumps(begun))
-
-    def __enter__(self) -> PackingProgress:
-        return self
-
-    def __exit__(self, *problem: Any) -> None:
-        self._file.close()
-
-    def add(self, file: WrittenFile) -> None:
-        if file.name not in self.written:
-            self._append(file.model_dump_json())
-            self.written[file.name] = file
-
-    def _append(self, line: str) -> None:
-        before = os.fstat(self._file.fileno()).st_size
-        rest = line.encode() + b"\n"
-        try:
-            while rest:  # a disk that fills up takes a part, and refuses the next
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(before)
-            raise
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    try:
-        return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    except FileNotFoundError:
-        return []
-
-
-def _begun(dest: Path) -> dict[str, Any] | None:
-    """What an earlier command began to make in ``dest``; refused where there is something else."""
-    try:
-        names = sorted(path.name for path in dest.iterdir() if not is_hidden(path.name))
-    except FileNotFoundError:
-        return None
-    except OSError as reason:
-        raise UserError(f"{dest} cannot be written: {reason.strerror}") from None
-    if names and PROGRESS not in names:
-        raise UserError(f"{dest} holds other files ({names[0]}); a pack needs a folder of its own")
-    lines = _whole_lines(dest / PROGRESS)
-    try:
-        begun = json.loads(lines[0]) if lines else None
-        sound = begun is None or set(begun) == {"form", "size", "source", "per_file"}
-        for line in lines[1:]:
-            WrittenFile.model_validate_json(line)
-    except (ValueError, TypeError):
-        sound = False
-    if not sound:
-        raise UserError(f"{dest / PROGRESS} is damaged; delete {dest} and pack again")
-    return begun
 
 
 def _check_same(begun: Mapping[str, Any], asked: Mapping[str, Any], source: Origins, dest: Path) -> None:
@@ -238,43 +153,17 @@ def _decision(
 
 def _make(
     source: Origins, dest: Path, size: int | None, at_most: dict[str, int], missing: list[PlannedFile], count: int,
-    progress: PackingProgress, report: Callable[[int], object],
+    progress: Progress[WrittenFile], report: Callable[[int], object],
 ) -> None:  # fmt: skip
-    """The files that are missing. However it ends, no worker is left and every whole file has its line."""
-    context: Any = fork_server.running()
-    counter, stop = context.Value("q", 0), context.Event()
-    work = Work(source.splits, dest, size, at_most, counter, stop)
+    """The files that are missing."""
     before = sum(file.examples + len(file.left_out) for file in progress.written.values())
-    with ProcessPoolExecutor(count, context, writing.begin, (work,)) as pool:
-        futures: list[Future[WrittenFile]] = []
-        try:
-            futures += (pool.submit(writing.write, job) for job in missing)
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, 0.2, FIRST_COMPLETED)
-                report(before + counter.value)
-                for future in done:
-                    progress.add(future.result())
-                _check_left_out(source, at_most, progress)
-        except BrokenProcessPool:
-            raise Lost(
-                f"one of {count} worker processes was killed, as the system does when memory is short; the same "
-                f"command goes on, and fewer need less: --workers {max(1, count // 2)}"
-            ) from None
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            for future in filter(_succeeded, futures):
-                with contextlib.suppress(OSError):  # then it is made again
-                    progress.add(future.result())
-            raise
+    making.make(
+        missing, writing.write, writing.begin, functools.partial(Work, source.splits, dest, size, at_most), count,
+        progress, lambda made: report(before + made), lambda: _check_left_out(source, at_most, progress),
+    )  # fmt: skip
 
 
-def _succeeded(future: Future[WrittenFile]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
-
-
-def _check_left_out(source: Origins, at_most: dict[str, int], progress: PackingProgress) -> None:
+def _check_left_out(source: Origins, at_most: dict[str, int], progress: Progress[WrittenFile]) -> None:
     for split, bound in at_most.items():
         left_out = {
             i: why for file in progress.written.values() if file.split == split for i, why in file.left_out.items()
@@ -285,7 +174,7 @@ def _check_left_out(source: Origins, at_most: dict[str, int], progress: PackingP
 
 
 def _finished(
-    source: Origins, dest: Path, asked: dict[str, Any], jobs: list[PlannedFile], progress: PackingProgress
+    source: Origins, dest: Path, asked: dict[str, Any], jobs: list[PlannedFile], progress: Progress[WrittenFile]
 ) -> PackRecord:
     """Labels, names and index, then ``pack.json``; nothing is left of the progress."""
     facts = PackRecord(

@@ -92,7 +92,7 @@ def pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError("parquet files need pyarrow: pip install 'largebatch[parquet]'") from None
+        raise UserError("parquet, .arrow and .zst files need pyarrow: pip install 'largebatch[parquet]'") from None
     return pyarrow
 
 

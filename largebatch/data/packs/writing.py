@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from largebatch.data.decode import rgb, why_unreadable
+from largebatch.data.packs.making import PackingStopped
+from largebatch.data.packs.progress import MadePart
 from largebatch.data.processes import begin_worker
 from largebatch.data.sources import ImageSource
 from largebatch.data.unreadable import is_machine_failure
@@ -35,13 +36,8 @@ class PlannedFile(NamedTuple):
     last: int
 
 
-class WrittenFile(BaseModel):
-    """What became of a job, as the progress file keeps it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+class WrittenFile(MadePart):
     split: str
-    name: str
     examples: int  # none: then there is no file
     bytes: int
     sha256: str
@@ -49,6 +45,9 @@ class WrittenFile(BaseModel):
     smallest: tuple[int, int, int] | None  # image, width, height
     left_out: dict[int, str]
     lengths: list[int]  # jpeg: of each image
+
+    def is_whole(self, folder: Path) -> bool:
+        return not self.examples or (folder / self.name).stat().st_size == self.bytes
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,6 @@ class Work:
     at_most: Mapping[str, int]
     counter: Any  # images made, by all workers
     stop: Any  # set when the others are to end
-
-
-class PackingStopped(Exception):
-    """Another worker, or the user, ended it."""
 
 
 _work: Work

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,13 +22,17 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from largebatch.data.packs.manifest import MANIFEST, read_record
 from largebatch.errors import UserError
 from largebatch.records.facts import checked_text
-from largebatch.records.files import write_text
+from largebatch.records.files import sha256_of, write_text
 
 FORMAT, VERSION = "largebatch token pack", 1
 VOCABULARY = "vocabulary.txt"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 OFFSETS = np.dtype("<i8")
-ARRAYS = ("tokens", "documents", "segments")
+Array = Literal["tokens", "documents", "segments"]
+Part = Literal["train", "test"]
+ARRAYS: tuple[Array, ...] = ("tokens", "documents", "segments")
+PARTS: tuple[Part, ...] = ("train", "test")
+UNFINISHED = ".unfinished"  # a folder beside that of the pack, until it is whole
 
 
 class _StrictRecord(BaseModel):
@@ -46,11 +50,11 @@ class PackedText(_StrictRecord):
     documents: NonNegativeInt
     tokens: NonNegativeInt
     segments: NonNegativeInt
-    files: dict[Literal["tokens", "documents", "segments"], PackedFile]
+    files: dict[Array, PackedFile]
 
 
 class TextOrigin(_StrictRecord):
-    given: str  # as it was written on the command line
+    given: str  # its name, without the folders above
     kind: str
     bytes: NonNegativeInt  # of text
     sha256: str  # of what the sources were: names and sizes
@@ -64,10 +68,11 @@ class TextPackRecord(_StrictRecord):
     dtype: Literal["uint16", "uint32"]
     vocabulary_size: PositiveInt
     vocabulary: PackedFile
+    trained: PositiveInt | None = None  # so many tokens were asked for; None: the vocabulary was given
     special: dict[str, NonNegativeInt]
     cased: bool
     held_out_share: float
-    parts: dict[Literal["train", "test"], PackedText]
+    parts: dict[Part, PackedText]
     source: TextOrigin
     largebatch: str
 
@@ -101,7 +106,7 @@ class TextPack:
     def vocabulary_sha256(self) -> str:
         return self.facts.vocabulary.sha256
 
-    def digest(self, part: Literal["train", "test"]) -> str:
+    def digest(self, part: Part) -> str:
         """What its tokens are known by."""
         return self.facts.parts[part].files["tokens"].sha256
 
@@ -110,8 +115,19 @@ def write_facts(folder: Path, facts: TextPackRecord) -> None:
     write_text(folder / MANIFEST, checked_text(facts.model_dump()), on_disk=True)
 
 
+def file_name(part: str, array: str) -> str:
+    return f"{part}.{array}.bin"
+
+
+def work_folder(folder: Path) -> Path:
+    """Where a pack is made."""
+    return folder.with_name(folder.name + UNFINISHED)
+
+
 def read_facts(folder: Path) -> TextPackRecord:
     """``pack.json`` alone, with its checksum and its form looked at."""
+    if not folder.exists() and work_folder(folder).is_dir():
+        raise UserError(f"{folder} is a pack that is not finished; run its `largebatch data tokenize` again")
     facts = read_record(folder, TextPackRecord, FORMAT, VERSION, "data tokenize")
     for name in SPECIAL:
         if not 0 <= facts.special.get(name, -1) < facts.vocabulary_size:
@@ -119,19 +135,45 @@ def read_facts(folder: Path) -> TextPackRecord:
     return facts
 
 
+def is_pack(folder: Path) -> bool:
+    """Whether ``pack.json`` says so, or text is being tokenized for it; nothing else is looked at."""
+    try:
+        return f'"format": "{FORMAT}"' in (folder / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return not folder.exists() and work_folder(folder).is_dir()
+
+
 def open_pack(folder: Path) -> TextPack:
     """Its files have the sizes that they were written with; :func:`verify` reads every byte."""
     facts = read_facts(folder)
-    return TextPack(folder, facts, *(_mapped(folder, facts, part) for part in ("train", "test")))
+    return TextPack(folder, facts, *(_mapped(folder, facts, part) for part in PARTS))
 
 
-def _mapped(folder: Path, facts: TextPackRecord, part: Literal["train", "test"]) -> TokenPart:
+def verify(folder: Path, report: Callable[[int, int], object] = lambda done, total: None) -> TextPackRecord:
+    """Every byte against the checksums it was written with; ``report`` hears of bytes."""
+    facts = open_pack(folder).facts
+    promised = {folder / VOCABULARY: facts.vocabulary} | {
+        folder / file_name(part, array): file for part, of in facts.parts.items() for array, file in of.files.items()
+    }
+    done, total = 0, sum(file.bytes for file in promised.values())
+    for path, file in promised.items():
+        try:
+            found = sha256_of(path)
+        except OSError as reason:
+            raise UserError(f"{path} cannot be read: {reason.strerror}") from None
+        if found != file.sha256:
+            raise UserError(f"the checksum of {path} does not fit: its bytes changed; tokenize again, or copy it anew")
+        report(done := done + file.bytes, total)
+    return facts
+
+
+def _mapped(folder: Path, facts: TextPackRecord, part: Part) -> TokenPart:
     packed = facts.parts[part]
     lengths = {"tokens": packed.tokens, "documents": packed.documents + 1, "segments": packed.segments}
     found = {}
     for name, length in lengths.items():
         kind = np.dtype(facts.dtype).newbyteorder("<") if name == "tokens" else OFFSETS
-        path = folder / f"{part}.{name}.bin"
+        path = folder / file_name(part, name)
         try:
             there = path.stat().st_size
         except OSError:
