@@ -27,7 +27,7 @@ from largebatch.data.folder import scan
 from largebatch.data.packs import packing
 from largebatch.data.packs.origins import origins
 from largebatch.data.packs.pack import JpegPack, PixelPack, open_pack, verify
-from largebatch.data.packs.progress import Progress
+from largebatch.data.packs.progress import MakingProgress
 from largebatch.data.packs.writing import WrittenFile, refuse_machine_failure
 from largebatch.data.shards.cache import Unreachable
 from largebatch.errors import UserError
@@ -238,7 +238,7 @@ def test_two_at_once_are_refused(image_root, tmp_path):
     dest.mkdir()
     begun = {"form": "pixels", "size": 16, "source": source.fingerprint, "per_file": {"train": 9, "test": 9}}
     with (
-        Progress(dest, begun, WrittenFile),
+        MakingProgress(dest, begun, WrittenFile),
         pytest.raises(UserError, match=f"another process is making a pack in {dest}"),
     ):
         packed(image_root, dest)

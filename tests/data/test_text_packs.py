@@ -26,7 +26,7 @@ from packs import contents
 from programs import environment
 from texts import as_plain, documents_of_words, pack_of_words, tokenized
 
-from largebatch.data.packs.progress import Progress
+from largebatch.data.packs.progress import MakingProgress
 from largebatch.data.text import reading, shards, wordpiece
 from largebatch.data.text.pack import SPECIAL, TokenPart, open_pack, verify, work_folder
 from largebatch.data.text.shards import WrittenShard, is_held_out
@@ -438,7 +438,7 @@ def test_two_at_once_are_refused(tmp_path):
         "source": text_source(str(source)).fingerprint, "vocabulary": 300, "cased": False, "hold_out": 0.2,
         "shard_bytes": 9000,
     }  # fmt: skip
-    with Progress(work_folder(dest), begun, WrittenShard):
+    with MakingProgress(work_folder(dest), begun, WrittenShard):
         refused(f"another process is making a pack in {work_folder(dest)}", source, dest)
     assert tokenized(source, dest) is not None
 

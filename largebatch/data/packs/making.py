@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from largebatch.data import fork_server
-from largebatch.data.packs.progress import Made, Progress
+from largebatch.data.packs.progress import Made, MakingProgress
 from largebatch.errors import Lost
 
 
@@ -24,7 +24,7 @@ def make(
     begin: Callable[[Any], object],
     work: Callable[[Any, Any], Any],
     count: int,
-    progress: Progress[Made],
+    progress: MakingProgress[Made],
     report: Callable[[int], object],
     check: Callable[[], object] = lambda: None,
 ) -> None:
@@ -75,7 +75,7 @@ def _make_here(
     write: Callable[[Any], Made],
     begin: Callable[[Any], object],
     work: Callable[[Any, Any], Any],
-    progress: Progress[Made],
+    progress: MakingProgress[Made],
     report: Callable[[int], object],
     check: Callable[[], object],
 ) -> None:

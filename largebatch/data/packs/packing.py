@@ -31,7 +31,7 @@ from largebatch.data.packs.manifest import (
     write_facts,
 )  # fmt: skip
 from largebatch.data.packs.origins import Origins, mean_bytes
-from largebatch.data.packs.progress import Progress, begun_in
+from largebatch.data.packs.progress import MakingProgress, begun_in
 from largebatch.data.packs.writing import PlannedFile, Work, WrittenFile, refusal
 from largebatch.data.passed_over import told_of
 from largebatch.data.processes import processors
@@ -80,7 +80,7 @@ def pack(
     }
     try:
         dest.mkdir(parents=True, exist_ok=True)
-        with Progress(dest, begun, WrittenFile) as progress:
+        with MakingProgress(dest, begun, WrittenFile) as progress:
             missing = [job for job in jobs if job.name not in progress.written]
             if size:
                 _check_room(dest, 3 * size * size * _images(missing))
@@ -153,7 +153,7 @@ def _decision(
 
 def _make(
     source: Origins, dest: Path, size: int | None, at_most: dict[str, int], missing: list[PlannedFile], count: int,
-    progress: Progress[WrittenFile], report: Callable[[int], object],
+    progress: MakingProgress[WrittenFile], report: Callable[[int], object],
 ) -> None:  # fmt: skip
     """The files that are missing."""
     before = sum(file.examples + len(file.left_out) for file in progress.written.values())
@@ -163,7 +163,7 @@ def _make(
     )  # fmt: skip
 
 
-def _check_left_out(source: Origins, at_most: dict[str, int], progress: Progress[WrittenFile]) -> None:
+def _check_left_out(source: Origins, at_most: dict[str, int], progress: MakingProgress[WrittenFile]) -> None:
     for split, bound in at_most.items():
         left_out = {
             i: why for file in progress.written.values() if file.split == split for i, why in file.left_out.items()
@@ -174,7 +174,7 @@ def _check_left_out(source: Origins, at_most: dict[str, int], progress: Progress
 
 
 def _finished(
-    source: Origins, dest: Path, asked: dict[str, Any], jobs: list[PlannedFile], progress: Progress[WrittenFile]
+    source: Origins, dest: Path, asked: dict[str, Any], jobs: list[PlannedFile], progress: MakingProgress[WrittenFile]
 ) -> PackRecord:
     """Labels, names and index, then ``pack.json``; nothing is left of the progress."""
     facts = PackRecord(

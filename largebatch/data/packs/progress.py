@@ -32,7 +32,7 @@ class MadePart(BaseModel):
 Made = TypeVar("Made", bound=MadePart)
 
 
-class Progress(Generic[Made]):
+class MakingProgress(Generic[Made]):
     """``packing.jsonl``: what is made, then a line for each part that is whole. One process at a time holds it."""
 
     def __init__(self, dest: Path, begun: dict[str, Any], kind: type[Made]) -> None:
@@ -58,7 +58,7 @@ class Progress(Generic[Made]):
         if not lines:
             self._append(json.dumps(begun))
 
-    def __enter__(self) -> Progress[Made]:
+    def __enter__(self) -> MakingProgress[Made]:
         return self
 
     def __exit__(self, *problem: Any) -> None:

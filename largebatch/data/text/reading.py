@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NoReturn
 
 from largebatch.data.packs.parquet import pyarrow
-from largebatch.data.text.sources import Piece, TextFile
+from largebatch.data.text.sources import TextFile, TextPiece
 from largebatch.errors import UserError, first_words
 
 Advance = Callable[[int], object]
@@ -26,17 +26,17 @@ _ROWS = 256  # of a table, at once
 _BUFFER = 2**18
 
 
-def documents(piece: Piece, key: str, advance: Advance = lambda count: None) -> Iterator[list[str]]:
+def documents(piece: TextPiece, key: str, advance: Advance = lambda count: None) -> Iterator[list[str]]:
     """``advance`` hears of bytes of the file that were read, in sum as many as the piece has."""
-    told = _Told(piece.bytes, advance)
+    account = _Account(piece.bytes, advance)
     of_kind = _of_table if piece.file.kind in ("parquet", "arrow") else _of_lines
-    for text in of_kind(piece, key, told):
+    for text in of_kind(piece, key, account):
         if document := [line for line in map(str.strip, text) if line]:
             yield document
-    told.of(piece.bytes)
+    account.of(piece.bytes)
 
 
-class _Told:
+class _Account:
     """What was told of so many bytes, never more than there are."""
 
     def __init__(self, most: int, advance: Advance) -> None:
@@ -52,8 +52,8 @@ class _Told:
 class _Counted(io.RawIOBase):
     """A file whose reader tells how much of it was read."""
 
-    def __init__(self, file: IO[bytes], told: _Told) -> None:
-        self.file, self.told, self.count = file, told, 0
+    def __init__(self, file: IO[bytes], account: _Account) -> None:
+        self.file, self.account, self.count = file, account, 0
 
     def readable(self) -> bool:
         return True
@@ -61,20 +61,20 @@ class _Counted(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = self.file.readinto(buffer)  # type: ignore[attr-defined]
         self.count += count
-        self.told.of(self.count)
+        self.account.of(self.count)
         return count
 
 
-def _of_lines(piece: Piece, key: str, told: _Told) -> Iterator[Iterable[str]]:
-    with _opened(piece, told) as file:
-        lines = _Lines(file, piece)
+def _of_lines(piece: TextPiece, key: str, account: _Account) -> Iterator[Iterable[str]]:
+    with _opened(piece, account) as file:
+        lines = _PieceLines(file, piece)
         yield from _plain(lines) if piece.file.kind == "plain" else _json(lines, key)
 
 
-class _Lines:
+class _PieceLines:
     """Lines of a file as bytes, beginning behind ``first``, with the place of the last one."""
 
-    def __init__(self, file: IO[bytes], piece: Piece) -> None:
+    def __init__(self, file: IO[bytes], piece: TextPiece) -> None:
         self.file, self.piece = file, piece
         self.begin = self.end = 0  # of the line read last, in the text
         self.last = piece.last if not piece.file.packing else None
@@ -103,14 +103,14 @@ class _Lines:
     def number(self) -> int:
         """Of the line read last, from 1; counted only where it is to be told."""
         whole = self.piece._replace(first=0)
-        with _opened(whole, _Told(0, lambda count: None)) as file:
+        with _opened(whole, _Account(0, lambda count: None)) as file:
             left, count = self.begin, 1
             while left and (block := file.read(min(left, 2**20))):
                 count, left = count + block.count(b"\n"), left - len(block)
         return count
 
 
-def _plain(lines: _Lines) -> Iterator[Iterable[str]]:
+def _plain(lines: _PieceLines) -> Iterator[Iterable[str]]:
     if lines.piece.first:  # a document that began before is another piece's
         while line := lines.read():
             if lines.is_over(lines.begin):
@@ -133,7 +133,7 @@ def _plain(lines: _Lines) -> Iterator[Iterable[str]]:
     yield document
 
 
-def _json(lines: _Lines, key: str) -> Iterator[Iterable[str]]:
+def _json(lines: _PieceLines, key: str) -> Iterator[Iterable[str]]:
     while not lines.is_over(lines.end) and (line := lines.read()):
         text = lines.text(line)
         if not text.strip():
@@ -157,18 +157,18 @@ def _lines_of(text: str | None) -> list[str]:
     return _HALF.sub("\ufffd", text or "").split("\n")
 
 
-def _of_table(piece: Piece, key: str, told: _Told) -> Iterator[Iterable[str]]:
+def _of_table(piece: TextPiece, key: str, account: _Account) -> Iterator[Iterable[str]]:
     arrow = pyarrow()
     read = _parquet_columns if piece.file.kind == "parquet" else _arrow_columns
     try:
         for column, share in read(piece, key):
             yield from (_lines_of(value.as_py()) for value in column)
-            told.of(int(share * piece.bytes))
+            account.of(int(share * piece.bytes))
     except (arrow.ArrowException, OSError) as reason:
         raise UserError(f"{piece.file.path} cannot be read: {first_words(reason)}") from None
 
 
-def _parquet_columns(piece: Piece, key: str) -> Iterator[tuple[Any, float]]:
+def _parquet_columns(piece: TextPiece, key: str) -> Iterator[tuple[Any, float]]:
     """Rows of the column, and the share of the piece that was read with them."""
     with pyarrow().parquet.ParquetFile(piece.file.path) as file:
         _check_column(piece.file, file.schema_arrow, key)
@@ -179,7 +179,7 @@ def _parquet_columns(piece: Piece, key: str) -> Iterator[tuple[Any, float]]:
             yield batch.column(0), read / rows
 
 
-def _arrow_columns(piece: Piece, key: str) -> Iterator[tuple[Any, float]]:
+def _arrow_columns(piece: TextPiece, key: str) -> Iterator[tuple[Any, float]]:
     arrow = pyarrow()
     with arrow.memory_map(str(piece.file.path)) as mapped, arrow.ipc.open_stream(mapped) as stream:
         _check_column(piece.file, stream.schema, key)
@@ -199,13 +199,13 @@ def _check_column(file: TextFile, schema: Any, key: str) -> None:
 
 
 @contextlib.contextmanager
-def _opened(piece: Piece, told: _Told) -> Iterator[IO[bytes]]:
+def _opened(piece: TextPiece, account: _Account) -> Iterator[IO[bytes]]:
     """The text of a file, unpacked, from where the piece begins; what goes wrong below is told with the file's name."""
     file = piece.file
     try:
         with open(file.path, "rb", buffering=0) as raw:
             raw.seek(max(0, piece.first - 1))
-            counted = io.BufferedReader(_Counted(raw, told), _BUFFER)
+            counted = io.BufferedReader(_Counted(raw, account), _BUFFER)
             if file.packing == ".gz":
                 yield io.BufferedReader(gzip.GzipFile(fileobj=counted), _BUFFER)  # type: ignore[arg-type]
             elif file.packing == ".zst":

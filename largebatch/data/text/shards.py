@@ -18,7 +18,7 @@ from largebatch.data.packs.progress import MadePart
 from largebatch.data.processes import begin_worker
 from largebatch.data.text import reading
 from largebatch.data.text.pack import ARRAYS, OFFSETS, PARTS, Array, PackedFile, PackedText, Part, file_name
-from largebatch.data.text.sources import Piece
+from largebatch.data.text.sources import TextPiece
 from largebatch.data.text.wordpiece import Encoder
 from largebatch.records.files import sha256_of, whole
 
@@ -27,7 +27,7 @@ BLOCK_CHARACTERS = 2**20
 
 class PlannedShard(NamedTuple):
     name: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TextPiece, ...]
 
     @property
     def bytes(self) -> int:

@@ -43,7 +43,7 @@ class TextFile(NamedTuple):
     bytes: int
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """A part of a file: bytes ``first`` to ``last`` of text, row groups of parquet, else all of it."""
 
     file: TextFile
@@ -83,10 +83,10 @@ class TextSource:
         """What makes 64 shards, within bounds; the number of processes has no part in it."""
         return min(MOST_SHARD_BYTES, max(LEAST_SHARD_BYTES, self.bytes // 64))
 
-    def shards(self, shard_bytes: int) -> list[tuple[Piece, ...]]:
+    def shards(self, shard_bytes: int) -> list[tuple[TextPiece, ...]]:
         """Pieces in order, as many together as make about ``shard_bytes``."""
-        shards: list[tuple[Piece, ...]] = []
-        together: list[Piece] = []
+        shards: list[tuple[TextPiece, ...]] = []
+        together: list[TextPiece] = []
         size = 0
         for piece in (piece for file in self.files for piece in pieces(file, shard_bytes)):
             together.append(piece)
@@ -166,18 +166,18 @@ def _file(path: Path, name: str, kind: Kind, packing: str) -> TextFile:
         raise UserError(f"{path} cannot be read: {reason.strerror}") from None
 
 
-def pieces(file: TextFile, piece_bytes: int) -> Iterator[Piece]:
+def pieces(file: TextFile, piece_bytes: int) -> Iterator[TextPiece]:
     if file.kind == "parquet":
         yield from _row_groups(file, piece_bytes)
     elif file.kind == "arrow" or file.packing:
-        yield Piece(file, 0, file.bytes, file.bytes)
+        yield TextPiece(file, 0, file.bytes, file.bytes)
     else:
         for first in range(0, file.bytes, piece_bytes):
             last = min(first + piece_bytes, file.bytes)
-            yield Piece(file, first, last, last - first)
+            yield TextPiece(file, first, last, last - first)
 
 
-def _row_groups(file: TextFile, piece_bytes: int) -> Iterator[Piece]:
+def _row_groups(file: TextFile, piece_bytes: int) -> Iterator[TextPiece]:
     arrow = pyarrow()
     try:
         with arrow.parquet.ParquetFile(file.path) as opened:
@@ -188,4 +188,4 @@ def _row_groups(file: TextFile, piece_bytes: int) -> Iterator[Piece]:
     together = max(1, piece_bytes // max(1, each))
     for first in range(0, groups, together):
         last = min(first + together, groups)
-        yield Piece(file, first, last, file.bytes - first * each if last == groups else (last - first) * each)
+        yield TextPiece(file, first, last, file.bytes - first * each if last == groups else (last - first) * each)

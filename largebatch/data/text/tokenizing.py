@@ -22,7 +22,7 @@ import numpy as np
 import largebatch
 from largebatch.data.packs import making
 from largebatch.data.packs.manifest import MANIFEST
-from largebatch.data.packs.progress import Progress, begun_in
+from largebatch.data.packs.progress import MakingProgress, begun_in
 from largebatch.data.processes import processors
 from largebatch.data.text import reading, shards, wordpiece
 from largebatch.data.text.pack import (
@@ -100,7 +100,7 @@ def tokenize(
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with Progress(folder, begun, WrittenShard) as progress:
+        with MakingProgress(folder, begun, WrittenShard) as progress:
             try:
                 vocabulary = _vocabulary(source, folder, wanted, planned, say)
                 missing = [shard for shard in planned if shard.name not in progress.written]
@@ -206,7 +206,7 @@ def _decision(
 
 def _make(
     source: TextSource, folder: Path, wanted: Wanted, vocabulary: list[str], missing: list[PlannedShard], count: int,
-    progress: Progress[WrittenShard], report: Callable[[int], object],
+    progress: MakingProgress[WrittenShard], report: Callable[[int], object],
 ) -> None:  # fmt: skip
     """The shards that are missing."""
     before = sum(shard.source_bytes for shard in progress.written.values())

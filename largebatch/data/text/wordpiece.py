@@ -34,7 +34,7 @@ _END = "\n"  # of a document: no line holds it
 _SENTENCE_END = re.compile(r"(?<=[.!?]) +")
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """Documents end to end, each closed by [SEP]; where each ends, and where segments begin."""
 
     tokens: np.ndarray
@@ -75,7 +75,7 @@ class Encoder:
         self._always = {"": b"", _END: self._bytes([vocabulary.index("[SEP]")])}
         self._words = dict(self._always)
 
-    def encode(self, documents: list[list[str]]) -> Encoded:
+    def encode(self, documents: list[list[str]]) -> EncodedText:
         """Of their lines: a segment is a line, or a sentence within it, that leaves a token; so is a document."""
         tokens: list[bytes] = []
         ends: list[int] = []
@@ -95,7 +95,7 @@ class Encoder:
                     segments.append(count)
                 count += len(found) // self.dtype.itemsize
                 tokens.append(found)
-        return Encoded(
+        return EncodedText(
             np.frombuffer(b"".join(tokens), self.dtype), np.array(ends, np.int64), np.array(segments, np.int64)
         )
 
