@@ -21,7 +21,8 @@ from programs import REPOSITORY
 
 from largebatch import report
 from largebatch.data import formats, sets
-from largebatch.data.fetch import _download, _Failed
+from largebatch.data.debian import Failed
+from largebatch.data.fetch import _download
 from largebatch.data.published import PublishedFiles
 from largebatch.data.sets.cifar10 import Cifar10
 from largebatch.errors import UserError
@@ -209,7 +210,7 @@ def test_an_idx_header_that_lies_costs_nothing(sizes):
 def test_a_download_is_compared_with_its_checksum(tmp_path):
     """And leaves nothing under its own name where they differ."""
     (tmp_path / "mirror").write_bytes(b"something else")
-    with pytest.raises(_Failed, match="MD5"):
+    with pytest.raises(Failed, match="MD5"):
         _download((tmp_path / "mirror").as_uri(), tmp_path / "file", "0" * 32, print)
     assert not (tmp_path / "file").exists()
 
@@ -217,7 +218,7 @@ def test_a_download_is_compared_with_its_checksum(tmp_path):
 def test_a_download_without_an_end_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "LARGEST_FILE", 1000)
     (tmp_path / "mirror").write_bytes(bytes(1 << 20))
-    with pytest.raises(_Failed, match="more than"):
+    with pytest.raises(Failed, match="more than"):
         _download((tmp_path / "mirror").as_uri(), tmp_path / "file", "0" * 32, print)
 
 
