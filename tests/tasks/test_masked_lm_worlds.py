@@ -50,7 +50,7 @@ def trained(folder: Path, ranks: int, **more: Any) -> Path:
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("optimizer", ["lamb", "adamw"])
 def test_the_same_weights_however_it_is_cut(tmp_path, precision, optimizer):
-    """With BERT's ε: the gradient of a key's bias is zero but for rounding, which a smaller one would divide by itself."""
+    """With BERT's ε: the gradient of a key's bias is all rounding, which a smaller one would divide by itself."""
     same = {"precision": precision, "optimizer": {"name": optimizer, "eps": 1e-6}}
     whole = trained(tmp_path / "whole", 1, **same)
     tolerance = TOLERANCE[precision]
