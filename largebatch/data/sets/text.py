@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from largebatch.data import places
 from largebatch.data.packs.manifest import MANIFEST
 from largebatch.data.published import ByHand
-from largebatch.data.sets import Asked, DataSet, evaluated_on
+from largebatch.data.sets import Asked, DataSet
 from largebatch.data.sizes import Sizes, constant
 from largebatch.errors import UserError
 from largebatch.recipes import paths
@@ -179,11 +179,12 @@ def facts_of(asked: Asked) -> dict[str, str]:
     lengths = lengths_of(asked)
     tokens = " and ".join(str(length) for length in dict.fromkeys(lengths.of_phases or (lengths.first,)))
     form = "pairs of segments" if asked.next_sentence else "sequences"
+    whose = "held-out documents" if not asked.hold_out else f"{asked.hold_out} held out of the training documents"
     most = " and ".join(dict.fromkeys(str(most_in(asked, phase)) for phase in range(len(lengths.of_phases) or 1)))
     return {
         "examples": f"{form} of {tokens} tokens",
         "masked": f"{100 * asked.mask_share:g} % of the tokens, at most {most} in a sequence",
-        "evaluated on": f"{evaluated_on(asked)}, in {form} of {lengths.evaluate} tokens",
+        "evaluated on": f"{whose}, in {form} of {lengths.evaluate} tokens",
     }
 
 
