@@ -13,7 +13,7 @@ import torch
 from largebatch.data import Placement, draws
 from largebatch.data.sets import Asked, built
 from largebatch.data.sizes import constant, sizes_of_phases
-from largebatch.data.text import masks, pairs
+from largebatch.data.text import masks, pack, pairs
 from largebatch.data.text.sequences import stream_of
 from largebatch.errors import UserError
 from largebatch.plan import batch, phases
@@ -307,3 +307,27 @@ def test_a_very_long_set_is_read_in_a_computed_order(folder, monkeypatch):
     stream = np.fromfile(folder / "train.tokens.bin", np.uint16).tolist()
     for row, index in zip(seen.tolist(), KeyedOrder(len(splits.train), (7, 0))[:], strict=False):
         assert row == [CLS, *stream[31 * index : 31 * (index + 1)]]
+
+
+def test_hundreds_of_gigabytes_are_opened_and_read_at_any_place(tmp_path):
+    """A sparse file of 2^37 tokens, 256 GiB, zeros but for its end; its order is computed."""
+    folder = texts.pack_of_numbers(tmp_path / "pack", vocabulary=VOCABULARY)
+    tokens, facts = 1 << 37, pack.read_facts(folder)
+    with (folder / "train.tokens.bin").open("wb") as file:
+        file.truncate(2 * tokens)
+        file.seek(-2 * 31, 2)
+        np.arange(5, 36, dtype=np.uint16).tofile(file)
+    np.array([0, tokens]).tofile(folder / "train.documents.bin")
+    np.array([0]).tofile(folder / "train.segments.bin")
+    large = facts.parts["train"].model_copy(update={"documents": 1, "tokens": tokens, "segments": 1})
+    pack.write_facts(folder, facts.model_copy(update={"parts": {**facts.parts, "train": large}}))
+    splits = opened(folder)
+    count = tokens // 31
+    assert len(splits.train) == count
+    plan = batch.resolve(dataset_size=count, global_batch_size=64, steps=3, seed=7)
+    step = joined([splits.train.steps(plan, 0, 1, CPU, 5)])[0]
+    assert step["tokens"].shape == (64, 32)
+    request = splits.train.of_evaluation(np.array([count - 1]))
+    last = unmasked(splits.train.reader(0)[request])[0].tolist()
+    left = tokens - 31 * count  # which no sequence has
+    assert last == [CLS, *([0] * left), *range(5, 36 - left)]
