@@ -133,8 +133,13 @@ class Bert(nn.Module):
         asked = hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2]))
         logits = F.linear(self.transform_norm(F.gelu(self.transform(asked))), self.tokens.weight, self.bias)
         if self.pooler is None or self.next is None:
-            return logits
-        return logits, self.next(torch.tanh(self.pooler(hidden[:, 0])))
+            return _in_full(logits)
+        return _in_full(logits), _in_full(self.next(torch.tanh(self.pooler(hidden[:, 0]))))
+
+
+def _in_full(outputs: Tensor) -> Tensor:
+    """Float32 where autocast made less of it: a loss is summed in that."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
 def _begun(module: nn.Module) -> None:

@@ -164,3 +164,11 @@ def test_images_and_long_sequences_are_refused():
         UserError, match=r"data\.length = 41 is above the model's positions; at most 40, or model\.positions=41"
     ):
         built()(*batch(length=41))
+
+
+def test_logits_leave_autocast_in_full():
+    model = built(next_sentence=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, follows = model(*batch(pairs=True))
+    assert logits.dtype == follows.dtype == torch.float32
+    assert {part.dtype for part in model.double()(*batch(pairs=True))} == {torch.float64}
