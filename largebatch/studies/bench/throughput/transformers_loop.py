@@ -66,6 +66,7 @@ def trained_seconds(job: Job, batches: list[Batch], steps: int) -> float:
         needed = (LEAD_IN + steps) * plan.global_batch_size
         rows = list(itertools.islice(itertools.cycle(rows_of(batches)), needed))
         trainer = transformers.Trainer(_their_model(job), arguments, train_dataset=rows, callbacks=[Timed()])  # type: ignore[arg-type]
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     return clock.seconds()
 
