@@ -82,7 +82,7 @@ class MaskedLM(Task):
     def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int | None) -> None:
         pairs = "is_random" in batch
         if isinstance(outputs, tuple) != pairs:
-            whose = "gives no numbers for it" if pairs else "gives numbers for it, and data.next_sentence is false"
+            whose = "gives no numbers for it" if pairs else "gives numbers for it"
             raise UserError(
                 f"data.next_sentence = {str(pairs).lower()} and model {model} {whose}; set data.next_sentence and "
                 "model.next_sentence alike"

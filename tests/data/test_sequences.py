@@ -10,12 +10,12 @@ import pytest
 import texts
 import torch
 
-from largebatch.data import Placement, draws
+from largebatch.data import Placement, draws, sets
 from largebatch.data.sets import Asked, built
 from largebatch.data.sizes import constant, sizes_of_phases
 from largebatch.data.text import masks, pack, pairs
 from largebatch.data.text.sequences import stream_of
-from largebatch.errors import UserError
+from largebatch.errors import LocalError, UserError
 from largebatch.plan import batch, phases
 from largebatch.plan.batch import MicroBatch
 from largebatch.plan.order import KeyedOrder, epoch_order
@@ -331,3 +331,23 @@ def test_hundreds_of_gigabytes_are_opened_and_read_at_any_place(tmp_path):
     last = unmasked(splits.train.reader(0)[request])[0].tolist()
     left = tokens - 31 * count  # which no sequence has
     assert last == [CLS, *([0] * left), *range(5, 36 - left)]
+
+
+def test_a_pack_that_was_changed_is_named(tmp_path):
+    folder = texts.pack_of_numbers(tmp_path / "pack", vocabulary=VOCABULARY)
+    tokens = np.memmap(folder / "train.tokens.bin", np.uint16, mode="r+")
+    tokens[:] = 60_000
+    with pytest.raises(LocalError, match=r"holds a token 60000, beyond its vocabulary of 100: it was changed after"):
+        trained_on(opened(folder))
+    documents = np.memmap(folder / "train.documents.bin", np.int64, mode="r+")
+    documents[10] = 1 << 40
+    with pytest.raises(UserError, match=r"documents 0 to 300 of the token pack do not follow one another"):
+        opened(folder, next_sentence=True)
+
+
+def test_a_recipe_is_read_aloud_with_the_sequences_of_its_pack(folder):
+    known = sets.known("text")
+    splits = opened(folder)
+    asked = Asked("text", root=str(folder), length=constant(32))
+    assert known.counts(asked) == (len(splits.train), len(splits.test))
+    assert known.counts(Asked("text", root="nowhere")) == (None, None)

@@ -31,7 +31,14 @@ class Text(DataSet):
     task = "masked_lm"
     takes = frozenset({"length", "mask_share", "max_predictions", "next_sentence"})
     origin = ByHand("it is your own: a folder that `largebatch data tokenize` made, under data.root")
-    holds = "as many sequences as its tokens give"
+    holds = "as many sequences as the tokens of the pack at data.root give"
+
+    def counts(self, asked: Asked) -> tuple[int | None, int | None]:
+        """Of the pack that is here; documents that are held out are known when it is read."""
+        if asked.hold_out or asked.next_sentence or folder_of(asked.root) is None:
+            return None, None
+        parts, lengths = _opened(asked).facts.parts, lengths_of(asked)
+        return parts["train"].tokens // (lengths.first - 1), parts["test"].tokens // (lengths.evaluate - 1)
 
     def outputs(self, asked: Asked) -> int | None:
         return None if folder_of(asked.root) is None else _opened(asked).vocabulary_size
@@ -94,8 +101,10 @@ class Text(DataSet):
             raise UserError(f"data.hold_out = {held} leaves nothing to train on of {pack.folder}")
         if len(split) < max(1, count or 0):
             some = f"{held} sequences" if count else "a sequence"
+            aside = "; data.hold_out sets documents of the training part aside" if part == "test" else ""
             raise UserError(
-                f"data.length = {length} does not leave {some} for the {part.replace('_', ' ')} part of {pack.folder}"
+                f"data.length = {length} does not leave {some} for the {part.replace('_', ' ')} part of "
+                f"{pack.folder}{aside}"
             )
         return split
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from largebatch.errors import UserError
 from largebatch.plan.order import mixed, numbered
 
 BLOCK = 512  # documents whose passages are counted together: one number of each is kept
@@ -45,6 +46,11 @@ class Passages:
     def _counts(self, first: int, end: int) -> np.ndarray:
         """Of documents ``first`` to ``end``: a [SEP] closes each, and belongs to none of its passages."""
         lengths = np.diff(np.asarray(self.documents[first : end + 1])) - 1
+        if lengths.min() < 0 or self.documents[first] < 0:
+            raise UserError(
+                f"documents {first:,} to {end:,} of the token pack do not follow one another: it was changed after it "
+                "was written; `largebatch data verify` says where"
+            )
         return -(-lengths // self.room)
 
     def __len__(self) -> int:

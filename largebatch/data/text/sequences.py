@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from largebatch.data import draws
 from largebatch.data.nested import Batch
 from largebatch.data.processes import Helpers
-from largebatch.data.requested import RequestedSplit, parts_of
+from largebatch.data.requested import ReadRefusal, RequestedSplit, parts_of
 from largebatch.data.sizes import Sizes
 from largebatch.data.text import masks, pairs
 from largebatch.data.text.pack import TextPack, open_pack
@@ -87,10 +87,15 @@ class Sequences(Dataset):
             self._passages[length] = pairs.Passages(self.stream.documents, length - 3)
         return self._passages[length]
 
-    def __getitem__(self, request: SequenceRequest) -> Batch:
+    def __getitem__(self, request: SequenceRequest) -> Batch | ReadRefusal:
         keys = draws.keys_of(self.seed, request.positions, request.indices)
         batch = self._pairs(request, keys) if self.form.next_sentence else {"tokens": self._cut(request)}
         tokens, special = batch["tokens"], self.pack.special
+        if (largest := int(tokens.max())) >= self.pack.vocabulary_size:
+            return ReadRefusal(
+                f"{self.folder} holds a token {largest}, beyond its vocabulary of {self.pack.vocabulary_size}: it was "
+                f"changed after it was written; `largebatch data verify {self.folder}` says where"
+            )
         maskable = ~np.isin(tokens, [special[name] for name in ("[CLS]", "[SEP]", "[PAD]")])
         read, positions, labels = masks.masked(
             tokens, maskable, keys, self.form.mask_share, request.most, special, self.pack.vocabulary_size

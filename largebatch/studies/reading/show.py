@@ -92,7 +92,8 @@ def data_facts(run: config.Run, examples: int | None = None) -> DataFacts:
     data = of_largest_examples(run)
     known = sets.known(data.name)
     sets.check(known, asked_of(data))
-    return DataFacts(training_examples(data, examples)[0], pixels_of(data), known.task)
+    first = config.of_phases(run)[0].data  # in whose sequences epochs are counted
+    return DataFacts(training_examples(first, examples)[0], pixels_of(data), known.task)
 
 
 def training_examples(data: config.Data, examples: int | None = None) -> tuple[int, str]:
