@@ -32,7 +32,8 @@ IMAGE = {"torch", "torchvision", "timm", "triton", "tensorboard", "rich", "scipy
 BROUGHT = {"numpy": "torchvision", "PIL": "torchvision", "packaging": "matplotlib", "huggingface_hub": "timm"}
 BY_IMPORT = {"yaml": "PyYAML", "sklearn": "scikit-learn", "pydantic_core": "pydantic-core"}
 ON_REQUEST = {  # behind a key or an extra, told in a sentence where they are missing
-    "deepspeed", "mlperf_logging", "pyarrow", "nvidia", "webdataset", "pandas",
+    "deepspeed", "mlperf_logging", "pyarrow", "nvidia", "webdataset", "pandas", "tokenizers", "transformers",
+    "accelerate",
 }  # fmt: skip
 
 
