@@ -399,5 +399,5 @@ TOOLS = {"ruff", "pyright", "pre-commit", "nvidia-dali-cuda120"}  # no test need
 @pytest.mark.slow
 def test_every_module_can_be_imported_before_any_other():
     """Else a command fails that happens to begin with it, where tests have imported another before."""
-    ended = pool.run(REPOSITORY / "tests" / "worlds" / "imports.py")
+    ended = pool.run(REPOSITORY / "tests" / "worlds" / "imports.py", timeout=1200)
     assert ended.returncode == 0, ended.stdout
