@@ -340,6 +340,12 @@ def test_a_pack_that_was_changed_is_named(tmp_path):
     with pytest.raises(LocalError, match=r"holds a token 60000, beyond its vocabulary of 100: it was changed after"):
         trained_on(opened(folder))
     documents = np.memmap(folder / "train.documents.bin", np.int64, mode="r+")
+    kept = int(documents[10])
+    documents[10] = documents[9]  # without even its [SEP]
+    with pytest.raises(UserError, match=r"do not follow one another"):
+        opened(folder, next_sentence=True)
+    documents[10] = kept
+    opened(folder, next_sentence=True)
     documents[10] = 1 << 40
     with pytest.raises(UserError, match=r"documents 0 to 300 of the token pack do not follow one another"):
         opened(folder, next_sentence=True)

@@ -37,7 +37,13 @@ class Passages:
         self.documents, self.room = documents, room
         before, total = [0], 0
         for start in range(0, len(documents) - 1, CHUNK):
-            counts = self._counts(start, min(start + CHUNK, len(documents) - 1))
+            end = min(start + CHUNK, len(documents) - 1)
+            if documents[start] < 0 or np.diff(documents[start : end + 1]).min() < 1:
+                raise UserError(
+                    f"documents {start:,} to {end:,} of the token pack do not follow one another: it was changed after "
+                    "it was written; `largebatch data verify` says where"
+                )
+            counts = self._counts(start, end)
             sums = np.add.reduceat(counts, range(0, len(counts), BLOCK))
             before.extend((total + np.cumsum(sums)).tolist())
             total = before[-1]
@@ -46,11 +52,6 @@ class Passages:
     def _counts(self, first: int, end: int) -> np.ndarray:
         """Of documents ``first`` to ``end``: a [SEP] closes each, and belongs to none of its passages."""
         lengths = np.diff(np.asarray(self.documents[first : end + 1])) - 1
-        if lengths.min() < 0 or self.documents[first] < 0:
-            raise UserError(
-                f"documents {first:,} to {end:,} of the token pack do not follow one another: it was changed after it "
-                "was written; `largebatch data verify` says where"
-            )
         return -(-lengths // self.room)
 
     def __len__(self) -> int:
