@@ -41,6 +41,11 @@ class Sizes:
         return min(max(math.floor(side / self.multiple_of + 0.5) * self.multiple_of, self.first), self.last)
 
     @property
+    def by_phase(self) -> tuple[int, ...]:
+        """Where it does not grow: of each phase; one of a run that has none."""
+        return self.of_phases or (self.first,)
+
+    @property
     def all(self) -> list[int]:
         """Every side that training may have, ascending."""
         if self.of_phases:
@@ -50,8 +55,8 @@ class Sizes:
 
 
 def sizes_of_phases(sides: tuple[int, ...], evaluate: int) -> Sizes:
-    """``sides`` of the training images, phase by phase."""
-    return Sizes(min(sides), max(sides), evaluate, of_phases=sides)
+    """``sides`` of the training images, phase by phase; of a run without phases, whose batch may ramp, one."""
+    return Sizes(min(sides), max(sides), evaluate, of_phases=sides if len(sides) > 1 else ())
 
 
 def constant(side: int) -> Sizes:

@@ -6,9 +6,13 @@ import math
 
 import pytest
 import torch
+from ends import events
+from method_recipes import recipe_of
 
 from largebatch import tasks
 from largebatch.errors import UserError
+from largebatch.recipes import config
+from largebatch.run.train import train
 
 VOCABULARY, PLACES = 11, 4
 
@@ -123,3 +127,18 @@ def test_what_does_not_fit_is_told():
     with pytest.raises(UserError, match=r"unknown key task\.smoothing for masked_lm; it takes none"):
         tasks.build("masked_lm", {"smoothing": 1})
     task.check_outputs(pair_outputs, pair_batch, "bert", VOCABULARY)
+
+
+def test_a_batch_may_ramp_over_sequences_of_one_length(tmp_path):
+    """Several stages of the plan, and no phases: each has the recipe's length and predictions."""
+    written = recipe_of(
+        "masked_lm", batch={"global_batch_size": 24, "ramp": {"at_epochs": [0.3], "sizes": [48]}}, epochs=1
+    )
+    written |= {
+        "data": {**written["data"], "max_predictions": 4},
+        "record": {"dir": str(tmp_path), "tensorboard": False},
+    }
+    del written["phases"]
+    assert train(config.from_dict(written), quiet=True).status == "finished"
+    sizes = [line["global_batch_size"] for line in events(tmp_path, "train")]
+    assert sizes[-1] == 48

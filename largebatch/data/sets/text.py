@@ -91,7 +91,7 @@ class Text(DataSet):
         lengths, held = lengths_of(asked), asked.hold_out
         form = SequenceForm(asked.mask_share, asked.next_sentence, held * lengths.evaluate)
         if part == "train":
-            length, count = (lengths.of_phases or (lengths.first,))[0], None
+            length, count = lengths.by_phase[0], None
         else:
             length, count, part = lengths.evaluate, held or None, "held_out" if held else part
         reader = functools.partial(Sequences, pack.folder, part, form)
@@ -118,7 +118,7 @@ def most_in(asked: Asked, phase: int) -> int:
     from largebatch.data.text.masks import predictions
 
     lengths, stated = lengths_of(asked), asked.max_predictions
-    of_phases = lengths.of_phases or (lengths.first,)
+    of_phases = lengths.by_phase
     if phase < 0:
         alike = [number for number, length in enumerate(of_phases) if length == lengths.evaluate]
         if not alike:
@@ -133,10 +133,10 @@ def most_in(asked: Asked, phase: int) -> int:
 def check(asked: Asked) -> None:
     """Refuse lengths and numbers of predictions that make no sequence."""
     lengths = lengths_of(asked)
-    for length in (*lengths.of_phases, lengths.first, lengths.evaluate):
+    for length in (*lengths.by_phase, lengths.evaluate):
         if length < SHORTEST:
             raise UserError(f"data.length = {length} is too short for a sequence; at least {SHORTEST}")
-    for length, most in zip(lengths.of_phases or (lengths.first,), asked.max_predictions, strict=False):
+    for length, most in zip(lengths.by_phase, asked.max_predictions, strict=False):
         if most is not None and most > length - 1:
             raise UserError(
                 f"data.max_predictions = {most} is more than the tokens of a sequence of data.length = {length}; at "
@@ -169,9 +169,7 @@ def blank_sequence(asked: Asked, length: int) -> Batch:
 
     from largebatch.data.text.masks import IGNORED
 
-    lengths = lengths_of(asked)
-    of_phases = lengths.of_phases or (lengths.first,)
-    phases = [number for number, other in enumerate(of_phases) if other == length] or [-1]
+    phases = [number for number, other in enumerate(lengths_of(asked).by_phase) if other == length] or [-1]
     most = max(most_in(asked, phase) for phase in phases)
     positions = torch.zeros(1, most, dtype=torch.int64)
     labels = torch.full((1, most), IGNORED)
@@ -186,10 +184,10 @@ def blank_sequence(asked: Asked, length: int) -> Batch:
 
 def facts_of(asked: Asked) -> dict[str, str]:
     lengths = lengths_of(asked)
-    tokens = " and ".join(str(length) for length in dict.fromkeys(lengths.of_phases or (lengths.first,)))
+    tokens = " and ".join(str(length) for length in dict.fromkeys(lengths.by_phase))
     form = "pairs of segments" if asked.next_sentence else "sequences"
     whose = "held-out documents" if not asked.hold_out else f"{asked.hold_out} held out of the training documents"
-    most = " and ".join(dict.fromkeys(str(most_in(asked, phase)) for phase in range(len(lengths.of_phases) or 1)))
+    most = " and ".join(dict.fromkeys(str(most_in(asked, phase)) for phase in range(len(lengths.by_phase))))
     return {
         "examples": f"{form} of {tokens} tokens",
         "masked": f"{100 * asked.mask_share:g} % of the tokens, at most {most} in a sequence",
