@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from largebatch.data.text import pack, tokenizing
+from largebatch.data.text.shards import packed_file
 from largebatch.data.text.sources import text_source
-from largebatch.records.files import sha256_of
 
 SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 SEP, FIRST = 3, 5
@@ -44,21 +44,17 @@ def pack_of_numbers(folder: Path, vocabulary: int = 100, documents: tuple[int, i
         arrays = {"tokens": np.array(tokens, np.uint16), "documents": np.array(offsets), "segments": np.array(segments)}
         for name, array in arrays.items():
             array.tofile(folder / f"{part}.{name}.bin")
-        files = {name: _promised(folder / f"{part}.{name}.bin") for name in arrays}
+        files = {name: packed_file(folder / f"{part}.{name}.bin") for name in arrays}
         parts[part] = pack.PackedText(documents=count, tokens=len(tokens), segments=len(segments), files=files)
     words = [*SPECIAL, *(f"word{number}" for number in range(FIRST, vocabulary))]
     (folder / pack.VOCABULARY).write_text("".join(f"{word}\n" for word in words))
     facts = pack.TextPackRecord(
         format=pack.FORMAT, version=pack.VERSION, dtype="uint16", vocabulary_size=vocabulary,
-        vocabulary=_promised(folder / pack.VOCABULARY), special=SPECIAL, cased=False, held_out_share=0.2, parts=parts,
+        vocabulary=packed_file(folder / pack.VOCABULARY), special=SPECIAL, cased=False, held_out_share=0.2, parts=parts,
         source=pack.TextOrigin(given="numbers", kind="random", bytes=0, sha256="0" * 64), largebatch="tests",
     )  # fmt: skip
     pack.write_facts(folder, facts)
     return folder
-
-
-def _promised(path: Path) -> pack.PackedFile:
-    return pack.PackedFile(bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 WORDS = [

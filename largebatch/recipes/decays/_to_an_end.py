@@ -12,13 +12,26 @@ from largebatch.recipes.decays import Decay
 from largebatch.recipes.keys import NonNegativeFloat, PositiveInt
 
 
-class ToAnEnd(Decay):
+class Towards(Decay):
+    """``end_lr``: what the lr falls to, or comes ever nearer to."""
+
+    end_lr: NonNegativeFloat = 0.0
+
+    def check(self, peak: float) -> None:
+        if self.end_lr > peak:
+            raise UserError(f"lr.decay.end_lr = {self.end_lr:g} is above the peak {peak:g}; a decay ends lower")
+
+    @property
+    def end(self) -> float:
+        return self.end_lr
+
+
+class ToAnEnd(Towards):
     """From the end of the warm-up, or from the start of the run or phase, as if there were none; to the end of the
     budget, or to a step that is counted from that start."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
-    end_lr: NonNegativeFloat = 0.0
     begin: Literal["warmup", "start"] = Field(default="warmup", alias="from")
     end_step: PositiveInt | None = None
 
@@ -33,17 +46,9 @@ class ToAnEnd(Decay):
         begin = 0.0 if self.begin == "start" else warmup
         return begin, total if self.end_step is None else examples_of(self.end_step)
 
-    def check(self, peak: float) -> None:
-        if self.end_lr > peak:
-            raise UserError(f"lr.decay.end_lr = {self.end_lr:g} is above the peak {peak:g}; a decay ends lower")
-
     @property
     def in_steps(self) -> bool:
         return self.end_step is not None
-
-    @property
-    def end(self) -> float:
-        return self.end_lr
 
     @property
     def what(self) -> str:

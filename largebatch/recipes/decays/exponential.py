@@ -10,16 +10,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from largebatch.errors import UserError
-from largebatch.recipes.decays import Decay
-from largebatch.recipes.keys import NonNegativeFloat, Number, PositiveInt
+from largebatch.recipes.decays._to_an_end import Towards
+from largebatch.recipes.keys import Number, PositiveInt
 
 
-class ExponentialDecay(Decay):
+class ExponentialDecay(Towards):
     name: Literal["exponential"]
     factor: Annotated[float, Field(gt=0, lt=1), Number] = 0.9
     every_steps: PositiveInt  # of the batch that the schedule begins with
-    end_lr: NonNegativeFloat = 0.0  # that it comes ever nearer to
 
     def lr(self, peak: float, progress: float, passed: int) -> float:
         return self.end_lr + (peak - self.end_lr) * self.factor**progress
@@ -27,17 +25,9 @@ class ExponentialDecay(Decay):
     def span(self, warmup: float, total: float, examples_of: Callable[[int], float]) -> tuple[float, float]:
         return warmup, warmup + examples_of(self.every_steps)
 
-    def check(self, peak: float) -> None:
-        if self.end_lr > peak:
-            raise UserError(f"lr.decay.end_lr = {self.end_lr:g} is above the peak {peak:g}; a decay ends lower")
-
     @property
     def in_steps(self) -> bool:
         return True
-
-    @property
-    def end(self) -> float:
-        return self.end_lr
 
     def words(self, epochs: Sequence[float]) -> str:
         return f"exponential, ×{self.factor:g} every {self.every_steps:,} steps, towards {self.end_lr:g}"
