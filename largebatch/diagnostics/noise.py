@@ -5,8 +5,10 @@
     E|g_B|² = |G|² + tr(Σ)/B         for the mean gradient g_B of B examples, so that two batch sizes give (app. A.1)
     |G|²  ~ (B·|g_B|² − b·|g_b|²) / (B − b)            tr(Σ) ~ (|g_b|² − |g_B|²) / (1/b − 1/B)
 
-Here b < B are the small and the big batch, and |g_b|² is the mean over the B/b parts that the big one consists of. Each
-of the two is unbiased; their ratio is not, so they are averaged separately and divided last. The interval is Fieller's
+Here b < B are the small and the big batch, and |g_b|² is the mean over the B/b parts that the big one consists of.
+Where a loss is a mean over units of which examples have unlike numbers (masked tokens), it is Σ (uᵢ/U)·|gᵢ|² over parts
+of uᵢ units, U in all, and Σ the covariance of an example's (Gₖ − uₖ·G)/ū, to first order in the spread of u. Each of
+the two is unbiased; their ratio is not, so they are averaged separately and divided last. The interval is Fieller's
 (1954, of a ratio of two means): where |G|² cannot be told from zero it has no upper end, and says so.
 
     B_noise = tr(HΣ) / (GᵀHG)        eq. 2.8, where the Hessian H is at hand

@@ -111,7 +111,7 @@ class Ddp(Engine):
             graphs.capture(self.model, graphs.arguments_of(self.model, task, batch), self.half)
             self._captured = True
         if self.parts is not None and self.parts.active:
-            self.parts.seen += examples_of(batch)
+            self.parts.see(task, batch)
         return super().forward(task, batch, last)
 
     def backward(self, loss: Tensor) -> None:
@@ -122,7 +122,8 @@ class Ddp(Engine):
 
     def squares_of_parts(self) -> Tensor | None:
         """After the last backward, on the device: (Σ over this rank's parts of ‖gᵢ/S‖², ‖ḡ‖²), gᵢ the mean gradient
-        of part i of S. The first is to be summed over ranks."""
+        of part i of S. The first is to be summed over ranks. Where units vary it is Σ ‖Gᵢ/U‖²/uᵢ, Gᵢ the gradient of
+        the sum of a part's losses and uᵢ its units, U those of all."""
         if self.parts is None or not self.parts.active:
             return None
         return self.parts.squares_of(list(self.model.parameters()))
@@ -141,12 +142,22 @@ class PartSquares:
         self.examples = examples
         self.active = True
         self.seen = 0  # of the part in progress
+        self.units: Tensor | None = None  # where they vary: of the part in progress, and of the last one
         self.earlier: dict[Tensor, Tensor] = {}  # gradients of this rank's parts that are complete
         self.met: dict[Tensor, Tensor] = {}  # squares of the last part's gradients, by parameter, as DDP sums them
         self.total: Tensor | None = None
 
-    def add(self, gradients: list[Tensor]) -> None:
-        found = squares(gradients).sum().double()
+    def see(self, task: Task, batch: Batch) -> None:
+        """A micro-batch of the part in progress."""
+        first, self.seen = self.seen == 0, self.seen + examples_of(batch)
+        if task.units_vary:
+            units = torch.as_tensor(task.units(batch))
+            self.units = units if first or self.units is None else self.units + units
+
+    def add(self, of_gradients: Tensor) -> None:
+        found = of_gradients.sum().double()
+        if self.units is not None:
+            found = found / self.units.to(found.device).clamp(min=1)  # a part without any has no gradient either
         self.total = found if self.total is None else self.total + found
 
     def end(self, parameters: list[nn.Parameter], last: bool, alone: bool) -> None:
@@ -156,7 +167,7 @@ class PartSquares:
             self.earlier = {}
             return
         having = [p for p in parameters if p.grad is not None]
-        self.add([p.grad for p in having if p.grad is not None])
+        self.add(squares([p.grad for p in having if p.grad is not None]))
         for parameter in having:
             assert parameter.grad is not None
             if last:
@@ -191,8 +202,7 @@ class PartSquares:
 
     def take(self, parameters: list[nn.Parameter]) -> Tensor:
         if self.met:
-            found = torch.stack([self.met[p] for p in parameters if p in self.met]).sum().double()
-            self.total = found if self.total is None else self.total + found
+            self.add(torch.stack([self.met[p] for p in parameters if p in self.met]))
             self.met = {}
         assert self.total is not None
         total, self.total = self.total, None

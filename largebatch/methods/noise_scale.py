@@ -31,7 +31,6 @@ class NoiseScale(Method):
     WHOLE = True
     AT_WEIGHTS = True
     ONE_STEP = True
-    EQUAL_UNITS = True
 
     small_batch_size: PositiveInt | None = None  # examples of the small batch; unset: the micro-batch
     every_steps: PositiveInt = 5
@@ -92,7 +91,7 @@ class NoiseOfRun(Part):
     def __init__(self, decision: DecidedNoiseScale, job: Built) -> None:
         from largebatch.diagnostics.noise import Averages
 
-        self.plan, self.engine, self.every = job.plan, job.engine, decision.method.every_steps
+        self.plan, self.engine, self.task, self.every = job.plan, job.engine, job.task, decision.method.every_steps
         self.small = dict(zip(job.plan.stages, decision.small_batches, strict=True))
         self.averages = Averages(decision.method.smoothing)
         self.waiting: list[Waiting] = []
@@ -107,8 +106,15 @@ class NoiseOfRun(Part):
             parts.examples = self.small[self.plan.at(step.number)]
 
     def with_gradient(self, turn: Step) -> None:
-        if turn.squares is not None and due(turn.number, self.every):
-            self.waiting.append(Waiting(turn.number + 1, turn.squares))
+        if turn.squares is None or not due(turn.number, self.every):
+            return
+        squares = turn.squares
+        if self.task.units_vary:  # Σ (uᵢ/U)·‖gᵢ‖², as a mean over parts
+            stage = self.plan.at(turn.number)
+            assert turn.units is not None
+            squares[0] *= turn.units
+            squares[0] *= self.small[stage] / stage.global_batch_size
+        self.waiting.append(Waiting(turn.number + 1, squares))
 
     def settle(self) -> None:
         """Complete what is waiting over ranks, and average it. Collective."""

@@ -1,4 +1,4 @@
-"""What diagnose looks at where a loss is a mean over units that vary: the same mean; what it cannot is told."""
+"""What diagnose looks at where a loss is a mean over units that vary: the same mean."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import texts
 import torch
+import torch.nn.functional as F
 
-from largebatch.errors import UserError
+from largebatch.plan import batch
 from largebatch.recipes import config
 from largebatch.run.train import train
 from largebatch.studies.diagnose import noise
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def trained(recipe) -> Path:
     changes = {
-        "model": {"name": "bert", "layers": 1, "width": 8, "heads": 2, "positions": 32},
+        "model": {"name": "bert", "layers": 1, "width": 8, "heads": 2, "positions": 32, "dropout": 0.0},
         "data": {"name": "text", "root": str(texts.shared_pack()), "length": 32},
     }
     run = config.load(recipe(**changes, steps=1, epochs=None))
@@ -51,6 +52,33 @@ def test_the_objective_is_the_mean_over_masked_tokens_and_has_a_hessian(trained)
     assert gradient.norm() > 0
 
 
-def test_the_noise_scale_is_refused_for_parts_are_no_means_of_one_another(trained):
-    with pytest.raises(UserError, match="diagnose noise does not take a loss that is a mean over units that vary"):
-        noise.measure(trained, CPU)
+def test_the_noise_scale_by_hand(trained):
+    """Σ (uᵢ/U)·‖gᵢ‖² over parts of uᵢ masked tokens, each part's gradient by plain autograd."""
+    facts = noise.measure(trained, CPU, small=10, big=40, batches=2, hessian=True, precision="fp64")
+    run = opened(trained, CPU, "fp64", augmented=True)
+    plan = batch.resolve(
+        dataset_size=len(run.dataset.train),
+        global_batch_size=40,
+        micro_batch_size=10,
+        steps=2,
+        seed=run.run.seed ^ 0x0153,
+    )
+    found = []
+    for step in run.dataset.train.steps(plan, 0, 0, run.placement, plan.seed):
+        gradients, units = [], []
+        for part in step:
+            units.append(int((part["labels"] >= 0).sum()))
+            loss = F.cross_entropy(
+                run.model(part["tokens"], part["positions"]).flatten(0, 1), part["labels"].flatten(), ignore_index=-100
+            )
+            weights = list(run.model.parameters())
+            gradients.append(
+                torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, materialize_grads=True)])
+            )
+        assert len(set(units)) > 1
+        shares = torch.tensor(units, dtype=torch.float64) / sum(units)
+        small = sum(share * g.square().sum() for share, g in zip(shares, gradients, strict=True)).item()
+        whole = (shares[:, None] * torch.stack(gradients)).sum(0).square().sum().item()
+        found.append(((40 * whole - 10 * small) / 30, (small - whole) / (1 / 10 - 1 / 40)))
+    assert facts.gradient_square == pytest.approx(sum(square for square, _ in found) / 2)
+    assert facts.variance_trace == pytest.approx(sum(trace for _, trace in found) / 2)

@@ -45,6 +45,25 @@ def test_both_estimates_are_unbiased(small, parts):
 
 
 @pytest.mark.worlds
+def test_parts_weighed_by_units_that_vary():
+    """Examples with u = 8, 9 or 10 units, each unit's gradient MEAN and noise of its own and of its example."""
+    rng, found = np.random.default_rng(3), []
+    for _ in range(4000):
+        units = rng.integers(8, 11, (6, 16))
+        shared = DEVIATIONS * rng.standard_normal((6, 16, len(MEAN)))
+        own = rng.standard_normal((6, 16, len(MEAN))) * np.sqrt(units)[:, :, None]
+        of_examples = units[:, :, None] * (MEAN + shared) + own
+        of_parts, weights = of_examples.sum(1), units.sum(1)
+        small = float((of_parts**2).sum(1) @ (1 / weights)) / weights.sum()
+        whole = float(((of_parts.sum(0) / weights.sum()) ** 2).sum())
+        found.append(of_one_step(Squares(16, 96, small, whole)))
+    covariance = ((8**2 + 9**2 + 10**2) / 3 * TRACE + 9 * len(MEAN)) / 9**2  # of (Gₖ − uₖ·MEAN)/ū
+    mean, errors = np.mean(found, axis=0), np.std(found, axis=0, ddof=1) / math.sqrt(len(found))
+    assert abs(mean[0] - SQUARE) < 4 * errors[0]
+    assert abs(mean[1] - covariance) < 4 * errors[1] + 0.01 * covariance  # the second order of the spread of u
+
+
+@pytest.mark.worlds
 def test_the_interval_holds_the_truth_19_times_in_20():
     rng = np.random.default_rng(0)
     inside = 0

@@ -82,6 +82,51 @@ def test_the_first_step_by_hand(tmp_path):
     assert events(run.directory, "train")[0]["loss"] == pytest.approx(loss.item(), rel=1e-12)
 
 
+def test_the_noise_scale_of_the_first_step_by_hand(tmp_path):
+    """Parts are weighed by their units: Σ (uᵢ/U)·‖gᵢ‖², gᵢ the gradient of the part's own mean loss."""
+    batch = {"global_batch_size": 120, "micro_batch_size": 12}
+    record = {**RECIPE["record"], "noise_scale": {"small_batch_size": 24, "every_steps": 1}}
+    run = config.load(written(tmp_path, record=record, batch=batch, lr={"base": 0.1}, epochs=None, steps=1))
+    job = assemble(run, torch.device("cpu"))
+    micro_batches = [
+        batch for step in job.dataset.train.steps(job.plan, 0, 0, job.placement, run.seed) for batch in step
+    ]
+    parts = [
+        tuple(torch.cat(both) for both in zip(*micro_batches[i : i + 2], strict=True))
+        for i in range(0, len(micro_batches), 2)
+    ]
+    assert len({int(labels.sum()) for _, labels in parts}) > 1, "parts that differ in their units"
+
+    def gradient(images, labels):
+        loss = (labels * F.cross_entropy(job.engine.model(images), labels, reduction="none")).sum() / labels.sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(job.engine.model.parameters()))])
+
+    whole = gradient(*(torch.cat(both) for both in zip(*parts, strict=True))).square().sum().item()
+    units = [labels.sum().item() for _, labels in parts]
+    small = sum(u * gradient(*part).square().sum().item() for u, part in zip(units, parts, strict=True)) / sum(units)
+    assert train(run, quiet=True).status == "finished"
+    (found,) = events(run.directory, "noise_scale")
+    assert found["gradient_square"] == pytest.approx((120 * whole - 24 * small) / 96, rel=1e-9)
+    assert found["variance_trace"] == pytest.approx((small - whole) / (1 / 24 - 1 / 120), rel=1e-9)
+
+
+@pytest.mark.worlds
+def test_the_noise_scale_is_the_same_on_two_ranks(tmp_path):
+    found = []
+    for ranks, micro in ((1, 12), (2, 12), (2, 6)):
+        folder = tmp_path / f"{ranks} of {micro}"
+        batch = {"global_batch_size": 120, "micro_batch_size": micro}
+        record = {**RECIPE["record"], "noise_scale": {"small_batch_size": 12, "every_steps": 2}}
+        ended = pool.ranks(ranks, "worlds.own_task:train", written(folder, record=record, batch=batch))
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        found.append(events(folder / "run", "noise_scale"))
+    keys = ("step", "gradient_square", "variance_trace", "noise_scale_low")
+    assert len(found[0]) > 3
+    for other in found[1:]:
+        for one, another in zip(found[0], other, strict=True):
+            assert [one[key] for key in keys] == pytest.approx([another[key] for key in keys], rel=1e-9)
+
+
 @pytest.mark.worlds
 def test_the_same_however_it_is_cut(tmp_path):
     whole: dict[str, Path] = {}
@@ -128,10 +173,6 @@ def test_killed_and_resumed(tmp_path, engine):
         (
             {"lr": {"base": 0.05, "scaling": "adascale", "reference_batch_size": 20}},
             "lr.scaling = adascale needs examples that count alike; those of task.name = weighted do not",
-        ),
-        (
-            {"record": {"noise_scale": True}, "batch": {"global_batch_size": 120, "micro_batch_size": 24}},
-            "record.noise_scale needs examples that count alike; those of task.name = weighted do not",
         ),
         (
             {"averaging": recipe_of("swap")["averaging"]},

@@ -5,6 +5,8 @@ from another order of the run's examples, the same in any world; the weights sta
 tr(HΣ)/(GᵀHG): from the n parts g_i of one batch, without dropout and augmentation,
 
     tr(HΣ) ~ b/(n−1)·Σᵢ (gᵢ − ḡ)ᵀH(gᵢ − ḡ)        GᵀHG ~ ḡᵀHḡ − tr(HΣ)/B
+
+Where units vary, each part counts as its units do beside the mean part's.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import rich.table
 import torch
 from torch import Tensor
 
-from largebatch.data.nested import Batch, examples_of
+from largebatch.data.nested import Batch
 from largebatch.diagnostics.noise import Squares, check_sizes, examples_needed, of_steps, steps_needed
 from largebatch.errors import UserError
 from largebatch.machine import distributed
@@ -41,11 +43,6 @@ def measure(
 ) -> NoiseRecord:
     """Collective; the parts of a batch are divided among ranks."""
     run = opened(directory, device, precision, step, augmented=True)
-    if run.task.units_vary:
-        raise UserError(
-            f"{directory}: diagnose noise does not take a loss that is a mean over units that vary by example, for the "
-            "gradient of a batch is not the mean of its parts'"
-        )
     size, world = len(run.dataset.train), distributed.world_size()
     b = min(64, size // 2) if small is None else small
     if big is None:
@@ -88,23 +85,30 @@ def squares_of(run: Opened, plan: batch.BatchPlan) -> Iterator[Squares]:
     stream = run.dataset.train.steps(plan, distributed.rank(), 0, run.placement, plan.seed)
     with run.training(), torch.random.fork_rng():
         for step, micro_batches in enumerate(stream):
-            of_parts = torch.zeros((), dtype=torch.float64, device=run.placement.device)
+            of_parts, units = torch.zeros((2,), dtype=torch.float64, device=run.placement.device)
             total: Tensor | None = None
             for part, micro_batch in enumerate(micro_batches, start=distributed.rank() * plan.accumulation_steps):
                 torch.manual_seed(((plan.seed << 20) + step * parts + part) % 2**63)  # dropout belongs to the part
-                gradient = gradient_of(run, micro_batch)
-                of_parts += gradient.double().square().sum()
-                total = gradient if total is None else total.add_(gradient)
+                gradient, own = gradient_of(run, micro_batch), units_in(run, micro_batch)
+                of_parts += own * gradient.double().square().sum()
+                units += own
+                total = gradient.mul_(own) if total is None else total.add_(gradient, alpha=own)
             assert total is not None
-            whole = (distributed.sum_(total) / parts).double().square().sum()
-            small, big = (distributed.sum_(of_parts) / parts).item(), whole.item()
+            everywhere = distributed.sum_(units)
+            whole = (distributed.sum_(total) / everywhere).double().square().sum()
+            small, big = (distributed.sum_(of_parts) / everywhere).item(), whole.item()
             yield Squares(plan.micro_batch_size, plan.global_batch_size, small, big)
+
+
+def units_in(run: Opened, micro_batch: Batch) -> int:
+    """What its mean loss is over; at least 1."""
+    return max(1, int(run.task.units(micro_batch)))
 
 
 def gradient_of(run: Opened, micro_batch: Batch) -> Tensor:
     """Of the mean loss over one micro-batch, as one flat vector."""
     weights = [p for p in run.model.parameters() if p.requires_grad]
-    loss = run.loss(micro_batch) / examples_of(micro_batch)
+    loss = run.loss(micro_batch) / units_in(run, micro_batch)
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, weights, materialize_grads=True)])
 
 
@@ -114,9 +118,15 @@ def hessian_noise_scale(run: Opened, small: int, big: int) -> float | None:
     with run.normalised_by(run.mode("batch")):
         objective = run.objective(sample)
         objective.check_deterministic()
-        parts = torch.stack([gradient_of(run, micro_batch).double() for micro_batch in sample.all()])
-        mean = parts.mean(0)
-        spread = sum(torch.dot(v, objective.hessian_product(v)).item() for v in parts - mean)
+        gradients = [(gradient_of(run, part).double(), units_in(run, part)) for part in sample.all()]
+        parts = torch.stack([gradient for gradient, _ in gradients])
+        weights = torch.tensor([units for _, units in gradients], dtype=torch.float64, device=parts.device)
+        weights /= weights.mean()
+        mean = (weights[:, None] * parts).mean(0)
+        spread = sum(
+            weight * torch.dot(v, objective.hessian_product(v)).item()
+            for weight, v in zip(weights.tolist(), parts - mean, strict=True)
+        )
         trace = small / (len(parts) - 1) * spread
         along = torch.dot(mean, objective.hessian_product(mean)).item() - trace / big
     return trace / along if along > 0 and trace > 0 else None
