@@ -12,7 +12,7 @@ from docs.floors import picture
 from largebatch.records import comparison, diagnoses, names, run, saved
 
 DOCS = Path(__file__).parent
-FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \w+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
+FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \S+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
 KINDS = {
     "Count": "whole number", "Size": "whole number", "Whole": "whole number", "int": "whole number", "Amount": "number",
     "Number": "number", "float": "number", "Name": "text", "Text": "text", "Flag": "true or false",

@@ -14,7 +14,8 @@ from largebatch.records.run import ResultRecord
 from largebatch.records.typed import read
 from largebatch.report import write
 from largebatch.studies import compare as module
-from largebatch.studies.compare import Tuning, compare, rows_of, varied
+from largebatch.studies.compare import Tuning, compare
+from largebatch.studies.rows import rows_of, varied
 
 
 def facts(out: Path) -> dict:
@@ -48,16 +49,16 @@ def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, t
     assert written["baseline"] == "small"
     assert written["seeds"] == [0, 1]
     for row in written["rows"]:
-        found = row["learning_rate_search"]
+        found = row["search"]
         assert len(found["trials"]) == found["budget"] == 3, "the same budget for every row"
         assert found["hold_out"] == 300
         for trial in (out / row["id"] / "search").iterdir():
             plan = json.loads((trial / "plan.json").read_text())
             assert (plan["dataset_size"], plan["test_size"]) == (1200, 300), "held out of the training set"
-    chosen = written["rows"][0]["learning_rate_search"]["chosen"]
+    chosen = written["rows"][0]["search"]["chosen"]["lr.base"]
     assert result(out, "small/seed-0")["peak_lr"] == pytest.approx(chosen)
     assert result(out, "small/seed-0")["evaluated_on"] == "test"
-    assert written["rows"][2]["learning_rate_search"]["chosen"] is None
+    assert written["rows"][2]["search"]["chosen"] is None
     assert result(out, "wild/seed-1")["status"] == "failed"
     page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
     accuracies = [result(out, f"small/seed-{seed}")["test_accuracy_percent"] for seed in (0, 1)]
@@ -121,6 +122,38 @@ def test_the_tuned_rows_have_searched_equally_whatever_the_recipe_said(recipe, t
     assert all(any(text.startswith("lr.base=") for text in more) for more in final)
 
 
+def test_several_keys_are_searched_and_chosen_together(recipe, tmp_path, monkeypatch):
+    """By the score that each trial reaches; trials that the recipe cannot take fail without a run."""
+    ran = []
+
+    def reached(row, more, directory, command, console):
+        settings = dict(text.partition("=")[::2] for text in more)
+        ran.append(directory.name)
+        value = 90.0 - 100 * abs(float(settings["optimizer.momentum"]) - 0.7)
+        return module.Result(
+            "finished", None, directory, read(ResultRecord, {**AT_50, "test_accuracy_percent": value}, "")
+        )
+
+    monkeypatch.setattr(module, "run_once", reached)
+    space = {"lr.base": {"log": [0.01, 1.0]}, "optimizer.momentum": {"linear": [0.5, 0.95]}}
+    decay = {"base": 0.1, "decay": {"name": "linear", "end_lr": 0.02}}
+    path = recipe(search=space, lr=decay, evaluate={"train": False})
+    compare([path], tmp_path / "out", tuning=Tuning(trials=9, space="search", hold_out=300))
+    search = facts(tmp_path / "out")["rows"][0]["search"]
+    tried = [trial["values"] for trial in search["trials"]]
+    assert search["space"] == space
+    assert len(tried) == 9
+    assert tried[0] == {"lr.base": 0.1, "optimizer.momentum": 0.9}, "the recipe's own"
+    low = [trial for trial in search["trials"] if trial["values"]["lr.base"] < 0.02]
+    assert [trial["status"] for trial in low] == ["failed"] * len(low), "below the end of the decay"
+    assert low
+    finished = [trial for trial in search["trials"] if trial["status"] == "finished"]
+    assert search["chosen"] == max(finished, key=lambda trial: trial["accuracy_percent"])["values"]
+    assert abs(search["chosen"]["optimizer.momentum"] - 0.7) < 0.1
+    assert ran.count("seed-0") == 1
+    assert len(ran) == 10 - len(low)
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "sentence"),
     [
@@ -133,6 +166,17 @@ def test_the_tuned_rows_have_searched_equally_whatever_the_recipe_said(recipe, t
         ({}, {"tuning": Tuning(hold_out=1450)}, "at most 50 .*searches on 50 examples and holds out 1450"),
         ({}, {"baseline": "nobody"}, "--baseline nobody is no row of this comparison; rows: tiny"),
         ({"lr": {"table": {100: 1.0}}}, {"tuning": Tuning()}, "--tune lr needs lr.base"),
+        ({}, {"tuning": Tuning(space="search")}, "--tune search needs the section search, such as"),
+        (
+            {"search": {"optimizer.momentun": {"linear": [0.1, 0.9]}}},
+            {"tuning": Tuning(space="search")},
+            "--tune search searches optimizer.momentun: .*unknown key optimizer.momentun; did you mean momentum",
+        ),
+        (
+            {"search": {"optimizer.momentum": {"linear": [0.5, 1.5]}}},
+            {"tuning": Tuning(space="search")},
+            "--tune search searches optimizer.momentum: .*optimizer.momentum = 1.5 .*less than 1",
+        ),
         ({"task": {"name": "regression"}}, {}, "task.name = regression needs targets that are numbers"),
         ({"record": {"noise_scale": True}}, {}, "record.noise_scale needs gradients of two batch sizes"),
     ],
@@ -147,9 +191,9 @@ def test_bad_comparisons_are_refused_before_anything_runs(recipe, tmp_path, chan
 def test_a_folder_holds_one_comparison_and_may_get_more_seeds(recipe, tmp_path):
     out, path = tmp_path / "out", recipe(epochs=1)
     compare([path], out, tuning=Tuning(trials=2, hold_out=300))
-    searched = facts(out)["rows"][0]["learning_rate_search"]
+    searched = facts(out)["rows"][0]["search"]
     compare([path], out, seeds=2, tuning=Tuning(trials=2, hold_out=300))
-    assert facts(out)["rows"][0]["learning_rate_search"] == searched
+    assert facts(out)["rows"][0]["search"] == searched
     assert facts(out)["rows"][0]["runs"] == ["tiny/seed-0", "tiny/seed-1"]
     before = facts(out)
     for options in ({}, {"tuning": Tuning(trials=3, hold_out=300)}, {"vary": ["lr.base=1"]}):
@@ -194,10 +238,10 @@ def test_two_recipes_of_an_error_are_compared_from_the_search_to_the_page(tmp_pa
     write(out)
     small, large = facts(out)["rows"]
     for row in (small, large):
-        search = row["learning_rate_search"]
-        errors = {trial["peak_lr"]: trial["squared_error"] for trial in search["trials"]}
+        search = row["search"]
+        errors = {trial["values"]["lr.base"]: trial["squared_error"] for trial in search["trials"]}
         assert search["metric"] == "held-out squared error"
-        assert errors[search["chosen"]] == min(errors.values())
+        assert errors[search["chosen"]["lr.base"]] == min(errors.values())
     assert facts(out)["notes"][-1] == "One seed: small differences may be chance."
     base, other = (result(out, f"{row['id']}/seed-0")["test_squared_error"] for row in (small, large))
     text, page = ((out / f"report.{kind}").read_text() for kind in ("md", "html"))

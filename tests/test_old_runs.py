@@ -85,8 +85,12 @@ def test_the_same_comparison_goes_on_in_its_folder(old):
     compare([OLD / f"{ROW}.yaml"], old, seeds=2, tuning=Tuning(trials=3))
     changed = [file for file, content in before.items() if file.read_bytes() != content]
     assert changed == [old / ROW / "seed-1" / "metrics.jsonl"], "what was finished is not trained again"
-    search, begun = (read(folder / "comparison.json")["rows"][0]["learning_rate_search"] for folder in (old, OLD))
-    assert (search["chosen"], search["trials"]) == (0.2, begun["trials"])
+    search = read(old / "comparison.json")["rows"][0]["search"]
+    begun = read(OLD / "comparison.json")["rows"][0]["learning_rate_search"]
+    assert search["chosen"] == {"lr.base": 0.2}
+    assert [(trial["values"]["lr.base"], trial["accuracy_percent"]) for trial in search["trials"]] == [
+        (trial["peak_lr"], trial["accuracy_percent"]) for trial in begun["trials"]
+    ]
 
 
 # Of commit a4be16b, before parts: tests/method_recipes.py on one thread in float64; two of each run's checkpoints at

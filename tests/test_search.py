@@ -1,52 +1,213 @@
-"""The search for a peak lr on made-up curves whose best lr is known."""
+"""The search over several keys: on made-up hills whose top is known, by the same rules in every world."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from largebatch.plan.score import ACCURACY
-from largebatch.studies.search import Trial, best, search
+from largebatch.errors import UserError
+from largebatch.recipes import config
+from largebatch.studies.search.points import SAMPLERS
+from largebatch.studies.search.rounds import SearchPlan, edges, rounds, sizes
+from largebatch.studies.search.space import Axis, Choice, Space
+from largebatch.studies.search.trial import Trial, best
+
+LR = Space((Axis.between("lr", "log", (0.1 / 8, 0.8)),))
+SEVERAL = Space((
+    Axis.between("lr", "log", (1e-3, 1.0)),
+    Axis.between("momentum", "one_minus_log", (0.5, 0.99)),
+    Axis.between("smoothing", "linear", (0.0, 0.2)),
+    Choice("decay", ("linear", "cosine")),
+))  # fmt: skip
+WITH = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(name == "tpe" and not importlib.util.find_spec("optuna"), reason="Optuna")
+    )
+    for name in SAMPLERS
+]
+
+Worth = Callable[[dict[str, Any]], float | None]
 
 
-def hill(top: float, diverges_above: float = math.inf):
-    def measure(lr: float) -> Trial:
-        if lr > diverges_above:
-            return Trial(lr, None, "failed")
-        return Trial(lr, 90 - math.log2(lr / top) ** 2, "finished")
+def anything(key: str, value: Any) -> bool:
+    return True
 
-    return measure
+
+def hill(top: float, diverges_above: float = math.inf) -> Worth:
+    return lambda values: None if values["lr"] > diverges_above else -(math.log2(values["lr"] / top) ** 2)
+
+
+def ridge(values: dict[str, Any]) -> float:
+    """Highest at lr 0.05, momentum 0.9, smoothing 0.1, cosine."""
+    return -(
+        math.log2(values["lr"] / 0.05) ** 2 / 10
+        + math.log2((1 - values["momentum"]) / 0.1) ** 2 / 5
+        + 50 * (values["smoothing"] - 0.1) ** 2
+        + 0.3 * (values["decay"] == "linear")
+    )
+
+
+def searched(asked: SearchPlan, worth: Worth) -> list[Trial]:
+    trials: dict[int, Trial] = {}
+    for one in rounds(asked, trials):
+        for number, values in enumerate(one.values, start=one.first):
+            reached = worth(dict(values))
+            trials[number] = Trial(values, None if reached is None else (reached,))
+    return [trials[number] for number in range(asked.budget)]
+
+
+def lrs(trials: list[Trial]) -> list[float]:
+    return [trial.values["lr"] for trial in trials]
 
 
 @pytest.mark.parametrize("top", [0.1, 0.05, 0.8, 0.012, 0.13])
 def test_seven_trials_come_within_half_a_doubling(top):
-    trials = search(0.1, 7, hill(top), ACCURACY)
-    chosen = best(trials, ACCURACY)
-    assert len(trials) == len({t.peak_lr for t in trials}) == 7
-    assert trials[0].peak_lr == 0.1
+    trials = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(top))
+    chosen = best(trials)
+    assert len(set(lrs(trials))) == 7
+    assert lrs(trials)[0] == 0.1, "the recipe's own comes first"
     assert chosen is not None
-    assert abs(math.log2(chosen.peak_lr / top)) <= 0.5
+    assert abs(math.log2(chosen.values["lr"] / top)) <= 0.5
+
+
+@pytest.mark.parametrize("sampler", WITH)
+def test_of_several_keys_the_top_is_found(sampler):
+    own = {"lr": 0.5, "momentum": 0.6, "smoothing": 0.0, "decay": "linear"}
+    trials = searched(SearchPlan(SEVERAL, own, 16, anything, sampler), ridge)
+    chosen = best(trials)
+    assert chosen is not None
+    assert chosen.worth is not None
+    assert len({tuple(trial.values.items()) for trial in trials}) == 16
+    assert chosen.worth[0] > -0.5
+    for trial in trials:
+        assert trial.values["momentum"] < 1
+        assert trial.values["decay"] in ("linear", "cosine")
+    assert trials == searched(SearchPlan(SEVERAL, own, 16, anything, sampler), ridge), "asked again it is the same"
+
+
+@pytest.mark.parametrize("sampler", WITH)
+def test_a_round_is_known_from_the_trials_before_it(sampler):
+    """In whatever order they ended; and not before all of them have."""
+    own = {"lr": 0.5, "momentum": 0.6, "smoothing": 0.0, "decay": "linear"}
+    asked = SearchPlan(SEVERAL, own, 12, anything, sampler)
+    whole = searched(asked, ridge)
+    (first,) = rounds(asked, {})
+    assert first.values == tuple(trial.values for trial in whole[:6])
+    some = {number: whole[number] for number in (5, 0, 3, 1, 4)}
+    assert [one.number for one in rounds(asked, some)] == [0]
+    later = list(rounds(asked, {**some, 2: whole[2]}))
+    assert [one.number for one in later] == [0, 1]
+    assert later[1].values == tuple(trial.values for trial in whole[6:9])
 
 
 def test_a_cliff_of_divergence_is_counted_and_avoided():
-    trials = search(0.1, 7, hill(top=0.3, diverges_above=0.25), ACCURACY)
-    chosen = best(trials, ACCURACY)
+    trials = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(top=0.3, diverges_above=0.25))
+    chosen = best(trials)
     assert chosen is not None
-    assert chosen.peak_lr == pytest.approx(0.2)
-    assert sum(t.status == "failed" for t in trials) >= 1
+    assert 0.15 < chosen.values["lr"] <= 0.25
+    assert sum(trial.worth is None for trial in trials) >= 1
 
 
-def test_when_everything_diverges_it_goes_down_and_chooses_nothing():
-    trials = search(0.1, 4, lambda lr: Trial(lr, None, "failed"), ACCURACY)
-    assert [t.peak_lr for t in trials] == pytest.approx([0.1, 0.05, 0.2, 0.0125])
-    assert best(trials, ACCURACY) is None
+def test_where_everything_diverges_it_goes_down_and_chooses_nothing():
+    trials = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), lambda values: None)
+    assert best(trials) is None
+    assert max(lrs(trials)[4:]) <= 0.1 / 8
+    assert edges(LR, trials) == ()
 
 
-@pytest.mark.parametrize("budget", [1, 2, 3, 5, 12])
+@pytest.mark.parametrize("budget", [1, 2, 3, 5, 7, 12, 16, 33])
 def test_the_budget_is_the_number_of_trials(budget):
-    assert len(search(1.0, budget, hill(3.0), ACCURACY)) == budget
+    assert sum(sizes(budget)) == budget == len(searched(SearchPlan(LR, {"lr": 0.1}, budget, anything), hill(3.0)))
 
 
-def test_among_equals_the_lower_lr_is_chosen():
-    assert best([Trial(0.4, 90.0, "finished"), Trial(0.1, 90.0, "finished")], ACCURACY) == Trial(0.1, 90.0, "finished")
+def test_rounds_grow_smaller():
+    assert {budget: sizes(budget) for budget in (1, 4, 5, 7, 16, 32)} == {
+        1: [1], 4: [4], 5: [3, 2], 7: [4, 3], 16: [8, 4, 4], 32: [16, 8, 4, 4]
+    }  # fmt: skip
+
+
+def test_among_equals_the_earlier_is_chosen():
+    first = Trial({"lr": 0.4}, (90.0,))
+    assert best([first, Trial({"lr": 0.1}, (90.0,)), Trial({"lr": 0.2}, None)]) is first
+
+
+def test_a_best_at_an_edge_moves_the_space_and_is_marked_if_it_stays_there():
+    inside = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(0.1))
+    assert edges(LR, inside) == ()
+    above = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(3.0))
+    assert max(lrs(above)) > 0.8, "beyond the space that was asked for"
+    far = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(1e3))
+    assert edges(LR, far) == ("lr",)
+
+
+def test_a_space_does_not_move_where_the_recipe_takes_no_value():
+    space = Space((Axis.between("lr", "linear", (0.0, 1.0)),))
+    trials = searched(SearchPlan(space, {"lr": 0.5}, 12, lambda key, value: value >= 0), lambda values: -values["lr"])
+    assert min(lrs(trials)) >= 0.0
+    assert edges(space, trials) == ("lr",)
+
+
+@pytest.mark.parametrize(
+    ("scale", "ends", "value"),
+    [("log", (0.01, 1.0), 0.1), ("linear", (1.0, 3.0), 2.0), ("one_minus_log", (0.9, 0.999), 0.99)],
+)
+def test_the_middle_of_an_axis(scale, ends, value):
+    axis = Axis.between("key", scale, ends)
+    assert axis.value(0.5) == pytest.approx(value, rel=1e-6)
+    assert axis.place(value) == pytest.approx(0.5)
+    assert sorted((axis.value(0.0), axis.value(1.0))) == pytest.approx(ends)
+
+
+def test_own_values_outside_the_space_and_of_no_kind():
+    trials = searched(SearchPlan(LR, {"lr": 5.0}, 5, anything), hill(0.1))
+    assert lrs(trials)[0] == 5.0
+    assert all(0.0125 <= lr <= 0.8 for lr in lrs(trials)[1:3])
+    choice = Space((Choice("decay", ("linear", "cosine", "step")),))
+    trials = searched(SearchPlan(choice, None, 3, anything), lambda values: float(values["decay"] == "step"))
+    assert {trial.values["decay"] for trial in trials} == {"linear", "cosine", "step"}
+
+
+def test_without_optuna_the_sampler_is_refused(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(UserError, match=re.escape("the sampler tpe needs Optuna: pip install 'largebatch[tune]'")):
+        searched(SearchPlan(LR, {"lr": 0.1}, 7, anything, "tpe"), hill(0.1))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("search=3", "search = 3 should hold keys, as in {lr.base: {log: [0.01, 10]}}"),
+        ("search={}", "search = {} should hold keys"),
+        ("search.lr.base=0.1", "search.lr.base = 0.1 should be {log: [LOW, HIGH]}, {linear: [LOW, HIGH]}"),
+        ("search.lr.base={lgo: [1, 2]}", "search.lr.base.lgo = [1, 2] should be {log: [LOW, HIGH]}"),
+        ("search.lr.base={log: [1, 2], linear: [1, 2]}", "search.lr.base should say one of {log: [LOW, HIGH]}"),
+        ("search.lr.base={log: [2, 1]}", "search.lr.base.log = [2.0, 1.0] should be [LOW, HIGH] with 0 < LOW < HIGH"),
+        ("search.lr.base={log: [0, 1]}", "search.lr.base.log = [0.0, 1.0] should be [LOW, HIGH] with 0 < LOW < HIGH"),
+        (
+            "search.optimizer.momentum={one_minus_log: [0.5, 1]}",
+            "search.optimizer.momentum.one_minus_log = [0.5, 1.0] should be [LOW, HIGH] with LOW < HIGH < 1",
+        ),
+        (
+            "search.data.augment={choice: [flip]}",
+            "search.data.augment.choice = ['flip'] should hold at least two values",
+        ),
+        ("search={0: {log: [1, 2]}}", "search: 0 is no key of a recipe; write it with dots, such as lr.base"),
+    ],
+)
+def test_a_section_that_says_no_space_is_a_sentence(recipe, override, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        config.load(recipe(), [override])
+
+
+def test_the_section_changes_nothing_of_a_run_and_is_read_again(recipe):
+    plain = config.load(recipe())
+    nested = config.load(recipe(), ["search.lr.base={log: [0.1, 10]}"])
+    assert nested.search is not None
+    assert set(nested.search) == {"lr.base"}
+    assert nested.science() == plain.science()
+    assert config.from_dict(nested.as_written()) == nested

@@ -14,7 +14,7 @@ from largebatch.api.training import at_home, command, one_at_a_time
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config
-from largebatch.records.comparison import Tuning
+from largebatch.records.comparison import SAMPLERS, SPACES, Tuning
 from largebatch.report.summary import Comparison
 from largebatch.studies import compare as studies
 from largebatch.studies.reading import located
@@ -31,6 +31,7 @@ def compare(
     tune: str | None = None,
     trials: int = 7,
     hold_out: int | None = None,
+    sampler: str = "quasi_random",
     baseline: str | None = None,
     model: Any = None,
     dataset: Any = None,
@@ -45,8 +46,9 @@ def compare(
         overrides: of all of them.
         vary: key -> its values: a row for each.
         seeds: runs of a row, with seeds 0, 1, ...
-        tune: ``"lr"`` searches every row's peak learning rate first, by ``trials`` runs on ``hold_out`` training
-            examples that are set aside (else a sixth).
+        tune: ``"lr"`` searches every row's ``lr.base`` first, ``"search"`` what its recipe's section ``search`` names,
+            by ``trials`` runs on ``hold_out`` training examples that are set aside (else a sixth).
+        sampler: where the trials lie; ``"tpe"`` needs Optuna.
         baseline: the row compared with; else the smallest batch.
         model, dataset, task, optimizer: of every row, as in :func:`largebatch.train`.
         verbose: print a line for each run.
@@ -54,8 +56,7 @@ def compare(
     Returns rows: means over seeds, differences from the baseline and their intervals. A run that was stopped (Ctrl-C
     and the like) ends the comparison, and the same call goes on. Raises UserError: a mistake, in one sentence.
     """
-    if tune not in (None, "lr"):
-        raise UserError(f"tune = {tune!r} is not known; valid: 'lr'")
+    tuning = _tuning(tune, trials, hold_out, sampler)
     handed = Handed(model, dataset, task, optimizer)
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_at_a_time())
@@ -71,7 +72,7 @@ def compare(
                 vary=[f"{key}={','.join(_text(key, one) for one in values)}" for key, values in (vary or {}).items()],
                 overrides=texts(overrides),
                 seeds=seeds,
-                tuning=Tuning(trials, hold_out) if tune else None,
+                tuning=tuning,
                 baseline=baseline,
                 command=command(),
                 console=Console(quiet=not (verbose and distributed.is_first())),
@@ -89,6 +90,13 @@ def _row(source: Any, handed: Handed) -> Iterator[Path | config.Run]:
         return
     with standing_in(source, handed) as run:
         yield run
+
+
+def _tuning(tune: str | None, trials: int, hold_out: int | None, sampler: str) -> Tuning | None:
+    for argument, value, valid in (("tune", tune, (None, *SPACES)), ("sampler", sampler, SAMPLERS)):
+        if value not in valid:
+            raise UserError(f"{argument} = {value!r} is not known; valid: {', '.join(map(repr, filter(None, valid)))}")
+    return Tuning(trials, hold_out, space=tune, sampler=sampler) if tune else None
 
 
 def _text(key: str, value: Any) -> str:

@@ -22,6 +22,7 @@ from largebatch.cli.frame import (
 )
 from largebatch.errors import UserError
 from largebatch.records import names
+from largebatch.records.comparison import SAMPLERS, SPACES, Tuning
 from largebatch.terminal.console import Console, tell
 
 
@@ -94,8 +95,14 @@ def compare(
     ],
     vary: Annotated[list[str] | None, typer.Option(metavar="KEY=A,B,C", help="a row for each value")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="runs per row, with seeds 0, 1, ...")] = 1,
-    tune: Annotated[str | None, typer.Option(metavar="lr", help="search every row's peak lr first")] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(metavar="lr|search", help="search every row's lr.base first, or what its section search names"),
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="trials of the search, the same for every row")] = 7,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="quasi_random|tpe", help="where the trials lie; else quasi_random")
+    ] = None,
     hold_out: Annotated[
         int | None, typer.Option(min=1, help="training examples the search is judged on; else a sixth")
     ] = None,
@@ -112,12 +119,11 @@ def compare(
     overrides = [text for text in arguments if Path(text) not in recipes]
     if not recipes:
         raise UserError("compare needs at least one recipe file")
-    if tune not in (None, "lr"):
-        raise UserError(f"--tune {tune} is not known; valid: lr")
+    tuning = tuning_of(tune, trials, hold_out, sampler)
     first = config.load(recipes[0], overrides)
     with group(first.device, alone=True, timeout_minutes=1.5 * first.timeout_minutes) as console:
         from largebatch.machine import distributed
-        from largebatch.studies.compare import Interrupted, Tuning, compare
+        from largebatch.studies.compare import Interrupted, compare
 
         try:
             compare(
@@ -126,7 +132,7 @@ def compare(
                 vary=vary or [],
                 overrides=overrides,
                 seeds=seeds,
-                tuning=Tuning(trials, hold_out) if tune else None,
+                tuning=tuning,
                 baseline=baseline,
                 command=command(),
                 console=console,
@@ -135,6 +141,17 @@ def compare(
             end_of_run(stop.result, console)
         if distributed.is_first():
             show_report([out], None, console)
+
+
+def tuning_of(tune: str | None, trials: int, hold_out: int | None, sampler: str | None) -> Tuning | None:
+    for option, value, valid in (("tune", tune, SPACES), ("sampler", sampler, SAMPLERS)):
+        if value is not None and value not in valid:
+            raise UserError(f"--{option} {value} is not known; valid: {', '.join(valid)}")
+    if tune is None:
+        if sampler is not None:
+            raise UserError(f"--sampler {sampler} needs --tune")
+        return None
+    return Tuning(trials, hold_out, space=tune, sampler=sampler or SAMPLERS[0])
 
 
 def report(

@@ -5,64 +5,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
 from largebatch.plan.score import ACCURACY, Score
 from largebatch.records.typed import (
-    Amount,
     Cited,
     FileRecord,
     Judged,
     Name,
-    Number,
     Numbers,
+    Table,
     Text,
     Whole,
+    finite,
     lenient_part,
     part,
 )
 
+SPACES = ("lr", "search")
+SAMPLERS = ("quasi_random", "tpe")
+
 
 @dataclass(frozen=True)
 class Tuning:
-    """How every row's learning rate is searched."""
+    """How every row is searched."""
 
     trials: int = 7
     hold_out: int | None = None  # [examples] of the training set; else a sixth of it
     seed: int = 0
+    space: Name = "lr"  # lr.base alone; search: what the recipe's section of this name says
+    sampler: Name = "quasi_random"  # where the trials lie; or tpe
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord(FileRecord):
-    """One learning rate that was tried; ``numbers`` is the score under its key, null where the run failed."""
+    """Values that were tried; ``numbers`` is the score under its key, null where the run failed."""
 
     BY_KEY = "numbers"
 
-    peak_lr: Number | None  # as the optimizer gets it
+    values: Table  # by key
+    round: Whole = None  # counted from 0: a later one lies around the best of those before
     numbers: Numbers
     status: Text  # finished or failed
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRecord:
-    """The search for a row's learning rate."""
+    """The search of a row."""
 
-    key: Text  # that is searched
+    space: Table  # by key, as the recipe has it in its section search
     budget: Whole  # trials
     metric: Text  # what decides, in words
     score: Judged | None = None  # what decides; none: the accuracy in percent
     hold_out: Whole  # [examples] held out of the training set, on which trials are judged
-    chosen: Amount  # the best peak
-    chosen_base: Amount  # the key's value for it
-    trials: Sequence[Annotated[TrialRecord, part(TrialRecord)]] | None  # in the order they were made
+    chosen: Table | None  # the values of the best trial; null where every one failed
+    at_edge: Sequence[Name] | None = (
+        None  # keys whose best value lies at an edge of what was tried
+    )
+    trials: Sequence[Annotated[TrialRecord, part(TrialRecord)]] | None  # in the order of their numbers
 
     @property
     def judged_by(self) -> Score:
         return self.score or ACCURACY
+
+
+def _row_of_before(row: object) -> object:
+    """Version 1 searched ``lr.base`` alone, by its peaks."""
+    before = row.get("learning_rate_search") if isinstance(row, Mapping) else None
+    return {**row, "search": _of_peaks(before)} if isinstance(row, Mapping) and isinstance(before, Mapping) else row
+
+
+def _of_peaks(written: Mapping[str, Any]) -> dict[str, Any]:
+    chosen, base = finite(written.get("chosen")), finite(written.get("chosen_base"))
+    scale = base / chosen if chosen and base else 1.0
+    trials = [
+        {**trial, "values": {"lr.base": float(f"{peak * scale:.12g}")}}
+        for trial in written.get("trials") or ()
+        if isinstance(trial, Mapping) and (peak := finite(trial.get("peak_lr"))) is not None
+    ]
+    tried = [trial["values"]["lr.base"] for trial in trials] or [1.0]
+    return {
+        **written,
+        "space": {"lr.base": {"log": [min(tried), max(tried)]}},
+        "chosen": None if base is None else {"lr.base": float(f"{base:.12g}")},
+        "trials": [{key: value for key, value in trial.items() if key != "peak_lr"} for trial in trials],
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +105,7 @@ class ComparedRow:
     config: Name | None  # the recipe's file
     overrides: Sequence[Name] | None  # key=value, over the file
     runs: Sequence[Name]  # run directories, a seed each, from the comparison's folder
-    learning_rate_search: Annotated[SearchRecord | None, part(SearchRecord)]
+    search: Annotated[SearchRecord | None, part(SearchRecord)]
     expect: Cited | None  # what the recipe cites
 
 
@@ -85,11 +116,13 @@ Seeds = Annotated[Sequence[int], BeforeValidator(lambda value: value if isinstan
 class ComparisonRecord(FileRecord):
     """``comparison.json``."""
 
+    VERSION = 2  # 1: the search of a row was learning_rate_search, and its trials had a peak_lr
+
     name: Text
     command: Text
     created: Name | None  # when, in UTC
     seeds: Seeds | None  # that every row is run at
     tuning: Annotated[Tuning | None, lenient_part(Tuning)]
     baseline: Text  # the id of the row that others are compared with
-    rows: Sequence[Annotated[ComparedRow, part(ComparedRow)]]
+    rows: Sequence[Annotated[ComparedRow, part(ComparedRow), BeforeValidator(_row_of_before)]]
     notes: Sequence[Name] | None  # what is fair here and what is not

@@ -87,6 +87,6 @@ def _of_runs(value: Callable[[RecordedRun], Any]) -> Callable[[MeasuredRow], str
 
 def _tuning(row: MeasuredRow) -> str:
     if not row.search:
-        return "the recipe’s learning rate, none searched here"
+        return "the recipe’s values, none searched here"
     trials = row.search.budget or len(row.search.trials or ())
-    return f"{trials} peak learning rates tried on held-out training examples"
+    return f"{trials} trials of {listing(row.search.space)} on held-out training examples"

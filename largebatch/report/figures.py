@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from largebatch.report import noise_figure, path_figure, sharpness_figure, spectrum_figure, svg
+from largebatch.report import noise_figure, path_figure, search_figure, sharpness_figure, spectrum_figure, svg
 from largebatch.report.batch_figures import score_by_batch
 from largebatch.report.frame import Picture
 from largebatch.report.geometry_figures import alignment, distance, noise_scale, relative_update
 from largebatch.report.line_figures import learning_rate, score, score_in_time, training
-from largebatch.report.row_figures import bars, learning_rate_search
+from largebatch.report.row_figures import bars
 from largebatch.report.summary import Comparison
 
 
@@ -21,7 +21,7 @@ def pictures(comparison: Comparison) -> list[Picture]:
             *_by_comparison(comparison, geometry),
             bars(comparison, "seconds_per_step", "time-step", "Time per step"),
             bars(comparison, "seconds_per_epoch", "time-epoch", "Time per epoch"),
-            learning_rate_search(comparison),
+            *search_figure.pictures(comparison),
             *sharpness_figure.pictures(comparison),
             noise_figure.picture(comparison),
             spectrum_figure.picture(comparison),

@@ -142,7 +142,7 @@ def _group(folder: Path, row: ComparedRow, file: Path) -> Group:
         config=row.config,
         overrides=tuple(row.overrides or ()),
         runs=runs,
-        search=row.learning_rate_search,
+        search=row.search,
         expect=expected(expect, runs[0].recipe),
         published=published(expect, runs[0].score),
     )

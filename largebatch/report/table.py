@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from largebatch.plan.score import Score, words_of
+from largebatch.records.comparison import SearchRecord
 from largebatch.records.typed import finite
 from largebatch.report.numerals import ABSENT, count, decimals, interval, plain, ratio, scored, signed
 from largebatch.report.summary import Comparison, MeasuredRow, SeedMean
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 MOST_BESIDE = 3  # columns
+AT_EDGE = "(at an edge)"
+AT_EDGE_MEANS = "the best that was tried lies within a tenth of an end of what was tried, and a better may lie beyond"
 
 
 @dataclass(frozen=True)
@@ -149,17 +152,16 @@ def searches(comparison: Comparison) -> TextTable | None:
         return None
     columns = (
         Column("recipe", number=False),
-        Column("searched key", number=False),
         Column("trials"),
         Column("failed trials"),
-        Column("chosen"),
+        Column("chosen", number=False),
         Column("best at the chosen", comparison.score.unit if comparison.one_score else ""),
         Column("held-out examples"),
     )
     lines = []
     for row, search in tuned:
         score, trials = search.judged_by, search.trials or ()
-        at_chosen = [trial.number(score.key) for trial in trials if trial.peak_lr == search.chosen]
+        at_chosen = [trial.number(score.key) for trial in trials if trial.values == search.chosen]
         best = max((value for value in at_chosen if value is not None), key=score.worth, default=None)
         failed = sum(trial.number(score.key) is None for trial in trials)
         lines.append(
@@ -167,20 +169,31 @@ def searches(comparison: Comparison) -> TextTable | None:
                 row.id,
                 (
                     row.label,
-                    search.key or ABSENT,
                     str(search.budget or len(trials)),
                     str(failed),
-                    plain(search.chosen),
+                    chosen(search),
                     scored(_alone(best), score),
                     count(search.hold_out),
                 ),
             )
         )
     return TextTable(
-        "Learning rates searched, judged on a held-out part of the training set, never on the test set.",
+        "Searched on a held-out part of the training set, never on the test set."
+        + (f" At an edge: {AT_EDGE_MEANS}." if any(search.at_edge for _, search in tuned) else ""),
         columns,
         tuple(lines),
     )
+
+
+def chosen(search: SearchRecord) -> str:
+    """The values of the best trial by key; those at an edge of what was tried are marked."""
+    marks = dict.fromkeys(search.at_edge or (), f" {AT_EDGE}")
+    values = (search.chosen or {}).items()
+    return ", ".join(f"{key} {written(value)}{marks.get(key, '')}" for key, value in values) or ABSENT
+
+
+def written(value: object) -> str:
+    return plain(value) if isinstance(value, float) else str(value)
 
 
 def published(comparison: Comparison) -> TextTable | None:

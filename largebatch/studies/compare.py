@@ -1,24 +1,21 @@
 """Many runs, fairly: the same seeds, the same tuning effort, one table, failed runs counted.
 
 Rows are recipes × varied keys; every row is run once per seed, one after another in the same process group. With
-``tune``, every row's peak learning rate is first searched with the same budget (:mod:`largebatch.studies.search`). What
-an interrupted comparison finished is not run again.
+``tune``, keys of every row are first searched with the same budget (:mod:`largebatch.studies.search`). What an
+interrupted comparison finished is not run again.
 
     OUT/comparison.json            rows, seeds, searches
     OUT/<row>/seed-<n>/            run directories
-    OUT/<row>/search/lr-<peak>/    the trials of the search
+    OUT/<row>/search/trial-<n>/    the trials of the search
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import itertools
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import rich.console
 
@@ -27,7 +24,6 @@ from largebatch.machine import distributed
 from largebatch.plan.score import Score
 from largebatch.recipes import config, refusals
 from largebatch.recipes.decide import decide, precision_of
-from largebatch.recipes.derive import peak_of
 from largebatch.records import names
 from largebatch.records.comparison import ComparedRow, ComparisonRecord, SearchRecord, TrialRecord, Tuning
 from largebatch.records.facts import write_json
@@ -36,21 +32,12 @@ from largebatch.records.typed import content, read
 from largebatch.run import record
 from largebatch.run.assemble import data_facts, dataset_of, task_of
 from largebatch.run.train import Result, science_of_file, train
-from largebatch.studies import search
+from largebatch.studies.rows import ComparedRecipe, rows_of
+from largebatch.studies.search.of_row import RowSearch, judged, of_trial, settings
+from largebatch.studies.search.rounds import edges, rounds
+from largebatch.studies.search.space import Values
+from largebatch.studies.search.trial import Trial, best
 from largebatch.terminal.console import Console, tell
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparedRecipe:
-    """A recipe as its file stood when the comparison began, with the row's overrides."""
-
-    id: str
-    recipe: Path
-    written: dict[str, Any]
-    overrides: tuple[str, ...]
-
-    def run(self, *more: str) -> config.Run:
-        return config.from_dict(config.overlay(self.written, [*self.overrides, *more]), str(self.recipe))
 
 
 class Interrupted(Exception):
@@ -104,11 +91,11 @@ def compare(
         comparison = gone_on(out, begun, comparison)
     keep(out, comparison)
     for index, row in enumerate(rows):
-        if tuning is not None:
-            comparison = with_search(comparison, index, search_lr(row, out, tuning, command, console))
+        if tuning is not None and comparison.rows[index].search is None:
+            comparison = with_search(comparison, index, searched(row, out, tuning, command, console))
             keep(out, comparison)
         described = comparison.rows[index]
-        chosen = chosen_lr(described.learning_rate_search)
+        chosen = chosen_values(described.search)
         for seed, folder in enumerate(described.runs):
             run_once(row, (*chosen, f"seed={seed}"), out / folder, command, console)
     return out
@@ -116,32 +103,23 @@ def compare(
 
 def check(row: ComparedRecipe, tuning: Tuning | None) -> Score:
     """Find the mistakes of every row before the first one trains; what it is judged by."""
-    run = row.run(*(["data.hold_out=" + str(tuning.hold_out)] if tuning else []))
-    if tuning is not None and run.lr.base is None:
-        raise UserError(f"{row.recipe}: --tune lr needs lr.base; a table is not searched")
-    if tuning is not None:
-        searched(row)
+    run = row.run(*judged(tuning) if tuning else ())
     device = distributed.choose_device(run.device)
     refusals.check(run, precision_of(run.precision, device.type))
     dataset = dataset_of(run)
     task_of(run, dataset)
     try:
-        decide(run, data_facts(dataset), distributed.world_size(), device.type)
+        facts = data_facts(dataset)
+        decide(run, facts, distributed.world_size(), device.type)
     except UserError as error:
         if tuning is None:
             raise
         raise UserError(
-            f"{row.id}: {error} (--tune lr searches on {len(dataset.train)} examples and holds out {tuning.hold_out})"
+            f"{row.id}: {error} (--tune searches on {len(dataset.train)} examples and holds out {tuning.hold_out})"
         ) from None
+    if tuning is not None:
+        RowSearch(row, tuning, facts)
     return task_of(run, dataset).score
-
-
-def searched(row: ComparedRecipe) -> None:
-    """Refuse a search of a rate that a phase hides."""
-    try:
-        row.run("lr.base=1")
-    except UserError as error:
-        raise UserError(f"{row.recipe}: --tune lr searches lr.base: {error}") from None
 
 
 def existing(out: Path) -> ComparisonRecord | None:
@@ -159,7 +137,7 @@ def gone_on(out: Path, begun: ComparisonRecord, comparison: ComparisonRecord) ->
     if different := record.differences(asked(begun), asked(comparison)):
         raise UserError(f"--out {out} holds another comparison ({'; '.join(different)}); choose another --out")
     for index, row in enumerate(begun.rows):
-        comparison = with_search(comparison, index, row.learning_rate_search)
+        comparison = with_search(comparison, index, row.search)
     return comparison
 
 
@@ -174,51 +152,13 @@ def asked(comparison: ComparisonRecord) -> dict[str, object]:
 
 def with_search(comparison: ComparisonRecord, index: int, search: SearchRecord | None) -> ComparisonRecord:
     rows = list(comparison.rows)
-    rows[index] = dataclasses.replace(rows[index], learning_rate_search=search)
+    rows[index] = dataclasses.replace(rows[index], search=search)
     return dataclasses.replace(comparison, rows=rows)
 
 
-def chosen_lr(search: SearchRecord | None) -> tuple[str, ...]:
-    return (f"lr.base={search.chosen_base:.12g}",) if search and search.chosen_base is not None else ()
-
-
-def rows_of(recipes: Sequence[Path | config.Run], vary: list[str], overrides: list[str]) -> list[ComparedRecipe]:
-    for text in (*vary, *overrides):
-        for key, instead in (("seed", "--seeds N runs the seeds 0 to N - 1"), ("record.dir", "--out names the folder")):
-            if text.partition("=")[0] == key:
-                raise UserError(f"{text}: a comparison sets {key} itself; {instead}")
-    values_of_keys = [varied(text) for text in vary]
-    rows = []
-    for recipe in recipes:
-        made = isinstance(recipe, config.Run)
-        name, written = (recipe.name, recipe.as_set()) if made else (recipe.stem, config.read(recipe))
-        for values in itertools.product(*values_of_keys):
-            suffix = "".join(f"_{short(value)}" for value in values)
-            file = Path(name) if made else recipe
-            rows.append(ComparedRecipe(slug(name + suffix), file, written, (*overrides, *values)))
-    twice = {row.id for row in rows if sum(other.id == row.id for other in rows) > 1}
-    if twice:
-        raise UserError(f"two rows would be called {sorted(twice)[0]}; give the recipes other names")
-    return rows
-
-
-def varied(text: str) -> list[str]:
-    """``'a.b=1,2'`` -> ``['a.b=1', 'a.b=2']``; commas inside brackets do not separate."""
-    key, equals, values = text.partition("=")
-    parts = [part.strip() for part in re.split(r",(?![^\[{]*[\]}])", values)]
-    if not equals or not key or not all(parts):
-        raise UserError(f"--vary {text} is not of the form key=a,b,c")
-    return [f"{key}={part}" for part in parts]
-
-
-def short(override: str) -> str:
-    """``'lr.base=0.1'`` -> ``'base=0.1'``."""
-    key, _, value = override.partition("=")
-    return f"{key.rpartition('.')[2]}={value}"
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=-]+", "-", text)
+def chosen_values(search: SearchRecord | None) -> tuple[str, ...]:
+    """The overrides of the best trial; none where there was none."""
+    return settings(search.chosen) if search and search.chosen is not None else ()
 
 
 def recorded(row: ComparedRecipe, run: config.Run, seeds: int) -> ComparedRow:
@@ -228,7 +168,7 @@ def recorded(row: ComparedRecipe, run: config.Run, seeds: int) -> ComparedRow:
         config=str(row.recipe),
         overrides=row.overrides,
         runs=[f"{row.id}/seed-{seed}" for seed in range(seeds)],
-        learning_rate_search=None,
+        search=None,
         expect=run.expect.model_dump(exclude_none=True) if run.expect else None,
     )
 
@@ -237,7 +177,8 @@ def notes(seeds: int, tuning: Tuning | None, scores: set[Score]) -> list[str]:
     """The sentences that say what is fair here and what is not."""
     if tuning is not None:
         found = [
-            f"The peak learning rate of every row was searched with the same budget: {tuning.trials} trials on "
+            f"{'The learning rate' if tuning.space == 'lr' else 'Hyper-parameters'} of every row "
+            f"{'was' if tuning.space == 'lr' else 'were'} searched with the same budget: {tuning.trials} trials on "
             f"{tuning.hold_out:,} held-out training examples, never on the test set."
         ]
     else:
@@ -249,50 +190,40 @@ def notes(seeds: int, tuning: Tuning | None, scores: set[Score]) -> list[str]:
     return found
 
 
-def search_lr(
+def searched(
     row: ComparedRecipe, out: Path, tuning: Tuning, command: str, console: rich.console.Console
 ) -> SearchRecord:
-    own = row.run()
-    assert own.lr.base is not None
-    own_peak, _ = peak_of(own.lr, own.batch.global_batch_size)
-
-    def measure(peak: float) -> search.Trial:
-        if peak < own.lr.decay.end:
-            return search.Trial(peak, None, "failed")  # a decay cannot end above its peak
-        base = own.lr.base * (peak / own_peak)  # type: ignore[operator]
-        result = run_once(
-            row,
-            (
-                f"lr.base={base:.12g}",
-                f"seed={tuning.seed}",
-                f"data.hold_out={tuning.hold_out}",
-                "evaluate.train=false",
-                "evaluate.every_epochs=1000000",
-                "record.tensorboard=false",
-                "checkpoint.keep=1",
-            ),
-            out / row.id / names.SEARCH / f"lr-{peak:.6g}",
-            command,
-            console,
-        )
-        return search.Trial(peak, result.reached, result.status)
-
-    score = task_of(own, dataset_of(own)).score
-    trials = search.search(own_peak, tuning.trials, measure, score)
-    chosen = search.best(trials, score)
+    dataset = dataset_of(row.run(*judged(tuning)))
+    score = task_of(row.run(), dataset).score
+    search = RowSearch(row, tuning, data_facts(dataset))
+    trials: dict[int, Trial] = {}
+    tried: list[TrialRecord] = []
+    for one in rounds(search.plan, trials):
+        for number, values in enumerate(one.values, start=one.first):
+            folder, status, reached = out / row.id / names.SEARCH / f"trial-{number:02}", "failed", None
+            if search.takes(values):
+                status, reached = measured(row, values, tuning, folder, command, console)
+            trials[number] = Trial(values, None if reached is None else (score.worth(reached),))
+            tried.append(TrialRecord(values=values, round=one.number, numbers={score.key: reached}, status=status))
+    chosen = best(list(trials.values()))
     return SearchRecord(
-        key="lr.base",
+        space=search.written,
         budget=tuning.trials,
         metric=f"held-out {score.name}",
         score=score,
         hold_out=tuning.hold_out,
-        chosen=chosen and chosen.peak_lr,
-        chosen_base=chosen and own.lr.base * (chosen.peak_lr / own_peak),
-        trials=[
-            TrialRecord(peak_lr=trial.peak_lr, numbers={score.key: trial.reached}, status=trial.status)
-            for trial in trials
-        ],
+        chosen=chosen and chosen.values,
+        at_edge=edges(search.plan.space, list(trials.values())),
+        trials=tried,
     )
+
+
+def measured(
+    row: ComparedRecipe, values: Values, tuning: Tuning, directory: Path, command: str, console: rich.console.Console
+) -> tuple[str, float | None]:
+    """A trial's status, and its score on the held-out examples."""
+    result = run_once(row, of_trial(values, tuning), directory, command, console)
+    return result.status, result.reached
 
 
 def run_once(

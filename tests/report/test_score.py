@@ -155,16 +155,18 @@ def test_what_is_published_is_found_by_the_scores_key(compared):
 
 def test_a_search_is_read_by_its_own_score(compared, tmp_path):
     compared(ERROR, {"base": (64, [0.5])})
-    trials = [
-        {"peak_lr": lr, "squared_error": error} for lr, error in ((0.1, 0.6), (0.1, 0.4), (0.2, 0.7), (0.4, None))
-    ]
+    tried = [(0.1, 0.6), (0.1, 0.4), (0.2, 0.7), (0.4, None)]
+    trials = [{"values": {"lr.base": lr}, "squared_error": error} for lr, error in tried]
     file = tmp_path / "c" / "comparison.json"
     facts = json.loads(file.read_text())
-    search = {"key": "lr.base", "budget": 4, "chosen": 0.1, "hold_out": 100, "trials": trials}
-    facts["rows"][0]["learning_rate_search"] = search | {"score": ERROR._asdict()}
+    space, chosen = {"lr.base": {"log": [0.1, 0.4]}}, {"lr.base": 0.1}
+    search = {"space": space, "budget": 4, "chosen": chosen, "hold_out": 100, "trials": trials}
+    facts["rows"][0]["search"] = search | {"score": ERROR._asdict(), "at_edge": ["lr.base"]}
     file.write_text(json.dumps(facts))
     table = searches(summarize(tmp_path / "c"))
-    assert table.lines[0].cells == ("base", "lr.base", "4", "1", "0.1", "0.4000", "100"), "the lowest is the best"
+    at_edge = "lr.base 0.1 (at an edge)"
+    assert table.lines[0].cells == ("base", "4", "1", at_edge, "0.4000", "100"), "the lowest is the best"
+    assert table.caption.endswith("and a better may lie beyond.")
     page = html(summarize(tmp_path / "c"))
     assert "held-out squared error (less is better)" in page
     assert "Crosses at the top are trials that failed (1), from above in the order of the rows." in page

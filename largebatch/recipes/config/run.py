@@ -24,6 +24,7 @@ from largebatch.recipes.config.learning_rate import LearningRate
 from largebatch.recipes.config.mistakes import sentence, shown
 from largebatch.recipes.config.model import Model
 from largebatch.recipes.config.phases import PhaseKeys, check_overrides, check_phases, listed
+from largebatch.recipes.config.search import Search
 from largebatch.recipes.config.sections import (
     Batch,
     BatchNorm,
@@ -84,6 +85,7 @@ class Run(Section):
     checkpoint: Checkpoint = Checkpoint()
     record: Record = Record()
     expect: Expect | None = None
+    search: Search = None  # keys, and the values that --tune search may give them
 
     @pydantic.field_validator("name")
     @classmethod
@@ -146,7 +148,7 @@ class Run(Section):
         everything["nonfinite_gradients"].pop("at_most")
         for machine in (
             "name", "title", "device", "compile", "deterministic", "timeout_minutes", "channels_last", "resume",
-            "engine", "evaluate", "checkpoint", "record", "expect",
+            "engine", "evaluate", "checkpoint", "record", "expect", "search",
         ):  # fmt: skip
             everything.pop(machine)
         for reading in ("root", "decode", "workers", "unreadable_share", "if_changed"):
