@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from docs.floors import picture
-from largebatch.records import comparison, diagnoses, names, run, saved
+from largebatch.records import comparison, diagnoses, names, run, saved, target
 
 DOCS = Path(__file__).parent
 FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \S+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
@@ -18,8 +18,8 @@ KINDS = {
     "Number": "number", "float": "number", "Name": "text", "Text": "text", "Flag": "true or false",
     "Judged": "score: `key`, `name`, `unit`, `more_is_better`, `tolerance`", "Cited": "object, as in the recipe",
     "Table": "object", "Mapping": "object", "Numbers": "numbers by key", "Workers": "list of `WorkerResult`",
-    "Ramp": "list of pairs", "Pairs": "list of pairs", "Seeds": "list of whole numbers", "Grid": "list of numbers",
-    "Radius": "number", "Place": "number",
+    "Point": "`AtScore`", "Ramp": "list of pairs", "Pairs": "list of pairs", "Seeds": "list of whole numbers",
+    "Grid": "list of numbers", "Radius": "number", "Place": "number",
 }  # fmt: skip
 DIAGNOSES = (  # each with the objects within it
     (diagnoses.NoiseRecord,),
@@ -45,7 +45,7 @@ def run_directory() -> str:
     ]
     for event, kind in run.LINES.items():
         parts += [f"### `{event}`", *_record(kind)]
-    parts += [f"## `{names.RESULT}`", *_record(run.ResultRecord, run.WorkerResult)]
+    parts += [f"## `{names.RESULT}`", *_record(run.ResultRecord, run.WorkerResult, target.TargetRecord, target.AtScore)]
     parts += [f"## `{names.CHECKPOINTS}/`", *_record(saved.SavedRecord)]
     parts += [f"## `{names.DIAGNOSTICS}/`", "What `diagnose` measured; `kind` is the name of the file."]
     for kind, *within in DIAGNOSES:

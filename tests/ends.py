@@ -46,11 +46,12 @@ def leaves(tree: Any, name: str = "") -> dict[str, Any]:
 
 def state(directory: Path) -> dict[str, Any]:
     """Weights, optimizer, running statistics, random states, what methods remember; but for the seconds it took."""
-    return leaves({key: value for key, value in state_at_end(directory).items() if key != "progress"})
+    found = leaves({key: value for key, value in state_at_end(directory).items() if key != "progress"})
+    return {name: leaf for name, leaf in found.items() if name.rpartition("/")[2] not in ("seconds", "device_seconds")}
 
 
 def everything(directory: Path) -> dict[str, Any]:
-    numbers = {key: value for key, value in result(directory).items() if "second" not in key}
+    numbers = {key: value for key, value in leaves(result(directory)).items() if "second" not in key}
     found: dict[str, Any] = {f"result {key}": value for key, value in numbers.items()}
     found |= {f"step {step}": numbers for step, numbers in of_every_step(directory).items()}
     found |= {f"evaluation {which}": numbers for which, numbers in of_every_evaluation(directory).items()}

@@ -133,6 +133,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "epochs": 1,
         "evaluate": {"train": True},
     },
+    "target": {
+        "model": {"name": "mlp", "width": 16, "depth": 1},
+        "data": {"name": "digits"},
+        "lr": {"base": 0.05},
+        "evaluate": {"every_epochs": 0.2, "median_of": 2, "stop_at": {"score": 55, "patience": 2}},
+    },
     "muon": {"optimizer": {"name": "muon"}, "lr": {"base": 0.01}, "precision": "fp32"},
 }  # fmt: skip
 

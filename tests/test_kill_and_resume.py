@@ -139,6 +139,9 @@ CORE = [  # every engine, every method, every moment
     ("zero 1 on 2", "masked_lm", ["in an evaluation"]),
     ("ddp on 2", "masked_lm", ["between a gradient and its step", "between a save and its name"]),
     ("fsdp on 2", "next_sentence", ["while a save is copied"]),
+    ("ddp on 2", "target", ["in an evaluation", "between a save and its name", "in an evaluation",
+                            "between the last save and the result"]),
+    ("fsdp on 2", "target", ["in an evaluation"]),
     ("ddp alone", "muon", ["while an old checkpoint goes"]),
 ]  # fmt: skip
 
@@ -147,6 +150,7 @@ Undisturbed = Callable[[str, str], Path]
 
 def written(folder: Path, method: str, engine: str = "ddp alone", **more: Any) -> Path:
     options = {**METHODS[method], **OFTEN, **more}
+    options["evaluate"] = {**METHODS[method].get("evaluate", {}), **options["evaluate"]}
     if method not in BESIDE_THE_LOOP:
         recipe = {**recipe_of("ramp", **options), "name": method, "batch": {"global_batch_size": 120}}
         recipe["lr"] = more.get("lr", {"base": 0.02, "warmup": {"epochs": 0.5}, "decay": {"name": "cosine"}})

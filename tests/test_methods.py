@@ -511,6 +511,17 @@ def test_an_evaluation_repeated_after_a_resume_counts_once(tmp_path):
 
 
 @pytest.mark.worlds
+def test_a_target_is_reached_at_the_same_step_on_two_ranks(worlds):
+    targets = [result(worlds / f"world{world}" / "target")["target"] for world in (1, 2)]
+    seconds = [{name: point.pop(name) for name in ("seconds", "device_seconds")} for target in targets
+               for point in (target["before"], target["mark"], target["interpolated"], target["last"])]  # fmt: skip
+    assert targets[0] == targets[1]
+    assert targets[0]["mark"]["steps"] < targets[0]["last"]["steps"] < 25, "of two in a row"
+    for number, taken in enumerate(seconds):
+        assert taken["device_seconds"] == pytest.approx((1 if number < 4 else 2) * taken["seconds"])
+
+
+@pytest.mark.worlds
 def test_seconds_belong_to_what_this_process_did(worlds):
     numbers = result(worlds / "world1" / "ramp")
     assert numbers["seconds_per_epoch"] == pytest.approx(numbers["seconds_training"] * 1500 / numbers["examples_seen"])

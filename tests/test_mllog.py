@@ -273,3 +273,16 @@ def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe,
         if line["event"] == "evaluate" and line["split"] == "test"
     ]
     assert accuracies == pytest.approx(recorded[: len(accuracies)])
+
+
+@pytest.mark.parametrize(("score", "status"), [(0, "success"), (99.9, "aborted")])
+def test_a_run_with_a_target_succeeds_where_it_reached_it(recipe, tmp_path, score, status):
+    from largebatch.recipes import config
+    from largebatch.run.train import train
+
+    evaluate = {"every_epochs": 0.5, "stop_at": {"score": score, "patience": 2}}
+    record = {"mllog": True, "tensorboard": False, "dir": str(tmp_path / "run")}
+    assert train(config.load(recipe(evaluate=evaluate, record=record, epochs=2)), quiet=True).status == "finished"
+    lines = parsed(tmp_path / "run" / "mllog.txt")
+    assert lines[-1][2]["status"] == status
+    assert len([key for key, *_ in lines if key == "eval_accuracy"]) == (2 if score == 0 else 4)

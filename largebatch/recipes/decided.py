@@ -85,6 +85,8 @@ class Marks(NamedTuple):
         plan, every = self.plan, self.every_epochs * self.plan.dataset_size
         if not every:
             return set()
+        if every <= min(stage.global_batch_size for stage in plan.stages):  # every step completes another
+            return set(range(1, plan.steps + 1))
         count = math.floor(plan.examples / every + 1e-9)
         return {plan.first_step_at(k * every) for k in range(1, count + 1)} | {plan.steps}
 

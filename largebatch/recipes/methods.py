@@ -21,11 +21,12 @@ from largebatch.recipes.registry import Registry
 
 if TYPE_CHECKING:
     from largebatch.plan.batch import BatchPlan
+    from largebatch.plan.score import Score
     from largebatch.recipes.config import LearningRate, Run
 
 # The table: their parts stand in a run in this order.
 ORDER = (
-    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "ema", "swap",
+    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "ema", "swap", "target",
 )  # fmt: skip
 
 
@@ -91,7 +92,7 @@ class Method(Section, Decision):
     ONE_STEP: ClassVar[bool] = False  # whether it looks at the one step that all take together
     ALONE: ClassVar[str | None] = None  # "by turns", "at the end": whether, and when, workers go alone
     BESIDE: ClassVar[str | None] = None  # other weights that are evaluated beside the trained ones
-    ENDS_EARLY: ClassVar[bool] = False  # whether the plan may not be run to its end
+    ENDS_EARLY: ClassVar[bool] = False  # whether its plan may end early; a target cuts what comes after it
     EQUAL_UNITS: ClassVar[bool] = False  # whether it needs examples that count alike
 
     @classmethod
@@ -121,6 +122,10 @@ class Method(Section, Decision):
 
     def check_task(self, name: str, numbers: list[str]) -> Iterator[str]:
         """The same of the task called ``name``, whose evaluations give these ``numbers``."""
+        yield from ()
+
+    def check_score(self, score: Score) -> Iterator[str]:
+        """The same of the number that the run is judged by."""
         yield from ()
 
     def micro_batch(self, run: Run, world_size: int) -> MicroBatchWish | None:

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field
 
 from largebatch.plan.score import ACCURACY, Score
+from largebatch.records.target import TargetRecord
 from largebatch.records.typed import (
     Amount,
     Cited,
@@ -366,6 +367,7 @@ class ResultRecord(FileRecord):
     numbers: Numbers
     workers: Workers = None  # that went on alone and were averaged
     reached_train_accuracy: Flag = None  # whether the training before them reached its target
+    target: Annotated[TargetRecord | None, lenient_part(TargetRecord)] = None  # of a run with evaluate.stop_at
     peak_lr: Amount  # the highest that the optimizer got
     seconds_training: Amount  # [s] in steps
     seconds_total: Amount  # [s] evaluations and saving included, sessions summed

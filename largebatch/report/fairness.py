@@ -23,6 +23,7 @@ def fairness(comparison: Comparison) -> list[str]:
         _same(comparison, "precision", _of_runs(lambda run: run.plan.precision)),
         _same(comparison, "machine", _of_runs(machine)),
         _same(comparison, "tuning", _tuning),
+        *([_same(comparison, "target", _of_runs(target))] if any(run.result.target for run in comparison.runs) else []),
     ]
 
 
@@ -51,6 +52,11 @@ def machine(run: RecordedRun) -> str:
     units = {"cores": "cores", "torch_threads": "threads"}
     words = [f"{value} {units[key]}" if key in units else str(value) for key, value in parts.items() if value]
     return ", ".join(words) or "not recorded"
+
+
+def target(run: RecordedRun) -> str | None:
+    """The score that ends the run when it is reached."""
+    return run.result.target and run.score.of(run.result.target.score)
 
 
 def model(run: RecordedRun) -> str:

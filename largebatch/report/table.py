@@ -9,6 +9,7 @@ from largebatch.plan.score import Score, words_of
 from largebatch.records.comparison import SearchRecord
 from largebatch.records.typed import finite
 from largebatch.report.numerals import ABSENT, count, decimals, interval, plain, ratio, scored, signed
+from largebatch.report.run import RecordedRun
 from largebatch.report.summary import Comparison, MeasuredRow, SeedMean
 from largebatch.report.verdict import best_large_batch
 
@@ -33,6 +34,9 @@ class Column:
     @property
     def heading(self) -> str:
         return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+TO_TARGET = (Column("target"), Column("steps to it"), Column("training to it", "s"))
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,7 @@ def published(comparison: Comparison) -> TextTable | None:
 def every_run(comparison: Comparison) -> TextTable:
     """One line a run, so that no seed is lost in a mean; what its task measures beside the score, too."""
     beside, cell = _beside(comparison), _cells(comparison)
+    to_target = any(run.result.target for run in comparison.runs)
     columns = (
         Column("run", number=False),
         Column("seed"),
@@ -242,6 +247,7 @@ def every_run(comparison: Comparison) -> TextTable:
         _scored(comparison.named("train")),
         _scored(comparison.reached),
         *(Column(*words_of(key)) for key in beside),
+        *(TO_TARGET if to_target else ()),
         Column("in total", "s"),
     )
     total = decimals(run.result.seconds_total for run in comparison.runs)
@@ -263,12 +269,23 @@ def every_run(comparison: Comparison) -> TextTable:
                     cell(_alone(run.reached("train")), run.score),
                     cell(_alone(run.reached()), run.score),
                     *(scored(_alone(run.result.number(f"test_{key}")), Score(key, *words_of(key))) for key in beside),
+                    *(_to_target(run) if to_target else ()),
                     ABSENT if (seconds := run.result.seconds_total) is None else f"{seconds:,.{total}f}",
                 ),
             )
             for run in comparison.runs
         ),
     )
+
+
+def _to_target(run: RecordedRun) -> tuple[str, ...]:
+    """The cells of ``TO_TARGET``, interpolated between evaluations."""
+    target = run.result.target
+    if target is None:
+        return (ABSENT,) * len(TO_TARGET)
+    at = target.interpolated
+    taken = ("not reached", ABSENT) if at is None else (f"{at.steps:,.0f}", f"{at.seconds:,.1f}")
+    return run.score.of(target.score), *taken
 
 
 def _scored(score: Score, *, wide: bool = False) -> Column:

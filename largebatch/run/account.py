@@ -22,6 +22,7 @@ from largebatch.records import names
 from largebatch.records.facts import write_json
 from largebatch.records.mllog import MlperfLog, open_because
 from largebatch.records.run import ResultRecord
+from largebatch.records.target import AtScore, TargetRecord
 from largebatch.records.typed import content, made
 from largebatch.run import record
 from largebatch.run.assemble import Job
@@ -55,6 +56,11 @@ class Result:
         """The score at the end, on what was evaluated; None where it did not come to that."""
         return self.record and self.record.number(f"test_{self.score.key}")
 
+    @property
+    def target(self) -> TargetRecord | None:
+        """Whether and when ``evaluate.stop_at`` was reached; None without one."""
+        return self.record and self.record.target
+
     def __str__(self) -> str:
         """What is told at its end, in one line."""
         if self.status != "finished" or self.reached is None:
@@ -64,6 +70,7 @@ class Result:
             f"{self.score.name} {self.score.of(self.reached)} on {numbers['evaluated_on'].replace('_', '-')} after "
             f"{numbers['steps']:,} steps, {numbers['seconds_training']:.1f} s of training; {self.directory}"
         )
+        told = f"{told}; {self.target.words(self.score)}" if self.target is not None else told
         return f"{told}; {self.reason}" if self.reason else told
 
 
@@ -127,7 +134,7 @@ class Account:
         ended = torch.tensor([float(self.saves.ended())], device=self.job.device, dtype=torch.float64)
         of_steps = torch.stack([step.loss for step in unread if step.loss is not None]).double()
         *losses, ended = distributed.sum_(torch.cat([of_steps, ended])).tolist()
-        self.progress.seconds += time.perf_counter() - since
+        self.progress.spend(time.perf_counter() - since)
         step, seconds, last = self.progress.step, self.progress.seconds, unread[-1]
         self.skipped(unread)
         for one, loss in zip(unread, losses, strict=True):
@@ -216,6 +223,16 @@ class Account:
         if self.mllog is not None and name == self.measure.evaluated_on:
             reached = result.numbers[score.key] / (100 if score.unit == "%" else 1)
             self.mllog.evaluation(epoch, reached, time.perf_counter() - self.looked)
+        at = AtScore(
+            score=self.measure.score,
+            steps=step,
+            examples=examples,
+            epochs=epoch,
+            seconds=self.progress.seconds,
+            device_seconds=self.progress.device_seconds,
+        )
+        for part in self.parts.values():
+            part.evaluated(name, result, at)
 
     def save_ended(self) -> None:
         """How the save in progress, or the last one, ended; waits for it. Numbers that are not finite end the run."""
@@ -292,7 +309,7 @@ class Account:
         if reason:
             self.recorder.note(f"{status}: {reason}")
         if self.mllog is not None and status != "stopped":  # a stopped run goes on in the same log
-            self.mllog.stop(status == "finished")
+            self.mllog.stop(status == "finished" and (ended.target is None or bool(ended.target.reached)))
         return Result(status, reason, self.directory, ended, number, self.job.task.score)
 
     def _unwritten(self) -> str | None:

@@ -137,6 +137,8 @@ def task_of(run: config.Run, dataset: data.Splits) -> Task:
     for method in run.methods.values():
         if method.EQUAL_UNITS and task.units_vary:
             raise UserError(f"{method.where} needs examples that count alike; those of task.name = {name} do not")
+        for sentence in method.check_score(task.score):
+            raise UserError(sentence)
     return task
 
 

@@ -154,6 +154,11 @@ class Loop:
         """Steps done."""
         return self.progress.step
 
+    @property
+    def over(self) -> bool:
+        """No step is left."""
+        return self.step == self.plan.steps or self.parts.over
+
     def run_to_the_end(self) -> Result:
         try:
             with signals_noticed(self.recorder.quiet) as self.noticed, distributed.losses_told():
@@ -182,8 +187,10 @@ class Loop:
         evaluations, saves = decided.evaluating.at.steps(), decided.saving.at.steps()
         self.engine.model.train()
         with distributed.Flag() as flag:
+            if self.step in evaluations and not self.over and not self.measure.knows(self.step):
+                self.evaluate()  # killed in it, after a signal's save
             clock = time.perf_counter()
-            while self.step < plan.steps and not self.parts.over:
+            while not self.over:
                 watchdog.now(f"the data of step {self.step + 1}")
                 recording = (self.step + 1) % decided.recording.every_steps == 0
                 step = self.steps.begin(self.step, measured=recording)
@@ -192,7 +199,7 @@ class Loop:
                 self.unread.append(self.steps.make(step, micro_batches))
                 recording |= self.progress.made(step) > decided.skipped_at_most
                 watchdog.now(f"the end of step {self.step}")
-                last = self.step == plan.steps or self.parts.over
+                last = self.over
                 evaluating, saving = self.step in evaluations, self.step in saves
                 stop = flag.exchange(self.asked_to_stop()) if not last else 0
                 if not (recording or evaluating or saving or stop or last):
@@ -201,13 +208,17 @@ class Loop:
                 if stop and evaluating:
                     self.save(wait=True)  # what sent the signal may not wait for an evaluation
                 if evaluating and not last:
-                    self.account.look(f"the evaluation after step {self.step}")
-                    self.account.evaluations(self.measure.during(self.step))
-                if (saving and not last) or stop:
+                    self.evaluate()
+                if (saving and not self.over) or stop:
                     self.save(wait=stop > 0)
                 if stop:
                     raise self.stopped(stop)
                 clock = time.perf_counter()
+
+    def evaluate(self) -> None:
+        """At a mark of the training; it may end the steps."""
+        self.account.look(f"the evaluation after step {self.step}")
+        self.account.evaluations(self.measure.during(self.step))
 
     def read(self, since: float) -> None:
         """Everything that waits on the device: losses, and what the parts have seen."""
@@ -257,7 +268,7 @@ class Loop:
             yield stop_if_asked
 
     def spent(self, seconds: float) -> None:
-        self.progress.seconds += seconds
+        self.progress.spend(seconds)
 
     def new_weights(self) -> None:
         self.measure.scores.clear()

@@ -47,6 +47,10 @@ class Measure:
         """The result: the median of the last ``evaluate.median_of`` evaluations."""
         return statistics.median(list(self.scores.values())[-self.job.decided.evaluating.median_of :])
 
+    def knows(self, step: int) -> bool:
+        """Whether the weights of this step were evaluated, be it before a resume."""
+        return step in self.scores
+
     def during(self, step: int) -> Evaluations:
         """At a mark of the training, after ``step`` steps."""
         self.step = step
@@ -56,18 +60,21 @@ class Measure:
 
     def at_the_end(self, step: int) -> Evaluations:
         """On the training set as well; what was recomputed for it stays, to be saved with the weights it belongs to."""
+        evaluated = self.step == step and self.knows(step)  # at a mark, which ended the run
         self.step = step
         asked, split = self.job.decided.evaluating.training_set, self.job.dataset.train
         kept: dict[str, torch.Tensor] = {}
         with self._shown():
-            yield self._evaluated(self.evaluated_on, self.job.dataset.test)
+            if not evaluated:
+                yield self._evaluated(self.evaluated_on, self.job.dataset.test)
             if asked or (asked is None and isinstance(split, TensorSplit)):
                 yield self._evaluated("train", split)
             if self._recomputes:
                 kept = {name: buffer.clone() for name, buffer in self.engine.statistics().items()}
         for name, value in kept.items():
             self.engine.statistics()[name].copy_(value)
-        yield from self._views()
+        if not evaluated:
+            yield from self._views()
 
     def _views(self) -> Evaluations:
         """Of other weights that a part keeps."""

@@ -14,8 +14,13 @@ from largebatch.recipes.decided import Marks
 
 def of_today(state: State, plan: BatchPlan) -> State:
     """The state under the names of today's parts; one of today as it is."""
-    if "parts" in state:
-        return state
+    state = state if "parts" in state else under_parts(state, plan)
+    progress = state["progress"]
+    counted = {"device_seconds": progress["seconds"] * len(state["ranks"])}  # as if all sessions had these ranks
+    return {**state, "progress": {**counted, **progress}}
+
+
+def under_parts(state: State, plan: BatchPlan) -> State:
     update, progress = state["update"], state["progress"]
     shared = {
         "post_local_sgd": {},

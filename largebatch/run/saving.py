@@ -46,6 +46,7 @@ class Progress:
 
     step: int = 0  # steps done
     seconds: float = 0.0  # spent in training steps, over all sessions
+    device_seconds: float = 0.0  # the same, times the ranks of each session
     seconds_before: float = 0.0  # of sessions before this one, everything included
     skipped: list[int] = dataclasses.field(default_factory=list)  # steps whose gradient was not finite
     started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -57,6 +58,11 @@ class Progress:
             self.skipped.append(step.number)
         return len(self.skipped)
 
+    def spend(self, seconds: float) -> None:
+        """Training took so long."""
+        self.seconds += seconds
+        self.device_seconds += seconds * distributed.world_size()
+
     @property
     def total_seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
@@ -65,6 +71,7 @@ class Progress:
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "device_seconds": self.device_seconds,
             "seconds_before": self.total_seconds,
             "skipped": self.skipped,
         }

@@ -8,6 +8,7 @@ All that a part may do is here, and all of it is optional. The run holds its par
     with_gradient   the gradient of all ranks is there, and the weights are those that it was taken at
     after           the step is done
     read            what waits on the device is recorded
+    evaluated       there is an evaluation, of the weights that are judged or of others
     afterwards      the steps are over; the evaluation at the end is still to come
     save, load      what it remembers between two steps, in tensors, numbers and text
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from largebatch.engines import Engine
     from largebatch.plan.batch import BatchPlan
     from largebatch.recipes.decided import Decided
+    from largebatch.records.target import AtScore
     from largebatch.steps.evaluate import Evaluation
     from largebatch.steps.step import Step
     from largebatch.tasks.task import Task
@@ -113,6 +115,12 @@ class Part:
     def after(self, step: Step) -> None: ...
 
     def read(self, recorder: PartRecorder) -> None: ...
+
+    def evaluated(self, name: str, evaluation: Evaluation, at: AtScore) -> None:
+        """``name``: test or held_out, of the weights that are judged; train; or that of a view.
+
+        ``at``: the score by which the run would be judged now. A resumed run may repeat the evaluation at its end.
+        """
 
     def afterwards(self, run: Running) -> None: ...
 

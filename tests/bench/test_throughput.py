@@ -271,6 +271,7 @@ def test_what_is_timed_has_steps_of_one_kind(recipe):
         batch={"global_batch_size": 50, "ramp": {"at_epochs": [1], "factor": 2}},
         data={"name": "synthetic", "image_size": {"from": 16, "to": 32, "multiple_of": 8}, "examples": 200},
         model=CNN,
+        evaluate={"stop_at": {"score": 90}},  # of which nothing is timed
     )
     fixed, said = turns.timed(config.load(path), 3)
     job = assemble.assemble(fixed, CPU)

@@ -32,7 +32,6 @@ from largebatch.recipes.config.sections import (
     Data,
     DdpEngine,
     Engine,
-    Evaluate,
     Expect,
     Loss,
     NonfiniteGradients,
@@ -44,10 +43,11 @@ from largebatch.recipes.keys import Minutes, Number, PositiveFloat, PositiveInt,
 from largebatch.recipes.strict_yaml import LONGEST_TEXT, parse, unfit
 
 if TYPE_CHECKING:
-    from largebatch.recipes.config.sections import Record
+    from largebatch.recipes.config.sections import Evaluate, Record
     from largebatch.recipes.methods import Method
     from largebatch.recipes.optimizers import Optimizer
 else:
+    Evaluate = methods.holding(sections.Evaluate, "evaluate")
     Record = methods.holding(sections.Record, "record")
     Optimizer = kinds.one_of(optimizers.table())
 
@@ -144,6 +144,9 @@ class Run(Section):
         everything = self.as_written()
         everything["weights"] = everything["engine"].get("weights", "fp32")
         everything["median_of"] = everything["evaluate"]["median_of"]
+        everything["stop_at"] = everything["evaluate"]["stop_at"]
+        if everything["stop_at"] is not None:  # which ends the run at an evaluation
+            everything["stop_at"] |= {"every_epochs": everything["evaluate"]["every_epochs"]}
         everything["all_reduce"] = everything["engine"].get("all_reduce", "fp32")
         everything["nonfinite_gradients"].pop("at_most")
         for machine in (
@@ -160,13 +163,17 @@ if not TYPE_CHECKING:
     Run = methods.holding(Run)
 
 
-_of_methods = {key: set(methods.fields_at(key)) for key in ("record", "")}  # keys that are there for methods
+_of_methods = {key: set(methods.fields_at(key)) for key in ("evaluate", "record", "")}  # keys of methods
 
 
 def made_anew() -> None:
     """The keys of a recipe, where kinds were registered after they were made of them, or are gone again."""
-    beside = {"record": (Record, Record()), "optimizer": (kinds.one_of(optimizers.table()), ...)}
-    for section, key, others in ((Record, "record", {}), (Run, "", beside)):
+    beside = {
+        "evaluate": (Evaluate, Evaluate()),
+        "record": (Record, Record()),
+        "optimizer": (kinds.one_of(optimizers.table()), ...),
+    }
+    for section, key, others in ((Evaluate, "evaluate", {}), (Record, "record", {}), (Run, "", beside)):
         fields = methods.fields_at(key)
         for gone in _of_methods[key] - fields.keys():
             del section.__pydantic_fields__[gone]

@@ -43,7 +43,7 @@ def timed(run: config.Run, steps: int) -> tuple[config.Run, list[str]]:
         "epochs": None,
         "steps": LEAD_IN + steps,
         "checkpoint": config.Checkpoint(every_epochs=0),
-        "evaluate": run.evaluate.model_copy(update={"every_epochs": 1e9}),
+        "evaluate": run.evaluate.model_copy(update={"every_epochs": 1e9, "stop_at": None}),
         "lr": config.LearningRate(base=1e-4),  # the time of a step does not depend on it, divergence does
     }
     said = []
