@@ -24,6 +24,8 @@ from largebatch.records.target import AtScore, TargetRecord
 from largebatch.run.account import Result
 from largebatch.run.assemble import assemble
 from largebatch.run.loop import Loop
+from largebatch.run.older import of_today
+from largebatch.run.saving import Progress
 from largebatch.run.train import train
 from largebatch.steps.evaluate import Evaluation
 
@@ -267,6 +269,17 @@ def test_killed_in_an_evaluation_that_a_signal_saved_before(tmp_path, monkeypatc
     assert different(tmp_path / "killed", tmp_path / "undisturbed") == []
 
 
+def test_device_seconds_are_those_of_each_session():
+    """A checkpoint of before they were counted says how many ranks it had."""
+    plan = resolve(dataset_size=100, global_batch_size=10, steps=5)
+    before = {"parts": {}, "progress": {"step": 3, "seconds": 4.0}, "ranks": [{}, {}]}
+    progress = Progress(**of_today(before, plan)["progress"])
+    progress.spend(1.5)  # alone
+    assert (progress.seconds, progress.device_seconds) == (5.5, 9.5)
+    again = of_today({**before, "progress": progress.save()}, plan)["progress"]
+    assert again["device_seconds"] == 9.5
+
+
 # Mistakes
 
 
@@ -281,7 +294,11 @@ def test_killed_in_an_evaluation_that_a_signal_saved_before(tmp_path, monkeypatc
         ({"score": 101}, "evaluate.stop_at.score = 101 is no accuracy in percent; valid: 0 to 100"),
         ({"score": -1}, "evaluate.stop_at.score = -1 is no accuracy in percent; valid: 0 to 100"),
         ({"score": 90, "patience": 5}, "evaluate.stop_at.patience = 5 is more than the 4 evaluations of the run"),
-        ({"score": 90, "every_epochs": 2}, "evaluate.stop_at has nothing to end: with evaluate.every_epochs = 2 the"),
+        (
+            {"score": 90, "every_epochs": 2},
+            "with evaluate.every_epochs = 2 the only evaluation of the run's 2 epochs is the one at its end; valid: "
+            "evaluate.every_epochs up to 1.92",
+        ),
         ({"score": 90, "of": "swap"}, "evaluate.stop_at ends the steps of a run, and averaging.name = swap goes on"),
     ],
 )
@@ -298,6 +315,10 @@ def test_a_mistake_is_one_sentence(changes, sentence):
 def test_another_target_is_another_run(tmp_path):
     evaluate = {"every_epochs": 0.2, "stop_at": {"score": 0}}
     trained(tmp_path, evaluate=evaluate)
-    for changed in ({"stop_at": {"score": 1}}, {"stop_at": None}, {"every_epochs": 0.4}):
-        with pytest.raises(UserError, match="belongs to another config"):
+    for changed, said in (
+        ({"stop_at": {"score": 1}}, "evaluate.stop_at.score: 0.0 there, 1.0 here"),
+        ({"stop_at": None}, "evaluate: "),
+        ({"every_epochs": 0.4}, "evaluate.every_epochs: 0.2 there, 0.4 here"),
+    ):
+        with pytest.raises(UserError, match=f"belongs to another config .{said}"):
             trained(tmp_path, evaluate={**evaluate, **changed})

@@ -59,12 +59,14 @@ class Target(Method):
             yield f"{self.KEY}.score = {self.score:g} is no {score.name} in percent; valid: 0 to 100"
 
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> Target:
-        every, epochs = run.evaluate.every_epochs, plan.budget_examples / plan.dataset_size / run.stretch
+        every, epoch = run.evaluate.every_epochs, plan.dataset_size * run.stretch
         marks = Marks(plan, every * run.stretch).steps()
         if marks == {plan.steps}:
+            most = math.floor(1e4 * plan.examples_before(plan.steps - 1) / epoch) / 1e4
             raise UserError(
                 f"{self.KEY} has nothing to end: with evaluate.every_epochs = {every:g} the only evaluation of the "
-                f"run's {epochs:.4g} epochs is the one at its end; valid: evaluate.every_epochs below {epochs:.4g}"
+                f"run's {plan.budget_examples / epoch:.4g} epochs is the one at its end; valid: "
+                + (f"evaluate.every_epochs up to {most:g}" if most else "more steps than one")
             )
         if self.patience > len(marks):
             raise UserError(

@@ -143,10 +143,8 @@ class Run(Section):
         """The part that decides the result: two runs that share it may continue one another."""
         everything = self.as_written()
         everything["weights"] = everything["engine"].get("weights", "fp32")
-        everything["median_of"] = everything["evaluate"]["median_of"]
-        everything["stop_at"] = everything["evaluate"]["stop_at"]
-        if everything["stop_at"] is not None:  # which ends the run at an evaluation
-            everything["stop_at"] |= {"every_epochs": everything["evaluate"]["every_epochs"]}
+        evaluate = everything["evaluate"]
+        everything["median_of"] = evaluate["median_of"]
         everything["all_reduce"] = everything["engine"].get("all_reduce", "fp32")
         everything["nonfinite_gradients"].pop("at_most")
         for machine in (
@@ -156,6 +154,8 @@ class Run(Section):
             everything.pop(machine)
         for reading in ("root", "decode", "workers", "unreadable_share", "if_changed"):
             everything["data"].pop(reading)
+        if evaluate["stop_at"] is not None:  # which ends the run at one of its evaluations
+            everything["evaluate"] = {key: evaluate[key] for key in ("every_epochs", "stop_at")}
         return everything
 
 
