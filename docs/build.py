@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from docs.floors import picture
-from largebatch.records import comparison, diagnoses, names, run, saved, target
+from largebatch.records import comparison, diagnoses, names, run, saved, target, targets
 
 DOCS = Path(__file__).parent
 FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \S+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
@@ -19,7 +19,7 @@ KINDS = {
     "Judged": "score: `key`, `name`, `unit`, `more_is_better`, `tolerance`", "Cited": "object, as in the recipe",
     "Table": "object", "Mapping": "object", "Numbers": "numbers by key", "Workers": "list of `WorkerResult`",
     "Point": "`AtScore`", "Ramp": "list of pairs", "Pairs": "list of pairs", "Seeds": "list of whole numbers",
-    "Grid": "list of numbers", "Radius": "number", "Place": "number",
+    "Grid": "list of numbers", "Radius": "number", "Place": "number", "Line": "list of pairs",
 }  # fmt: skip
 DIAGNOSES = (  # each with the objects within it
     (diagnoses.NoiseRecord,),
@@ -55,6 +55,13 @@ def run_directory() -> str:
         comparison.ComparisonRecord, comparison.Tuning, comparison.ComparedRow, comparison.SearchRecord,
         comparison.TrialRecord,
     )  # fmt: skip
+    parts += [
+        "## Steps to a target",
+        "The numbers of `largebatch study show`; [studies.md](studies.md) says what they mean.",
+    ]
+    parts += _record(
+        targets.TargetsRecord, targets.CurveToTarget, targets.ReachedPoint, targets.FittedLaw, targets.MeasuredRange
+    )
     return "\n\n".join(parts) + "\n"
 
 

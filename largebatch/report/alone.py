@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from largebatch.errors import UserError
 from largebatch.records.diagnoses import DIAGNOSES
 from largebatch.records.files import write_bytes
+from largebatch.records.targets import TargetsRecord
 from largebatch.records.typed import read
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def write_picture(facts: Mapping[str, Any], file: Path) -> None:
     if (kind := facts.get("kind")) not in DRAWINGS:
         raise UserError(f"facts of kind {kind!r} have no picture; valid: {', '.join(DRAWINGS)}")
     with svg.drawing():
-        drawn = DRAWINGS[kind](read(DIAGNOSES[kind], facts, f"facts of kind {kind!r}") if kind in DIAGNOSES else facts)
+        drawn = DRAWINGS[kind](read(TYPED[kind], facts, f"facts of kind {kind!r}") if kind in TYPED else facts)
         edges = _titled(drawn)
         if file.suffix == ".svg":
             spoken = f"{drawn.description} {drawn.caption}".strip()
@@ -78,6 +79,9 @@ def _from(module: str) -> Draw:
     return lambda facts: import_module(f"largebatch.report.{module}").draw(facts)
 
 
+TYPED = {**DIAGNOSES, TargetsRecord.kind: TargetsRecord}
+"""Facts that are read as a record before they are drawn."""
+
 DRAWINGS: dict[str, Draw] = {
     "noise": _from("noise_figure"),
     "sharpness": _from("sharpness_figure"),
@@ -86,4 +90,5 @@ DRAWINGS: dict[str, Draw] = {
     "plateau": _from("plateau_figure"),
     "batch_time": _from("batch_time_figure"),
     "surface": _from("surface_figures"),
+    "targets": _from("target_figure"),
 }

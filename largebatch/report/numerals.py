@@ -85,6 +85,15 @@ def _signed(number: float, places: int) -> str:
     return text if zero else f"{'−' if number < 0 else '+'}{text}"
 
 
+def rounded(number: float | None) -> str:
+    """Three significant digits, thousands set off: ``46,900``, ``84``, ``0.013``."""
+    if number is None:
+        return ABSENT
+    if not number:
+        return "0"
+    return count(round(number, 2 - math.floor(math.log10(abs(number))))) if abs(number) >= 100 else f"{number:.3g}"
+
+
 def ratio(number: float) -> str:
     """``32.0``, ``0.01``."""
     if not math.isfinite(number):

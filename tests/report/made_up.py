@@ -53,6 +53,37 @@ def path(**changed):
     } | changed
 
 
+def target_row(label="LARS", critical=900.0, least=1e5, budget=6e5, **law):
+    """Points on E = least·(1 + B/critical), lower bounds above the budget."""
+    points = []
+    for size in (32, 128, 512, 2048, 8192):
+        examples = least * (1 + size / critical)
+        seen, exact = min(examples, budget), examples <= budget
+        points.append({
+            "global_batch_size": size, "settings": {"lr": 0.1}, "runs": 3, "reached": 3 * exact, "examples": seen,
+            "exact": exact, "examples_low": 0.9 * seen, "examples_high": 1.1 * seen if exact else None, "level": 0.75,
+            "steps": seen / size, "fitted_examples": examples, "error": 0.0 if exact else None,
+        })  # fmt: skip
+    steps = least / critical
+    fitted = {
+        "least_examples": least, "least_examples_low": 0.9 * least, "least_examples_high": 1.1 * least,
+        "least_steps": steps, "least_steps_low": 0.9 * steps, "least_steps_high": 1.1 * steps,
+        "critical_batch_size": critical, "critical_batch_size_low": 0.8 * critical,
+        "critical_batch_size_high": 1.25 * critical, "rms_error": 0.0, "largest_error": 0.0, "points": 4,
+        "lower_bounds": 1, "unknown": None, "nothing_lost_until": 0.05 * critical, "perfect_until": 0.2 * critical,
+        "helps_until": 4 * critical, "line": [[size, least * (1 + size / critical)] for size in (24.0, 500.0, 11000.0)],
+    }  # fmt: skip
+    ends = {"low": 128, "high": 512, "batch": 180.0}
+    return {"label": label, "points": points, "law": fitted | law, "perfect_until": ends, "helps_until": None}
+
+
+def targets(*rows, **changed):
+    return {
+        "kind": "targets", "name": "made-up", "title": "A study", "source": "mlcommons/logging", "target": "91.5 %",
+        "unit": "images", "epoch": 60_000, "middle": "median", "command": None, "curves": list(rows or [target_row()]),
+    } | changed  # fmt: skip
+
+
 PLATEAU = {
     "kind": "plateau", "verdict": "valley", "sentence": "the loss stands still while the steps swing",
     "evidence": ["the median cosine is −0.62"], "advice": ["lower lr.base"],

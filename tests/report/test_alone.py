@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from PIL import Image
-from report.made_up import PLATEAU, noise, path, sharpness, spectrum
+from report.made_up import PLATEAU, noise, path, sharpness, spectrum, target_row, targets
 
 from largebatch.errors import UserError
 from largebatch.report import svg
@@ -25,6 +25,17 @@ FACTS = {
     "path's line": path(curve=[]),
     "path that diverges": path(curve=[{"alpha": 0.0, "train_loss": 1.0}, {"alpha": 1.0, "train_loss": float("inf")}]),
     "plateau": PLATEAU | {"title": HOSTILE},
+    "targets": targets(title=HOSTILE, target=HOSTILE, source=HOSTILE),
+    "targets of rows": targets(
+        *(target_row(f"row {n} {HOSTILE}", 300.0 * n, 9e4 + 7e3 * n) for n in range(1, 6)), epoch=None
+    ),
+    "targets of a row that none is bounded of": targets(
+        target_row(
+            critical_batch_size=None, critical_batch_size_low=None, critical_batch_size_high=None, perfect_until=None
+        ),
+    ),
+    "targets without a law": targets(target_row(budget=1e4) | {"law": None}, epoch=None, source=None, target=None),
+    "targets of one point": targets({**target_row(), "points": target_row()["points"][:1], "law": None}),
 }
 
 
@@ -47,7 +58,7 @@ def test_a_standalone_svg_is_whole(tmp_path, troubles, name):
 
 
 @pytest.mark.worlds
-@pytest.mark.parametrize("name", ["noise", "sharpness", "spectrum", "path", "plateau"])
+@pytest.mark.parametrize("name", ["noise", "sharpness", "spectrum", "path", "plateau", "targets"])
 def test_a_png_has_the_same_colours(tmp_path, name):
     file = tmp_path / "picture.png"
     write_picture(FACTS[name], file)
@@ -86,6 +97,12 @@ def test_numbers_in_the_pictures(tmp_path):
     assert texts("path").count("cross-entropy (log scale)") == 2, "the line and the curve"
     assert texts("path's line").count("cross-entropy (log scale)") == 1
     assert "• Lower lr.base." in texts("plateau")
+    marked = {"B_crit: 900", "perfect scaling ends: 180", "perfect scaling, E_min/B", "a lower bound", "median, fit"}
+    assert marked <= set(texts("targets"))
+    rows = set(texts("targets of rows"))
+    assert not rows & marked - {"perfect scaling, E_min/B", "a lower bound"}
+    assert {"images to the target (log scale)", "steps to the target (log scale)"} <= rows
+    assert "These points do not bound B_crit." in " ".join(texts("targets of a row that none is bounded of"))
 
 
 @pytest.mark.parametrize(
@@ -102,4 +119,4 @@ def test_a_mistake_is_one_sentence(tmp_path, facts, name, sentence):
 
 
 def test_every_kind_is_named():
-    assert list(DRAWINGS) == ["noise", "sharpness", "spectrum", "path", "plateau", "batch_time", "surface"]
+    assert list(DRAWINGS) == ["noise", "sharpness", "spectrum", "path", "plateau", "batch_time", "surface", "targets"]

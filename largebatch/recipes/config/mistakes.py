@@ -88,6 +88,8 @@ def _all_fields(choices: dict[str, Any]) -> set[str]:
 def _section_at(loc: tuple[Any, ...], whole: type[BaseModel]) -> Any:
     section: Any = whole
     for part in loc:
+        if not isinstance(part, str):  # one of several alike
+            continue
         fields = _fields(section)
         section = fields[part] if part in fields else _tags(section).get(part)
     return section

@@ -1,0 +1,94 @@
+"""What rows needed to a target at each batch size, with the law that was fitted: facts behind table and picture.
+
+``docs/run_directory.md`` is made from this file, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from largebatch.records.typed import Amount, Count, FileRecord, Flag, Name, Number, Size, Text, part
+
+Line = Sequence[Sequence[Number]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReachedPoint:
+    """One batch size over its runs. Intervals hold at most ``level``, which is below 95 % for fewer than six runs."""
+
+    global_batch_size: Size  # [examples]
+    settings: Mapping[str, float]  # of the runs, by key: lr, ...
+    runs: Count
+    reached: Count  # of the runs
+    examples: Number  # [examples] median or mean to the target; a lower bound unless exact
+    exact: Flag  # whether examples are known
+    examples_low: Amount  # [examples] of its interval; null: one run
+    examples_high: Amount  # [examples] null: one run, or not bounded
+    level: Amount  # [share] null: one run
+    steps: Number  # examples / global_batch_size
+    fitted_examples: Amount  # null: nothing was fitted
+    error: Amount  # fitted_examples / examples − 1; null: a lower bound, or nothing was fitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedLaw:
+    """E(B) = least_examples·(1 + B / critical_batch_size). Ends of intervals are null where nothing bounds them."""
+
+    least_examples: Number  # [examples] E_min
+    least_examples_low: Amount
+    least_examples_high: Amount
+    least_steps: Number  # [steps] S_min
+    least_steps_low: Amount
+    least_steps_high: Amount
+    critical_batch_size: Amount  # [examples] null: not bounded, no batch costs examples
+    critical_batch_size_low: Amount
+    critical_batch_size_high: Amount
+    rms_error: Number  # of fitted / measured − 1
+    largest_error: Number
+    points: Count  # that reached the target
+    lower_bounds: Count  # points that did not
+    unknown: Text  # why there are no intervals; null: there are
+    nothing_lost_until: Amount  # [examples] the batch up to which at most 1.05 times least_examples are needed
+    perfect_until: Amount  # [examples] 1.2 times
+    helps_until: Amount  # [examples] the batch from which on a doubling saves less than a tenth of the steps
+    line: Line  # batch, fitted examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRange:
+    """Where something ends by the points alone: at ``low`` it holds, at ``high`` no more (null: that was not seen)."""
+
+    low: Size  # [examples]
+    high: Amount  # [examples]
+    batch: Amount  # [examples] between the two, interpolated in ln B; null: not known
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveToTarget:
+    """A row."""
+
+    label: Name
+    points: Annotated[Sequence[Annotated[ReachedPoint, part(ReachedPoint)]], Field(min_length=1)]  # ascending
+    law: Annotated[FittedLaw | None, part(FittedLaw)]  # null: fewer than two batches reached the target
+    perfect_until: Annotated[MeasuredRange | None, part(MeasuredRange)]  # of the points
+    helps_until: Annotated[MeasuredRange | None, part(MeasuredRange)]  # of the points
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetsRecord(FileRecord):
+    """What ``study show`` writes: rows of one target."""
+
+    kind: Name = "targets"
+    name: Name
+    title: Name
+    source: Text
+    target: Text  # in words
+    unit: Name  # the plural of an example
+    epoch: Amount  # [examples] of an epoch; null: not known
+    middle: Name  # median or mean, of the runs of a point
+    command: Text
+    curves: Annotated[Sequence[Annotated[CurveToTarget, part(CurveToTarget)]], Field(min_length=1)]
