@@ -30,8 +30,12 @@ class ReachedPoint:
     examples_high: Amount  # [examples] null: one run, or not bounded
     level: Amount  # [share] null: one run
     steps: Number  # examples / global_batch_size
-    fitted_examples: Amount  # null: nothing was fitted
+    fitted_examples: Amount  # [examples] null: nothing was fitted
     error: Amount  # fitted_examples / examples − 1; null: a lower bound, or nothing was fitted
+    seconds: Amount = None  # [s] to the target, of the same runs
+    seconds_low: Amount = None  # [s]
+    seconds_high: Amount = None  # [s]
+    seconds_exact: Flag = None  # else seconds are a lower bound
 
 
 @dataclass(frozen=True, kw_only=True)

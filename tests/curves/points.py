@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from largebatch.studies.curves.measured import MiddleOfRuns, TargetCurve, TargetPoint, TargetRun
+from largebatch.studies.curves.measured import MiddleOfRuns, MiddleValue, TargetCurve, TargetPoint, TargetRun
 
 BATCHES = (32, 128, 512, 2048, 8192)
 
 
 def middle(batch: int, examples: float, exact: bool = True) -> MiddleOfRuns:
-    return MiddleOfRuns(batch, examples, exact, None, None, None, 1, int(exact))
+    return MiddleOfRuns(batch, MiddleValue(examples, exact, None, None), None, None, 1, int(exact))
 
 
 def middles(batches: Sequence[int], examples: Sequence[float], budget: float = np.inf) -> list[MiddleOfRuns]:

@@ -31,17 +31,24 @@ def point(*examples: float, unreached: tuple[float, ...] = ()) -> TargetPoint:
 )
 def test_the_middle_is_exact_or_a_lower_bound(runs, how, examples, exact, high):
     middle = middle_of(runs, how)
-    assert (middle.examples, middle.exact, middle.high) == (examples, exact, high)
+    assert (middle.examples, middle.exact, middle.needed.high) == (examples, exact, high)
     assert middle.steps == examples / 64
-    assert middle.low <= middle.examples
+    assert middle.needed.low <= middle.examples
     assert (middle.runs, middle.reached) == (len(runs.runs), sum(run.reached for run in runs.runs))
 
 
 def test_one_run_has_no_interval_and_few_hold_less():
     alone = middle_of(point(7))
-    assert (alone.low, alone.high, alone.level) == (None, None, None)
+    assert (alone.needed.low, alone.needed.high, alone.level) == (None, None, None)
     levels = [middle_of(point(*range(1, 1 + runs))).level for runs in range(2, 9)]
     assert levels == [0.5, 0.75, 0.875, 0.9375, 0.95, 0.95, 0.95]
+
+
+def test_seconds_are_told_where_all_runs_have_them():
+    runs = (TargetRun(0, 100, True, 7.0), TargetRun(1, 110, True, 5.0), TargetRun(2, 400, False, 30.0))
+    seconds = middle_of(TargetPoint(64, runs)).seconds
+    assert (seconds.value, seconds.exact, seconds.low, seconds.high) == (7.0, True, 5.0, None)
+    assert middle_of(TargetPoint(64, (*runs, TargetRun(3, 120)))).seconds is None
 
 
 def test_the_bootstrap_is_that_of_all_resamples():
@@ -50,7 +57,7 @@ def test_the_bootstrap_is_that_of_all_resamples():
     medians = sorted(float(np.median(drawn)) for drawn in itertools.product(values, repeat=3))
     assert medians.count(1.0) == medians.count(30.0) == 7
     middle = middle_of(point(*values))
-    assert (middle.low, middle.high) == (medians[0], medians[-1])
+    assert (middle.needed.low, middle.needed.high) == (medians[0], medians[-1])
     assert middle == middle_of(point(*values)), "the same runs, the same interval"
 
 
@@ -63,9 +70,9 @@ def test_how_often_the_smallest_and_the_largest_enclose_the_median(runs):
 @pytest.mark.worlds
 @pytest.mark.parametrize(("runs", "least"), [(3, 0.75), (9, 0.90), (25, 0.90)])
 def test_intervals_hold_the_median_about_as_often_as_they_say(runs, least):
-    """Percentile bootstraps of a median are known to hold a little less than 95 % (0.9 and more from nine runs on)."""
+    """Percentile bootstraps of a median are known to hold a little less than 95 %."""
     draws, held = np.random.default_rng(3), 0
     for _ in range(300):
         middle = middle_of(point(*np.exp(0.1 * draws.standard_normal(runs))))
-        held += middle.low <= 1 <= middle.high
+        held += middle.needed.low <= 1 <= middle.needed.high
     assert held >= binom.ppf(0.001, 300, least)

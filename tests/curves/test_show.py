@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+import rich.console
 
 from largebatch import cli
 from largebatch.records.targets import TargetsRecord
 from largebatch.records.typed import content, read
-from largebatch.studies.curves.shown import measure
+from largebatch.studies.curves.measured import TargetCurve, TargetPoint, TargetRun
+from largebatch.studies.curves.shown import curve_record, measure, table
 
 OWN = """
 title: some runs did not
@@ -99,6 +103,19 @@ def test_mistakes_are_one_sentence(ask, tmp_path):
         assert said in err
         assert len(err.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.yaml", "taken"]
+
+
+def test_a_row_with_seconds_shows_them():
+    runs = tuple(TargetRun(seed, 1000.0 + seed, True, 12.0 + seed) for seed in range(3))
+    slow = tuple(TargetRun(seed, 5000.0, False, 40.0) for seed in range(3))
+    row = TargetCurve("LARS", (TargetPoint(32, runs, {"lr.base": 0.1}), TargetPoint(64, slow, {"lr.base": 0.2})))
+    facts = replace(measure("mlperf/bert", ""), curves=[curve_record(row)])
+    console = rich.console.Console(width=140, record=True, file=io.StringIO())
+    console.print(table(facts, facts.curves[0]))
+    shown = console.export_text()
+    assert [cell.strip() for cell in shown.splitlines()[2].strip("┃").split("┃")][1::7] == ["lr.base", "seconds"]
+    assert "│      13 │" in shown
+    assert "│    > 40 │" in shown
 
 
 def test_laws_that_cannot_be_told_are_said_to_be(ask, tmp_path):

@@ -9,7 +9,7 @@ their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,21 +60,40 @@ class TargetCurve:
 
 
 @dataclass(frozen=True)
-class MiddleOfRuns:
-    """Examples to the target over the runs of a point.
+class MiddleValue:
+    """Of some quantity over the runs of a point; a lower bound unless ``exact``.
 
-    ``exact`` is false where ``examples`` is a lower bound. ``low`` and ``high`` are None for one run, ``high`` also
-    where the runs do not bound it. ``level`` is what the interval can hold: 95 %, or with fewer than six runs less.
+    ``low`` and ``high`` are None for one run, ``high`` also where the runs do not bound it.
     """
 
-    batch: int
-    examples: float
+    value: float
     exact: bool
     low: float | None
     high: float | None
+
+
+@dataclass(frozen=True)
+class MiddleOfRuns:
+    """Examples and seconds to the target over the runs of a point.
+
+    ``seconds`` is None where a run has none. ``level`` is what the intervals can hold: 95 %, or with fewer than six
+    runs less; None for one run.
+    """
+
+    batch: int
+    needed: MiddleValue
+    seconds: MiddleValue | None
     level: float | None
     runs: int
     reached: int
+
+    @property
+    def examples(self) -> float:
+        return self.needed.value
+
+    @property
+    def exact(self) -> bool:
+        return self.needed.exact
 
     @property
     def steps(self) -> float:
@@ -83,19 +102,32 @@ class MiddleOfRuns:
 
 def middle_of(point: TargetPoint, how: Middle = "median") -> MiddleOfRuns:
     """Median or mean of what the runs of a point needed, with its interval."""
-    least = np.array([run.examples for run in point.runs])
-    most = np.array([run.examples if run.reached else math.inf for run in point.runs])
-    calculate = np.median if how == "median" else np.mean
-    examples, at_most, runs = float(calculate(least)), float(calculate(most)), len(point.runs)
-    low = high = level = None
-    if runs > 1:
-        drawn = np.random.default_rng(SEED).integers(runs, size=(RESAMPLES, runs))
+    assert point.runs
+    reached, number = [run.reached for run in point.runs], len(point.runs)
+    seconds = [run.seconds for run in point.runs if run.seconds is not None]
+    return MiddleOfRuns(
+        batch=point.batch,
+        needed=middle_value([run.examples for run in point.runs], reached, how),
+        seconds=middle_value(seconds, reached, how) if len(seconds) == number else None,
+        level=min(LEVEL, highest_level(number)) if number > 1 else None,
+        runs=number,
+        reached=sum(reached),
+    )
+
+
+def middle_value(values: Sequence[float], reached: Sequence[bool], how: Middle = "median") -> MiddleValue:
+    """Of what was needed, or seen where the target was not ``reached``."""
+    least = np.array(values, float)
+    most = np.where(reached, least, math.inf)
+    calculate, number = np.median if how == "median" else np.mean, len(values)
+    middle = float(calculate(least))
+    low = high = None
+    if number > 1:
+        drawn = np.random.default_rng(SEED).integers(number, size=(RESAMPLES, number))
         low = _percentile(calculate(least[drawn], axis=1), (1 - LEVEL) / 2)
         highest = _percentile(calculate(most[drawn], axis=1), (1 + LEVEL) / 2)
         high = highest if math.isfinite(highest) else None
-        level = min(LEVEL, highest_level(runs))
-    reached = sum(run.reached for run in point.runs)
-    return MiddleOfRuns(point.batch, examples, examples == at_most, low, high, level, runs, reached)
+    return MiddleValue(middle, middle == float(calculate(most)), low, high)
 
 
 def highest_level(runs: int) -> float:

@@ -52,12 +52,14 @@ def curve_record(curve: TargetCurve) -> CurveToTarget:
 
 
 def _point(middle: MiddleOfRuns, settings: dict[str, float], fitted: LawFit | None) -> ReachedPoint:
-    expected = fitted.law.examples(middle.batch) if fitted else None
+    expected, seconds = fitted.law.examples(middle.batch) if fitted else None, middle.seconds
     return ReachedPoint(
         global_batch_size=middle.batch, settings=settings, runs=middle.runs, reached=middle.reached,
-        examples=middle.examples, exact=middle.exact, examples_low=middle.low, examples_high=middle.high,
+        examples=middle.examples, exact=middle.exact, examples_low=middle.needed.low, examples_high=middle.needed.high,
         level=middle.level, steps=middle.steps, fitted_examples=expected,
         error=expected / middle.examples - 1 if expected and middle.exact else None,
+        seconds=seconds and seconds.value, seconds_low=seconds and seconds.low, seconds_high=seconds and seconds.high,
+        seconds_exact=seconds and seconds.exact,
     )  # fmt: skip
 
 
@@ -98,7 +100,9 @@ def table(facts: TargetsRecord, curve: CurveToTarget) -> rich.table.Table:
     """A line for each batch."""
     points, epoch = curve.points, facts.epoch
     keys = list(dict.fromkeys(key for point in points for key in point.settings))
+    timed = any(point.seconds is not None for point in points)
     columns = ["batch", *keys, "runs", "epochs" if epoch else facts.unit, "95 %", "steps", "fit", "error"]
+    columns += ["seconds"] * timed
     made = rich.table.Table(*columns, title=f"{facts.title}: to {facts.target or 'the target'}")
     for column in made.columns:
         column.justify, column.no_wrap = "right", True
@@ -114,8 +118,13 @@ def table(facts: TargetsRecord, curve: CurveToTarget) -> rich.table.Table:
             bound + count(point.steps),
             amount(point.fitted_examples / scale) if point.fitted_examples else ABSENT,
             f"{100 * point.error:+.1f} %".replace("-", "−") if point.error is not None else ABSENT,
+            *[_seconds(point)] * timed,
         )
     return made
+
+
+def _seconds(point: ReachedPoint) -> str:
+    return ABSENT if point.seconds is None else ("" if point.seconds_exact else "> ") + rounded(point.seconds)
 
 
 def notes(facts: TargetsRecord, curve: CurveToTarget) -> Iterator[str]:
