@@ -1,7 +1,7 @@
 """study: steps and time to a target against the batch.
 
-``show`` draws points that are there. A first word that is no command of this group is meant for a study's file: what
-runs one is registered below as ``run``, and :meth:`StudyGroup.resolve_command` then hands it the word.
+``show`` draws points that are there. A first word that names no command of this group is where a study's file will
+stand: :meth:`StudyGroup.resolve_command` is the place that hands it on, and refuses it as long as no command takes one.
 """
 
 from __future__ import annotations

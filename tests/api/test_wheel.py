@@ -55,6 +55,8 @@ def test_it_holds_the_recipes_and_is_what_is_imported(site, tmp_path):
     assert ended.stdout.split() == [str(site / "largebatch/__init__.py"), "lamb2019"]
     ended = run(site, tmp_path, "-m", "largebatch", "recipe", "show", "imagenet/goyal2017")
     assert "Goyal et al. 2017" in ended.stdout
+    ended = run(site, tmp_path, "-m", "largebatch", "study", "show", "mlperf/resnet50")
+    assert "B_crit 46,900 images" in ended.stdout
 
 
 @pytest.mark.parametrize("example", sorted((REPOSITORY / "examples").glob("own_*.py")), ids=lambda path: path.stem)
