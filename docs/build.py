@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from docs.floors import picture
-from largebatch.records import comparison, diagnoses, names, run, saved, target, targets
+from largebatch.records import comparison, curves, diagnoses, names, run, saved, target
 
 DOCS = Path(__file__).parent
 FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \S+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
@@ -60,7 +60,7 @@ def run_directory() -> str:
         "The numbers of `largebatch study show`; [studies.md](studies.md) says what they mean.",
     ]
     parts += _record(
-        targets.TargetsRecord, targets.CurveToTarget, targets.ReachedPoint, targets.FittedLaw, targets.MeasuredRange
+        curves.TargetsRecord, curves.CurveToTarget, curves.ReachedPoint, curves.FittedLaw, curves.MeasuredRange
     )
     return "\n\n".join(parts) + "\n"
 

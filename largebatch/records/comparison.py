@@ -63,9 +63,7 @@ class SearchRecord:
     score: Judged | None = None  # what decides; none: the accuracy in percent
     hold_out: Whole  # [examples] held out of the training set, on which trials are judged
     chosen: Table | None  # the values of the best trial; null where every one failed
-    at_edge: Sequence[Name] | None = (
-        None  # keys whose best value lies at an edge of what was tried
-    )
+    at_edge: Sequence[Name] | None = None  # keys whose best value lies at an edge of what was tried
     trials: Sequence[Annotated[TrialRecord, part(TrialRecord)]] | None  # in the order of their numbers
 
     @property

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from largebatch.errors import UserError
+from largebatch.records.curves import TargetsRecord
 from largebatch.records.diagnoses import DIAGNOSES
 from largebatch.records.files import write_bytes
-from largebatch.records.targets import TargetsRecord
 from largebatch.records.typed import read
 
 if TYPE_CHECKING:

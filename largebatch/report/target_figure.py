@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from largebatch.records.targets import CurveToTarget, FittedLaw, ReachedPoint, TargetsRecord
+from largebatch.records.curves import CurveToTarget, FittedLaw, ReachedPoint, TargetsRecord
 from largebatch.report import svg
 from largebatch.report.alone import Drawn
 from largebatch.report.frame import HEIGHT, WIDTH

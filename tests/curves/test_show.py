@@ -11,7 +11,7 @@ import pytest
 import rich.console
 
 from largebatch import cli
-from largebatch.records.targets import TargetsRecord
+from largebatch.records.curves import TargetsRecord
 from largebatch.records.typed import content, read
 from largebatch.studies.curves.measured import TargetCurve, TargetPoint, TargetRun
 from largebatch.studies.curves.shown import curve_record, measure, table

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from largebatch.records.targets import MeasuredRange
+from largebatch.records.curves import MeasuredRange
 from largebatch.studies.curves.law import ScalingLaw
 from largebatch.studies.curves.measured import MiddleOfRuns
 

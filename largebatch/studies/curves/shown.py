@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import rich.table
 
-from largebatch.records.targets import CurveToTarget, FittedLaw, ReachedPoint, TargetsRecord
+from largebatch.records.curves import CurveToTarget, FittedLaw, ReachedPoint, TargetsRecord
 from largebatch.report.numerals import ABSENT, count, listing, plain, rounded
 from largebatch.studies.curves import published
 from largebatch.studies.curves.law import Bounds, LawFit, fit
