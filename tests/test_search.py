@@ -58,7 +58,7 @@ def searched(asked: SearchPlan, worth: Worth) -> list[Trial]:
         for number, values in enumerate(one.values, start=one.first):
             reached = worth(dict(values))
             trials[number] = Trial(values, None if reached is None else (reached,))
-    return [trials[number] for number in range(asked.budget)]
+    return [trials[number] for number in range(sum(asked.budgets))]
 
 
 def lrs(trials: list[Trial]) -> list[float]:
@@ -67,7 +67,7 @@ def lrs(trials: list[Trial]) -> list[float]:
 
 @pytest.mark.parametrize("top", [0.1, 0.05, 0.8, 0.012, 0.13])
 def test_seven_trials_come_within_half_a_doubling(top):
-    trials = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(top))
+    trials = searched(SearchPlan(LR, {"lr": 0.1}, (7,), anything), hill(top))
     chosen = best(trials)
     assert len(set(lrs(trials))) == 7
     assert lrs(trials)[0] == 0.1, "the recipe's own comes first"
@@ -78,7 +78,7 @@ def test_seven_trials_come_within_half_a_doubling(top):
 @pytest.mark.parametrize("sampler", WITH)
 def test_of_several_keys_the_top_is_found(sampler):
     own = {"lr": 0.5, "momentum": 0.6, "smoothing": 0.0, "decay": "linear"}
-    trials = searched(SearchPlan(SEVERAL, own, 16, anything, sampler), ridge)
+    trials = searched(SearchPlan(SEVERAL, own, (16,), anything, sampler), ridge)
     chosen = best(trials)
     assert chosen is not None
     assert chosen.worth is not None
@@ -87,14 +87,14 @@ def test_of_several_keys_the_top_is_found(sampler):
     for trial in trials:
         assert trial.values["momentum"] < 1
         assert trial.values["decay"] in ("linear", "cosine")
-    assert trials == searched(SearchPlan(SEVERAL, own, 16, anything, sampler), ridge), "asked again it is the same"
+    assert trials == searched(SearchPlan(SEVERAL, own, (16,), anything, sampler), ridge), "asked again it is the same"
 
 
 @pytest.mark.parametrize("sampler", WITH)
 def test_a_round_is_known_from_the_trials_before_it(sampler):
     """In whatever order they ended; and not before all of them have."""
     own = {"lr": 0.5, "momentum": 0.6, "smoothing": 0.0, "decay": "linear"}
-    asked = SearchPlan(SEVERAL, own, 12, anything, sampler)
+    asked = SearchPlan(SEVERAL, own, (12,), anything, sampler)
     whole = searched(asked, ridge)
     (first,) = rounds(asked, {})
     assert first.values == tuple(trial.values for trial in whole[:6])
@@ -106,7 +106,7 @@ def test_a_round_is_known_from_the_trials_before_it(sampler):
 
 
 def test_a_cliff_of_divergence_is_counted_and_avoided():
-    trials = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(top=0.3, diverges_above=0.25))
+    trials = searched(SearchPlan(LR, {"lr": 0.1}, (7,), anything), hill(top=0.3, diverges_above=0.25))
     chosen = best(trials)
     assert chosen is not None
     assert 0.15 < chosen.values["lr"] <= 0.25
@@ -114,7 +114,7 @@ def test_a_cliff_of_divergence_is_counted_and_avoided():
 
 
 def test_where_everything_diverges_it_goes_down_and_chooses_nothing():
-    trials = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), lambda values: None)
+    trials = searched(SearchPlan(LR, {"lr": 0.1}, (7,), anything), lambda values: None)
     assert best(trials) is None
     assert max(lrs(trials)[4:]) <= 0.1 / 8
     assert edges(LR, trials) == ()
@@ -122,7 +122,7 @@ def test_where_everything_diverges_it_goes_down_and_chooses_nothing():
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 7, 12, 16, 33])
 def test_the_budget_is_the_number_of_trials(budget):
-    assert sum(sizes(budget)) == budget == len(searched(SearchPlan(LR, {"lr": 0.1}, budget, anything), hill(3.0)))
+    assert sum(sizes(budget)) == budget == len(searched(SearchPlan(LR, {"lr": 0.1}, (budget,), anything), hill(3.0)))
 
 
 def test_rounds_grow_smaller():
@@ -137,17 +137,19 @@ def test_among_equals_the_earlier_is_chosen():
 
 
 def test_a_best_at_an_edge_moves_the_space_and_is_marked_if_it_stays_there():
-    inside = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(0.1))
+    inside = searched(SearchPlan(LR, {"lr": 0.1}, (7,), anything), hill(0.1))
     assert edges(LR, inside) == ()
-    above = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(3.0))
+    above = searched(SearchPlan(LR, {"lr": 0.1}, (7,), anything), hill(3.0))
     assert max(lrs(above)) > 0.8, "beyond the space that was asked for"
-    far = searched(SearchPlan(LR, {"lr": 0.1}, 7, anything), hill(1e3))
+    far = searched(SearchPlan(LR, {"lr": 0.1}, (7,), anything), hill(1e3))
     assert edges(LR, far) == ("lr",)
 
 
 def test_a_space_does_not_move_where_the_recipe_takes_no_value():
     space = Space((Axis.between("lr", "linear", (0.0, 1.0)),))
-    trials = searched(SearchPlan(space, {"lr": 0.5}, 12, lambda key, value: value >= 0), lambda values: -values["lr"])
+    trials = searched(
+        SearchPlan(space, {"lr": 0.5}, (12,), lambda key, value: value >= 0), lambda values: -values["lr"]
+    )
     assert min(lrs(trials)) >= 0.0
     assert edges(space, trials) == ("lr",)
 
@@ -164,18 +166,18 @@ def test_the_middle_of_an_axis(scale, ends, value):
 
 
 def test_own_values_outside_the_space_and_of_no_kind():
-    trials = searched(SearchPlan(LR, {"lr": 5.0}, 5, anything), hill(0.1))
+    trials = searched(SearchPlan(LR, {"lr": 5.0}, (5,), anything), hill(0.1))
     assert lrs(trials)[0] == 5.0
     assert all(0.0125 <= lr <= 0.8 for lr in lrs(trials)[1:3])
     choice = Space((Choice("decay", ("linear", "cosine", "step")),))
-    trials = searched(SearchPlan(choice, None, 3, anything), lambda values: float(values["decay"] == "step"))
+    trials = searched(SearchPlan(choice, None, (3,), anything), lambda values: float(values["decay"] == "step"))
     assert {trial.values["decay"] for trial in trials} == {"linear", "cosine", "step"}
 
 
 def test_without_optuna_the_sampler_is_refused(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(UserError, match=re.escape("the sampler tpe needs Optuna: pip install 'largebatch[tune]'")):
-        searched(SearchPlan(LR, {"lr": 0.1}, 7, anything, "tpe"), hill(0.1))
+        searched(SearchPlan(LR, {"lr": 0.1}, (7,), anything, "tpe"), hill(0.1))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """study: steps and time to a target against the batch.
 
-``show`` draws points that are there. A first word that names no command of this group is where a study's file will
-stand: :meth:`StudyGroup.resolve_command` is the place that hands it on, and refuses it as long as no command takes one.
+``largebatch study STUDY.yaml`` is ``study run STUDY.yaml``: a first word that names no command of the group is a file.
 """
 
 from __future__ import annotations
@@ -12,9 +11,19 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from largebatch.cli.frame import JsonFile, check_folder, command, local_path, wide_console, write_numbers, write_picture
+from largebatch.cli.frame import (
+    JsonFile,
+    With,
+    check_folder,
+    command,
+    group,
+    local_path,
+    wide_console,
+    write_numbers,
+    write_picture,
+)
 from largebatch.errors import UserError, suggestion
-from largebatch.terminal.console import tell
+from largebatch.terminal.console import Console, tell
 
 
 class StudyGroup(typer.core.TyperGroup):
@@ -23,13 +32,87 @@ class StudyGroup(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
-            raise UserError(f"study {args[0]} is not known{suggestion(args[0], known)}")
+            if not Path(args[0]).exists():
+                raise UserError(f"study {args[0]} is neither a file nor known{suggestion(args[0], known)}")
+            args = ["run", *args]
         return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
     cls=StudyGroup, help="Steps and time to a target against the batch.", no_args_is_help=True, rich_markup_mode=None
 )
+
+
+Out = Annotated[Path, typer.Argument(metavar="FOLDER", help="of the study", parser=local_path)]
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="recipes, batches, a target", parser=local_path)],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="of the study; else studies/NAME", parser=local_path)
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes that share the study, a device each")] = 1,
+    parts: With = None,
+) -> None:
+    """Make the runs of a study that are left, beside whoever else is at it, and tell what came out."""
+    from largebatch.studies.study import file as files
+    from largebatch.studies.study.folder import StudyFolder
+
+    study = files.load(file)
+    folder = StudyFolder(out or Path("studies") / study.name)
+    folder.begin(study, file.resolve().parent)
+    if workers > 1:
+        import torch
+
+        from largebatch.studies.study.work import work_beside
+
+        own = ["study", "run", str(file), "--out", str(folder.out)]
+        work_beside(workers, own, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        return
+    with group("auto", alone=True) as console:
+        from largebatch.cli.runs import end_of_run
+        from largebatch.studies.compare import Interrupted
+        from largebatch.studies.study import findings
+        from largebatch.studies.study.work import work
+
+        try:
+            work(folder, command(), console)
+        except Interrupted as stop:
+            end_of_run(stop.result, console)
+        with folder.claimed("findings", wait=True):
+            findings.write(folder, command(), wide_console())
+        tell(console, f"page, picture and numbers: {', '.join(map(str, findings.paths(folder.out)))}")
+
+
+@app.command()
+def status(folder: Out) -> None:
+    """What of a study is done, running and left."""
+    from largebatch.studies.study import status as of_study
+    from largebatch.studies.study.folder import StudyFolder
+
+    console, begun = wide_console(), StudyFolder(folder)
+    console.print(of_study.table(begun))
+    for sentence in of_study.sentences(begun):
+        tell(console, sentence)
+
+
+@app.command()
+def add(
+    folder: Out,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="one more; several times for several")] = None,
+    recipe: Annotated[list[Path] | None, typer.Option(metavar="CONFIG", help="one more row", parser=local_path)] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="so many more, for every row and batch")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="so many in all")] = None,
+) -> None:
+    """More of a study: workers that are at it take it up, others by the same command as before."""
+    from largebatch.studies.study.folder import StudyFolder
+
+    if not (batch or recipe or trials or seeds):
+        raise UserError("study add needs --batch, --recipe, --trials or --seeds")
+    study = StudyFolder(folder).add(batch or [], recipe or [], trials, seeds)
+    sizes = ", ".join(map(str, study.batches))
+    tell(Console(), f"{study.name}: {len(study.recipes)} recipes at batches {sizes}, {study.seeds} seeds")
 
 
 @app.command()

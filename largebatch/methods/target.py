@@ -6,6 +6,7 @@ y₀ is the score of the last evaluation short of the target, y₁ that of the f
 above one the run ends with the last of so many evaluations in a row at it or beyond, and it was reached with the first
 of them. What is compared is the score that the run would end with: the median of the last ``evaluate.median_of``
 evaluations, or of as many as there are. The evaluation at the end counts. Schedules are those of the whole budget.
+With ``give_up_epochs`` a run that is still short of it then ends as one that did not reach it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from largebatch.errors import UserError
 from largebatch.methods import Built, Method, Part
 from largebatch.recipes.decided import Marks
-from largebatch.recipes.keys import Finite, PositiveInt
+from largebatch.recipes.keys import Finite, PositiveFloat, PositiveInt
 from largebatch.records.target import AtScore, TargetRecord
 
 if TYPE_CHECKING:
@@ -40,11 +41,13 @@ class Target(Method):
 
     score: Finite  # in the task's unit and direction
     patience: PositiveInt = 1  # evaluations in a row that must be at it or beyond
+    give_up_epochs: PositiveFloat | None = None  # not reached by the first evaluation after so many: it ends, censored
 
     @property
     def words(self) -> str:
         who = "an evaluation reaches" if self.patience == 1 else f"{self.patience} evaluations in a row reach"
-        return f"ends when {who} {self.score:g}"
+        given_up = f", or is given up after {self.give_up_epochs:g} epochs" if self.give_up_epochs else ""
+        return f"ends when {who} {self.score:g}{given_up}"
 
     def refusals(self, run: Run, precision: str) -> Iterator[str]:
         for other in run.methods.values():
@@ -90,8 +93,13 @@ class TargetOfRun(Part):
         self.best: float | None = None
 
     @property
-    def over(self) -> bool:
+    def reached(self) -> bool:
         return len(self.in_a_row) >= self.target.patience
+
+    @property
+    def over(self) -> bool:
+        most = self.target.give_up_epochs
+        return self.reached or (most is not None and self.last is not None and self.last.epochs >= most)
 
     def evaluated(self, name: str, evaluation: Evaluation, at: AtScore) -> None:
         if name != self.evaluated_on or (self.last is not None and at.steps == self.last.steps):
@@ -106,12 +114,12 @@ class TargetOfRun(Part):
             self.short, self.in_a_row = at, []
 
     def results(self, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-        before, mark = (self.short, self.in_a_row[0]) if self.over else (None, None)
+        before, mark = (self.short, self.in_a_row[0]) if self.reached else (None, None)
         return {
             "target": TargetRecord(
                 score=self.target.score,
                 patience=self.target.patience,
-                reached=self.over,
+                reached=self.reached,
                 best=self.best,
                 before=before,
                 mark=mark,

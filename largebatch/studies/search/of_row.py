@@ -22,7 +22,7 @@ TIMES = 8.0  # --tune lr looks so many times below and above the recipe's own
 class RowSearch:
     """Refuses a space that contradicts the recipe."""
 
-    def __init__(self, row: ComparedRecipe, tuning: Tuning, facts: DataFacts) -> None:
+    def __init__(self, row: ComparedRecipe, tuning: Tuning, facts: DataFacts, added: tuple[int, ...] = ()) -> None:
         self.row, self.judged, self.facts = row, judged(tuning), facts
         self.written = self._section(tuning.space)
         space = Space.of(config.from_dict({**row.written, "search": self.written}).search or {})
@@ -35,7 +35,7 @@ class RowSearch:
         self.plan = SearchPlan(
             space,
             None if None in own.values() else own,
-            tuning.trials,
+            (tuning.trials, *added),
             lambda key, value: self.takes({key: value}),
             tuning.sampler,
             tuning.seed,

@@ -26,7 +26,7 @@ class SearchPlan:
 
     space: Space
     begin: Values | None  # the first trial: the recipe's own; None: it has none of some key
-    budget: int  # trials
+    budgets: tuple[int, ...]  # trials; those of an addition come after all before
     allowed: Allowed
     sampler: str = "quasi_random"
     seed: int = 0
@@ -52,7 +52,7 @@ def sizes(budget: int) -> list[int]:
 def rounds(plan: SearchPlan, trials: Mapping[int, Trial]) -> Iterator[Round]:
     """Those that can be known from the ``trials`` that ended, by number: all before the last one given are whole."""
     space, first = plan.space, 0
-    for number, size in enumerate(sizes(plan.budget)):
+    for number, size in enumerate(size for budget in plan.budgets for size in sizes(budget)):
         if any(one not in trials for one in range(first)):
             return
         before = [trials[one] for one in range(first)]

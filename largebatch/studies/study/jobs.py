@@ -1,0 +1,161 @@
+"""The runs of a study, and which of them can be made now: a function of those that ended.
+
+A cell is a recipe at a batch. Its trials are searched in rounds (:mod:`largebatch.studies.search.rounds`), judged on
+held-out training examples: those that reach the target by the fewest examples, before those that do not by their best
+score. A trial of a later round is given up once it has seen ``PATIENT`` times what the best of the rounds before it
+needed. The best values are then run at every seed, on the whole training set, to the target on the test set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from largebatch.plan.score import Score
+from largebatch.recipes import config
+from largebatch.recipes.decided import DataFacts
+from largebatch.records import names
+from largebatch.records.comparison import Tuning
+from largebatch.records.run import ResultRecord
+from largebatch.run.assemble import data_facts, dataset_of, task_of
+from largebatch.studies.rows import ComparedRecipe
+from largebatch.studies.search.of_row import RowSearch, judged, settings
+from largebatch.studies.search.rounds import Round, rounds
+from largebatch.studies.search.space import Values
+from largebatch.studies.search.trial import Trial, best
+
+PATIENT = 1.25
+
+Outcomes = Mapping[str, ResultRecord]  # of runs that ended, by their folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run: its folder below the study's, and what is laid over the cell's recipe."""
+
+    folder: str
+    overrides: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A recipe at a batch."""
+
+    row: str
+    batch: int
+    recipe: ComparedRecipe
+    tuning: Tuning
+    added: tuple[int, ...]  # trials that were asked for later
+    seeds: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.row}/{self.batch}"
+
+    @functools.cached_property
+    def looked_at(self) -> tuple[DataFacts, Score]:
+        """What trials train on, and what they are judged by."""
+        return _looked_at(self.recipe.run(*judged(self.tuning)))
+
+    @property
+    def score(self) -> Score:
+        return self.looked_at[1]
+
+    @functools.cached_property
+    def search(self) -> RowSearch:
+        return RowSearch(self.recipe, self.tuning, self.looked_at[0], self.added)
+
+    @property
+    def trials(self) -> int:
+        return self.tuning.trials + sum(self.added)
+
+    def trial_folder(self, number: int) -> str:
+        return f"{self.folder}/{names.SEARCH}/trial-{number:02}"
+
+    def seed_folder(self, seed: int) -> str:
+        return f"{self.folder}/seed-{seed}"
+
+
+_LOOKED_AT: dict[str, tuple[DataFacts, Score]] = {}
+
+
+def _looked_at(run: config.Run) -> tuple[DataFacts, Score]:
+    """The data are read once for all cells that share them."""
+    written = run.as_written()
+    key = json.dumps([written[section] for section in ("data", "task", "loss", "seed")])
+    if key not in _LOOKED_AT:
+        dataset = dataset_of(run)
+        _LOOKED_AT[key] = data_facts(dataset), task_of(run, dataset).score
+    return _LOOKED_AT[key]
+
+
+def tried(cell: Cell, outcomes: Outcomes) -> dict[int, Trial]:
+    """The trials that ended, by number, and those that the recipe cannot take."""
+    trials: dict[int, Trial] = {}
+    while True:
+        before = len(trials)
+        for one in rounds(cell.search.plan, trials):
+            for number, values in enumerate(one.values, start=one.first):
+                if number in trials:
+                    continue
+                if (result := outcomes.get(cell.trial_folder(number))) is not None:
+                    trials[number] = Trial(values, worth(result, cell.score))
+                elif not cell.search.takes(values):
+                    trials[number] = Trial(values, None)
+        if len(trials) == before:
+            return trials
+
+
+def worth(result: ResultRecord, score: Score) -> tuple[float, ...] | None:
+    """More is better: (1, −examples to the target), or (0, the best score short of it)."""
+    target = result.target
+    if result.status != "finished" or target is None:
+        return None
+    if target.interpolated is not None:
+        return 1.0, -target.interpolated.examples
+    return None if target.best is None else (0.0, score.worth(target.best))
+
+
+def due(cell: Cell, outcomes: Outcomes) -> Iterator[Job]:
+    """What can be made now; nothing where all is made, or waits for runs that others make."""
+    trials = tried(cell, outcomes)
+    for one in rounds(cell.search.plan, trials):
+        for number, values in enumerate(one.values, start=one.first):
+            if number not in trials:
+                yield Job(cell.trial_folder(number), of_trial(cell, values, one, trials))
+    if len(trials) < cell.trials:
+        return
+    if (chosen := best([trials[number] for number in sorted(trials)])) is not None:
+        for seed in range(cell.seeds):
+            if cell.seed_folder(seed) not in outcomes:
+                yield Job(cell.seed_folder(seed), (*settings(chosen.values), f"seed={seed}", *QUIET))
+
+
+QUIET = ("evaluate.train=false", "record.tensorboard=false", "checkpoint.keep=1")
+
+
+def of_trial(cell: Cell, values: Values, one: Round, trials: Mapping[int, Trial]) -> tuple[str, ...]:
+    overrides = (*settings(values), *judged(cell.tuning), f"seed={cell.tuning.seed}", *QUIET)
+    if (epochs := given_up_after(cell, [trials[number] for number in range(one.first)])) is not None:
+        overrides += (config.setting("evaluate.stop_at.give_up_epochs", epochs),)
+    return overrides
+
+
+def given_up_after(cell: Cell, before: Sequence[Trial]) -> float | None:
+    """Epochs; None where no trial reached the target yet, or the budget is shorter."""
+    top = best(before)
+    if top is None or top.worth is None or top.worth[0] < 1:
+        return None
+    epochs = float(f"{PATIENT * -top.worth[1] / cell.looked_at[0].examples:.4g}")
+    return epochs if epochs < (cell.recipe.run().epochs or 0.0) else None
+
+
+def left(cell: Cell, outcomes: Outcomes) -> int:
+    """Runs that are still to be made, those of later rounds included."""
+    trials = tried(cell, outcomes)
+    waiting = cell.trials - len(trials)
+    if not waiting and best(list(trials.values())) is None:
+        return 0  # nothing could be trained
+    return waiting + sum(cell.seed_folder(seed) not in outcomes for seed in range(cell.seeds))
