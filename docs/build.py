@@ -27,6 +27,8 @@ DIAGNOSES = (  # each with the objects within it
     (diagnoses.SpectrumRecord, diagnoses.Eigenvalue, diagnoses.EigenvalueDensity),
     (diagnoses.PathRecord, diagnoses.PathEnd, diagnoses.PathPoint),
     (diagnoses.PlateauRecord,),
+    (diagnoses.CriticalRecord, diagnoses.CriticalPoint, diagnoses.FactorOutcome),
+    (diagnoses.BranchRecord,),
 )
 
 

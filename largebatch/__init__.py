@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from largebatch import data, methods, models, optim, optimizers, tasks
     from largebatch.api.comparing import compare
+    from largebatch.api.diagnosing import critical_batch
     from largebatch.api.loading import load
     from largebatch.api.recipes import decide, recipe
     from largebatch.api.training import evaluate, train
@@ -63,6 +64,7 @@ _ROOMS = {  # name -> the module that has it
     "UserError": "largebatch.errors",
     "compare": "largebatch.api.comparing",
     "convert_batch_norm": "largebatch.steps.norms",
+    "critical_batch": "largebatch.api.diagnosing",
     "decide": "largebatch.api.recipes",
     "evaluate": "largebatch.api.training",
     "exact_sums": "largebatch.steps.evaluate",
@@ -85,8 +87,8 @@ _MODULES = {  # of parts by name, with ``register``; and the optimizers' algebra
 __all__ = [
     "BatchPlan", "Classification", "Dataset", "ExactSampler", "ExamplesLR", "Method", "Multilabel", "NoiseMeter",
     "Optimizer", "Part", "Regression", "Result", "Run", "Score", "SeededDataset", "ShareSampler", "Task",
-    "UserError", "compare", "convert_batch_norm", "data", "datasets", "decide", "evaluate", "exact_sums", "load",
-    "methods", "models", "optim", "optimizers", "recipe", "recompute_batch_norm", "schedule", "tasks", "train",
+    "UserError", "compare", "convert_batch_norm", "critical_batch", "data", "datasets", "decide", "evaluate", "exact_sums",
+    "load", "methods", "models", "optim", "optimizers", "recipe", "recompute_batch_norm", "schedule", "tasks", "train",
 ]  # fmt: skip
 
 

@@ -72,9 +72,9 @@ def train(
     """
     handed = Handed(model, dataset, task, optimizer)
     console = Console() if verbose else Console(quiet=True)
-    with _prepared(run, handed) as prepared:
+    with prepared(run, handed) as standing:
         return running.train(
-            prepared,
+            standing,
             command=command(),
             console=console if distributed.is_first() else Console(quiet=True),
             quiet=not verbose,
@@ -94,13 +94,13 @@ def evaluate(run: Recipe, *, model: Any = None, dataset: Any = None, task: Any =
     Raises:
         UserError: a mistake, in one sentence.
     """
-    with _prepared(run, Handed(model, dataset, task)) as prepared:
-        device = distributed.choose_device(prepared.device)
-        job = assemble(prepared, device, begun=True, quiet=True)
+    with prepared(run, Handed(model, dataset, task)) as standing:
+        device = distributed.choose_device(standing.device)
+        job = assemble(standing, device, begun=True, quiet=True)
         if model is None:
-            found = checkpoint.load_newest(prepared.directory / names.CHECKPOINTS)
+            found = checkpoint.load_newest(standing.directory / names.CHECKPOINTS)
             if found is None:
-                raise UserError(f"{prepared.directory} has no checkpoint to evaluate; train it, or give model=")
+                raise UserError(f"{standing.directory} has no checkpoint to evaluate; train it, or give model=")
             job.engine.load(of_today(found.state, job.plan))
         measure = Measure(job, Parts(job))
         with contextlib.closing(measure.during(0)) as evaluations:
@@ -109,7 +109,7 @@ def evaluate(run: Recipe, *, model: Any = None, dataset: Any = None, task: Any =
 
 
 @contextlib.contextmanager
-def _prepared(run: Recipe, handed: Handed) -> Iterator[config.Run]:
+def prepared(run: Recipe, handed: Handed) -> Iterator[config.Run]:
     """The run with its parts, in a process group."""
     with one_at_a_time(), standing_in(run, handed) as standing, at_home(standing, alone=standing.engine.name != "ddp"):
         yield standing

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import rich.console
 import typer
@@ -185,6 +185,59 @@ def plateau(
         tell(console, measured.sentence)
         console.print(plateau.table(measured))
         _written(measured, [run], json_file, console)
+
+
+@app.command()
+def critical(
+    run: Run,
+    factors: Annotated[
+        str, typer.Option(metavar="K,K,...", help="multiples of the run's batch, 1 among them")
+    ] = "0.5,1,2,4,8",
+    steps: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="checkpoints to branch from; else all that were kept")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(metavar="N", help="examples of every branch; else 16 steps of the largest batch")
+    ] = None,
+    orders: Annotated[int, typer.Option(metavar="N", help="orders of the data, each with a branch of every k")] = 5,
+    lr_rule: Annotated[
+        str | None, typer.Option(metavar="linear|sqrt|none", help="of the batch; else the optimizer's")
+    ] = None,
+    judge: Annotated[
+        str, typer.Option(metavar="last|ema|held_out", help="last quarter's losses, Merrill's average, or held-out")
+    ] = "last",
+    tolerance: Annotated[float, typer.Option(metavar="E", help="loss that may be lost; the paper's is 0.01")] = 0.0,
+    noise_scale: Annotated[
+        bool, typer.Option("--noise/--no-noise", help="the noise scale at the same weights as well")
+    ] = True,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+    parts: With = None,
+) -> None:
+    """Merrill's critical batch: the largest multiple of a run's batch whose branches from a checkpoint lose nothing."""
+    with _measuring(device, json_file) as (chosen, console):
+        from largebatch.studies.diagnose import critical
+
+        measured = critical.measure(
+            run, chosen, factors=_numbers("--factors", factors, float), steps=_numbers("--steps", steps or "", int),
+            window=window, orders=orders, lr_rule=lr_rule, judge=judge, tolerance=tolerance, noise_scale=noise_scale,
+            command=command(), progress=lambda text: tell(console, text),
+        )  # fmt: skip
+        console.print(critical.table(measured))
+        for sentence in critical.sentences(measured):
+            tell(console, sentence)
+        _written(measured, [run], json_file, console)
+
+
+Numeral = TypeVar("Numeral", int, float)
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Numeral]) -> list[Numeral]:
+    """``0.5,1,2``"""
+    try:
+        return [kind(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"{option} {text} should be numbers with commas between, such as 1,2,4") from None
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ SMOOTHING = 0.5  # α of the paper
 CRITICAL, AT_LEAST, AT_MOST, NOT_DECIDED = "critical", "at least", "at most", "not decided"
 
 
-class Pair(NamedTuple):
+class Contrast(NamedTuple):
     """A branch beside one of a smaller batch; over the orders. Not finite where one of them diverged."""
 
     smaller: float
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
         return self.excess + self.error * float(stdtrit(self.orders - 1, 1 - level))
 
 
-class Verdict(NamedTuple):
+class CriticalFactor(NamedTuple):
     """``factor`` is k*; None where it is not decided, and then lies within ``low`` and ``high``."""
 
     word: str
@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
     high: float
     above: float | None  # the next k of the grid above k*, where there is one
     excluded: float | None  # what k*, or else ``high``, loses against a smaller k is below this, at 95 %
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Contrast, ...]
 
     @property
     def drawn(self) -> float | None:
@@ -76,7 +76,9 @@ def smoothed(losses: Iterable[float], smoothing: float = SMOOTHING) -> float:
     return mean
 
 
-def verdict(losses: Mapping[float, Sequence[float]], tolerance: float = 0.0, gained: float | None = None) -> Verdict:
+def verdict(
+    losses: Mapping[float, Sequence[float]], tolerance: float = 0.0, gained: float | None = None
+) -> CriticalFactor:
     """``losses``: of each k, one of every order of the data; infinite for a branch that diverged.
 
     ``gained``: what the window gained at the run's batch; where no k loses, and as much could have been lost unseen,
@@ -88,7 +90,7 @@ def verdict(losses: Mapping[float, Sequence[float]], tolerance: float = 0.0, gai
     loser = min(losers, default=None)
     kept = [k for k in grid if loser is None or k < loser]
     if not kept:  # the smallest diverged
-        return Verdict(NOT_DECIDED, None, grid[0], grid[0], None, None, pairs)
+        return CriticalFactor(NOT_DECIDED, None, grid[0], grid[0], None, None, pairs)
     last = kept[-1]
     most = {k: _most(pairs, k, LEVEL / (len(grid) - 1)) for k in kept}  # that it may lose
     if tolerance > 0:
@@ -100,12 +102,12 @@ def verdict(losses: Mapping[float, Sequence[float]], tolerance: float = 0.0, gai
         low = grid[0] if gained is not None and most[last] >= max(gained, 0.0) else last
     excluded = most[last] if math.isfinite(most[last]) else None
     if low < last:
-        return Verdict(NOT_DECIDED, None, low, last, loser, excluded, pairs)
+        return CriticalFactor(NOT_DECIDED, None, low, last, loser, excluded, pairs)
     word = AT_LEAST if loser is None else AT_MOST if last == grid[0] else CRITICAL
-    return Verdict(word, last, last, last, loser, excluded, pairs)
+    return CriticalFactor(word, last, last, last, loser, excluded, pairs)
 
 
-def compared(losses: Mapping[float, Sequence[float]], tolerance: float = 0.0) -> tuple[Pair, ...]:
+def compared(losses: Mapping[float, Sequence[float]], tolerance: float = 0.0) -> tuple[Contrast, ...]:
     """All pairs of the grid, with what a paired test says of each, corrected for their number."""
     pairs = [_pair(losses, *both) for both in itertools.combinations(sorted(losses), 2)]
     single = [_p_of(pair, tolerance) for pair in pairs]
@@ -116,18 +118,18 @@ def compared(losses: Mapping[float, Sequence[float]], tolerance: float = 0.0) ->
     return tuple(pair._replace(p=corrected[number]) for number, pair in enumerate(pairs))
 
 
-def _pair(losses: Mapping[float, Sequence[float]], smaller: float, larger: float) -> Pair:
+def _pair(losses: Mapping[float, Sequence[float]], smaller: float, larger: float) -> Contrast:
     n = len(losses[larger])
     if _diverged(losses[smaller]) or _diverged(losses[larger]):
         excess = -math.inf if _diverged(losses[smaller]) else math.inf
-        return Pair(smaller, larger, excess, 0.0, n)
+        return Contrast(smaller, larger, excess, 0.0, n)
     differences = [b - a for a, b in zip(losses[smaller], losses[larger], strict=True)]
     mean = math.fsum(differences) / n
     spread = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
-    return Pair(smaller, larger, mean, spread / math.sqrt(n), n)
+    return Contrast(smaller, larger, mean, spread / math.sqrt(n), n)
 
 
-def _p_of(pair: Pair, tolerance: float) -> float:
+def _p_of(pair: Contrast, tolerance: float) -> float:
     """One-sided, that the mean excess is not above the tolerance."""
     beyond = pair.excess - tolerance
     if not pair.error:
@@ -135,7 +137,7 @@ def _p_of(pair: Pair, tolerance: float) -> float:
     return float(stdtr(pair.orders - 1, -beyond / pair.error))
 
 
-def _most(pairs: Iterable[Pair], k: float, level: float) -> float:
+def _most(pairs: Iterable[Contrast], k: float, level: float) -> float:
     """The most that k may lose against a smaller one; of the smallest, nothing is known and nothing counts."""
     return max((pair.high(level) for pair in pairs if pair.larger == k), default=-math.inf)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from largebatch.optimizers import HalfLife, Moments, Optimizer
 from largebatch.recipes.keys import Fraction
@@ -10,6 +10,8 @@ from largebatch.recipes.keys import Fraction
 
 class MomentsSection(Optimizer):
     """``beta2_half_life``: β2 holds at a batch, and forgets as much in as many examples at any other."""
+
+    LR_RULE: ClassVar[Literal["sqrt"]] = "sqrt"
 
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999

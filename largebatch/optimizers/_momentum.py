@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from largebatch.optimizers import AtTimm, Averaged, Optimizer
 from largebatch.recipes.keys import Fraction, Switch
@@ -13,6 +13,7 @@ class MomentumSection(Optimizer):
 
     STATES: ClassVar[int] = 1
     SHARD_SAFE: ClassVar[bool] = True
+    LR_RULE: ClassVar[Literal["linear"]] = "linear"
 
     momentum: Fraction = 0.9
     nesterov: Switch = False

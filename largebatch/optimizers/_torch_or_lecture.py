@@ -14,6 +14,7 @@ class TorchOrLectureSection(Optimizer):
     """torch's optimizer, or the lecture's formula: no bias correction and no eps."""
 
     SHARD_SAFE: ClassVar[bool] = True
+    LR_RULE: ClassVar[Literal["sqrt"]] = "sqrt"
     REFERENCE: ClassVar[dict[str, Any]] = {"variant": None}
 
     variant: Literal["torch", "lecture"] = "torch"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class LarsSection(Optimizer):
     STATES: ClassVar[int] = 1
     SHARD_SAFE: ClassVar[bool] = True
+    LR_RULE: ClassVar[Literal["linear"]] = "linear"
     REFERENCE: ClassVar[dict[str, Any]] = {
         "variant": "you2017", "nesterov": False, "momentum_correction": False, "max_trust_ratio": None,
     }  # fmt: skip

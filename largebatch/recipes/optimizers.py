@@ -71,6 +71,7 @@ class Optimizer(Section):
     FIXED: ClassVar[frozenset[str]] = frozenset(
         {"name", "variant", "skip_adaptation", "beta2_half_life"}
     )  # keys that no phase changes
+    LR_RULE: ClassVar[Literal["linear", "sqrt"] | None] = None  # how its lr follows the batch; None: nobody knows
     REFERENCE: ClassVar[dict[str, Any]] = {}  # key -> its value in MLPerf's reference; what is not listed may be any
 
     name: str

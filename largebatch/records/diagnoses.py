@@ -245,6 +245,86 @@ class PlateauRecord(DiagnosisRecord):
     checkpoint_step: Whole = None  # of the checkpoint that was looked at
 
 
+@dataclass(frozen=True, kw_only=True)
+class BranchRecord(DiagnosisRecord):
+    """One branch of a training, with the loss of every step: ``critical/step-N/WINDOW-RULE/kK-orderI.json``."""
+
+    kind: Name = "branch"
+    run: Text  # the recipe's name
+    step: Whole  # of the checkpoint
+    checkpoint: Text  # the SHA-256 of its manifest
+    factor: Number  # k: its batch over the run's
+    order: Whole  # of the data: 0 is the run's own
+    global_batch_size: Whole  # [examples]
+    micro_batch_size: Whole  # [examples]
+    lr: Amount  # of all of its steps
+    lr_rule: Text  # linear, sqrt or none
+    window: Whole  # [examples] trained on
+    losses: Sequence[Amount]  # of each step, before it; null: not finite
+    held_out_loss: Amount = None  # at the end, on what the run is evaluated on
+    seconds: Amount  # [s] of its steps
+
+    @property
+    def diverged(self) -> bool:
+        return None in self.losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorOutcome:
+    """All branches of one k at one checkpoint."""
+
+    factor: Number  # k
+    global_batch_size: Whole  # [examples]
+    lr: Amount
+    steps: Whole
+    losses: Sequence[Amount]  # what each order is judged by; null: it diverged
+    excess: Amount  # over the smaller k that it loses most against: the mean
+    excess_high: Amount  # [loss] which it is below, at 95 %
+    p: Amount  # that it is above the tolerance by chance, corrected for all pairs of the checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticalPoint:
+    """What was found at one checkpoint."""
+
+    step: Whole
+    examples_seen: Whole  # [examples] before it
+    global_batch_size: Whole  # [examples] B, of the run there
+    lr: Amount  # of the run there
+    verdict: Text  # critical, at least, at most, not decided
+    factor: Amount  # k*, the largest that loses nothing; null: not decided
+    factor_low: Amount  # where it is not decided, between which it lies
+    factor_high: Amount
+    critical_batch_size: Amount  # [examples] k*·B
+    drawn: Amount  # [examples] B times the geometric mean of k* and the next k above
+    excluded: Amount  # [loss] k* is not seen to lose, and loses less than this, at 95 %
+    gained: Amount  # [loss] what the window gains at the k next to 1
+    noise_scale: Amount  # [examples] at the same weights; null: not bounded, or not measured
+    noise_scale_low: Amount  # [examples] of its 95 % interval
+    noise_scale_high: Amount  # [examples] null: not bounded
+    branches: Sequence[Annotated[FactorOutcome, part(FactorOutcome)]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticalRecord(DiagnosisRecord):
+    """The critical batch at checkpoints of one run, by branches at multiples of its batch."""
+
+    kind: Name = "critical"
+    run: Text  # the recipe's name
+    title: Text  # for people
+    model: Text
+    data: Text
+    optimizer: Text
+    lr_rule: Text  # how the lr follows the batch: linear, sqrt or none
+    window: Whole  # [examples] that every branch is trained on
+    judged_by: Text  # last: the mean loss over the last part of the window; ema: the paper's average; held_out
+    last_part: Whole  # [examples] of the window, for last
+    tolerance: Number  # [loss] that is allowed
+    orders: Whole  # of the data, in each of which every k has a branch
+    points: Sequence[Annotated[CriticalPoint, part(CriticalPoint)]]
+
+
 DIAGNOSES: dict[str, type[DiagnosisRecord]] = {
-    record.kind: record for record in (NoiseRecord, SharpnessRecord, SpectrumRecord, PathRecord, PlateauRecord)
+    record.kind: record
+    for record in (NoiseRecord, SharpnessRecord, SpectrumRecord, PathRecord, PlateauRecord, CriticalRecord)
 }

@@ -88,6 +88,7 @@ DRAWINGS: dict[str, Draw] = {
     "spectrum": _from("spectrum_figure"),
     "path": _from("path_figure"),
     "plateau": _from("plateau_figure"),
+    "critical": _from("critical_figure"),
     "batch_time": _from("batch_time_figure"),
     "surface": _from("surface_figures"),
     "targets": _from("target_figure"),

@@ -1,8 +1,9 @@
 """What was measured on the weights that runs ended with, over seeds, as tables and sentences.
 
 Sharpness is metric 2.1 of Keskar et al. 2017 (arXiv:1609.04836) and SAM's rise of the loss (Foret et al. 2021,
-arXiv:2010.01412); the noise scale is McCandlish et al. 2018's (arXiv:1812.06162); the spectrum is the Hessian's; a
-plateau's cause comes with its evidence and advice.
+arXiv:2010.01412); the noise scale is McCandlish et al. 2018's (arXiv:1812.06162), the critical batch by branches is
+Merrill et al. 2025's (arXiv:2505.23971); the spectrum is the Hessian's; a plateau's cause comes with its evidence and
+advice.
 """
 
 import math
@@ -12,6 +13,8 @@ from typing import NamedTuple, TypeVar
 
 from largebatch.records.diagnoses import (
     CitedSharpness,
+    CriticalPoint,
+    CriticalRecord,
     DiagnosisRecord,
     Eigenvalue,
     NoiseRecord,
@@ -174,6 +177,56 @@ def interval_words(noise: Noise) -> str:
     return f"{_examples(noise.low)} to {_examples(noise.high)}"
 
 
+def critical_table(comparison: Comparison) -> TextTable | None:
+    """A line for each checkpoint of a run that was branched from."""
+    measured = [(run, one) for run in comparison.runs if (one := run.diagnosis(CriticalRecord))]
+    columns = (
+        Column("run", number=False),
+        Column("step"),
+        Column("batch"),
+        Column("critical batch", "examples", number=False),
+        Column("loses less than"),
+        Column("noise scale", "examples"),
+        Column("95\u00a0% interval", "examples"),
+    )
+    lines = [
+        TableLine(
+            f"critical-{place}-{point.step}",
+            (
+                facts.title or facts.run or run.name,
+                count(point.step),
+                count(point.global_batch_size),
+                critical_words(point),
+                ABSENT if point.excluded is None else plain(max(point.excluded, 0.0)),
+                ABSENT if point.noise_scale_low is None else noise_words(_noise_at(point)),
+                interval_words(_noise_at(point)),
+            ),
+        )
+        for place, (run, facts) in enumerate(measured)
+        for point in facts.points
+    ]
+    caption = (
+        "The largest multiple of the batch that loses nothing over a window of examples, by branches of the training"
+        " and paired tests over orders of the data (Merrill et al. 2025); what it may lose unseen, at 95\u00a0%;"
+        " and the noise scale at the same weights."
+    )
+    return TextTable(caption, columns, tuple(lines)) if lines else None
+
+
+def critical_words(point: CriticalPoint) -> str:
+    """``256``, ``at least 512``, ``not decided, 64 to 128``."""
+    size, examples = point.global_batch_size or 1, point.critical_batch_size
+    if examples is None:
+        low, high = (_examples(size * (factor or 1.0)) for factor in (point.factor_low, point.factor_high))
+        return f"not decided, {low} to {high}" if low != high else "not decided"
+    return f"{point.verdict} {_examples(examples)}" if point.verdict != "critical" else _examples(examples)
+
+
+def _noise_at(point: CriticalPoint) -> Noise:
+    high = math.inf if point.noise_scale_high is None else point.noise_scale_high
+    return Noise(point.noise_scale, point.noise_scale_low, high)
+
+
 def spectrum_table(comparison: Comparison) -> TextTable | None:
     rows = measured_rows(comparison, SpectrumRecord)
     if not rows:
@@ -218,7 +271,9 @@ def findings(comparison: Comparison) -> list[Finding]:
 
 
 def tables(comparison: Comparison) -> list[TextTable]:
-    made = (sharpness_table(comparison), noise_table(comparison), spectrum_table(comparison))
+    made = (
+        sharpness_table(comparison), noise_table(comparison), critical_table(comparison), spectrum_table(comparison)
+    )  # fmt: skip
     return [table for table in made if table is not None]
 
 

@@ -3,7 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from largebatch.report import noise_figure, path_figure, search_figure, sharpness_figure, spectrum_figure, svg
+from largebatch.report import (
+    critical_figure,
+    noise_figure,
+    path_figure,
+    search_figure,
+    sharpness_figure,
+    spectrum_figure,
+    svg,
+)
 from largebatch.report.batch_figures import score_by_batch
 from largebatch.report.frame import Picture
 from largebatch.report.geometry_figures import alignment, distance, noise_scale, relative_update
@@ -24,6 +32,7 @@ def pictures(comparison: Comparison) -> list[Picture]:
             *search_figure.pictures(comparison),
             *sharpness_figure.pictures(comparison),
             noise_figure.picture(comparison),
+            *critical_figure.pictures(comparison),
             spectrum_figure.picture(comparison),
             *path_figure.pictures(comparison),
         ]

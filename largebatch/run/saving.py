@@ -177,17 +177,11 @@ class Saves:
         if found is None:
             return Progress(), []
         state, self.last = of_today(found.state, self.plan), found.path
-        of_ranks, progress = state["ranks"], Progress(**state["progress"])
+        progress = Progress(**state["progress"])
         if progress.step > self.plan.steps:
             raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
-        self.engine.load(state)
-        randomness.restore([rank["random"] for rank in of_ranks], self.decided.seed, progress.step)
+        complaints = taken_up(self.job, self.parts, state, progress.step)
         self.measure.scores = state["scores"]
-        complaints = []
-        for name, part in self.parts.items():  # in the same order on all ranks: a part may communicate
-            if name in state["parts"]:
-                own = [rank["parts"].get(name, {}) for rank in of_ranks]
-                complaints.append(part.load(state["parts"][name], own))
         self.lost = checkpoint.step_of(found.path) - self.number(progress.step)
         changed += [
             f"{key.replace('_', ' ')} is {now}, it was {found.facts['machine'][key]}"
@@ -202,7 +196,7 @@ class Saves:
                 f"model.weights = {before['file']} is not the file any more that the run began with; it goes on from "
                 "its checkpoint"
             )
-        return progress, found.complaints + changed + [complaint for complaint in complaints if complaint]
+        return progress, found.complaints + changed + complaints
 
     def _same_data(self, before: contents.Digests | None) -> list[str]:
         """The data that there are become those of the run. Refused where they are not those of ``before``, unless the
@@ -249,6 +243,17 @@ class Saves:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def taken_up(job: Job, parts: Parts, state: State, step: int) -> list[str]:
+    """Weights, optimizer, random states and parts become those of ``state``; what parts complain of. Collective."""
+    of_ranks, complaints = state["ranks"], []
+    job.engine.load(state)
+    randomness.restore([rank["random"] for rank in of_ranks], job.decided.seed, step)
+    for name, part in parts.items():  # in the same order on all ranks: a part may communicate
+        if name in state["parts"]:
+            complaints.append(part.load(state["parts"][name], [rank["parts"].get(name, {}) for rank in of_ranks]))
+    return [complaint for complaint in complaints if complaint]
 
 
 def began_with(job: Job) -> dict[str, Any] | None:

@@ -50,9 +50,7 @@ def test_the_critical_batch_of_a_noisy_quadratic_is_found_at_the_rate_that_is_cl
     assert max(of_closed_form) == right
     losses = branches(lr, np.random.default_rng(1))
     for k in GRID[:-1]:
-        assert losses[k].mean() == pytest.approx(
-            expected(k, lr), abs=4.5 * losses[k].std() / math.sqrt(losses[k].size)
-        )
+        assert losses[k].mean() == pytest.approx(expected(k, lr), abs=4.5 * losses[k].std() / math.sqrt(losses[k].size))
     verdicts = [verdict({k: losses[k][n].tolist() for k in GRID}, tolerance) for n in range(REPETITIONS)]
     named = [one for one in verdicts if one.factor is not None]
     assert sum(one.factor != right for one in named) <= RATE

@@ -41,6 +41,27 @@ def measure(
     step: int | None = None,
     command: str = "",
 ) -> NoiseRecord:
+    """What :func:`at_weights` gives, kept in the run's folder. Collective."""
+    measured = at_weights(
+        directory, device, small=small, big=big, batches=batches, hessian=hessian, precision=precision, step=step,
+        command=command,
+    )  # fmt: skip
+    keep(directory, measured)
+    return measured
+
+
+def at_weights(
+    directory: Path,
+    device: torch.device,
+    *,
+    small: int | None = None,
+    big: int | None = None,
+    batches: int = 20,
+    hessian: bool = False,
+    precision: str = "fp32",
+    step: int | None = None,
+    command: str = "",
+) -> NoiseRecord:
     """Collective; the parts of a batch are divided among ranks."""
     run = opened(directory, device, precision, step, augmented=True)
     size, world = len(run.dataset.train), distributed.world_size()
@@ -58,7 +79,7 @@ def measure(
     )  # fmt: skip
     steps = list(squares_of(run, plan))
     found = of_steps(steps)
-    measured = NoiseRecord(
+    return NoiseRecord(
         **run.facts(command),
         small_batch_size=b,
         big_batch_size=big,
@@ -75,8 +96,6 @@ def measure(
         else None,
         squares=[[squares.small, squares.big] for squares in steps],
     )
-    keep(run.directory, measured)
-    return measured
 
 
 def squares_of(run: Opened, plan: batch.BatchPlan) -> Iterator[Squares]:
