@@ -86,9 +86,9 @@ _MODULES = {  # of parts by name, with ``register``; and the optimizers' algebra
 
 __all__ = [
     "BatchPlan", "Classification", "Dataset", "ExactSampler", "ExamplesLR", "Method", "Multilabel", "NoiseMeter",
-    "Optimizer", "Part", "Regression", "Result", "Run", "Score", "SeededDataset", "ShareSampler", "Task",
-    "UserError", "compare", "convert_batch_norm", "critical_batch", "data", "datasets", "decide", "evaluate", "exact_sums",
-    "load", "methods", "models", "optim", "optimizers", "recipe", "recompute_batch_norm", "schedule", "tasks", "train",
+    "Optimizer", "Part", "Regression", "Result", "Run", "Score", "SeededDataset", "ShareSampler", "Task", "UserError",
+    "compare", "convert_batch_norm", "critical_batch", "data", "datasets", "decide", "evaluate", "exact_sums", "load",
+    "methods", "models", "optim", "optimizers", "recipe", "recompute_batch_norm", "schedule", "tasks", "train",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from largebatch.machine import distributed
-from largebatch.studies.diagnose import noise, path, plateau, sharpness, spectrum
+from largebatch.studies.diagnose import critical, noise, path, plateau, sharpness, spectrum
 
 CPU = torch.device("cpu")
 MEASURES: dict[str, Callable[[dict[str, Path]], Any]] = {
@@ -32,3 +32,10 @@ def measure_all(runs: str) -> None:
     with distributed.group(CPU):
         for measure in MEASURES.values():
             measure(trained)
+
+
+def critical_of(run: str) -> None:
+    with distributed.group(CPU):
+        critical.measure(
+            Path(run), CPU, factors=(1, 2), steps=(6,), window=300, orders=2, judge="held_out", noise_scale=False
+        )

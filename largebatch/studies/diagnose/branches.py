@@ -97,7 +97,7 @@ class Trunk:
             "steps": self.step + branch.steps,
             "lr": {"base": branch.lr},
             "phases": [
-                {"steps": self.step},
+                {"steps": self.step, **_moments(self.run, self.global_batch_size)},
                 {"batch.global_batch_size": branch.global_batch_size, **_moments(self.run, branch.global_batch_size)},
             ],
         }
