@@ -215,7 +215,7 @@ def test_so_is_what_was_diagnosed():
     files = [REPOSITORY / "results" / f"{name}.json" for name in ("noise-mnist/at-the-end", "keskar-f1/path")]
     measured = [json.loads(file.read_text()) for file in files]
     measured += json.loads((REPOSITORY / "results" / "keskar-f1" / "sharpness.json").read_text())
-    for whole in (*measured, made_up.PLATEAU):
+    for whole in (*measured, made_up.PLATEAU, made_up.critical()):
         whole.pop("seed_of_run", None)  # not ours: added where they were gathered
         assert known(without_version(read(DIAGNOSES[whole["kind"]], whole, "x.json"))) == known(whole)
 

@@ -179,9 +179,8 @@ def interval_words(noise: Noise) -> str:
 
 def critical_table(comparison: Comparison) -> TextTable | None:
     """A line for each checkpoint of a run that was branched from."""
-    measured = [(run, one) for run in comparison.runs if (one := run.diagnosis(CriticalRecord))]
     columns = (
-        Column("run", number=False),
+        Column("recipe", number=False),
         Column("step"),
         Column("batch"),
         Column("critical batch", "examples", number=False),
@@ -191,9 +190,9 @@ def critical_table(comparison: Comparison) -> TextTable | None:
     )
     lines = [
         TableLine(
-            f"critical-{place}-{point.step}",
+            row.id,
             (
-                facts.title or facts.run or run.name,
+                row.label,
                 count(point.step),
                 count(point.global_batch_size),
                 critical_words(point),
@@ -202,7 +201,8 @@ def critical_table(comparison: Comparison) -> TextTable | None:
                 interval_words(_noise_at(point)),
             ),
         )
-        for place, (run, facts) in enumerate(measured)
+        for row, several in measured_rows(comparison, CriticalRecord)
+        for facts in several
         for point in facts.points
     ]
     caption = (

@@ -522,3 +522,22 @@ def test_an_optimizer_that_no_engine_may_cut_is_refused_there(tmp_path):
     run = lb.recipe(run_of(tmp_path / "run"), {"engine.name": "fsdp"})
     with pytest.raises(lb.UserError, match="is not known to give the same result"):
         lb.train(run, model=TwoInputs(), dataset=dataset_of(), optimizer=torch.optim.Adafactor)
+
+
+def test_the_critical_batch_of_parts_of_ones_own(tmp_path):
+    """A builder has to be told how its lr follows the batch; the module and the random states stay as they were."""
+    run = run_of(tmp_path / "run", lr={"base": 0.02}, checkpoint={"every_epochs": 1, "keep": {"last": 2}})
+    model, builder = TwoInputs(), functools.partial(torch.optim.SGD, momentum=0.9)
+    handed: dict[str, Any] = {"model": model, "dataset": dataset_of(), "optimizer": builder}
+    assert lb.train(run, **handed).status == "finished"
+    asked: dict[str, Any] = {"factors": (1, 2), "steps": (5,), "orders": 2, "window": 192}
+    before, states = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(lb.UserError, match="does not say how its lr follows the batch; state --lr-rule"):
+        lb.critical_batch(run, **handed, **asked)
+    record = lb.critical_batch(run, **handed, **asked, lr_rule="linear")
+    (point,) = record.points
+    assert (point.step, point.global_batch_size, record.model) == (5, 48, "own/TwoInputs")
+    assert [row.lr for row in point.branches] == [0.02, 0.04]
+    assert point.noise_scale_low is not None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(states[name], value) for name, value in model.state_dict().items())

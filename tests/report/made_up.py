@@ -88,3 +88,32 @@ PLATEAU = {
     "kind": "plateau", "verdict": "valley", "sentence": "the loss stands still while the steps swing",
     "evidence": ["the median cosine is −0.62"], "advice": ["lower lr.base"],
 }  # fmt: skip
+
+
+def critical(**changed):
+    """A checkpoint for each verdict."""
+    rows = (  # verdict, k*, its bounds, what is drawn, noise scale and its interval
+        ("at most", 0.5, 0.5, 0.5, 45.0, 20.0, 15.0, 30.0),
+        ("critical", 1.0, 1.0, 1.0, 90.5, 100.0, 80.0, None),
+        ("not decided", None, 1.0, 4.0, None, None, 300.0, None),
+        ("at least", 8.0, 8.0, 8.0, 512.0, None, None, None),
+    )
+    points = [
+        {
+            "step": 100 * place, "examples_seen": 6400 * place, "global_batch_size": 64, "lr": 0.1, "verdict": verdict,
+            "factor": factor, "factor_low": low, "factor_high": high,
+            "critical_batch_size": factor and 64 * factor, "drawn": drawn, "excluded": 0.0123 if factor else None,
+            "gained": 0.1, "noise_scale": scale, "noise_scale_low": scale_low, "noise_scale_high": scale_high,
+            "branches": [
+                {
+                    "factor": 1.0, "global_batch_size": 64, "lr": 0.1, "steps": 8, "losses": [1.0, None],
+                    "excess": None, "excess_high": None, "p": None,
+                }
+            ],
+        }
+        for place, (verdict, factor, low, high, drawn, scale, scale_low, scale_high) in enumerate(rows, start=1)
+    ]  # fmt: skip
+    return {
+        "kind": "critical", "title": SMALL, "lr_rule": "sqrt", "window": 512, "judged_by": "last", "last_part": 128,
+        "tolerance": 0.0, "orders": 5, "points": points,
+    } | changed  # fmt: skip

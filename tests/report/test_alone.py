@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from PIL import Image
-from report.made_up import PLATEAU, noise, path, sharpness, spectrum, target_row, targets
+from report.made_up import PLATEAU, critical, noise, path, sharpness, spectrum, target_row, targets
 
 from largebatch.errors import UserError
 from largebatch.report import svg
@@ -25,6 +25,9 @@ FACTS = {
     "path's line": path(curve=[]),
     "path that diverges": path(curve=[{"alpha": 0.0, "train_loss": 1.0}, {"alpha": 1.0, "train_loss": float("inf")}]),
     "plateau": PLATEAU | {"title": HOSTILE},
+    "critical": critical(title=HOSTILE),
+    "critical at one checkpoint": critical(points=critical()["points"][3:], tolerance=0.01),
+    "critical at none": critical(points=[]),
     "targets": targets(title=HOSTILE, target=HOSTILE, source=HOSTILE),
     "targets of rows": targets(
         *(target_row(f"row {n} {HOSTILE}", 300.0 * n, 9e4 + 7e3 * n) for n in range(1, 6)), epoch=None
@@ -58,7 +61,7 @@ def test_a_standalone_svg_is_whole(tmp_path, troubles, name):
 
 
 @pytest.mark.worlds
-@pytest.mark.parametrize("name", ["noise", "sharpness", "spectrum", "path", "plateau", "targets"])
+@pytest.mark.parametrize("name", ["noise", "sharpness", "spectrum", "path", "plateau", "critical", "targets"])
 def test_a_png_has_the_same_colours(tmp_path, name):
     file = tmp_path / "picture.png"
     write_picture(FACTS[name], file)
@@ -119,4 +122,6 @@ def test_a_mistake_is_one_sentence(tmp_path, facts, name, sentence):
 
 
 def test_every_kind_is_named():
-    assert list(DRAWINGS) == ["noise", "sharpness", "spectrum", "path", "plateau", "batch_time", "surface", "targets"]
+    assert list(DRAWINGS) == [
+        "noise", "sharpness", "spectrum", "path", "plateau", "critical", "batch_time", "surface", "targets",
+    ]  # fmt: skip

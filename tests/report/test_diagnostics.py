@@ -4,12 +4,12 @@ import json
 import re
 
 import pytest
-from report.made_up import LARGE, PLATEAU, SMALL, noise, path, sharpness, spectrum
+from report.made_up import LARGE, PLATEAU, SMALL, critical, noise, path, sharpness, spectrum
 
 from largebatch.errors import UserError
 from largebatch.report import summarize, write
 from largebatch.report.curves import interval_lines
-from largebatch.report.diagnostics import findings, noise_table, sharpness_table, spectrum_table
+from largebatch.report.diagnostics import critical_table, findings, noise_table, sharpness_table, spectrum_table
 from largebatch.report.geometry_figures import noise_scale
 from largebatch.report.svg import drawing
 
@@ -23,7 +23,7 @@ def comparison(tmp_path_factory, write_comparison):
     cited = {"published": [{"space": "full", "epsilon": 1e-3, "sharpness": 205.14, "std": 69.52, "source": "table 3"}]}
     measured = {
         "row-0/seed-0": [sharpness(1.0, 0.5, 0.001), spectrum(10.0), noise(200.0, 150.0, 300.0), path()],
-        "row-0/seed-1": [sharpness(2.0, 0.7, 0.003), spectrum(14.0), noise(220.0, 140.0, 280.0)],
+        "row-0/seed-1": [sharpness(2.0, 0.7, 0.003), spectrum(14.0), noise(220.0, 140.0, 280.0), critical()],
         "row-1/seed-0": [sharpness(100.0, 20.0, 0.1, **cited), spectrum(100.0), noise(2000.0, 900.0, None), path()],
         "row-1/seed-1": [sharpness(140.0, 40.0, 0.3, **cited), noise(2400.0, 1000.0, 9000.0), PLATEAU],
     }
@@ -70,11 +70,23 @@ def test_noise_and_spectrum_over_seeds(comparison):
     )
 
 
+def test_the_critical_batch_at_every_checkpoint_of_a_run(comparison):
+    lines = cells(critical_table(summarize(comparison)))
+    assert [line[:2] for line in lines] == [(SMALL, "100"), (SMALL, "200"), (SMALL, "300"), (SMALL, "400")]
+    assert [line[3] for line in lines] == ["at most 32", "64", "not decided, 64 to 256", "at least 512"]
+    assert [line[4] for line in lines] == ["0.0123", "0.0123", "–", "0.0123"]
+    assert [line[5:] for line in lines] == [
+        ("20", "15 to 30"), ("100", "above 80"), ("not bounded", "above 300"), ("–", "–"),
+    ]  # fmt: skip
+
+
 @pytest.mark.worlds
 def test_the_page_and_the_markdown_hold_every_number(comparison, page, troubles):
     markdown = (comparison / "report.md").read_text()
     assert "## Diagnostics" in markdown
-    for table in (make(summarize(comparison)) for make in (sharpness_table, noise_table, spectrum_table)):
+    for table in (
+        make(summarize(comparison)) for make in (sharpness_table, noise_table, critical_table, spectrum_table)
+    ):
         for line in table.lines:
             assert f"| {' | '.join(line.cells)} |".replace("|", "¦") in markdown.replace("|", "¦")
             assert all(f">{cell}<" in page for cell in line.cells[1:] if cell != "–")
@@ -94,7 +106,8 @@ def test_the_pictures_of_diagnostics(page):
     titles = re.findall(r"<strong>(.*?)</strong>", section.replace("\u00a0", " "))
     assert titles == [
         "Sharpness, full space, ε 0.001", "Sharpness, full space, ε 0.0005",
-        "Sharpness, 100 random directions, ε 0.001", "Noise scale at the end", "Spectrum of the Hessian",
+        "Sharpness, 100 random directions, ε 0.001", "Noise scale at the end", f"Critical batch: {SMALL}",
+        "Spectrum of the Hessian",
         "From Small batch to Large batch, on the straight line", "From Small batch to Large batch, on the curve",
     ], "a path that both of its runs keep is shown once"  # fmt: skip
     said = re.search(r'id="path-0-line-desc">([^<]*)', section)[1]

@@ -49,6 +49,7 @@ FACTS = [
     made_up.noise(10.0, 5.0, 20.0),
     made_up.path(),
     made_up.PLATEAU,
+    made_up.critical(),
 ]
 VALUES = [
     None, True, 0, -1, 1, 0.5, 1e308, -1e308, 1e-320, 10**30, 10**400,
