@@ -7,10 +7,11 @@
 
 They compare one branch with one. Here every k has a branch for each of n orders of the data, and d = L_k − L_j has n
 values, of the same order each: a one-sided paired t-test. k *loses* where mean d > ε is shown for some j < k, corrected
-by Holm 1979 for all pairs; k *keeps* where mean d < ε is shown for all of them (each at the level itself, an
-intersection of tests, corrected for how many k there are). Of each kind of statement at most 5 % of repetitions hold a
-wrong one. With ε = 0 nothing that is equal can be shown to keep: then k* is the last k before the first that loses, and
-decided if that one loses against k* itself.
+by Holm 1979 for all pairs. What lies beyond ε + |L_j| counts as that much: it is not above d, so what is shown of it
+holds for d, and branches that explode, each by another amount, do not hide in their own spread. k *keeps* where mean
+d < ε is shown for all j < k (each at the level itself, an intersection of tests, corrected for how many k there are).
+Of each kind of statement at most 5 % of repetitions hold a wrong one. With ε = 0 nothing that is equal can be shown to
+keep: then k* is the last k before the first that loses, and decided if that one loses against k* itself.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Contrast(NamedTuple):
     excess: float  # mean of L_larger − L_smaller
     error: float  # its standard error
     orders: int
-    p: float = 1.0  # that it is above the tolerance, corrected for all pairs
+    p: float  # of an excess above the tolerance by chance, corrected for all pairs
 
     @property
     def loses(self) -> bool:
@@ -109,32 +110,31 @@ def verdict(
 
 def compared(losses: Mapping[float, Sequence[float]], tolerance: float = 0.0) -> tuple[Contrast, ...]:
     """All pairs of the grid, with what a paired test says of each, corrected for their number."""
-    pairs = [_pair(losses, *both) for both in itertools.combinations(sorted(losses), 2)]
-    single = [_p_of(pair, tolerance) for pair in pairs]
-    corrected, running = dict[int, float](), 0.0
-    for place, number in enumerate(sorted(range(len(pairs)), key=single.__getitem__)):
-        running = max(running, min(1.0, (len(pairs) - place) * single[number]))
-        corrected[number] = running
-    return tuple(pair._replace(p=corrected[number]) for number, pair in enumerate(pairs))
+    pairs = [_contrast(losses, *both, tolerance) for both in itertools.combinations(sorted(losses), 2)]
+    corrected, running = list(pairs), 0.0
+    for place, number in enumerate(sorted(range(len(pairs)), key=lambda number: pairs[number].p)):
+        running = max(running, min(1.0, (len(pairs) - place) * pairs[number].p))
+        corrected[number] = pairs[number]._replace(p=running)
+    return tuple(corrected)
 
 
-def _pair(losses: Mapping[float, Sequence[float]], smaller: float, larger: float) -> Contrast:
-    n = len(losses[larger])
-    if _diverged(losses[smaller]) or _diverged(losses[larger]):
-        excess = -math.inf if _diverged(losses[smaller]) else math.inf
-        return Contrast(smaller, larger, excess, 0.0, n)
-    differences = [b - a for a, b in zip(losses[smaller], losses[larger], strict=True)]
-    mean = math.fsum(differences) / n
-    spread = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
-    return Contrast(smaller, larger, mean, spread / math.sqrt(n), n)
+def _contrast(losses: Mapping[float, Sequence[float]], smaller: float, larger: float, tolerance: float) -> Contrast:
+    """Its p is that of the pair alone."""
+    less, more, orders = losses[smaller], losses[larger], len(losses[larger])
+    if _diverged(less) or _diverged(more):
+        loses = not _diverged(less)
+        return Contrast(smaller, larger, math.inf if loses else -math.inf, 0.0, orders, 0.0 if loses else 1.0)
+    differences = [b - a for a, b in zip(less, more, strict=True)]
+    capped = [min(d, tolerance + abs(a)) for a, d in zip(less, differences, strict=True)]
+    (mean, error), (least, spread) = _mean(differences), _mean(capped)
+    p = float(stdtr(orders - 1, (tolerance - least) / spread)) if spread else float(least <= tolerance)
+    return Contrast(smaller, larger, mean, error, orders, p)
 
 
-def _p_of(pair: Contrast, tolerance: float) -> float:
-    """One-sided, that the mean excess is not above the tolerance."""
-    beyond = pair.excess - tolerance
-    if not pair.error:
-        return 0.0 if beyond > 0 else 1.0
-    return float(stdtr(pair.orders - 1, -beyond / pair.error))
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """And its standard error."""
+    mean = math.fsum(values) / len(values)
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
 def _most(pairs: Iterable[Contrast], k: float, level: float) -> float:

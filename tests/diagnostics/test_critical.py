@@ -101,6 +101,8 @@ LITTLE, LOSES = [x + d for x, d in zip(A, (0.01, -0.01, 0.005, -0.004), strict=T
         ({1: A, 2: LITTLE}, 0.0, -1.0, ("not decided", None, 1, 2, None)),
         ({1: A, 2: [0.0, 3.0, -1.0, 2.0], 4: LOSES}, 0.0, None, ("not decided", None, 1, 2, 4)),  # 4 may be 2's equal
         ({1: A, 2: A, 4: A}, 0.0, None, ("at least", 4, 4, 4, None)),
+        ({1: A, 2: LITTLE, 4: [3.0, 1e3, 7.0, 1e9]}, 0.0, None, ("critical", 2, 2, 2, 4)),  # exploded, by any amounts
+        ({1: A, 2: LITTLE, 4: [3.0, 1e3, 7.0, 1e9]}, 0.1, None, ("critical", 2, 2, 2, 4)),
         ({1: A, 2: LITTLE, 4: [1.0, INF, 1.0, 1.0]}, 0.0, None, ("critical", 2, 2, 2, 4)),
         ({1: A, 2: [INF] * 4, 4: LITTLE}, 0.0, None, ("at most", 1, 1, 1, 2)),
         ({1: [INF] * 4, 2: A}, 0.0, None, ("not decided", None, 1, 1, None)),
