@@ -213,6 +213,7 @@ def test_a_branch_that_diverges_loses(copy):
     )
 
 
+@pytest.mark.worlds
 def test_the_command_prints_and_leaves_numbers_and_a_picture(copy, tmp_path, monkeypatch, capsys):
     numbers = tmp_path / "numbers.json"
     words = ["diagnose", "critical", str(copy), "--factors", "1,2", "--steps", "6,12", "--window", "300"]

@@ -13,7 +13,7 @@ from largebatch.diagnostics.critical import compared, smoothed, verdict
 GRID = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 CURVATURES = np.array([1.0, 0.3, 0.1, 0.02])
 STEPS, NOISE, START = 64, 0.6, 2.0  # of the branch at k = 1; the noise is the std of its gradient
-REPETITIONS, ORDERS = 300, 12
+REPETITIONS, ORDERS = 200, 12
 RATE = 0.05 * REPETITIONS + 3 * math.sqrt(0.05 * 0.95 * REPETITIONS)  # what 5 % may come to
 INF = math.inf
 

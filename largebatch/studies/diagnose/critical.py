@@ -279,8 +279,8 @@ def _found(point: CriticalPoint) -> str:
     word = {critical.CRITICAL: "critical batch", critical.AT_LEAST: "critical batch at least"}
     said = f"{word.get(str(point.verdict), 'critical batch at most')} {point.critical_batch_size:,.0f}"
     said += f" (k = {point.factor:g}{f'; drawn at {point.drawn:,.0f}' if point.verdict == critical.CRITICAL else ''})"
-    if point.excluded is not None:
-        said += f"; what it loses against a smaller one is below {max(point.excluded, 0.0):.2g}"
+    if point.excluded is not None and point.excluded > 0:
+        said += f"; what it loses against a smaller one is below {point.excluded:.2g}"
     return said
 
 
