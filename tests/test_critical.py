@@ -45,6 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "adamw": {
         "optimizer": {"name": "adamw", "beta2_half_life": {"reference_batch_size": 25}}, "lr": {"base": 0.01},
         "ema": {"decay": 0.9}, "record": {"directions_every_steps": 2},
+        "evaluate": {"every_epochs": 0.1, "stop_at": {"score": 100}},
+        "search": {"lr.warmup.epochs": {"linear": [0, 1]}},
     },
     "adam_sqrt": {
         "optimizer": {"name": "adamw"},

@@ -89,7 +89,7 @@ class Trunk:
         """Its two phases; what only looks on is left out."""
         written = self.run.as_set()
         looking_on = [method.KEY for method in self.run.methods.values() if not method.CHANGES]
-        for key in ("epochs", "expect", "record", "engine.cuda_graphs", *looking_on):
+        for key in ("epochs", "expect", "record", "search", "engine.cuda_graphs", *looking_on):
             _without(written, key)
         seed = self.run.seed if not branch.order else (self.run.seed ^ OTHER_ORDERS) + branch.order
         written |= {
