@@ -62,6 +62,7 @@ def run(
     study = files.load(file)
     folder = StudyFolder(out or Path("studies") / study.name)
     folder.begin(study, file.resolve().parent)
+    folder.check()
     if workers > 1:
         import torch
 

@@ -35,8 +35,7 @@ from largebatch.run.train import Result, science_of_file, train
 from largebatch.studies.rows import ComparedRecipe, rows_of
 from largebatch.studies.search.of_row import RowSearch, judged, of_trial, settings
 from largebatch.studies.search.rounds import edges, rounds
-from largebatch.studies.search.space import Values
-from largebatch.studies.search.trial import Trial, best
+from largebatch.studies.search.trial import Trial, best, worth_of
 from largebatch.terminal.console import Console, tell
 
 
@@ -200,10 +199,12 @@ def searched(
     tried: list[TrialRecord] = []
     for one in rounds(search.plan, trials):
         for number, values in enumerate(one.values, start=one.first):
-            folder, status, reached = out / row.id / names.SEARCH / f"trial-{number:02}", "failed", None
+            folder, status, reached, worth = out / row.id / names.SEARCH / f"trial-{number:02}", "failed", None, None
             if search.takes(values):
-                status, reached = measured(row, values, tuning, folder, command, console)
-            trials[number] = Trial(values, None if reached is None else (score.worth(reached),))
+                result = run_once(row, of_trial(row, values, tuning), folder, command, console)
+                status, reached = result.status, result.reached
+                worth = result.record and worth_of(result.record, score)
+            trials[number] = Trial(values, worth)
             tried.append(TrialRecord(values=values, round=one.number, numbers={score.key: reached}, status=status))
     chosen = best(list(trials.values()))
     return SearchRecord(
@@ -216,14 +217,6 @@ def searched(
         at_edge=edges(search.plan.space, list(trials.values())),
         trials=tried,
     )
-
-
-def measured(
-    row: ComparedRecipe, values: Values, tuning: Tuning, directory: Path, command: str, console: rich.console.Console
-) -> tuple[str, float | None]:
-    """A trial's status, and its score on the held-out examples."""
-    result = run_once(row, of_trial(values, tuning), directory, command, console)
-    return result.status, result.reached
 
 
 def run_once(

@@ -16,6 +16,7 @@ from largebatch.studies.search.rounds import SearchPlan
 from largebatch.studies.search.space import Space, Values
 
 LR = "lr.base"
+QUIET = ("evaluate.train=false", "record.tensorboard=false", "checkpoint.keep=1")
 TIMES = 8.0  # --tune lr looks so many times below and above the recipe's own
 
 
@@ -82,14 +83,7 @@ def judged(tuning: Tuning) -> tuple[str, ...]:
     return (f"data.hold_out={tuning.hold_out}",)
 
 
-def of_trial(values: Values, tuning: Tuning) -> tuple[str, ...]:
-    """What a trial changes of the recipe."""
-    return (
-        *settings(values),
-        *judged(tuning),
-        f"seed={tuning.seed}",
-        "evaluate.train=false",
-        "evaluate.every_epochs=1000000",
-        "record.tensorboard=false",
-        "checkpoint.keep=1",
-    )
+def of_trial(row: ComparedRecipe, values: Values, tuning: Tuning) -> tuple[str, ...]:
+    """What a trial changes of the recipe; one with a target is evaluated as the recipe is."""
+    only_at_the_end = () if "target" in row.run().methods else ("evaluate.every_epochs=1000000",)
+    return (*settings(values), *judged(tuning), f"seed={tuning.seed}", *only_at_the_end, *QUIET)

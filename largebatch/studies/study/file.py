@@ -58,8 +58,8 @@ class StudyFile(Section):
     """Recipes × batches, each searched by as many trials and run at as many seeds, all with the same budget."""
 
     name: str
-    recipes: Annotated[tuple[Annotated[StudyRecipe, BeforeValidator(a_recipe)], ...], Field(min_length=1)]
-    batches: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    recipes: tuple[Annotated[StudyRecipe, BeforeValidator(a_recipe)], ...]
+    batches: tuple[PositiveInt, ...]
     target: StudyTarget
     epochs: PositiveFloat
     every_epochs: PositiveFloat
@@ -80,8 +80,8 @@ class StudyFile(Section):
     @pydantic.field_validator("batches")
     @classmethod
     def ascending(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
-        if list(batches) != sorted(set(batches)):
-            raise ValueError(f"batches = {list(batches)} must ascend")
+        if not batches or list(batches) != sorted(set(batches)):
+            raise ValueError(f"batches = {list(batches)} must be sizes that ascend")
         return batches
 
     @pydantic.field_validator("sampler")
@@ -94,6 +94,8 @@ class StudyFile(Section):
     @pydantic.model_validator(mode="after")
     def rows_have_names(self) -> StudyFile:
         names = [recipe.name for recipe in self.recipes]
+        if not names:
+            raise ValueError("recipes = [] should name at least one")
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two recipes would be called {sorted(twice)[0]}; give one an id")
         return self

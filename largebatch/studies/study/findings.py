@@ -17,6 +17,7 @@ import rich.table
 
 from largebatch.records.curves import CurveToTarget, TargetsRecord
 from largebatch.records.facts import write_json
+from largebatch.records.files import write_text
 from largebatch.records.run import ResultRecord
 from largebatch.records.typed import content, finite
 from largebatch.report.alone import write_picture
@@ -83,22 +84,20 @@ def run_of(seed: int, result: ResultRecord) -> TargetRun | None:
 
 def write(folder: StudyFolder, command: str, console: rich.console.Console) -> None:
     """Files, and the same on the console."""
-    study, found = folder.study, findings_of(folder)
-    facts = record_of(folder, study, found, command)
+    study, rows = folder.study, findings_of(folder)
+    facts = record_of(folder, study, rows, command)
     if facts is not None:
         write_json(folder.out / CURVES, content(facts))
         write_picture(content(facts), folder.out / PICTURE)
-    page(study, facts, found, console)
+    page(study, facts, rows, console)
     text = io.StringIO()
-    page(study, facts, found, rich.console.Console(file=text, width=120))
-    (folder.out / PAGE).write_text(f"# {study.name}\n\n```\n{text.getvalue()}```\n", encoding="utf-8")
+    page(study, facts, rows, rich.console.Console(file=text, width=120))
+    write_text(folder.out / PAGE, f"# {study.name}\n\n```\n{text.getvalue()}```\n")
 
 
-def record_of(
-    folder: StudyFolder, study: StudyFile, found: Sequence[RowFindings], command: str
-) -> TargetsRecord | None:
+def record_of(folder: StudyFolder, study: StudyFile, rows: Sequence[RowFindings], command: str) -> TargetsRecord | None:
     """None where no run of any row ended."""
-    curves = [shown.curve_record(row.curve) for row in found if row.curve is not None]
+    curves = [shown.curve_record(row.curve) for row in rows if row.curve is not None]
     if not curves:
         return None
     cell = folder.cells()[0]
@@ -116,13 +115,13 @@ def record_of(
 
 
 def page(
-    study: StudyFile, facts: TargetsRecord | None, found: Sequence[RowFindings], console: rich.console.Console
+    study: StudyFile, facts: TargetsRecord | None, rows: Sequence[RowFindings], console: rich.console.Console
 ) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False)
 
     by_label = {curve.label: curve for curve in facts.curves} if facts else {}
-    for row in found:
+    for row in rows:
         curve = by_label.get(row.label)
         if facts is not None and curve is not None:
             console.print(shown.table(dataclasses.replace(facts, title=row.label), curve))
@@ -132,7 +131,7 @@ def page(
         for sentence in (*rules(row), *unplaced(row, curve)):
             say(sentence)
         say("")
-    for sentence in compared(study, found):
+    for sentence in compared(study, rows):
         say(sentence)
 
 
@@ -196,9 +195,9 @@ def unplaced(row: RowFindings, curve: CurveToTarget | None) -> Iterator[str]:
         yield f"at batch {listing(missing)} no run reached the target: the study cannot place this row there"
 
 
-def compared(study: StudyFile, found: Sequence[RowFindings]) -> Iterator[str]:
+def compared(study: StudyFile, rows: Sequence[RowFindings]) -> Iterator[str]:
     """Every two rows; "not decided" where the test does not."""
-    curves = [row.curve for row in found if row.curve is not None]
+    curves = [row.curve for row in rows if row.curve is not None]
     if len(curves) < 2:
         return
     whole = study.seeds < MANY_STATEMENTS

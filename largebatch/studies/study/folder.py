@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError
-from largebatch.recipes import config
+from largebatch.machine import distributed
+from largebatch.recipes import config, refusals
+from largebatch.recipes.decide import decide, precision_of
 from largebatch.records.comparison import Tuning
 from largebatch.records.facts import write_json
 from largebatch.records.run import ResultRecord
 from largebatch.run import record
 from largebatch.run.assemble import dataset_of
 from largebatch.studies.rows import ComparedRecipe
+from largebatch.studies.search.of_row import judged
 from largebatch.studies.study import file as files
 from largebatch.studies.study.file import StudyFile
 from largebatch.studies.study.jobs import Cell, Outcomes
@@ -122,6 +125,17 @@ class StudyFolder:
                 tuning = Tuning(study.trials, hold_out, space="search" if search else "lr", sampler=study.sampler)
                 cells.append(Cell(row.name, batch, recipe, tuning, tuple(facts["added_trials"]), study.seeds))
         return cells
+
+    def check(self) -> None:
+        """Find the mistakes of every recipe at every batch before the first run."""
+        device = distributed.choose_device("auto")
+        for cell in self.cells():
+            run = cell.recipe.run(*judged(cell.tuning))
+            refusals.check(run, precision_of(run.precision, device.type))
+            for sentence in (told for method in run.methods.values() for told in method.check_score(cell.score)):
+                raise UserError(sentence)
+            decide(run, cell.looked_at[0], distributed.world_size(), device.type)
+            cell.search  # noqa: B018, refuses a space that contradicts the recipe
 
     def outcomes(self, cells: list[Cell]) -> Outcomes:
         """Of all runs that ended; those that were stopped go on."""

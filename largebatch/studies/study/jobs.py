@@ -21,10 +21,10 @@ from largebatch.records.comparison import Tuning
 from largebatch.records.run import ResultRecord
 from largebatch.run.assemble import data_facts, dataset_of, task_of
 from largebatch.studies.rows import ComparedRecipe
-from largebatch.studies.search.of_row import RowSearch, judged, settings
+from largebatch.studies.search.of_row import QUIET, RowSearch, judged, settings
 from largebatch.studies.search.rounds import Round, rounds
 from largebatch.studies.search.space import Values
-from largebatch.studies.search.trial import Trial, best
+from largebatch.studies.search.trial import Trial, best, worth_of
 
 PATIENT = 1.25
 
@@ -32,7 +32,7 @@ Outcomes = Mapping[str, ResultRecord]  # of runs that ended, by their folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """A run: its folder below the study's, and what is laid over the cell's recipe."""
 
     folder: str
@@ -67,6 +67,11 @@ class Cell:
     def search(self) -> RowSearch:
         return RowSearch(self.recipe, self.tuning, self.looked_at[0], self.added)
 
+    @functools.cached_property
+    def known(self) -> dict[frozenset[int], dict[int, Trial]]:
+        """What :func:`tried` found, by the trials that had ended."""
+        return {}
+
     @property
     def trials(self) -> int:
         return self.tuning.trials + sum(self.added)
@@ -93,47 +98,45 @@ def _looked_at(run: config.Run) -> tuple[DataFacts, Score]:
 
 def tried(cell: Cell, outcomes: Outcomes) -> dict[int, Trial]:
     """The trials that ended, by number, and those that the recipe cannot take."""
+    results = {
+        number: result
+        for number in range(cell.trials)
+        if (result := outcomes.get(cell.trial_folder(number))) is not None
+    }
+    ended = frozenset(results)
+    if ended not in cell.known:
+        cell.known.clear()
+        cell.known[ended] = _tried(cell, results)
+    return cell.known[ended]
+
+
+def _tried(cell: Cell, results: Mapping[int, ResultRecord]) -> dict[int, Trial]:
     trials: dict[int, Trial] = {}
     while True:
         before = len(trials)
         for one in rounds(cell.search.plan, trials):
             for number, values in enumerate(one.values, start=one.first):
-                if number in trials:
-                    continue
-                if (result := outcomes.get(cell.trial_folder(number))) is not None:
-                    trials[number] = Trial(values, worth(result, cell.score))
-                elif not cell.search.takes(values):
+                if number in results:
+                    trials[number] = Trial(values, worth_of(results[number], cell.score))
+                elif number not in trials and not cell.search.takes(values):
                     trials[number] = Trial(values, None)
         if len(trials) == before:
             return trials
 
 
-def worth(result: ResultRecord, score: Score) -> tuple[float, ...] | None:
-    """More is better: (1, −examples to the target), or (0, the best score short of it)."""
-    target = result.target
-    if result.status != "finished" or target is None:
-        return None
-    if target.interpolated is not None:
-        return 1.0, -target.interpolated.examples
-    return None if target.best is None else (0.0, score.worth(target.best))
-
-
-def due(cell: Cell, outcomes: Outcomes) -> Iterator[Job]:
+def due(cell: Cell, outcomes: Outcomes) -> Iterator[PlannedRun]:
     """What can be made now; nothing where all is made, or waits for runs that others make."""
     trials = tried(cell, outcomes)
     for one in rounds(cell.search.plan, trials):
         for number, values in enumerate(one.values, start=one.first):
             if number not in trials:
-                yield Job(cell.trial_folder(number), of_trial(cell, values, one, trials))
+                yield PlannedRun(cell.trial_folder(number), of_trial(cell, values, one, trials))
     if len(trials) < cell.trials:
         return
     if (chosen := best([trials[number] for number in sorted(trials)])) is not None:
         for seed in range(cell.seeds):
             if cell.seed_folder(seed) not in outcomes:
-                yield Job(cell.seed_folder(seed), (*settings(chosen.values), f"seed={seed}", *QUIET))
-
-
-QUIET = ("evaluate.train=false", "record.tensorboard=false", "checkpoint.keep=1")
+                yield PlannedRun(cell.seed_folder(seed), (*settings(chosen.values), f"seed={seed}", *QUIET))
 
 
 def of_trial(cell: Cell, values: Values, one: Round, trials: Mapping[int, Trial]) -> tuple[str, ...]:

@@ -25,11 +25,11 @@ WAIT = 0.5  # [s] between two looks at a folder where others are at work
 
 def work(folder: StudyFolder, command: str, console: rich.console.Console) -> None:
     """To the end of the study. Raises compare.Interrupted where a signal stopped a run."""
-    told: set[str] = set()
+    said: set[str] = set()
     while True:
         cells = folder.cells()
         outcomes = folder.outcomes(cells)
-        tell_unreached(folder, cells, outcomes, told, console)
+        tell_unreached(folder, cells, outcomes, said, console)
         if not any(left(cell, outcomes) for cell in cells):
             return
         if not make_one(folder, cells, outcomes, command, console):
@@ -50,7 +50,7 @@ def make_one(
 
 
 def tell_unreached(
-    folder: StudyFolder, cells: list[Cell], outcomes: Outcomes, told: set[str], console: rich.console.Console
+    folder: StudyFolder, cells: list[Cell], outcomes: Outcomes, said: set[str], console: rich.console.Console
 ) -> None:
     """Early: a target that no trial of a cell's first round reached may be out of reach."""
     target = folder.study.target.score
@@ -58,9 +58,9 @@ def tell_unreached(
         trials = tried(cell, outcomes)
         first = (cell.tuning.trials + 1) // 2
         short = [trial.worth for trial in trials.values() if trial.worth is not None]
-        if cell.folder in told or len(trials) < first or any(worth[0] for worth in short):
+        if cell.folder in said or len(trials) < first or any(worth[0] for worth in short):
             continue
-        told.add(cell.folder)
+        said.add(cell.folder)
         best = (
             f"the best came to {cell.score.of(max(short)[1] * (1 if cell.score.more_is_better else -1))}"
             if short
