@@ -40,16 +40,19 @@ def _picture(comparison: Comparison, searched: Searched, key: str, name: str) ->
         for row, trials in searched
         if (good := [(x, y) for x, y in trials if y is not None])
     }
-    sentences = [f"A ring marks the {key} of the trial that was chosen."] + (
-        focus(axes, shown, held_out, ends=False, room=0.6) if shown else []
-    )
+    several = any(row.search and len(row.search.space) > 1 for row, _ in searched)
+    sentences = [f"A ring marks the {key} of the trial that was chosen."]
+    if shown and not several:
+        sentences += focus(axes, shown, held_out, ends=False, room=0.6)
     for place, (row, trials) in enumerate(searched):
         look, alone = style[row.id], row.search is not None and len(row.search.space) == 1
         for line in shown.get(row.label, []):
-            axes.plot(
+            (drawn,) = axes.plot(
                 line.x, line.y, color=look.colour, dashes=look.dashes or (None, None), marker=look.marker,
-                markersize=6.5, markeredgecolor=svg.PAGE, markeredgewidth=0.8, linestyle="-" if alone else "none",
+                markersize=6.5, markeredgecolor=svg.PAGE, markeredgewidth=0.8,
             )  # fmt: skip
+            if not alone:
+                drawn.set_linestyle("none")
         best = row.search and _mark((row.search.chosen or {}).get(key), scale)
         _ring(axes, trials, best, row, look.colour)
         _crosses(axes, trials, worst_end(held_out, 0.03 + place * min(0.04, 0.25 / len(searched))), look.colour)
@@ -60,7 +63,7 @@ def _picture(comparison: Comparison, searched: Searched, key: str, name: str) ->
         sentences.append(
             f"Crosses at the {end} are trials that failed ({failed}), from {inward} in the order of the rows."
         )
-    if any(row.search and len(row.search.space) > 1 for row, _ in searched):
+    if several:
         sentences.append("The trials differ in the other keys, too.")
     title = f"Search: {key}"
     described = "; ".join(
