@@ -91,8 +91,8 @@ def test_mistakes_are_one_sentence(ask, tmp_path):
     (tmp_path / "taken").write_text("")
     (tmp_path / "own.yaml").write_text(OWN)
     for arguments, said in {
-        ("study.yaml",): "study study.yaml is not known; valid: show",
-        ("shwo",): "study shwo is not known; did you mean show?",
+        ("study.yaml",): "study study.yaml is neither a file nor known; valid: add, run, show, status",
+        ("shwo",): "study shwo is neither a file nor known; did you mean show?",
         ("show", "mlperf/resnet"): "did you mean mlperf/resnet50?",
         ("show", "mlperf/bert", "mlperf/flux1", "--json", "x.json"): "--json x.json takes one name",
         ("show", "mlperf/bert", "--json", "none/x.json"): "the folder none does not exist",
