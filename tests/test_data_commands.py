@@ -46,7 +46,7 @@ def test_pack_show_and_verify(images, tmp_path):
     decided, packed, *notes = ended.stdout.splitlines()
     assert decided == (
         f"{images} (image folder): 12 train and 2 test images of 2 classes -> {tmp_path}/pack: 24 × 24 pixels, 0.00 GB "
-        "in 2 files, 1 processes"
+        "in 2 files, 1 process"
     )
     short = "12 train and 2 test images of 2 classes, of 24 × 24 pixels, 0.00 GB in 6 files"
     assert packed.startswith(f"{tmp_path}/pack: {short}, ")
@@ -92,6 +92,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(images, tmp_path):
     cases = [
         (("verify", root), f"the checksum of {root}/train-00000.npy does not fit: its bytes changed; "),
         (("show", tmp_path), f"{tmp_path} is not a pack: it has no pack.json"),
+        (("verify", root / "pack.json"), f"{root}/pack.json is a file; valid: the folder of a pack"),
         (
             ("pack", images, tmp_path / "new", "--size", 64),
             "--size 64 is larger than the short side of 12 of 12 images looked at, as of ",
@@ -139,7 +140,7 @@ def test_text_is_tokenized_shown_and_verified(tmp_path):
     training, decided, made = ended.stdout.splitlines()
     assert training == "training a vocabulary of 100 tokens on all of it, without what is held out"
     size = source.stat().st_size / 1e6
-    assert decided == f"{source} (plain text): 1 file, {size:.1f} MB -> {dest}: 1 shards, 0 processes"
+    assert decided == f"{source} (plain text): 1 file, {size:.1f} MB -> {dest}: 1 shard, in this process"
     facts = read_facts(dest)
     train, test = facts.parts["train"], facts.parts["test"]
     short = (

@@ -120,6 +120,11 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def in_words(count: int) -> str:
+    """``2 processes``; 0 is the one that asks."""
+    return "in this process" if count == 0 else f"{count} process{'es' if count > 1 else ''}"
+
+
 def begin_worker(worker: int | None = None) -> None:
     """In a worker, before anything else."""
     os.setpgid(0, 0)

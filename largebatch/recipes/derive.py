@@ -318,6 +318,8 @@ def sides_of(run: config.Run) -> tuple[tuple[int, ...], int] | None:
 def lengths_of(run: config.Run) -> tuple[tuple[int, ...], int] | None:
     """The length of the training sequences in each phase, and that of tests; None where nothing is said."""
     lengths = tuple(laid.data.length for laid in config.of_phases(run) if laid.data.length is not None)
+    if not lengths and run.data.evaluate_length is not None:
+        raise UserError(f"data.evaluate_length = {run.data.evaluate_length} stands beside no data.length; set both")
     return (lengths, run.data.evaluate_length or lengths[-1]) if lengths else None
 
 

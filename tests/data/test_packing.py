@@ -165,7 +165,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(image_root
     said: list[str] = []
     counted: list[tuple[int, int]] = []
     packed(image_root, dest, per_file=3, say=said.append, report=lambda *n: counted.append(n))
-    assert "in 12 files (11 are there), 1 processes" in said[0]
+    assert "in 12 files (11 are there), 1 process" in said[0]
     assert counted[-1] == (32, 32)
     assert min(counted)[0] >= 29, "what was made is counted"
     assert contents(dest) == contents(tmp_path / "undisturbed")

@@ -19,6 +19,8 @@ from largebatch.errors import LocalError, UserError
 from largebatch.plan import batch, phases
 from largebatch.plan.batch import MicroBatch
 from largebatch.plan.order import KeyedOrder, epoch_order
+from largebatch.recipes import config
+from largebatch.recipes.derive import lengths_of
 
 CPU = Placement(torch.device("cpu"))
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
@@ -289,6 +291,12 @@ def test_a_random_second_is_from_another_document(folder):
 def test_what_cannot_be_read_is_one_sentence(folder, asked, words):
     with pytest.raises(UserError, match=words):
         opened(**{"folder": folder, **asked}) if "root" not in asked else built(Asked("text", **asked))
+
+
+def test_a_length_of_evaluations_alone_is_refused(recipe):
+    run = config.load(recipe(data={"name": "text", "evaluate_length": 64}))
+    with pytest.raises(UserError, match=r"data\.evaluate_length = 64 stands beside no data\.length; set both"):
+        lengths_of(run)
 
 
 def test_keys_of_text_are_refused_elsewhere():

@@ -68,7 +68,7 @@ def test_the_same_weights_however_it_is_cut(tmp_path, precision, optimizer):
 def test_another_world_goes_on_where_one_ended(tmp_path):
     """Two ranks are killed in the first phase, three go on over its edge and are killed in the second, one ends it."""
     whole, folder = trained(tmp_path / "whole", 1), tmp_path / "by turns"
-    often = {"checkpoint": {"every_epochs": 0.01, "keep": 50}}
+    often = {"checkpoint": {"every_epochs": 0.01, "keep": 50, "asynchronous": False}}  # each is there when they die
     for ranks, nth in ((2, 7), (3, 9)):
         path = recipe(folder, **often)
         started = pool.start_ranks(ranks, "worlds.kills:killed", "between a gradient and its step", nth, path)

@@ -100,6 +100,8 @@ def read_record(root: Path, kind: type[Kind], form: str, version: int, command: 
             raise UserError(f"{root} is a pack that is not finished; run its `largebatch {command}` again") from None
         raise UserError(f"{root} is not a pack: it has no {MANIFEST}") from None
     except OSError as reason:
+        if path.parent.is_file():
+            raise UserError(f"{path.parent} is a file; valid: the folder of a pack") from None
         raise UserError(f"{path} cannot be read: {reason.strerror}") from None
     try:
         facts = checked_facts(content, str(path))

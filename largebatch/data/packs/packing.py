@@ -34,6 +34,7 @@ from largebatch.data.packs.origins import Origins, mean_bytes
 from largebatch.data.packs.progress import MakingProgress, begun_in
 from largebatch.data.packs.writing import PlannedFile, Work, WrittenFile, refusal
 from largebatch.data.passed_over import told_of
+from largebatch.data.processes import in_words as processes_in_words
 from largebatch.data.processes import processors
 from largebatch.errors import UserError
 from largebatch.records.files import sha256_of, whole
@@ -147,7 +148,7 @@ def _decision(
     there = f" ({len(jobs) - len(missing)} are there)" if len(missing) < len(jobs) else ""
     return (
         f"{source.given} ({source.kind}): {images} images of {len(source.classes):,} classes -> {dest}: {_form(size)}"
-        f"{gigabytes} in {len(jobs)} files{there}, {count} processes"
+        f"{gigabytes} in {len(jobs)} files{there}, {processes_in_words(count)}"
     )
 
 

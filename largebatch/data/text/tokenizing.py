@@ -23,6 +23,7 @@ import largebatch
 from largebatch.data.packs import making
 from largebatch.data.packs.manifest import MANIFEST
 from largebatch.data.packs.progress import MakingProgress, begun_in
+from largebatch.data.processes import in_words as processes_in_words
 from largebatch.data.processes import processors
 from largebatch.data.text import reading, shards, wordpiece
 from largebatch.data.text.pack import (
@@ -200,7 +201,8 @@ def _decision(
     passed = f"; passed over {source.passed_over}" if source.passed_over else ""
     return (
         f"{source.given} ({source.kind}): {files}, {source.bytes / 1e6:,.1f} MB -> {dest}: "
-        f"{len(planned)} shards{there}, {count} processes{passed}"
+        f"{len(planned):,} {'shard' if len(planned) == 1 else 'shards'}{there}, "
+        f"{processes_in_words(count)}{passed}"
     )
 
 
