@@ -21,9 +21,10 @@ from largebatch.records.run import ResultRecord
 from largebatch.records.target import AtScore, TargetRecord
 from largebatch.records.typed import made
 from largebatch.studies.study import file as files
-from largebatch.studies.study import findings, status
+from largebatch.studies.study import findings, status, work
 from largebatch.studies.study.folder import StudyFolder
 from largebatch.studies.study.jobs import Cell, due, given_up_after, left, tried
+from largebatch.terminal.console import Console
 
 SEARCH = {"lr.base": {"log": [0.02, 2]}, "optimizer.momentum": {"one_minus_log": [0.5, 0.95]}}
 STUDY: dict[str, Any] = {
@@ -229,6 +230,13 @@ def test_what_comes_out_of_runs_that_obey_a_law(study, tmp_path, monkeypatch):
     assert said[0].startswith("best lr.base along the batch: ")
     assert any("one needs 0.5" in line and "at batch 25" in line for line in said)
     assert status.sentences(folder)[0] == f"{len(outcomes)} runs are done, 0 running, 0 left with those"
+
+
+def test_ranks_of_a_launcher_are_no_workers(study, tmp_path, monkeypatch):
+    folder = begun(study(), tmp_path / "out")
+    monkeypatch.setattr(work.distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="here are 2 ranks; valid: --workers 2"):
+        work.work(folder, "", Console(quiet=True))
 
 
 def curves(out: Path) -> Any:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +69,7 @@ def run(
 
         from largebatch.studies.study.work import work_beside
 
-        own = ["study", "run", str(file), "--out", str(folder.out)]
+        own = [*sys.argv[1:], "--workers", "1"]  # the last one counts
         work_beside(workers, own, torch.cuda.device_count() if torch.cuda.is_available() else 0)
         return
     with group("auto", alone=True) as console:

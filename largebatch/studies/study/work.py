@@ -15,6 +15,7 @@ import time
 import rich.console
 
 from largebatch.errors import UserError
+from largebatch.machine import distributed
 from largebatch.studies.compare import run_once
 from largebatch.studies.study.folder import StudyFolder
 from largebatch.studies.study.jobs import Cell, Outcomes, due, left, tried
@@ -25,6 +26,8 @@ WAIT = 0.5  # [s] between two looks at a folder where others are at work
 
 def work(folder: StudyFolder, command: str, console: rich.console.Console) -> None:
     """To the end of the study. Raises compare.Interrupted where a signal stopped a run."""
+    if (ranks := distributed.world_size()) > 1:
+        raise UserError(f"a study makes a run on one device, and here are {ranks} ranks; valid: --workers {ranks}")
     said: set[str] = set()
     while True:
         cells = folder.cells()
