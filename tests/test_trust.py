@@ -289,7 +289,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "input", "breakpoint
 FORBIDDEN_NAMES = {
     "pickle.load", "pickle.loads", "pickle.dump", "pickle.dumps", "marshal.load", "marshal.loads", "shelve.open",
     "dill.load", "joblib.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "os.system",
-    "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "subprocess.call", "subprocess.Popen",
+    "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "subprocess.call",
     "subprocess.check_output", "subprocess.check_call", "pty.spawn", "tempfile.mktemp", "runpy.run_path",
 }  # fmt: skip
 FORBIDDEN_METHODS = {"extractall", "extract", "unpack_archive", "_make_archive"}
@@ -319,8 +319,9 @@ def dangers(source: str) -> list[str]:
             found.append("np.load without allow_pickle=False")
         if "shell" in words:
             found.append("shell=")
-        if called == "subprocess.run" and isinstance(node.args[0], (ast.Constant, ast.JoinedStr, ast.BinOp)):
-            found.append("subprocess.run of a string")
+        starts = called in ("subprocess.run", "subprocess.Popen")
+        if starts and isinstance(node.args[0], (ast.Constant, ast.JoinedStr, ast.BinOp)):
+            found.append(f"{called} of a string")
     return found
 
 
@@ -334,7 +335,7 @@ def test_nothing_here_runs_what_strangers_wrote():
 def test_the_law_finds_what_it_forbids():
     sources = [
         "eval('1')", "pickle.load(f)", "torch.load(p)", "torch.load(p, weights_only=False)", "yaml.load(t, Loader=L)",
-        "subprocess.run('ls', check=True)", "subprocess.run(c, shell=True)", "tar.extractall(p)", "np.load(f)",
+        "subprocess.run('ls', check=True)", "subprocess.Popen('ls')", "subprocess.run(c, shell=True)", "tar.extractall(p)", "np.load(f)",
         "from pickle import loads", "import pickle", "os.system('x')", "subprocess.run(f'ls {x}')",
     ]  # fmt: skip
     assert not [source for source in sources if not dangers(source)]

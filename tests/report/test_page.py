@@ -156,7 +156,7 @@ def test_markdown_ends_with_what_is_needed_to_repeat_it(written):
     assert text.rstrip().endswith("* torch: 2.15.0")
     assert "    largebatch compare\n" in text
     assert "| LAMB | top1 76.4 | Table 1 | 91.90 ± 0.70 |" in text
-    assert "| LAMB | lr.base | 3 | 1 | 0.2 | 90.00 | 100 |" in text
+    assert "| LAMB | 3 | 1 | lr.base 0.2 | 90.00 | 100 |" in text
     assert "* runs: 12, of which 4 did not finish" in text
 
 
