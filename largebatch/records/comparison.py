@@ -78,7 +78,8 @@ def _row_of_before(row: object) -> object:
 
 
 def _of_peaks(written: Mapping[str, Any]) -> dict[str, Any]:
-    chosen, base = finite(written.get("chosen")), finite(written.get("chosen_base"))
+    chosen = finite(written.get("chosen"))
+    base = finite(written.get("chosen_base")) or chosen
     scale = base / chosen if chosen and base else 1.0
     trials = [
         {**trial, "values": {"lr.base": float(f"{peak * scale:.12g}")}}
