@@ -332,7 +332,7 @@ def test_a_comparison_refuses_to_search_a_rate_that_a_phase_hides(tmp_path):
     path = tmp_path / "three.yaml"
     path.write_text(yaml.safe_dump(written()))
     with pytest.raises(
-        UserError, match="--tune lr searches lr.base: lr.base would not hold where the recipe says phases"
+        UserError, match="search.lr.base goes to .*: lr.base would not hold where the recipe says phases"
     ):
         compare([path], tmp_path / "out", tuning=Tuning(hold_out=100))
     assert not (tmp_path / "out").exists()

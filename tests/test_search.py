@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import re
@@ -172,6 +173,40 @@ def test_own_values_outside_the_space_and_of_no_kind():
     choice = Space((Choice("decay", ("linear", "cosine", "step")),))
     trials = searched(SearchPlan(choice, None, (3,), anything), lambda values: float(values["decay"] == "step"))
     assert {trial.values["decay"] for trial in trials} == {"linear", "cosine", "step"}
+
+
+def test_an_own_zero_on_an_axis_of_logarithms_is_one_trial_and_no_edge():
+    space = Space((Axis.between("wd", "log", (1e-5, 1e-2)),))
+    trials = searched(
+        SearchPlan(space, {"wd": 0.0}, (12,), anything), lambda v: -abs(math.log(max(v["wd"], 1e-9) / 3e-4))
+    )
+    assert trials[0].values == {"wd": 0.0}
+    assert all(trial.values["wd"] > 0 for trial in trials[1:])
+    assert edges(space, trials) == ()
+    best_of = best(trials)
+    assert best_of is not None
+    assert best_of.values["wd"] == pytest.approx(3e-4, rel=0.5)
+
+
+def test_whole_numbers_stay_whole():
+    space = Space((dataclasses.replace(Axis.between("n", "log", (1, 100)), whole=True),))
+    trials = searched(SearchPlan(space, {"n": 10}, (8,), anything), lambda v: -abs(v["n"] - 17))
+    assert all(isinstance(trial.values["n"], int) for trial in trials)
+
+
+@pytest.mark.parametrize("sampler", WITH)
+def test_an_own_value_that_is_no_choice_is_tried_and_passed_over(sampler):
+    space = Space((Choice("d", ("a", "b")), Axis.between("lr", "log", (0.01, 1.0))))
+    plan = SearchPlan(space, {"d": "c", "lr": 0.1}, (8,), anything, sampler)
+    trials = searched(plan, lambda v: float(v["d"] == "b") - abs(math.log(v["lr"] / 0.1)))
+    assert trials[0].values["d"] == "c"
+    assert {trial.values["d"] for trial in trials[1:]} == {"a", "b"}
+
+
+def test_a_small_space_is_tried_whole():
+    space = Space((Choice("a", (1, 2, 3)), Choice("b", ("x", "y"))))
+    trials = searched(SearchPlan(space, {"a": 1, "b": "x"}, (6,), anything), lambda v: v["a"])
+    assert len({tuple(trial.values.items()) for trial in trials}) == 6
 
 
 def test_without_optuna_the_sampler_is_refused(monkeypatch):

@@ -7,13 +7,14 @@ import math
 import random
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pool
 import pytest
 import yaml
-from programs import largebatch
+from programs import largebatch, wait_for_first_line
 
 from largebatch import cli
 from largebatch.errors import UserError
@@ -97,10 +98,11 @@ def test_trials_come_in_rounds_and_seeds_after_all_of_them(study, tmp_path):
     outcomes |= {cell.trial_folder(3): ended(1500), cell.trial_folder(4): ended(0, status="failed")}
     chosen = tried(cell, outcomes)[3].values
     seeds = list(due(cell, outcomes))
-    assert [job.folder for job in seeds] == ["tiny/25/seed-0", "tiny/25/seed-1"]
+    assert [job.folder for job in seeds] == ["tiny/25/best-03/seed-0", "tiny/25/best-03/seed-1"]
     for job in seeds:
         assert f"lr.base={chosen['lr.base']}" in job.overrides, "the best of all rounds"
         assert not any(override.startswith(("data.hold_out", "evaluate.stop_at")) for override in job.overrides)
+        assert "data.hold_out=0" in cell.recipe.overrides, "on the test set"
     outcomes |= {job.folder: ended(1500) for job in seeds}
     assert folders(cell, outcomes) == []
     assert left(cell, outcomes) == 0
@@ -133,6 +135,8 @@ def test_more_is_added_and_what_there_was_stays(study, recipe, tmp_path):
     cell = folder.cells()[0]
     outcomes = {cell.trial_folder(number): ended(1000.0 + number) for number in range(5)}
     values = [trial.values for trial in tried(cell, outcomes).values()]
+    outcomes |= {cell.seed_folder(0, seed): ended(1000) for seed in (0, 1)}
+    assert left(cell, outcomes) == 0
     folder.add([50], [recipe("other")], 4, 3)
     cells = folder.cells()
     assert [(one.row, one.batch) for one in cells] == [
@@ -142,6 +146,9 @@ def test_more_is_added_and_what_there_was_stays(study, recipe, tmp_path):
     assert (grown.trials, grown.seeds) == (9, 3)
     assert [trial.values for trial in tried(grown, outcomes).values()] == values
     assert folders(grown, outcomes) == [f"tiny/25/search/trial-0{number}" for number in (5, 6, 7, 8)]
+    outcomes |= {grown.trial_folder(number): ended(500.0 + number) for number in (5, 6, 7, 8)}
+    seeds = [f"tiny/25/best-05/seed-{seed}" for seed in range(3)]
+    assert folders(grown, outcomes) == seeds, "better values are run anew at every seed"
     begun(study(), tmp_path / "out")
     assert folder.study.batches == (25, 50, 100), "the file as it was goes on with what was added"
 
@@ -160,8 +167,14 @@ def test_more_is_added_and_what_there_was_stays(study, recipe, tmp_path):
         ({"name": "a/b"}, "name = a/b should be letters, digits"),
         ({"recipes": ["nowhere.yaml"]}, "nowhere.yaml"),
         ({"recipes": ["tiny.yaml", "tiny.yaml"]}, "two recipes would be called tiny; give one an id"),
-        ({"search": {"lr.bas": {"log": [1, 2]}}}, "searches lr.bas: .*unknown key lr.bas; did you mean base?"),
+        ({"search": {"lr.bas": {"log": [1, 2]}}}, "search.lr.bas goes to 1.0.*unknown key lr.bas; did you mean base?"),
         ({"search": {"optimizer.momentum": {"linear": [0.5, 2]}}}, "optimizer.momentum = 2.0"),
+        ({"search": {"epochs": {"linear": [1, 9]}}}, "search.epochs cannot be searched: the budget is the same"),
+        ({"search": {"evaluate.stop_at.score": {"linear": [1, 9]}}}, "evaluate.stop_at.score cannot be searched"),
+        ({"search": {"lr.warmup.epochs": {"linear": [0, 9]}}}, "search.lr.warmup.epochs goes to 9.0, which the recipe"),
+        ({"overrides": {"seed": 4}}, "overrides.seed = 4: the search has one seed"),
+        ({"overrides": {"regime_adaptation": {"reference_batch_size": 10}}}, "regime_adaptation lengthens the run"),
+        ({"name": ".."}, "name = .. should be letters"),
         ({"batches": [25, 5000]}, "5000"),
         ({"overrides": {"lr.bas": 1}}, "unknown key lr.bas; did you mean base?"),
     ],
@@ -169,7 +182,8 @@ def test_more_is_added_and_what_there_was_stays(study, recipe, tmp_path):
 def test_what_a_study_cannot_be_is_a_sentence_before_anything_runs(study, tmp_path, changes, sentence):
     recipes = {} if "recipes" in changes else {"recipes": ["tiny.yaml"]}
     with pytest.raises(UserError, match=sentence if ".*" in sentence else re.escape(sentence)):
-        begun(study(**recipes, **changes), tmp_path / "out").check()
+        begun(study(**recipes, **changes), tmp_path / "out")
+    assert not (tmp_path / "out" / "study.json").exists()
 
 
 def test_a_folder_holds_one_study(study, tmp_path):
@@ -183,6 +197,36 @@ def test_a_folder_holds_one_study(study, tmp_path):
             begun(study(**changes), tmp_path / "out")
     with pytest.raises(UserError, match="nowhere holds no study"):
         StudyFolder(tmp_path / "nowhere").cells()
+    with pytest.raises(UserError, match="5000"):
+        StudyFolder(tmp_path / "out").add([5000], [], None, None)
+    assert StudyFolder(tmp_path / "out").study.batches == (25, 100)
+    with pytest.raises(UserError, match="nowhere holds no study"):
+        StudyFolder(tmp_path / "nowhere").add([5], [], None, None)
+    path, recipe = study(), tmp_path / "tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("base: 0.1", "base: 9.0"))
+    with pytest.raises(UserError, match=re.escape("the recipe tiny was another when the study in")):
+        begun(path, tmp_path / "out")
+
+
+def test_a_mistake_that_was_mended_begins_the_study(study, tmp_path):
+    with pytest.raises(UserError, match="5000"):
+        begun(study(batches=[25, 5000]), tmp_path / "out")
+    assert len(begun(study(batches=[25, 50]), tmp_path / "out").cells()) == 2
+
+
+def test_keys_of_whole_numbers_get_whole_numbers(study, tmp_path):
+    search = {"lr.base": SEARCH["lr.base"], "batch.micro_batch_size": {"log": [5, 25]}}
+    cell = begun(
+        study(search=search, overrides={"batch.micro_batch_size": 25}, batches=[25]), tmp_path / "out"
+    ).cells()[0]
+    sizes = [job.overrides for job in due(cell, {})]
+    assert all(re.search(r"batch.micro_batch_size=\d+\b(?!\.)", " ".join(overrides)) for overrides in sizes)
+
+
+def test_runs_that_failed_needed_more_than_the_budget(study, tmp_path):
+    cell = begun(study(), tmp_path / "out").cells()[0]
+    run = findings.run_of(cell, 0, ended(100, reached=False, status="failed"))
+    assert (run.examples, run.reached) == (4 * 1500, False)
 
 
 @pytest.mark.parametrize(
@@ -273,13 +317,14 @@ def test_a_study_from_the_search_to_the_page(alone):
     out, said = alone / "out", (alone / "said").read_text()
     runs = sorted(str(file.parent.relative_to(out)) for file in out.rglob("result.json"))
     wanted = [f"tiny/{batch}/search/trial-0{number}" for batch in (100, 25) for number in range(5)]
-    assert runs == sorted(wanted + [f"tiny/{batch}/seed-{seed}" for batch in (100, 25) for seed in (0, 1)])
+    assert [run for run in runs if "search" in run] == wanted
+    seeds = [run.split("/") for run in runs if "search" not in run]
+    assert [(batch, seed) for _, batch, _, seed in seeds] == [(b, f"seed-{s}") for b in ("100", "25") for s in (0, 1)]
     for trial in out.rglob("trial-*/plan.json"):
         plan = json.loads(trial.read_text())
         assert (plan["dataset_size"], plan["test_size"]) == (1200, 300)
-    assert {
-        json.loads((out / "tiny" / "25" / f"seed-{seed}" / "plan.json").read_text())["dataset_size"] for seed in (0, 1)
-    } == {1500}
+    for run in out.rglob("seed-*/plan.json"):
+        assert json.loads(run.read_text())["dataset_size"] == 1500
     page = (out / "study.md").read_text()
     for text in (page, said):
         assert "tiny: its search" in text
@@ -308,16 +353,21 @@ def test_killed_twenty_times_no_run_is_lost_and_none_counted_twice(alone, tmp_pa
     words = ("-m", "largebatch", "study", tmp_path / "study.yaml", "--out", tmp_path / "out")
     draw, killed = random.Random(7), 0
     workers = [pool.start(*words), pool.start(*words)]
-    while killed < 20:
-        victim = draw.randrange(2)
-        deadline = 0.2 + 1.5 * draw.random()
-        try:
-            workers[victim].wait(deadline)
-        except TimeoutError:
+    deadline = time.monotonic() + 240
+    while killed < 20 and time.monotonic() < deadline:
+        time.sleep(0.3 * draw.random())
+        at_work = [
+            number for number, worker in enumerate(workers) if "trial-" in worker.stdout or "seed-" in worker.stdout
+        ]
+        for victim in at_work[:1]:
+            killed += workers[victim].poll() is None
             workers[victim].kill()
             workers[victim].wait(30)
-        killed += 1
-        workers[victim] = pool.start(*words)
+            workers[victim] = pool.start(*words)
+        workers = [pool.start(*words) if worker.poll() is not None else worker for worker in workers]
+        if len(list((tmp_path / "out").rglob("result.json"))) == 14:
+            break
+    assert killed >= 5
     assert [worker.wait(300) for worker in workers] == [0, 0]
     assert curves(tmp_path / "out") == curves(alone / "out")
     assert len(list((tmp_path / "out").rglob("result.json"))) == 14
@@ -328,7 +378,8 @@ def test_a_signal_stops_a_worker_and_the_same_command_goes_on(tmp_path):
     write_study(tmp_path)
     words = ("study", tmp_path / "study.yaml", "--out", tmp_path / "out", "--workers", 2)
     process = pool.start("-m", "largebatch", *words)
-    process.send_signal(signal.SIGTERM) if process.poll() is None else None
-    process.wait(120)
+    wait_for_first_line(process, tmp_path / "out" / "tiny" / "25" / "search" / "trial-00" / "metrics.jsonl")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 143
     assert largebatch(*words).returncode == 0
     assert len(list((tmp_path / "out").rglob("result.json"))) == 14

@@ -109,6 +109,21 @@ def test_where_it_ends(score, target, patience, scores, ends, before, mark, best
     assert steps(record.last) == 10 * (ends or len(scores))
 
 
+@pytest.mark.parametrize(
+    ("patience", "scores", "ends", "reached"),
+    [
+        (1, [50, 60, 65, 66], 3, False),  # 10 steps are 1.25 epochs
+        (1, [50, 60, 75], 3, True),
+        (3, [50, 60, 71, 72, 73], 5, True),  # it is at the target when it would be given up
+        (3, [50, 60, 71, 69, 73], 4, False),
+    ],
+)
+def test_where_it_is_given_up(patience, scores, ends, reached):
+    part = TargetOfRun(Target(score=70, patience=patience, give_up_epochs=3), "test", ACCURACY)
+    assert told(part, scores) == ends
+    assert part.results({})["target"].reached == reached
+
+
 def test_an_evaluation_that_is_repeated_counts_once():
     """A run that was killed between its last save and its result evaluates its end again."""
     part = TargetOfRun(Target(score=70, patience=2), "test", ACCURACY)

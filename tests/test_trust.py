@@ -335,8 +335,9 @@ def test_nothing_here_runs_what_strangers_wrote():
 def test_the_law_finds_what_it_forbids():
     sources = [
         "eval('1')", "pickle.load(f)", "torch.load(p)", "torch.load(p, weights_only=False)", "yaml.load(t, Loader=L)",
-        "subprocess.run('ls', check=True)", "subprocess.Popen('ls')", "subprocess.run(c, shell=True)", "tar.extractall(p)",
-        "np.load(f)", "from pickle import loads", "import pickle", "os.system('x')", "subprocess.run(f'ls {x}')",
+        "subprocess.run('ls', check=True)", "subprocess.Popen('ls')", "subprocess.run(c, shell=True)",
+        "tar.extractall(p)", "np.load(f)", "from pickle import loads", "import pickle", "os.system('x')",
+        "subprocess.run(f'ls {x}')",
     ]  # fmt: skip
     assert not [source for source in sources if not dangers(source)]
 

@@ -54,6 +54,7 @@ def run(
         Path | None, typer.Option(metavar="FOLDER", help="of the study; else studies/NAME", parser=local_path)
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes that share the study, a device each")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="make runs; leave it to others to tell what came out")] = False,
     parts: With = None,
 ) -> None:
     """Make the runs of a study that are left, beside whoever else is at it, and tell what came out."""
@@ -63,28 +64,32 @@ def run(
     study = files.load(file)
     folder = StudyFolder(out or Path("studies") / study.name)
     folder.begin(study, file.resolve().parent)
-    folder.check()
     if workers > 1:
-        import torch
-
         from largebatch.studies.study.work import work_beside
 
-        own = [*sys.argv[1:], "--workers", "1"]  # the last one counts
-        work_beside(workers, own, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        work_beside(workers, [*sys.argv[1:], "--workers", "1", "--quiet"])  # the last number counts
+        tell_findings(folder)
         return
     with group("auto", alone=True) as console:
         from largebatch.cli.runs import end_of_run
         from largebatch.studies.compare import Interrupted
-        from largebatch.studies.study import findings
         from largebatch.studies.study.work import work
 
         try:
             work(folder, command(), console)
         except Interrupted as stop:
             end_of_run(stop.result, console)
-        with folder.claimed("findings", wait=True):
-            findings.write(folder, command(), wide_console())
-        tell(console, f"page, picture and numbers: {', '.join(map(str, findings.paths(folder.out)))}")
+    if not quiet:
+        tell_findings(folder)
+
+
+def tell_findings(folder: Any) -> None:
+    from largebatch.studies.study import findings
+
+    console = wide_console()
+    with folder.claimed("findings", wait=True):
+        written = findings.write(folder, command(), console)
+    tell(console, f"written: {', '.join(map(str, written))}")
 
 
 @app.command()
@@ -113,8 +118,10 @@ def add(
     if not (batch or recipe or trials or seeds):
         raise UserError("study add needs --batch, --recipe, --trials or --seeds")
     study = StudyFolder(folder).add(batch or [], recipe or [], trials, seeds)
+    cells = StudyFolder(folder).cells()
     sizes = ", ".join(map(str, study.batches))
-    tell(Console(), f"{study.name}: {len(study.recipes)} recipes at batches {sizes}, {study.seeds} seeds")
+    effort = f"{cells[0].trials} trials and {study.seeds} seeds of each"
+    tell(Console(), f"{study.name}: {len(study.recipes)} recipes at batches {sizes}, {effort}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ y₀ is the score of the last evaluation short of the target, y₁ that of the f
 above one the run ends with the last of so many evaluations in a row at it or beyond, and it was reached with the first
 of them. What is compared is the score that the run would end with: the median of the last ``evaluate.median_of``
 evaluations, or of as many as there are. The evaluation at the end counts. Schedules are those of the whole budget.
-With ``give_up_epochs`` a run that is still short of it then ends as one that did not reach it.
+With ``give_up_epochs`` a run whose evaluation is still short of it then ends as one that did not reach it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ class TargetOfRun(Part):
     @property
     def over(self) -> bool:
         most = self.target.give_up_epochs
-        return self.reached or (most is not None and self.last is not None and self.last.epochs >= most)
+        late = most is not None and self.last is not None and self.last.epochs >= most
+        return self.reached or (late and not self.in_a_row)
 
     def evaluated(self, name: str, evaluation: Evaluation, at: AtScore) -> None:
         if name != self.evaluated_on or (self.last is not None and at.steps == self.last.steps):

@@ -108,8 +108,7 @@ def check(row: ComparedRecipe, tuning: Tuning | None) -> Score:
     dataset = dataset_of(run)
     task_of(run, dataset)
     try:
-        facts = data_facts(dataset)
-        decide(run, facts, distributed.world_size(), device.type)
+        decide(run, data_facts(dataset), distributed.world_size(), device.type)
     except UserError as error:
         if tuning is None:
             raise
@@ -117,7 +116,7 @@ def check(row: ComparedRecipe, tuning: Tuning | None) -> Score:
             f"{row.id}: {error} (--tune searches on {len(dataset.train)} examples and holds out {tuning.hold_out})"
         ) from None
     if tuning is not None:
-        RowSearch(row, tuning, facts)
+        RowSearch(row, tuning, dataset)
     return task_of(run, dataset).score
 
 
@@ -194,7 +193,7 @@ def searched(
 ) -> SearchRecord:
     dataset = dataset_of(row.run(*judged(tuning)))
     score = task_of(row.run(), dataset).score
-    search = RowSearch(row, tuning, data_facts(dataset))
+    search = RowSearch(row, tuning, dataset)
     trials: dict[int, Trial] = {}
     tried: list[TrialRecord] = []
     for one in rounds(search.plan, trials):
@@ -210,7 +209,7 @@ def searched(
     return SearchRecord(
         space=search.written,
         budget=tuning.trials,
-        metric=f"held-out {score.name}",
+        metric=f"held-out {score.name}" if "target" not in row.run().methods else "held-out examples to the target",
         score=score,
         hold_out=tuning.hold_out,
         chosen=chosen and chosen.values,

@@ -20,6 +20,8 @@ from largebatch.errors import UserError
 from largebatch.studies.search.space import Axis, Choice, Space, Values
 from largebatch.studies.search.trial import Trial
 
+MOST_BITS = 8  # as many points, to the power of two, are looked at for those that were not tried
+
 Seed = tuple[int, ...]
 Sampler = Callable[[Space, Sequence[Trial], Values | None, int, Seed], list[Values]]
 
@@ -31,11 +33,16 @@ def quasi_random(space: Space, before: Sequence[Trial], tried: Values | None, co
     begin = space.point(tried) if tried is not None else None
     shift = np.random.default_rng(seed).random(dimensions) if begin is None else np.array(begin)
     known = [trial.values for trial in before] + ([tried] if tried is not None else [])
-    even = qmc.Sobol(dimensions, scramble=False).random_base2((2 * count + len(known)).bit_length())
     fresh, again = list[Values](), list[Values]()
-    for point in (even + shift) % 1.0:
-        values = space.values(point)
-        (again if any(space.close(values, other) for other in [*known, *fresh]) else fresh).append(values)
+    bits = (count + len(known)).bit_length()
+    while len(fresh) < count and bits <= MOST_BITS:
+        bits += 1
+        fresh, again = [], []
+        for point in (qmc.Sobol(dimensions, scramble=False).random_base2(bits) + shift) % 1.0:
+            values = space.values(point)
+            (again if any(space.close(values, other) for other in [*known, *fresh]) else fresh).append(values)
+            if len(fresh) == count:
+                break
     return [*fresh, *again][:count]
 
 
@@ -52,8 +59,8 @@ def tpe(space: Space, before: Sequence[Trial], tried: Values | None, count: int,
     distributions = {axis.key: _distribution(optuna, axis) for axis in space.axes}
     ranks = {worth: rank for rank, worth in enumerate(sorted({trial.worth or () for trial in before}))}
     for trial in before:
-        params = {axis.key: _param(axis, trial.values[axis.key]) for axis in space.axes}
-        if all(distribution._contains(params[key]) for key, distribution in distributions.items()):
+        if space.point(trial.values) is not None:
+            params = {axis.key: _param(axis, trial.values[axis.key]) for axis in space.axes}
             study.add_trial(
                 optuna.trial.create_trial(
                     params=params, distributions=distributions, value=float(ranks[trial.worth or ()])

@@ -25,6 +25,7 @@ class Axis:
     scale: str  # log, linear, one_minus_log
     low: float
     high: float
+    whole: bool = False  # the key takes whole numbers alone
 
     @classmethod
     def between(cls, key: str, scale: str, ends: Sequence[float]) -> Axis:
@@ -32,7 +33,9 @@ class Axis:
         low, high = sorted(map(axis.measure, ends))
         return dataclasses.replace(axis, low=low, high=high)
 
-    def measure(self, value: float) -> float:
+    def measure(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return -math.inf
         if self.scale == "one_minus_log":
             return math.log1p(-value) if value < 1 else -math.inf
         if self.scale == "log":
@@ -41,6 +44,8 @@ class Axis:
 
     def value(self, place: float) -> float:
         at = self.low + place * (self.high - self.low)
+        if self.whole:
+            return round(math.exp(at) if self.scale == "log" else at)
         if self.scale == "one_minus_log":
             return 1.0 - rounded(math.exp(at))
         return rounded(math.exp(at) if self.scale == "log" else at)
@@ -50,7 +55,10 @@ class Axis:
 
     def at_edge(self, value: float, tried: Sequence[float]) -> bool:
         """Whether it lies within a tenth of an end of what was tried: better values may lie beyond."""
-        low, high = (self.measure(end(tried, key=self.measure)) for end in (min, max))
+        if not math.isfinite(self.measure(value)):
+            return True
+        measures = [measure for one in tried if math.isfinite(measure := self.measure(one))]
+        low, high = min(measures), max(measures)
         return not low + EDGE * (high - low) <= self.measure(value) <= high - EDGE * (high - low)
 
     def moved(self, value: float) -> Axis:
@@ -71,6 +79,8 @@ class Axis:
 
     def around(self, value: float, tried: Sequence[float], allowed: Allowed) -> Axis:
         """Where the next trials lie: moved if the best lies at an edge that the recipe lets pass, else narrowed."""
+        if not math.isfinite(self.measure(value)):
+            return self  # such as a recipe's own 0 on an axis of logarithms: it has no place there
         if self.at_edge(value, tried):
             moved = self.moved(value)
             if allowed(self.key, moved.value(0.0)) and allowed(self.key, moved.value(1.0)):

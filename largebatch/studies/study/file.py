@@ -73,7 +73,7 @@ class StudyFile(Section):
     @pydantic.field_validator("name")
     @classmethod
     def a_folder(cls, name: str) -> str:
-        if slug(name) != name:
+        if slug(name) != name or not any(map(str.isalnum, name)):
             raise ValueError(f"name = {name} should be letters, digits, '.', '_' and '-'")
         return name
 
@@ -94,6 +94,8 @@ class StudyFile(Section):
     @pydantic.model_validator(mode="after")
     def rows_have_names(self) -> StudyFile:
         names = [recipe.name for recipe in self.recipes]
+        if wrong := [name for name in names if not any(map(str.isalnum, name))]:
+            raise ValueError(f"id = {wrong[0]} should have letters or digits")
         if not names:
             raise ValueError("recipes = [] should name at least one")
         if twice := {name for name in names if names.count(name) > 1}:

@@ -30,7 +30,7 @@ from largebatch.studies.search.rounds import edges
 from largebatch.studies.search.trial import Trial, best
 from largebatch.studies.study.file import StudyFile
 from largebatch.studies.study.folder import StudyFolder
-from largebatch.studies.study.jobs import Cell, Outcomes, tried
+from largebatch.studies.study.jobs import Cell, Outcomes, chosen, tried
 
 CURVES, PICTURE, PAGE = "curves.json", "curves.svg", "study.md"
 GOOD = 0.1  # trials whose examples to the target are at most so much above the best's are good
@@ -58,41 +58,55 @@ def findings_of(folder: StudyFolder) -> list[RowFindings]:
 
 
 def point_of(cell: Cell, trials: dict[int, Trial], outcomes: Outcomes) -> TargetPoint | None:
-    """Over the seeds whose runs ended."""
-    results = {
-        seed: result for seed in range(cell.seeds) if (result := outcomes.get(cell.seed_folder(seed))) is not None
-    }
-    runs = tuple(run for seed, result in results.items() if (run := run_of(seed, result)) is not None)
-    if not runs:
+    """Over the seeds whose runs ended. Values of a trial that did not reach the target are none of the curve's."""
+    if (number := chosen(cell, outcomes)) is None:
         return None
-    chosen = best([trials[number] for number in sorted(trials)])
-    values = chosen.values if chosen else {}
-    numbers = {key: number for key, value in values.items() if (number := finite(value)) is not None}
-    return TargetPoint(cell.batch, runs, numbers)
+    results = {
+        seed: result
+        for seed in range(cell.seeds)
+        if (result := outcomes.get(cell.seed_folder(number, seed))) is not None
+    }
+    if not results:
+        return None
+    runs = tuple(run_of(cell, seed, result) for seed, result in results.items())
+    reached = reached_by(trials[number])
+    values = trials[number].values if reached else {}
+    return TargetPoint(
+        cell.batch, runs, {key: at for key, value in values.items() if (at := finite(value)) is not None}
+    )
 
 
-def run_of(seed: int, result: ResultRecord) -> TargetRun | None:
-    """A run that failed needed more than all that it saw."""
+def reached_by(trial: Trial) -> bool:
+    return trial.worth is not None and trial.worth[0] > 0
+
+
+def run_of(cell: Cell, seed: int, result: ResultRecord) -> TargetRun:
+    """One that failed would not have reached the target by its budget either."""
     target = result.target
     if target is not None and target.interpolated is not None:
         return TargetRun(seed, target.interpolated.examples, True, target.interpolated.seconds)
-    if target is not None and target.last is not None:
-        return TargetRun(seed, target.last.examples, False, target.last.seconds)
-    seen = result.examples_seen
-    return TargetRun(seed, float(seen), False, result.seconds_training) if seen else None
+    budget = (cell.recipe.run().epochs or 0.0) * whole_size(cell)
+    return TargetRun(seed, budget, False, result.seconds_training if result.status == "finished" else None)
 
 
-def write(folder: StudyFolder, command: str, console: rich.console.Console) -> None:
-    """Files, and the same on the console."""
+def whole_size(cell: Cell) -> int:
+    """[examples] of the training set."""
+    return len(cell.dataset.train) + (cell.tuning.hold_out or 0)
+
+
+def write(folder: StudyFolder, command: str, console: rich.console.Console) -> list[Path]:
+    """Files, whose paths are returned, and the same on the console."""
     study, rows = folder.study, findings_of(folder)
     facts = record_of(folder, study, rows, command)
-    if facts is not None:
-        write_json(folder.out / CURVES, content(facts))
-        write_picture(content(facts), folder.out / PICTURE)
     page(study, facts, rows, console)
     text = io.StringIO()
     page(study, facts, rows, rich.console.Console(file=text, width=120))
     write_text(folder.out / PAGE, f"# {study.name}\n\n```\n{text.getvalue()}```\n")
+    if facts is None:
+        return [folder.out / PAGE]
+    write_json(folder.out / CURVES, content(facts))
+    write_picture(content(facts), folder.out / PICTURE)
+    return [folder.out / PAGE, folder.out / PICTURE, folder.out / CURVES]
 
 
 def record_of(folder: StudyFolder, study: StudyFile, rows: Sequence[RowFindings], command: str) -> TargetsRecord | None:
@@ -107,7 +121,7 @@ def record_of(folder: StudyFolder, study: StudyFile, rows: Sequence[RowFindings]
         source=None,
         target=f"{cell.score.name} {cell.score.of(study.target.score)}",
         unit="examples",
-        epoch=float(cell.looked_at[0].examples + (cell.tuning.hold_out or 0)),
+        epoch=float(whole_size(cell)),
         middle="median",
         command=command,
         curves=curves,
@@ -140,14 +154,21 @@ def searched(row: RowFindings) -> rich.table.Table:
     made = rich.table.Table("batch", "trials", "reached", "best values", "as good", title=f"{row.label}: its search")
     for cell, trials in row.cells:
         tried_here = [trials[number] for number in sorted(trials)]
-        chosen = best(tried_here)
-        reached = sum(trial.worth is not None and trial.worth[0] > 0 for trial in tried_here)
+        top = best(tried_here)
+        reached = sum(map(reached_by, tried_here))
+        refused = sum(not cell.search.takes(trial.values) for trial in tried_here if trial.worth is None)
         at_edge = edges(cell.search.plan.space, tried_here)
         values = ", ".join(
             f"{key} {plain(value) if isinstance(value, float) else value}{' (at an edge)' * (key in at_edge)}"
-            for key, value in (chosen.values if chosen else {}).items()
+            for key, value in (top.values if top else {}).items()
         )
-        made.add_row(count(cell.batch), str(len(trials)), str(reached), values or ABSENT, region(tried_here))
+        made.add_row(
+            count(cell.batch),
+            f"{len(trials)}{f', {refused} refused' * (refused > 0)}",
+            str(reached),
+            values or ABSENT,
+            region(tried_here),
+        )
     return made
 
 
@@ -156,7 +177,7 @@ def region(trials: Sequence[Trial]) -> str:
     settings = [
         TriedSetting(
             {key: number for key, value in trial.values.items() if (number := finite(value)) is not None},
-            trial.worth[1] if trial.worth is not None and trial.worth[0] > 0 else None,
+            trial.worth[1] if trial.worth is not None and reached_by(trial) else None,
         )
         for trial in trials
     ]
@@ -219,7 +240,3 @@ def in_words(one: PairedStatement) -> str:
         if one.decided
         else f"{ratio}: not decided ({p}; {one.smallest:.3f} is the least they can have)"
     )
-
-
-def paths(out: Path) -> tuple[Path, Path, Path]:
-    return out / PAGE, out / PICTURE, out / CURVES

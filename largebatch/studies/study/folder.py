@@ -3,7 +3,7 @@
     OUT/study.json             the study as it stands, with what was added; the recipes as their files stood
     OUT/claims/                a file for each run that somebody makes: locked as long as they live
     OUT/ROW/BATCH/search/      the trials
-    OUT/ROW/BATCH/seed-N/      the runs with the best values
+    OUT/ROW/BATCH/best-N/      the runs with the values of trial N, the best: a seed each
 
 Nothing else is kept: which run is next follows from those that ended. A lock ends with the process that holds it, so
 whatever a killed worker was at is free at once.
@@ -16,27 +16,29 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError
 from largebatch.machine import distributed
-from largebatch.recipes import config, refusals
-from largebatch.recipes.decide import decide, precision_of
+from largebatch.recipes import config
+from largebatch.recipes.config.dotted import touches
+from largebatch.recipes.config.mistakes import shown
+from largebatch.recipes.decide import decide
 from largebatch.records.comparison import Tuning
 from largebatch.records.facts import write_json
 from largebatch.records.run import ResultRecord
 from largebatch.run import record
-from largebatch.run.assemble import dataset_of
+from largebatch.run.assemble import data_facts, dataset_of, task_of
 from largebatch.studies.rows import ComparedRecipe
-from largebatch.studies.search.of_row import judged
+from largebatch.studies.search.of_row import SET_ITSELF, judged
 from largebatch.studies.study import file as files
 from largebatch.studies.study.file import StudyFile
-from largebatch.studies.study.jobs import Cell, Outcomes
+from largebatch.studies.study.jobs import Cell, Outcomes, chosen
 
-STUDY, CLAIMS = "study.json", "claims"
-GROWS = ("batches", "trials", "seeds", "recipes")  # what study add may add to
+STUDY, CLAIMS, VERSION = "study.json", "claims", 1
+SEED = 10_000  # of searches: none that a row is run at
 
 
 class StudyFolder:
@@ -54,9 +56,11 @@ class StudyFolder:
         except OSError as error:
             raise UserError(f"--out {self.out} cannot be written: {error.strerror or error}") from None
         with self.claimed("study", wait=True):
+            recipes = {row.name: files.recipe_of(row, beside)[1] for row in study.recipes}
             if not (self.out / STUDY).is_file():
-                self._write(study, {row.name: files.recipe_of(row, beside)[1] for row in study.recipes}, ())
+                self._write(study, recipes, ())
                 return
+            written = self._facts()["recipes"]
         there = self.study
         asked, stands = (one.model_dump(mode="json") for one in (study, there))
         stands["recipes"] = [row for row in stands["recipes"] if row in asked["recipes"]]
@@ -67,9 +71,16 @@ class StudyFolder:
                 f"--out {self.out} holds another version of the study ({'; '.join(different)}); choose another --out, "
                 "or `largebatch study add` for more batches, recipes, trials or seeds"
             )
+        for name, recipe in recipes.items():
+            if different := record.differences(written[name], recipe):
+                raise UserError(
+                    f"the recipe {name} was another when the study in {self.out} began ({'; '.join(different)}); give "
+                    "the changed one an id of its own, or choose another --out"
+                )
 
     def add(self, batches: list[int], recipes: list[Path], trials: int | None, seeds: int | None) -> StudyFile:
         """More of what there is; what was made stays."""
+        self._facts()
         with self.claimed("study", wait=True):
             facts = self._facts()
             study, written = facts["study"], dict(facts["recipes"])
@@ -84,17 +95,27 @@ class StudyFolder:
         return checked
 
     def _write(self, study: StudyFile, recipes: dict[str, Any], added: tuple[int, ...]) -> None:
-        facts = {"version": 1, "study": study.model_dump(mode="json"), "recipes": recipes, "added_trials": list(added)}
+        """Nothing is written that could not be run."""
+        facts = {
+            "version": VERSION,
+            "study": study.model_dump(mode="json"),
+            "recipes": recipes,
+            "added_trials": list(added),
+        }
+        check(self._made(facts))
         write_json(self.out / STUDY, facts)
 
     def _facts(self) -> dict[str, Any]:
         try:
-            return json.loads((self.out / STUDY).read_text(encoding="utf-8"))
+            facts = json.loads((self.out / STUDY).read_text(encoding="utf-8"))
+            if facts["version"] > VERSION:
+                raise ValueError(f"it has version {facts['version']}, and this largebatch reads {VERSION}")
+            return {key: facts[key] for key in ("version", "study", "recipes", "added_trials")}
         except FileNotFoundError:
             raise UserError(
                 f"{self.out} holds no study; `largebatch study STUDY.yaml --out {self.out}` begins one"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.out / STUDY} cannot be read ({error}); choose another --out") from None
 
     @property
@@ -122,69 +143,92 @@ class StudyFolder:
             for row, written, search in rows:
                 recipe = ComparedRecipe(row.name, Path(row.recipe), written, of_study(study, row.overrides, batch))
                 hold_out = hold_out or len(dataset_of(recipe.run()).train) // 6
-                tuning = Tuning(study.trials, hold_out, space="search" if search else "lr", sampler=study.sampler)
+                tuning = Tuning(
+                    study.trials, hold_out, space="search" if search else "lr", seed=SEED, sampler=study.sampler
+                )
                 cells.append(Cell(row.name, batch, recipe, tuning, tuple(facts["added_trials"]), study.seeds))
         return cells
-
-    def check(self) -> None:
-        """Find the mistakes of every recipe at every batch before the first run."""
-        device = distributed.choose_device("auto")
-        for cell in self.cells():
-            run = cell.recipe.run(*judged(cell.tuning))
-            refusals.check(run, precision_of(run.precision, device.type))
-            for sentence in (told for method in run.methods.values() for told in method.check_score(cell.score)):
-                raise UserError(sentence)
-            decide(run, cell.looked_at[0], distributed.world_size(), device.type)
-            cell.search  # noqa: B018, refuses a space that contradicts the recipe
 
     def outcomes(self, cells: list[Cell]) -> Outcomes:
         """Of all runs that ended; those that were stopped go on."""
         for cell in cells:
-            folders = [cell.trial_folder(number) for number in range(cell.trials)]
-            for folder in (*folders, *map(cell.seed_folder, range(cell.seeds))):
-                if folder not in self._ended:
-                    result = record.read_result(self.out / folder)
-                    if result is not None and result.status != "stopped":
-                        self._ended[folder] = result
+            self._look(cell.trial_folder(number) for number in range(cell.trials))
+            if (number := chosen(cell, self._ended)) is not None:
+                self._look(cell.seed_folder(number, seed) for seed in range(cell.seeds))
         return self._ended
+
+    def _look(self, folders: Iterable[str]) -> None:
+        for folder in folders:
+            if folder not in self._ended:
+                result = record.read_result(self.out / folder)
+                if result is not None and result.status != "stopped":
+                    self._ended[folder] = result
 
     @contextlib.contextmanager
     def claimed(self, name: str, wait: bool = False) -> Iterator[bool]:
         """Inside, whether what has this name is this process's alone."""
-        path = self.out / CLAIMS / f"{name.replace('/', '_')}.lock"
-        with path.open("a+") as file:
+        with self._claim(name).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except OSError:
+            except BlockingIOError:
                 yield False
                 return
+            except OSError as error:
+                raise UserError(
+                    f"runs in {self.out} cannot be claimed: its file system does not lock ({error})"
+                ) from None
             file.truncate(0)
             file.write(f"{socket.gethostname()} {os.getpid()}")
             file.flush()
             yield True
             file.truncate(0)
 
-    def running(self, cells: list[Cell]) -> list[str]:
+    def _claim(self, name: str) -> Path:
+        return self.out / CLAIMS / f"{name.replace('/', '_')}.lock"
+
+    def running(self) -> int:
         """The runs that somebody makes now."""
-        folders = [cell.trial_folder(number) for cell in cells for number in range(cell.trials)]
-        folders += [cell.seed_folder(seed) for cell in cells for seed in range(cell.seeds)]
-        found = []
-        for folder in folders:
-            if (self.out / CLAIMS / f"{folder.replace('/', '_')}.lock").is_file():
-                with self.claimed(folder) as free:
-                    if not free:
-                        found.append(folder)
-        return found
+        claims = [
+            path for path in (self.out / CLAIMS).glob("*.lock") if path.name not in ("study.lock", "findings.lock")
+        ]
+        return sum(_is_held(path) for path in claims)
+
+
+def _is_held(claim: Path) -> bool:
+    with claim.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def check(cells: list[Cell]) -> None:
+    """Find the mistakes of every recipe at every batch before the first run."""
+    for cell in cells:
+        run = cell.recipe.run(*judged(cell.tuning))
+        if run.regime_adaptation is not None:
+            raise UserError(
+                f"{cell.row}: regime_adaptation lengthens the run, and the budget of a study is the same for all"
+            )
+        task_of(run, cell.dataset)
+        device = distributed.choose_device(run.device)
+        decide(run, data_facts(cell.dataset), distributed.world_size(), device.type)
+        cell.search  # noqa: B018, refuses a space that contradicts the recipe
 
 
 def of_study(study: StudyFile, overrides: files.Overrides, batch: int) -> tuple[str, ...]:
     """What a study lays over a recipe: the batch, the budget and the target, the same for all."""
+    for key in (*study.overrides, *overrides):
+        if fixed := next((one for one in SET_ITSELF if touches(key, one) and not one.startswith("data.")), None):
+            raise UserError(f"overrides.{key} = {shown({**study.overrides, **overrides}[key])}: {SET_ITSELF[fixed]}")
     laid = {
         **study.overrides,
         **overrides,
         "batch.global_batch_size": batch,
         "epochs": study.epochs,
         "evaluate.every_epochs": study.every_epochs,
+        "data.hold_out": 0,
         "evaluate.stop_at": study.target.model_dump(mode="json"),
     }
     return tuple(config.setting(key, value) for key, value in laid.items())

@@ -13,13 +13,13 @@ import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from largebatch.data import Splits
 from largebatch.plan.score import Score
 from largebatch.recipes import config
-from largebatch.recipes.decided import DataFacts
 from largebatch.records import names
 from largebatch.records.comparison import Tuning
 from largebatch.records.run import ResultRecord
-from largebatch.run.assemble import data_facts, dataset_of, task_of
+from largebatch.run.assemble import dataset_of, task_of
 from largebatch.studies.rows import ComparedRecipe
 from largebatch.studies.search.of_row import QUIET, RowSearch, judged, settings
 from largebatch.studies.search.rounds import Round, rounds
@@ -55,17 +55,17 @@ class Cell:
         return f"{self.row}/{self.batch}"
 
     @functools.cached_property
-    def looked_at(self) -> tuple[DataFacts, Score]:
-        """What trials train on, and what they are judged by."""
-        return _looked_at(self.recipe.run(*judged(self.tuning)))
+    def dataset(self) -> Splits:
+        """What trials train on and are judged by."""
+        return _read_once(self.recipe.run(*judged(self.tuning)))
 
-    @property
+    @functools.cached_property
     def score(self) -> Score:
-        return self.looked_at[1]
+        return task_of(self.recipe.run(*judged(self.tuning)), self.dataset).score
 
     @functools.cached_property
     def search(self) -> RowSearch:
-        return RowSearch(self.recipe, self.tuning, self.looked_at[0], self.added)
+        return RowSearch(self.recipe, self.tuning, self.dataset, self.added)
 
     @functools.cached_property
     def known(self) -> dict[frozenset[int], dict[int, Trial]]:
@@ -79,21 +79,20 @@ class Cell:
     def trial_folder(self, number: int) -> str:
         return f"{self.folder}/{names.SEARCH}/trial-{number:02}"
 
-    def seed_folder(self, seed: int) -> str:
-        return f"{self.folder}/seed-{seed}"
+    def seed_folder(self, chosen: int, seed: int) -> str:
+        """Of the values of trial ``chosen``: more trials may find better ones, which are run anew."""
+        return f"{self.folder}/best-{chosen:02}/seed-{seed}"
 
 
-_LOOKED_AT: dict[str, tuple[DataFacts, Score]] = {}
+_READ: dict[str, Splits] = {}
 
 
-def _looked_at(run: config.Run) -> tuple[DataFacts, Score]:
-    """The data are read once for all cells that share them."""
-    written = run.as_written()
-    key = json.dumps([written[section] for section in ("data", "task", "loss", "seed")])
-    if key not in _LOOKED_AT:
-        dataset = dataset_of(run)
-        _LOOKED_AT[key] = data_facts(dataset), task_of(run, dataset).score
-    return _LOOKED_AT[key]
+def _read_once(run: config.Run) -> Splits:
+    """For all cells that share the data."""
+    key = json.dumps(run.as_written()["data"])
+    if key not in _READ:
+        _READ[key] = dataset_of(run)
+    return _READ[key]
 
 
 def tried(cell: Cell, outcomes: Outcomes) -> dict[int, Trial]:
@@ -124,19 +123,33 @@ def _tried(cell: Cell, results: Mapping[int, ResultRecord]) -> dict[int, Trial]:
             return trials
 
 
+def chosen(cell: Cell, outcomes: Outcomes) -> int | None:
+    """The number of the best trial, once all of them ended; None before, and where nothing could be trained."""
+    trials = tried(cell, outcomes)
+    if len(trials) < cell.trials or (top := best([trials[number] for number in sorted(trials)])) is None:
+        return None
+    return next(number for number in sorted(trials) if trials[number] is top)
+
+
 def due(cell: Cell, outcomes: Outcomes) -> Iterator[PlannedRun]:
     """What can be made now; nothing where all is made, or waits for runs that others make."""
     trials = tried(cell, outcomes)
+    if len(trials) == cell.trials:
+        yield from _seeds(cell, outcomes)
+        return
     for one in rounds(cell.search.plan, trials):
         for number, values in enumerate(one.values, start=one.first):
             if number not in trials:
                 yield PlannedRun(cell.trial_folder(number), of_trial(cell, values, one, trials))
-    if len(trials) < cell.trials:
+
+
+def _seeds(cell: Cell, outcomes: Outcomes) -> Iterator[PlannedRun]:
+    if (number := chosen(cell, outcomes)) is None:
         return
-    if (chosen := best([trials[number] for number in sorted(trials)])) is not None:
-        for seed in range(cell.seeds):
-            if cell.seed_folder(seed) not in outcomes:
-                yield PlannedRun(cell.seed_folder(seed), (*settings(chosen.values), f"seed={seed}", *QUIET))
+    values = tried(cell, outcomes)[number].values
+    for seed in range(cell.seeds):
+        if (folder := cell.seed_folder(number, seed)) not in outcomes:
+            yield PlannedRun(folder, (*settings(values), f"seed={seed}", *QUIET))
 
 
 def of_trial(cell: Cell, values: Values, one: Round, trials: Mapping[int, Trial]) -> tuple[str, ...]:
@@ -151,14 +164,12 @@ def given_up_after(cell: Cell, before: Sequence[Trial]) -> float | None:
     top = best(before)
     if top is None or top.worth is None or top.worth[0] < 1:
         return None
-    epochs = float(f"{PATIENT * -top.worth[1] / cell.looked_at[0].examples:.4g}")
+    epochs = float(f"{PATIENT * -top.worth[1] / len(cell.dataset.train):.4g}")
     return epochs if epochs < (cell.recipe.run().epochs or 0.0) else None
 
 
 def left(cell: Cell, outcomes: Outcomes) -> int:
     """Runs that are still to be made, those of later rounds included."""
-    trials = tried(cell, outcomes)
-    waiting = cell.trials - len(trials)
-    if not waiting and best(list(trials.values())) is None:
-        return 0  # nothing could be trained
-    return waiting + sum(cell.seed_folder(seed) not in outcomes for seed in range(cell.seeds))
+    if waiting := cell.trials - len(tried(cell, outcomes)):
+        return waiting + cell.seeds
+    return sum(1 for _ in _seeds(cell, outcomes))

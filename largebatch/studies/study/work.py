@@ -13,10 +13,14 @@ import sys
 import time
 
 import rich.console
+import torch
 
+from largebatch.data.processes import processors
 from largebatch.errors import UserError
 from largebatch.machine import distributed
+from largebatch.machine.signals import stopped_with
 from largebatch.studies.compare import run_once
+from largebatch.studies.search.rounds import sizes
 from largebatch.studies.study.folder import StudyFolder
 from largebatch.studies.study.jobs import Cell, Outcomes, due, left, tried
 from largebatch.terminal.console import tell
@@ -56,36 +60,37 @@ def tell_unreached(
     folder: StudyFolder, cells: list[Cell], outcomes: Outcomes, said: set[str], console: rich.console.Console
 ) -> None:
     """Early: a target that no trial of a cell's first round reached may be out of reach."""
-    target = folder.study.target.score
     for cell in cells:
-        trials = tried(cell, outcomes)
-        first = (cell.tuning.trials + 1) // 2
-        short = [trial.worth for trial in trials.values() if trial.worth is not None]
-        if cell.folder in said or len(trials) < first or any(worth[0] for worth in short):
+        trials, first = tried(cell, outcomes), range(sizes(cell.tuning.trials)[0])
+        if cell.folder in said or any(number not in trials for number in first):
             continue
         said.add(cell.folder)
-        best = (
-            f"the best came to {cell.score.of(max(short)[1] * (1 if cell.score.more_is_better else -1))}"
-            if short
-            else "all failed"
-        )
+        results = [result for number in first if (result := outcomes.get(cell.trial_folder(number))) is not None]
+        if any(result.target is not None and result.target.reached for result in results):
+            continue
+        scores = [result.target.best for result in results if result.target and result.target.best is not None]
+        best = f"the best came to {cell.score.of(max(scores, key=cell.score.worth))}" if scores else "all failed"
+        target = cell.score.of(folder.study.target.score)
         tell(
             console,
-            f"{cell.row} at batch {cell.batch:,}: none of the first {len(trials)} trials reached {target:g}; {best}",
+            f"{cell.row} at batch {cell.batch:,}: none of the first {len(first)} trials reached {target}; {best}",
         )
 
 
-def work_beside(workers: int, arguments: list[str], devices: int) -> None:
+def work_beside(workers: int, arguments: list[str]) -> None:
     """As many processes of the same command, each with its share of the cores and a device of its own, if there are."""
-    cores = max(1, (os.cpu_count() or 1) // workers)
+    threads, devices = max(1, processors() // workers), _devices()
     processes = []
     for number in range(workers):
-        environment = {"OMP_NUM_THREADS": str(cores), **os.environ}
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         if devices:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % devices)
-        processes.append(subprocess.Popen([sys.executable, "-m", "largebatch", *arguments], env=environment))
+            environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+        command = [sys.executable, "-m", "largebatch", *arguments]
+        processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    noticed: list[int] = []
 
     def hand_on(number: int, frame: object) -> None:
+        noticed.append(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -96,7 +101,16 @@ def work_beside(workers: int, arguments: list[str], devices: int) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if any(code == 2 for code in codes):
+    if noticed:
+        raise SystemExit(stopped_with(noticed[0]))
+    if 2 in codes:
         raise SystemExit(2)
     if lost := [code for code in codes if code]:
         raise UserError(f"{len(lost)} of {workers} workers ended early; the same command goes on where they were")
+
+
+def _devices() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES has them."""
+    if (stated := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device for device in stated.split(",") if device]
+    return [str(number) for number in range(torch.cuda.device_count())]
