@@ -97,13 +97,16 @@ def test_a_round_is_known_from_the_trials_before_it(sampler):
     own = {"lr": 0.5, "momentum": 0.6, "smoothing": 0.0, "decay": "linear"}
     asked = SearchPlan(SEVERAL, own, (12,), anything, sampler)
     whole = searched(asked, ridge)
-    (first,) = rounds(asked, {})
-    assert first.values == tuple(trial.values for trial in whole[:6])
+    (alone,) = rounds(asked, {})
+    assert alone.values == (own,), "the others of its round are given up by what it needed"
+    _, others = rounds(asked, {0: whole[0]})
+    assert others.first == 1
+    assert others.values == tuple(trial.values for trial in whole[1:6])
     some = {number: whole[number] for number in (5, 0, 3, 1, 4)}
-    assert [one.number for one in rounds(asked, some)] == [0]
+    assert [one.number for one in rounds(asked, some)] == [0, 0]
     later = list(rounds(asked, {**some, 2: whole[2]}))
-    assert [one.number for one in later] == [0, 1]
-    assert later[1].values == tuple(trial.values for trial in whole[6:9])
+    assert [one.number for one in later] == [0, 0, 1]
+    assert later[2].values == tuple(trial.values for trial in whole[6:9])
 
 
 def test_a_cliff_of_divergence_is_counted_and_avoided():

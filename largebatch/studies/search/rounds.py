@@ -3,7 +3,8 @@
 The first half of the trials are spread over the whole space, the recipe's own values the first of them; of those that
 are left half again, and so on, around the best so far: in a space moved along every axis where the best lies within a
 tenth of an edge of what was tried, and half as wide along the others (Nado et al. 2021 narrow by hand, in two rounds).
-Trials that failed count as trials, and as the worst; where all failed the space goes down.
+Trials that failed count as trials, and as the worst; where all failed the space goes down. The recipe's own values
+stand alone before their round, so that the others of it can be given up by what they needed.
 
 A round is a function of the trials before it, so it may be divided among workers, and asked for again after a kill.
 """
@@ -63,7 +64,11 @@ def rounds(plan: SearchPlan, trials: Mapping[int, Trial]) -> Iterator[Round]:
             tried = plan.begin
             values = [] if tried is None else [tried]
         values += SAMPLERS[plan.sampler](space, before, tried, size - len(values), (plan.seed, number))
-        yield Round(number, space, first, tuple(values))
+        alone = int(number == 0 and tried is not None)
+        if alone:
+            yield Round(number, space, first, tuple(values[:1]))
+        if size > alone and (not alone or 0 in trials):
+            yield Round(number, space, first + alone, tuple(values[alone:]))
         first += size
 
 
