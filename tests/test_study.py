@@ -86,9 +86,13 @@ def folders(cell: Cell, outcomes: dict[str, ResultRecord]) -> list[str]:
 def test_trials_come_in_rounds_and_seeds_after_all_of_them(study, tmp_path):
     cell = begun(study(), tmp_path / "out").cells()[0]
     outcomes: dict[str, ResultRecord] = {}
-    assert folders(cell, outcomes) == [f"tiny/25/search/trial-0{number}" for number in range(3)]
+    assert folders(cell, outcomes) == ["tiny/25/search/trial-00"], "the recipe's own values"
     assert left(cell, outcomes) == 7
-    outcomes |= {cell.trial_folder(0): ended(3000), cell.trial_folder(2): ended(4800, reached=False)}
+    outcomes[cell.trial_folder(0)] = ended(3000)
+    others = list(due(cell, outcomes))
+    assert [job.folder for job in others] == ["tiny/25/search/trial-01", "tiny/25/search/trial-02"]
+    assert f"evaluate.stop_at.give_up_epochs={1.25 * 3000 / 1200:.4g}" in others[0].overrides
+    outcomes[cell.trial_folder(2)] = ended(4800, reached=False)
     assert folders(cell, outcomes) == ["tiny/25/search/trial-01"], "the second round waits for the first"
     outcomes[cell.trial_folder(1)] = ended(2000)
     later = list(due(cell, outcomes))
