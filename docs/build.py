@@ -59,11 +59,12 @@ def run_directory() -> str:
     )  # fmt: skip
     parts += [
         "## Steps to a target",
-        "The numbers of `largebatch study show`; [studies.md](studies.md) says what they mean.",
+        "The numbers of `largebatch study`; [studies.md](studies.md) says what they mean.",
     ]
     parts += _record(
-        curves.TargetsRecord, curves.CurveToTarget, curves.ReachedPoint, curves.FittedLaw, curves.MeasuredRange
-    )
+        curves.TargetsRecord, curves.CurveToTarget, curves.ReachedPoint, curves.FittedLaw, curves.MeasuredRange,
+        curves.SearchedBatch, curves.RegionOfKey, curves.RuleOfKey, curves.RuleCandidate, curves.RowsInPairs,
+    )  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 

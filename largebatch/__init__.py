@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from largebatch.api.diagnosing import critical_batch
     from largebatch.api.loading import load
     from largebatch.api.recipes import decide, recipe
+    from largebatch.api.studying import study
     from largebatch.api.training import evaluate, train
     from largebatch.data import sets as datasets
     from largebatch.data.own import Dataset
@@ -72,6 +73,7 @@ _ROOMS = {  # name -> the module that has it
     "recipe": "largebatch.api.recipes",
     "recompute_batch_norm": "largebatch.steps.norms",
     "schedule": "largebatch.recipes.rates",
+    "study": "largebatch.api.studying",
     "train": "largebatch.api.training",
 }
 _MODULES = {  # of parts by name, with ``register``; and the optimizers' algebra
@@ -88,7 +90,7 @@ __all__ = [
     "BatchPlan", "Classification", "Dataset", "ExactSampler", "ExamplesLR", "Method", "Multilabel", "NoiseMeter",
     "Optimizer", "Part", "Regression", "Result", "Run", "Score", "SeededDataset", "ShareSampler", "Task", "UserError",
     "compare", "convert_batch_norm", "critical_batch", "data", "datasets", "decide", "evaluate", "exact_sums", "load",
-    "methods", "models", "optim", "optimizers", "recipe", "recompute_batch_norm", "schedule", "tasks", "train",
+    "methods", "models", "optim", "optimizers", "recipe", "recompute_batch_norm", "schedule", "study", "tasks", "train",
 ]  # fmt: skip
 
 

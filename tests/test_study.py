@@ -21,6 +21,7 @@ from largebatch.errors import UserError
 from largebatch.records.run import ResultRecord
 from largebatch.records.target import AtScore, TargetRecord
 from largebatch.records.typed import made
+from largebatch.report import targets
 from largebatch.studies.study import file as files
 from largebatch.studies.study import findings, status, work
 from largebatch.studies.study.folder import StudyFolder
@@ -56,7 +57,8 @@ def study(recipe, tmp_path):
 
 def begun(path: Path, out: Path) -> StudyFolder:
     folder = StudyFolder(out)
-    folder.begin(files.load(path), path.parent)
+    study = files.load(path)
+    folder.begin(study, files.recipes_of(study, path.parent))
     return folder
 
 
@@ -267,14 +269,13 @@ def test_what_comes_out_of_runs_that_obey_a_law(study, tmp_path, monkeypatch):
                 needed = times * 1000 * (1 + cell.batch / 200) * (1 + away**2) * (1 + 0.02 * draw.random())
                 outcomes[job.folder] = ended(needed)
     monkeypatch.setattr(StudyFolder, "outcomes", lambda self, cells: outcomes)
-    rows = findings.findings_of(folder)
-    facts = findings.record_of(folder, folder.study, rows, "largebatch study")
+    facts = findings.findings(folder, "largebatch study")
     assert facts is not None
     for curve, times in zip(facts.curves, (1.0, 2.0), strict=True):
         assert curve.law is not None
         assert curve.law.critical_batch_size == pytest.approx(200, rel=0.1)
         assert curve.law.least_examples == pytest.approx(1000 * times, rel=0.05)
-    said = [*findings.rules(rows[0]), *findings.compared(folder.study, rows)]
+    said = [*targets.rules(facts.curves[0]), *targets.paired(facts)]
     assert said[0].startswith("best lr.base along the batch: ")
     assert any("one needs 0.5" in line and "at batch 25" in line for line in said)
     assert status.sentences(folder)[0] == f"{len(outcomes)} runs are done, 0 running, 0 left with those"
@@ -329,7 +330,7 @@ def test_a_study_from_the_search_to_the_page(alone):
         assert (plan["dataset_size"], plan["test_size"]) == (1200, 300)
     for run in out.rglob("seed-*/plan.json"):
         assert json.loads(run.read_text())["dataset_size"] == 1500
-    page = (out / "study.md").read_text()
+    page = (out / "report.md").read_text()
     for text in (page, said):
         assert "tiny: its search" in text
         assert "best lr.base along the batch" in text

@@ -156,13 +156,20 @@ def tuning_of(tune: str | None, trials: int, hold_out: int | None, sampler: str 
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="run folders, or comparisons", parser=local_path)
+        list[Path], typer.Argument(metavar="RUN...", help="run folders, comparisons, or a study", parser=local_path)
     ],
     out: Annotated[
         Path | None, typer.Option(help=f"folder for {names.REPORT_PAGE} and {names.REPORT_TEXT}", parser=local_path)
     ] = None,
 ) -> None:
-    """The table and the page again, from finished runs."""
+    """The table and the page again, from finished runs or from a study."""
+    from largebatch.report import study
+
+    if studies := [path for path in runs if study.is_study(path)]:
+        if len(runs) > 1:
+            raise UserError(f"{studies[0]} is a study, which is reported alone")
+        show_study(study.read_facts(studies[0]), out or studies[0], wide_console())
+        return
     show_report(runs, out, Console())
 
 
@@ -179,6 +186,15 @@ def end_of_run(result: Any, console: rich.console.Console) -> None:
     if result.signal is None:
         raise typer.Exit(1)  # the machine failed, which a launcher's new start may mend
     raise typer.Exit(stopped_with(result.signal))
+
+
+def show_study(facts: Any, out: Path, console: rich.console.Console) -> None:
+    from largebatch.report import study
+
+    written = study.write(facts, out)
+    for part in study.printed(facts):
+        tell(console, part) if isinstance(part, str) else console.print(part)
+    tell(console, f"report: {written}")
 
 
 def show_report(paths: list[Path], out: Path | None, console: rich.console.Console) -> None:

@@ -63,7 +63,7 @@ def run(
 
     study = files.load(file)
     folder = StudyFolder(out or Path("studies") / study.name)
-    folder.begin(study, file.resolve().parent)
+    folder.begin(study, files.recipes_of(study, file.resolve().parent))
     if workers > 1:
         from largebatch.studies.study.work import work_beside
 
@@ -84,12 +84,15 @@ def run(
 
 
 def tell_findings(folder: Any) -> None:
-    from largebatch.studies.study import findings
+    from largebatch.cli.runs import show_study
+    from largebatch.studies.study.findings import findings
 
     console = wide_console()
     with folder.claimed("findings", wait=True):
-        written = findings.write(folder, command(), console)
-    tell(console, f"written: {', '.join(map(str, written))}")
+        if (facts := findings(folder, command())) is None:
+            tell(console, f"{folder.out}: no trial has ended yet")
+            return
+        show_study(facts, folder.out, console)
 
 
 @app.command()
@@ -137,20 +140,23 @@ def show(
 ) -> None:
     """Published points: steps to the target against batch, fitted and drawn; without a name, which there are."""
     from largebatch.records.typed import content
-    from largebatch.studies.curves import published, shown
+    from largebatch.report import targets
+    from largebatch.studies.curves import published
+    from largebatch.studies.curves.recorded import measure
 
     console = wide_console()
     if not names:
-        console.print(shown.listing_of(published.names()))
+        console.print(targets.published([measure(name, "") for name in published.names()]))
         return
     if json_file and len(names) > 1:
         raise UserError(f"--json {json_file} takes one name; --out FOLDER writes the numbers of each")
     check_folder(json_file)
-    measured = [shown.measure(name, command()) for name in names]
-    for facts in measured:
+    for facts in [measure(name, command()) for name in names]:
         for curve in facts.curves:
-            console.print(shown.table(facts, curve))
-            for sentence in shown.notes(facts, curve):
+            table = targets.points(facts, curve)
+            tell(console, table.caption)
+            console.print(table)
+            for sentence in (targets.meaning(facts), *targets.notes(facts, curve)):
                 tell(console, sentence)
         if out:
             place = made(out / facts.name)

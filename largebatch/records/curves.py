@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from largebatch.records.typed import Amount, Count, FileRecord, Flag, Name, Number, Size, Text, part
+from largebatch.records.typed import Amount, Count, FileRecord, Flag, Name, Number, Size, Table, Text, Whole, part
 
 Line = Sequence[Sequence[Number]]
 
@@ -72,19 +72,84 @@ class MeasuredRange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegionOfKey:
+    """The values of a key whose trials needed at most a tenth more examples than the best."""
+
+    key: Name
+    low: Number
+    high: Number
+    open_below: Flag  # no trial below was worse
+    open_above: Flag  # no trial above was worse
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedBatch:
+    """The search of a row at one batch size."""
+
+    global_batch_size: Size  # [examples]
+    trials: Count
+    refused: Count  # of them, with values that the recipe does not take
+    reached: Count  # of them, to the target
+    chosen: Table | None  # the values of the best; null: every one failed
+    at_edge: Sequence[Name]  # keys whose best value lies at an edge of what was tried
+    good: Sequence[Annotated[RegionOfKey, part(RegionOfKey)]]  # empty: none reached the target
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleCandidate:
+    """A rule through the best values: ln of the value is ``deviation`` away from it."""
+
+    name: Name  # none, linear, square root, power, surge
+    constants: Mapping[str, float]
+    deviation: Number
+    aicc: Amount  # null: too few batches to compare it
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOfKey:
+    """How the best value of a key, or 1 − it, follows the batch."""
+
+    key: Name
+    complement: Flag  # of 1 − value
+    decided: Text  # the rule that fits best; null: others are as good
+    power_low: Amount  # of a free power, its 95 % interval; null: not bounded
+    power_high: Amount
+    candidates: Sequence[Annotated[RuleCandidate, part(RuleCandidate)]]  # the best first
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsInPairs:
+    """``first`` needs ``ratio`` times the examples of ``second``, by an exact test of sign flips over pairs of runs."""
+
+    first: Name
+    second: Name
+    global_batch_size: Whole  # [examples] null: over the batches that both have, which are the pairs
+    pairs: Count
+    ratio: Amount  # null: nothing to pair
+    ratio_low: Amount  # null: so few pairs have no interval
+    ratio_high: Amount
+    p: Amount
+    corrected: Amount  # p by Holm's method, for all statements of the file
+    decided: Flag
+    least_p: Amount  # that so many pairs can have
+
+
+@dataclass(frozen=True, kw_only=True)
 class CurveToTarget:
     """A row."""
 
     label: Name
-    points: Annotated[Sequence[Annotated[ReachedPoint, part(ReachedPoint)]], Field(min_length=1)]  # ascending
+    points: Sequence[Annotated[ReachedPoint, part(ReachedPoint)]]  # ascending; empty: no run ended yet
     law: Annotated[FittedLaw | None, part(FittedLaw)]  # null: fewer than two batches reached the target
     perfect_until: Annotated[MeasuredRange | None, part(MeasuredRange)]  # of the points
     helps_until: Annotated[MeasuredRange | None, part(MeasuredRange)]  # of the points
+    searched: Sequence[Annotated[SearchedBatch, part(SearchedBatch)]] | None = None  # of a study
+    rules: Sequence[Annotated[RuleOfKey, part(RuleOfKey)]] | None = None  # of a study
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetsRecord(FileRecord):
-    """What ``study show`` writes: rows of one target."""
+    """What a study comes to, or ``study show`` writes: rows of one target."""
 
     kind: Name = "targets"
     name: Name
@@ -96,3 +161,6 @@ class TargetsRecord(FileRecord):
     middle: Name  # median or mean, of the runs of a point
     command: Text
     curves: Annotated[Sequence[Annotated[CurveToTarget, part(CurveToTarget)]], Field(min_length=1)]
+    pairs: Sequence[Annotated[RowsInPairs, part(RowsInPairs)]] | None = None  # of a study's rows
+    seeds: Whole = None  # of a study, at each batch
+    trials: Whole = None  # of a study, for each row at each batch

@@ -33,7 +33,7 @@ def html(comparison: Comparison) -> str:
     sections = _sections(pictures(comparison))
     shown = [section.name for section in sections]
     style = looks(comparison)
-    return _template().render(
+    return template("page.html.j2").render(
         comparison=comparison,
         setting=setting(comparison),
         verdict=verdict(comparison),
@@ -84,29 +84,29 @@ def _sections(drawn: Sequence[Picture]) -> list[PageSection]:
 def markdown(comparison: Comparison) -> str:
     """The same sentences and tables without the pictures."""
     parts = [
-        f"# {_plain(comparison.name)}",
-        _plain(setting(comparison)),
-        f"**{_plain(verdict(comparison))}**",
+        f"# {escaped(comparison.name)}",
+        escaped(setting(comparison)),
+        f"**{escaped(verdict(comparison))}**",
         "## Results",
     ]
-    parts += [_markdown_table(table.results(comparison)), _bullets(notes(comparison))]
+    parts += [markdown_table(table.results(comparison)), bullets(notes(comparison))]
     if searches := table.searches(comparison):
-        parts += ["## Tuning", _markdown_table(searches)]
+        parts += ["## Tuning", markdown_table(searches)]
     parts += _markdown_diagnostics(comparison)
-    parts += ["## How fair it was", _bullets([*fairness(comparison), *comparison.notes])]
+    parts += ["## How fair it was", bullets([*fairness(comparison), *comparison.notes])]
     if published := table.published(comparison):
-        parts += ["## What the papers report", _markdown_table(published)]
-    parts += ["## Every run", _markdown_table(table.every_run(comparison)), "## To repeat this"]
+        parts += ["## What the papers report", markdown_table(published)]
+    parts += ["## Every run", markdown_table(table.every_run(comparison)), "## To repeat this"]
     parts += ["\n".join(f"    {line}" for line in command.splitlines()) for command in commands(comparison)]
-    parts += [_bullets([f"{term}: {value}" for term, value in facts(comparison)])]
+    parts += [bullets([f"{term}: {value}" for term, value in facts(comparison)])]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_diagnostics(comparison: Comparison) -> list[str]:
-    parts = [_markdown_table(data) for data in diagnostics.tables(comparison)]
+    parts = [markdown_table(data) for data in diagnostics.tables(comparison)]
     for finding in diagnostics.findings(comparison):
-        parts += [f"**Plateau: {_plain(finding.run)}.** {_plain(finding.sentence)}"]
-        parts += [_bullets([*finding.evidence, *finding.advice])] * bool(finding.evidence or finding.advice)
+        parts += [f"**Plateau: {escaped(finding.run)}.** {escaped(finding.sentence)}"]
+        parts += [bullets([*finding.evidence, *finding.advice])] * bool(finding.evidence or finding.advice)
     return ["## Diagnostics", *parts] if parts else []
 
 
@@ -205,10 +205,10 @@ def _reading(comparison: Comparison) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     environment.filters["whole"] = _whole
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _whole(text: str) -> str:
@@ -216,23 +216,23 @@ def _whole(text: str) -> str:
     return re.sub(r"(\d) (?=%|points|seeds?\b|epochs|steps|runs|min\b|s\b)", "\\1\u00a0", text)
 
 
-def _markdown_table(data: TextTable) -> str:
+def markdown_table(data: TextTable) -> str:
     lines = [
-        "| " + " | ".join(_plain(column.heading) for column in data.columns) + " |",
+        "| " + " | ".join(escaped(column.heading) for column in data.columns) + " |",
         "|" + "|".join("---:" if column.number else ":---" for column in data.columns) + "|",
     ]
     for line in data.lines:
         remarks = [remark for remark in (line.mark, line.trouble) if remark]
-        first = _plain(line.cells[0]) + "".join(f"<br>{_plain(remark)}" for remark in remarks)
-        lines.append("| " + " | ".join([first, *map(_plain, line.cells[1:])]) + " |")
-    return "\n".join(lines) + f"\n\n{_plain(data.caption)}"
+        first = escaped(line.cells[0]) + "".join(f"<br>{escaped(remark)}" for remark in remarks)
+        lines.append("| " + " | ".join([first, *map(escaped, line.cells[1:])]) + " |")
+    return "\n".join(lines) + f"\n\n{escaped(data.caption)}"
 
 
-def _bullets(sentences: list[str]) -> str:
-    return "\n".join(f"* {_plain(sentence)}" for sentence in sentences)
+def bullets(sentences: list[str]) -> str:
+    return "\n".join(f"* {escaped(sentence)}" for sentence in sentences)
 
 
-def _plain(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that no Markdown reader takes for markup or for the edge of a cell."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for sign in "\\|*_`[]":

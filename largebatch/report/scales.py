@@ -90,8 +90,8 @@ def log(
     if high / low < 5:
         low, high = _round_125(low, math.floor), _round_125(high, math.ceil)
     axis, decades = (axes.xaxis, axes.yaxis)[which == "y"], math.log10(high / low)
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     (axes.set_xlim if which == "x" else axes.set_ylim)(low / margin, high * margin)
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if decades < 2.2 else (1,), numticks=12))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: (write or _decimal)(value)))

@@ -7,7 +7,7 @@ import pytest
 from largebatch.errors import UserError
 from largebatch.studies.curves import published
 from largebatch.studies.curves.law import fit
-from largebatch.studies.curves.shown import measure
+from largebatch.studies.curves.recorded import measure
 
 TABLE = {  # batches, E_min, B_crit, rms and largest error in %: fitted elsewhere to the same means with the weights 1/E
     "mlperf/resnet50": ((1632, 67840), 34.6, 46900, 3.7, 6),

@@ -122,8 +122,12 @@ def checked(written: Any, source: str) -> StudyFile:
         raise UserError(f"{source}: {sentence(error, StudyFile)}") from None
 
 
-def recipe_of(row: StudyRecipe, beside: Path) -> tuple[Path, dict[str, Any]]:
-    """Its file, looked for beside the study's first, and what stands in it."""
+def recipes_of(study: StudyFile, beside: Path) -> dict[str, dict[str, Any]]:
+    """What stands in the file of each row."""
+    return {row.name: recipe_of(row, beside) for row in study.recipes}
+
+
+def recipe_of(row: StudyRecipe, beside: Path) -> dict[str, Any]:
+    """Its file is looked for beside the study's first."""
     path = beside / row.recipe
-    path = path if path.is_file() else located(row.recipe)
-    return path, config.read(path)
+    return config.read(path if path.is_file() else located(row.recipe))

@@ -1,60 +1,74 @@
-"""What comes out of a study, from the runs that ended: each row's curve, its best values along it, and the rows paired.
-
-OUT/curves.json    points, fits, where they end (records/curves.py)
-OUT/curves.svg     the picture of them
-OUT/study.md       the page: tables and sentences
+"""What comes out of a study, from the runs that ended: each row's curve, its search, its best values along the batch,
+and the rows in pairs. The page is made of these facts (report/study.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import rich.console
-import rich.table
-
-from largebatch.records.curves import CurveToTarget, TargetsRecord
-from largebatch.records.facts import write_json
-from largebatch.records.files import write_text
+from largebatch.records.curves import (
+    CurveToTarget,
+    RegionOfKey,
+    RowsInPairs,
+    RuleCandidate,
+    RuleOfKey,
+    SearchedBatch,
+    TargetsRecord,
+)
 from largebatch.records.run import ResultRecord
-from largebatch.records.typed import content, finite
-from largebatch.report.alone import write_picture
-from largebatch.report.numerals import ABSENT, count, listing, plain
-from largebatch.studies.curves import shown
+from largebatch.records.typed import finite
 from largebatch.studies.curves.measured import TargetCurve, TargetPoint, TargetRun
 from largebatch.studies.curves.pairs import PairedStatement, statements
-from largebatch.studies.curves.rules import GoodRange, TriedSetting, good_region, rule_of
+from largebatch.studies.curves.recorded import curve_record
+from largebatch.studies.curves.rules import TriedSetting, good_region, rule_of
 from largebatch.studies.search.rounds import edges
+from largebatch.studies.search.space import Axis, Values
 from largebatch.studies.search.trial import Trial, best
-from largebatch.studies.study.file import StudyFile
 from largebatch.studies.study.folder import StudyFolder
 from largebatch.studies.study.jobs import Cell, Outcomes, chosen, tried
 
-CURVES, PICTURE, PAGE = "curves.json", "curves.svg", "study.md"
 GOOD = 0.1  # trials whose examples to the target are at most so much above the best's are good
 MANY_STATEMENTS = 6  # pairs that one of a batch needs to be decided; with fewer seeds the pairs are batches
+
+
+def findings(folder: StudyFolder, command: str) -> TargetsRecord | None:
+    """The facts; None where no trial of any row ended."""
+    cells, study = folder.cells(), folder.study
+    outcomes = folder.outcomes(cells)
+    rows = [row for row in _rows(cells, outcomes) if any(trials for _, trials in row.cells)]
+    if not rows:
+        return None
+    first = cells[0]
+    return TargetsRecord(
+        name=study.name,
+        title=study.name,
+        source=None,
+        target=f"{first.score.name} {first.score.of(study.target.score)}",
+        unit="examples",
+        epoch=float(whole_size(first)),
+        middle="median",
+        command=command,
+        curves=[_recorded(row) for row in rows],
+        pairs=_pairs([row.curve for row in rows], study.seeds),
+        seeds=study.seeds,
+        trials=first.trials,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class RowFindings:
     """A recipe: its curve, and its cells with their trials, by ascending batch."""
 
-    label: str
-    curve: TargetCurve | None  # None: no run of it ended
+    curve: TargetCurve
     cells: tuple[tuple[Cell, dict[int, Trial]], ...]
 
 
-def findings_of(folder: StudyFolder) -> list[RowFindings]:
-    cells = folder.cells()
-    outcomes = folder.outcomes(cells)
-    found = []
+def _rows(cells: Sequence[Cell], outcomes: Outcomes) -> Iterator[RowFindings]:
     for row in dict.fromkeys(cell.row for cell in cells):
         own = tuple((cell, tried(cell, outcomes)) for cell in cells if cell.row == row)
         points = tuple(point for cell, trials in own if (point := point_of(cell, trials, outcomes)) is not None)
-        found.append(RowFindings(row, TargetCurve(row, points) if points else None, own))
-    return found
+        yield RowFindings(TargetCurve(row, points), own)
 
 
 def point_of(cell: Cell, trials: dict[int, Trial], outcomes: Outcomes) -> TargetPoint | None:
@@ -70,10 +84,11 @@ def point_of(cell: Cell, trials: dict[int, Trial], outcomes: Outcomes) -> Target
         return None
     runs = tuple(run_of(cell, seed, result) for seed, result in results.items())
     reached = reached_by(trials[number])
-    values = trials[number].values if reached else {}
-    return TargetPoint(
-        cell.batch, runs, {key: at for key, value in values.items() if (at := finite(value)) is not None}
-    )
+    return TargetPoint(cell.batch, runs, numbers_of(trials[number].values) if reached else {})
+
+
+def numbers_of(values: Values) -> dict[str, float]:
+    return {key: number for key, value in values.items() if (number := finite(value)) is not None}
 
 
 def reached_by(trial: Trial) -> bool:
@@ -94,149 +109,85 @@ def whole_size(cell: Cell) -> int:
     return len(cell.dataset.train) + (cell.tuning.hold_out or 0)
 
 
-def write(folder: StudyFolder, command: str, console: rich.console.Console) -> list[Path]:
-    """Files, whose paths are returned, and the same on the console."""
-    study, rows = folder.study, findings_of(folder)
-    facts = record_of(folder, study, rows, command)
-    page(study, facts, rows, console)
-    text = io.StringIO()
-    page(study, facts, rows, rich.console.Console(file=text, width=120))
-    write_text(folder.out / PAGE, f"# {study.name}\n\n```\n{text.getvalue()}```\n")
-    if facts is None:
-        return [folder.out / PAGE]
-    write_json(folder.out / CURVES, content(facts))
-    write_picture(content(facts), folder.out / PICTURE)
-    return [folder.out / PAGE, folder.out / PICTURE, folder.out / CURVES]
-
-
-def record_of(folder: StudyFolder, study: StudyFile, rows: Sequence[RowFindings], command: str) -> TargetsRecord | None:
-    """None where no run of any row ended."""
-    curves = [shown.curve_record(row.curve) for row in rows if row.curve is not None]
-    if not curves:
-        return None
-    cell = folder.cells()[0]
-    return TargetsRecord(
-        name=study.name,
-        title=study.name,
-        source=None,
-        target=f"{cell.score.name} {cell.score.of(study.target.score)}",
-        unit="examples",
-        epoch=float(whole_size(cell)),
-        middle="median",
-        command=command,
-        curves=curves,
+def _recorded(row: RowFindings) -> CurveToTarget:
+    return dataclasses.replace(
+        curve_record(row.curve),
+        searched=[_searched(cell, trials) for cell, trials in row.cells],
+        rules=list(_rules(row)),
     )
 
 
-def page(
-    study: StudyFile, facts: TargetsRecord | None, rows: Sequence[RowFindings], console: rich.console.Console
-) -> None:
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
-    by_label = {curve.label: curve for curve in facts.curves} if facts else {}
-    for row in rows:
-        curve = by_label.get(row.label)
-        if facts is not None and curve is not None:
-            console.print(shown.table(dataclasses.replace(facts, title=row.label), curve))
-            for sentence in shown.notes(facts, curve):
-                say(sentence)
-        console.print(searched(row))
-        for sentence in (*rules(row), *unplaced(row, curve)):
-            say(sentence)
-        say("")
-    for sentence in compared(study, rows):
-        say(sentence)
+def _searched(cell: Cell, trials: dict[int, Trial]) -> SearchedBatch:
+    in_order = [trials[number] for number in sorted(trials)]
+    top = best(in_order)
+    return SearchedBatch(
+        global_batch_size=cell.batch,
+        trials=len(in_order),
+        refused=sum(not cell.search.takes(trial.values) for trial in in_order if trial.worth is None),
+        reached=sum(map(reached_by, in_order)),
+        chosen=top and top.values,
+        at_edge=edges(cell.search.plan.space, in_order),
+        good=_good(in_order),
+    )
 
 
-def searched(row: RowFindings) -> rich.table.Table:
-    """The best values at each batch, and how wide the region around them is that is as good."""
-    made = rich.table.Table("batch", "trials", "reached", "best values", "as good", title=f"{row.label}: its search")
-    for cell, trials in row.cells:
-        tried_here = [trials[number] for number in sorted(trials)]
-        top = best(tried_here)
-        reached = sum(map(reached_by, tried_here))
-        refused = sum(not cell.search.takes(trial.values) for trial in tried_here if trial.worth is None)
-        at_edge = edges(cell.search.plan.space, tried_here)
-        values = ", ".join(
-            f"{key} {plain(value) if isinstance(value, float) else value}{' (at an edge)' * (key in at_edge)}"
-            for key, value in (top.values if top else {}).items()
-        )
-        made.add_row(
-            count(cell.batch),
-            f"{len(trials)}{f', {refused} refused' * (refused > 0)}",
-            str(reached),
-            values or ABSENT,
-            region(tried_here),
-        )
-    return made
-
-
-def region(trials: Sequence[Trial]) -> str:
+def _good(trials: Sequence[Trial]) -> list[RegionOfKey]:
     """Of the trials that reached the target, by the numbers among their values."""
     settings = [
         TriedSetting(
-            {key: number for key, value in trial.values.items() if (number := finite(value)) is not None},
-            trial.worth[1] if trial.worth is not None and reached_by(trial) else None,
+            numbers_of(trial.values), trial.worth[1] if trial.worth is not None and reached_by(trial) else None
         )
         for trial in trials
     ]
     least = min((-one.worth for one in settings if one.worth is not None), default=None)
     if least is None:
-        return ABSENT
-    return ", ".join(f"{one.key} {_range(one)}" for one in good_region(settings, GOOD * least))
+        return []
+    return [RegionOfKey(**dataclasses.asdict(one)) for one in good_region(settings, GOOD * least)]
 
 
-def _range(one: GoodRange) -> str:
-    """``≤ 0.1 to 0.3``: open below, no trial there was worse."""
-    low, high = f"{'≤ ' * one.open_below}{plain(one.low)}", f"{plain(one.high)}{' ≤' * one.open_above}"
-    return f"{low} to {high}" if one.low < one.high else f"{'≤ ' * one.open_below}{high}"
-
-
-def rules(row: RowFindings) -> Iterator[str]:
-    """How each key's best value follows the batch."""
-    points = row.curve.points if row.curve else ()
+def _rules(row: RowFindings) -> Iterator[RuleOfKey]:
+    """How each key's best value follows the batch; that of 1 − value where the search is even in its logarithm."""
+    points = row.curve.points
+    axes = [axis for cell, _ in row.cells for axis in cell.search.plan.space.axes if isinstance(axis, Axis)]
+    complements = {axis.key for axis in axes if axis.scale == "one_minus_log"}
     for key in dict.fromkeys(key for point in points for key in point.settings):
-        pairs = [(point.batch, point.settings[key]) for point in points if point.settings.get(key, 0.0) > 0]
-        rule = rule_of(*zip(*pairs, strict=True)) if len(pairs) > 1 else None
-        if rule is None:
+        values = [
+            (point.batch, 1 - value if key in complements else value)
+            for point in points
+            if (value := point.settings.get(key)) is not None
+        ]
+        positive = [(batch, value) for batch, value in values if value > 0]
+        if len(positive) < 2 or (rule := rule_of(*zip(*positive, strict=True))) is None:
             continue
-        decided, power = rule.decided, rule.power
-        words = "its power is not bounded"
-        if power is not None and power.low is not None and power.high is not None:
-            words = f"a power of {power.low:.2f} to {power.high:.2f}"
-        fits = f"the rule {decided.name} fits best" if decided else "no rule is decided"
-        yield f"best {key} along the batch: {fits}; {words}"
+        yield RuleOfKey(
+            key=key,
+            complement=key in complements,
+            decided=rule.decided and rule.decided.name,
+            power_low=rule.power and rule.power.low,
+            power_high=rule.power and rule.power.high,
+            candidates=[
+                RuleCandidate(name=one.name, constants=one.constants, deviation=one.deviation, aicc=one.aicc)
+                for one in rule.rules
+            ],
+        )
 
 
-def unplaced(row: RowFindings, curve: CurveToTarget | None) -> Iterator[str]:
-    """Batches that the study cannot place."""
-    placed = {point.global_batch_size for point in curve.points if point.reached} if curve else set()
-    if missing := [count(cell.batch) for cell, _ in row.cells if cell.batch not in placed]:
-        yield f"at batch {listing(missing)} no run reached the target: the study cannot place this row there"
+def _pairs(curves: Sequence[TargetCurve], seeds: int) -> list[RowsInPairs]:
+    whole = seeds < MANY_STATEMENTS
+    return [_in_pairs(one) for one in statements([curve for curve in curves if curve.points], whole=whole)]
 
 
-def compared(study: StudyFile, rows: Sequence[RowFindings]) -> Iterator[str]:
-    """Every two rows; "not decided" where the test does not."""
-    curves = [row.curve for row in rows if row.curve is not None]
-    if len(curves) < 2:
-        return
-    whole = study.seeds < MANY_STATEMENTS
-    made = statements(curves, whole=whole)
-    paired = "batches" if whole else "seeds at a batch"
-    yield f"rows in pairs ({paired}; exact sign flips, Holm's correction for {len(made)} statements):"
-    for one in made:
-        yield f"  {in_words(one)}"
-
-
-def in_words(one: PairedStatement) -> str:
-    where = f"at batch {one.batch:,}" if one.batch is not None else "over their batches"
-    if one.ratio is None or one.p is None:
-        return f"{one.first} and {one.second} {where}: nothing to pair"
-    ratio = f"{one.first} needs {one.ratio:.2f} times the examples of {one.second} {where}"
-    p = f"p {one.corrected:.3f} of {one.pairs} pairs" if one.corrected is not None else f"{one.pairs} pairs"
-    return (
-        f"{ratio} ({p})"
-        if one.decided
-        else f"{ratio}: not decided ({p}; {one.smallest:.3f} is the least they can have)"
+def _in_pairs(one: PairedStatement) -> RowsInPairs:
+    return RowsInPairs(
+        first=one.first,
+        second=one.second,
+        global_batch_size=one.batch,
+        pairs=one.pairs,
+        ratio=one.ratio,
+        ratio_low=one.interval and one.interval.low,
+        ratio_high=one.interval and one.interval.high,
+        p=one.p,
+        corrected=one.corrected,
+        decided=one.decided,
+        least_p=one.smallest if one.pairs else None,
     )

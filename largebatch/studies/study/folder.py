@@ -49,14 +49,13 @@ class StudyFolder:
         self._ended: dict[str, ResultRecord] = {}
         self._cells: tuple[dict[str, Any], list[Cell]] | None = None
 
-    def begin(self, study: StudyFile, beside: Path) -> None:
-        """Make it, or go on with it; refuses a folder that holds another study."""
+    def begin(self, study: StudyFile, recipes: dict[str, Any]) -> None:
+        """Make it, or go on with it, of these recipes by row; refuses a folder that holds another study."""
         try:
             (self.out / CLAIMS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.out} cannot be written: {error.strerror or error}") from None
         with self.claimed("study", wait=True):
-            recipes = {row.name: files.recipe_of(row, beside)[1] for row in study.recipes}
             if not (self.out / STUDY).is_file():
                 self._write(study, recipes, ())
                 return
@@ -90,7 +89,7 @@ class StudyFolder:
             checked = files.checked(study, f"{self.out / STUDY} with what is added")
             for row in checked.recipes:
                 if row.name not in written:
-                    written[row.name] = files.recipe_of(row, Path())[1]
+                    written[row.name] = files.recipe_of(row, Path())
             self._write(checked, written, (*facts["added_trials"], *([trials] if trials else [])))
         return checked
 
