@@ -236,6 +236,14 @@ def test_without_optuna_the_sampler_is_refused(monkeypatch):
             "search.data.augment={choice: [flip]}",
             "search.data.augment.choice = ['flip'] should hold at least two values",
         ),
+        (
+            "search.lr.base={choice: [0.1, 0.2, 0.1]}",
+            "search.lr.base.choice = [0.1, 0.2, 0.1] should hold each value once",
+        ),
+        (
+            "search={lr.base: {log: [1, 2]}, lr: {base: {log: [1, 2]}}}",
+            "search.lr.base is there twice, with dots and as a section",
+        ),
         ("search={0: {log: [1, 2]}}", "search: 0 is no key of a recipe; write it with dots, such as lr.base"),
     ],
 )

@@ -24,6 +24,7 @@ from largebatch.records.typed import made
 from largebatch.report import targets
 from largebatch.studies.study import file as files
 from largebatch.studies.study import findings, status, work
+from largebatch.studies.study import folder as study_folder
 from largebatch.studies.study.folder import StudyFolder
 from largebatch.studies.study.jobs import Cell, due, given_up_after, left, tried
 from largebatch.terminal.console import Console
@@ -212,6 +213,13 @@ def test_a_folder_holds_one_study(study, tmp_path):
     recipe.write_text(recipe.read_text().replace("base: 0.1", "base: 9.0"))
     with pytest.raises(UserError, match=re.escape("the recipe tiny was another when the study in")):
         begun(path, tmp_path / "out")
+
+
+def test_a_worker_whose_points_would_be_others_is_refused(study, tmp_path, monkeypatch):
+    begun(study(), tmp_path / "out")
+    monkeypatch.setattr(study_folder, "points_by", lambda sampler: {"scipy": "1.2.3"})
+    with pytest.raises(UserError, match=r"began with scipy \d.* whose points its trials are, and here is 1\.2\.3"):
+        begun(study(), tmp_path / "out")
 
 
 def test_a_mistake_that_was_mended_begins_the_study(study, tmp_path):

@@ -1,5 +1,6 @@
 """The best value of each key at every batch of a study, and the region around it that is as good."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from matplotlib.axes import Axes
@@ -34,10 +35,10 @@ def _picture(facts: TargetsRecord, drawn: dict[int, Placed], key: str, complemen
     figure, axes = empty_axes(f"{shown} (log scale)", "global batch size, examples (log scale)")
     values: list[float] = []
     for place, placed in drawn.items():
-        values += _row(axes, placed, key, complement, look(place + 1))
+        values += _row(axes, placed, key, complement, _style(place))
     log(axes, "x", [one.global_batch_size for placed in drawn.values() for one, _ in placed], count)
     log(axes, "y", values, margin=1.3)
-    style = tuple((look(place + 1), short(facts.curves[place].label)) for place in drawn)
+    style = tuple((_style(place), short(facts.curves[place].label)) for place in drawn)
     caption = "Thin bars: trials that needed at most a tenth more examples than the best."
     if any(key in one.at_edge for placed in drawn.values() for one, _ in placed):
         caption += " A ring: at an edge of what was tried, a better value may lie beyond."
@@ -48,6 +49,11 @@ def _picture(facts: TargetsRecord, drawn: dict[int, Placed], key: str, complemen
     )
     title = f"Best {shown}"
     return Picture(name, "Settings", title, caption, svg.inline(figure, name, title, described), style)
+
+
+def _style(place: int) -> Look:
+    """As the picture of the curves has it."""
+    return dataclasses.replace(look(place), colour=look(place + 1).colour, variable=look(place + 1).variable)
 
 
 def _row(axes: Axes, placed: Placed, key: str, complement: bool, style: Look) -> list[float]:

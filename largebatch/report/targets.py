@@ -132,19 +132,19 @@ def verdict(facts: TargetsRecord) -> str:
 
 def notes(facts: TargetsRecord, curve: CurveToTarget) -> Iterator[str]:
     """What the points and the law say, a sentence each."""
-    if few := [point for point in curve.points if point.runs < FEWEST]:
-        sizes = listing(count(point.global_batch_size) for point in few)
-        level = max(100 * (point.level or 0) for point in few)
-        yield f"fewer than {FEWEST} runs at batch {sizes}: intervals hold at most {level:.0f} %, one run has none"
     if not curve.points:
         yield "no run over the seeds ended yet"
         return
+    if few := [point for point in curve.points if point.runs < FEWEST]:
+        level = max(100 * (point.level or 0) for point in few)
+        yield f"fewer than {FEWEST} runs at {_sizes(few)}: intervals hold at most {level:.0f} %, one run has none"
     if any(not point.exact for point in curve.points):
         yield "> is a lower bound: so many runs did not reach the target that the middle is not known"
-    if curve.searched:
-        placed = {point.global_batch_size for point in curve.points if point.reached}
-        if missing := [count(one.global_batch_size) for one in curve.searched if one.global_batch_size not in placed]:
-            yield f"at batch {listing(missing)} no run reached the target: the row cannot be placed there"
+    if missed := [point for point in curve.points if not point.reached]:
+        yield f"at {_sizes(missed)} no run reached the target: the row cannot be placed there"
+    run_at = {point.global_batch_size for point in curve.points}
+    if waiting := [one for one in curve.searched or () if one.global_batch_size not in run_at]:
+        yield f"at {_sizes(waiting)} no run over the seeds ended yet"
     law = curve.law
     if law is None:
         yield "nothing is fitted: fewer than two batches reached the target"
@@ -161,6 +161,10 @@ def notes(facts: TargetsRecord, curve: CurveToTarget) -> Iterator[str]:
     if law.unknown:
         yield law.unknown
     yield from _ends(curve, law)
+
+
+def _sizes(some: Sequence[ReachedPoint] | Sequence[SearchedBatch]) -> str:
+    return f"batch {listing(count(one.global_batch_size) for one in some)}"
 
 
 def meaning(facts: TargetsRecord) -> str:
@@ -244,26 +248,33 @@ def _power(rule: RuleOfKey) -> str:
 
 
 def paired(facts: TargetsRecord) -> Iterator[str]:
-    """Every two rows; "not decided" where the test does not."""
+    """Every two rows that the test tells apart, and how many it does not."""
     made = facts.pairs or ()
     if not made:
         return
     whole = all(one.global_batch_size is None for one in made)
-    of = "batches" if whole else "seeds at a batch"
-    yield f"rows in pairs ({of}; exact sign flips, Holm's correction for {len(made)} statements):"
-    yield from map(in_words, made)
+    of = "a seed at a batch is a pair" if whole else "a seed is a pair"
+    yield f"rows in pairs, as they were tuned ({of}; exact sign flips, Holm's correction for {len(made)} statements):"
+    yield from (in_words(one) for one in made if one.decided)
+    undecided = [one for one in made if not one.decided]
+    if undecided:
+        yield f"not decided ({len(undecided)}): {'; '.join(map(_undecided, undecided))}"
+
+
+def _undecided(one: RowsInPairs) -> str:
+    where = f" at batch {one.global_batch_size:,}" if one.global_batch_size is not None else ""
+    ratio = f" ({one.ratio:.2f} times)" if one.ratio is not None else ""
+    return f"{one.first} and {one.second}{where}{ratio}"
 
 
 def in_words(one: RowsInPairs) -> str:
+    """Of one that is decided."""
     where = f"at batch {one.global_batch_size:,}" if one.global_batch_size is not None else "over their batches"
-    if one.ratio is None or one.p is None:
-        return f"{one.first} and {one.second} {where}: nothing to pair"
-    ratio = f"{one.first} needs {one.ratio:.2f} times the examples of {one.second} {where}"
-    p = f"p {one.corrected:.3f} of {one.pairs} pairs" if one.corrected is not None else f"{one.pairs} pairs"
-    if one.decided:
-        return f"{ratio} ({p})"
-    least = "" if one.least_p is None else f"; {one.least_p:.3f} is the least they can have"
-    return f"{ratio}: not decided ({p}{least})"
+    interval = f"{one.ratio_low:.2f} to {one.ratio_high:.2f}, " if one.ratio_low and one.ratio_high else ""
+    return (
+        f"{one.first} needs {one.ratio or 0:.2f} times the examples of {one.second} {where} "
+        f"({interval}p {one.corrected or 0:.3f} of {one.pairs} pairs)"
+    )
 
 
 def published(listed: Sequence[TargetsRecord]) -> TextTable:

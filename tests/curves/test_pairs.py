@@ -14,6 +14,7 @@ from scipy.stats import binom, permutation_test
 
 from largebatch.studies.curves.measured import TargetCurve, TargetPoint, TargetRun
 from largebatch.studies.curves.pairs import (
+    MOST_EXACT,
     PairedStatement,
     corrected,
     interval_of_mean,
@@ -127,7 +128,9 @@ def test_a_real_difference_is_decided_with_pairs_enough():
         assert one.interval.low <= one.ratio <= one.interval.high
         assert 1.7 < one.interval.low < 2 < one.interval.high < 2.4
     (over_all,) = statements(rows, whole=True)
-    assert (over_all.batch, over_all.pairs, over_all.p) == (None, 5, smallest_p(5))
+    assert (over_all.batch, over_all.pairs) == (None, 5 * len(rows[0].points[0].runs))
+    assert over_all.p is not None
+    assert over_all.p <= smallest_p(15)
     assert over_all.ratio == pytest.approx(2, rel=0.1)
 
 
@@ -135,16 +138,18 @@ def test_a_real_difference_is_decided_with_pairs_enough():
 @pytest.mark.parametrize(("rows", "seeds", "budget"), [(2, 6, np.inf), (3, 8, np.inf), (2, 9, 3.0), (2, 3, np.inf)])
 def test_alike_rows_are_called_different_in_at_most_five_percent(rows, seeds, budget):
     """Of all statements of a repetition not one: every two rows at every batch, with runs that end at the budget."""
-    draws, wrong, repeated = np.random.default_rng(seeds), 0, 500
+    draws, wrong, wrong_over_all, repeated = np.random.default_rng(seeds), 0, 0, 500
     for _ in range(repeated):
         seed_effect = draws.standard_normal((5, seeds))  # what a seed has in common in all rows
 
         def needed(batch: int, seed: int, effect=seed_effect) -> float:
             return math.exp(1 + 0.3 * effect[batch % 5, seed] + 0.2 * draws.standard_normal())
 
-        made = statements([row(str(label), needed, (10, 21, 42, 83), seeds, budget) for label in range(rows)])
+        curves = [row(str(label), needed, (10, 21, 42, 83), seeds, budget) for label in range(rows)]
+        made = statements(curves)
         assert len(made) == 4 * rows * (rows - 1) / 2
         wrong += any(one.decided for one in made)
-    assert wrong <= binom.ppf(0.999, repeated, 0.05)
+        wrong_over_all += any(one.decided for one in statements(curves, whole=True)) if 4 * seeds <= MOST_EXACT else 0
+    assert max(wrong, wrong_over_all) <= binom.ppf(0.999, repeated, 0.05)
     if seeds == 3:
         assert wrong == 0, "three pairs have no p below 0.25"

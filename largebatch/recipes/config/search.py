@@ -45,7 +45,12 @@ def flat(written: Any) -> Any:
         return None
     if not isinstance(written, Mapping) or not written:
         raise ValueError(f"search = {shown(written)} should hold keys, as in {{lr.base: {{log: [0.01, 10]}}}}")
-    return dict(_flat("", written))
+    keys: dict[str, Any] = {}
+    for key, value in _flat("", written):
+        if key in keys:
+            raise ValueError(f"search.{key} is there twice, with dots and as a section")
+        keys[key] = value
+    return keys
 
 
 def _flat(above: str, written: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
@@ -70,6 +75,8 @@ def checked(search: Mapping[str, Searched] | None) -> Mapping[str, Searched] | N
         if scale == "choice":
             if len(values) < 2:
                 raise ValueError(f"search.{key}.choice = {shown(list(values))} should hold at least two values")
+            if any(one in values[:place] for place, one in enumerate(values)):
+                raise ValueError(f"search.{key}.choice = {shown(list(values))} should hold each value once")
             continue
         low, high = values
         wanted = {"log": "0 < LOW < HIGH", "linear": "LOW < HIGH", "one_minus_log": "LOW < HIGH < 1"}[scale]

@@ -10,7 +10,9 @@ the chance that any of them is wrong is held.
 A pair in which one run was censored at c is compared up to c, min(E, c), both where both were: what is beyond is not
 used. The test is exact where both rows had the same budget of examples. Seeds are paired, other than in a report
 (report/summary.py), where another batch makes the same seed another sequence of gradients: rows of a study are
-compared at the same batch.
+compared at the same batch. Over whole curves each seed at each batch is a pair of its own: what a seed brings to both
+rows cancels in the difference, and what is left is taken to be independent from batch to batch. Either way the
+statement is about the rows as they were tuned.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def statements(
 ) -> list[PairedStatement]:
     """Each two rows at each batch that they have in common (or ``batches``), with p corrected for all of these.
 
-    ``whole``: over the whole curves instead, one statement for each two rows, whose pairs are batches.
+    ``whole``: over the whole curves instead, one statement for each two rows, whose pairs are all seeds at all batches.
     """
     made = []
     for first, second in itertools.combinations(rows, 2):
@@ -68,11 +70,16 @@ def statements(
         wanted = [batch for batch in shared if batches is None or batch in batches]
         logs = {batch: log_ratios(first, second, batch) for batch in wanted}
         if whole:
-            means = [math.fsum(pairs) / len(pairs) for pairs in logs.values() if pairs]
-            made.append(_statement(first.label, second.label, None, means))
+            every = [difference for pairs in logs.values() for difference in pairs]
+            made.append(_statement(first.label, second.label, None, every))
         else:
             made += [_statement(first.label, second.label, batch, pairs) for batch, pairs in logs.items()]
     return corrected(made)
+
+
+def can_be_decided(pairs: int, statements_made: int) -> bool:
+    """Whether so many pairs have a p that stands after Holm's correction."""
+    return smallest_p(pairs) * statements_made <= 1 - LEVEL
 
 
 def log_ratios(first: TargetCurve, second: TargetCurve, batch: int) -> list[float]:
@@ -86,10 +93,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     values = np.array(differences, float)
     seen = abs(values.sum())
     edge = seen * (1 - 1e-12)  # sums in another order are the same sum
-    if len(values) <= MOST_EXACT:
-        return float((abs(_signs(len(values)) @ values) >= edge).mean())
-    signs = np.random.default_rng(SEED).choice((-1.0, 1.0), size=(2**MOST_EXACT, len(values)))
-    return float((1 + (abs(signs @ values) >= edge).sum()) / (1 + len(signs)))
+    beyond = abs(_signs(len(values)) @ values) >= edge
+    return float(beyond.mean()) if len(values) <= MOST_EXACT else float((1 + beyond.sum()) / (1 + len(beyond)))
 
 
 def smallest_p(pairs: int) -> float:
@@ -98,12 +103,13 @@ def smallest_p(pairs: int) -> float:
 
 
 def interval_of_mean(differences: Sequence[float]) -> Bounds | None:
-    """95 %, between two of the 2^n − 1 means of subsets; None where there are too few, or more than sixteen pairs."""
+    """95 %, between two means of the 2^n − 1 subsets, or of as many random ones; None where there are too few."""
     values = np.array(differences, float)
-    beyond = math.floor((1 - LEVEL) / 2 * 2 ** len(values))
-    if beyond < 1 or len(values) > MOST_EXACT:
+    inside = (_signs(len(values)) > 0) * 1.0
+    inside = inside[inside.any(axis=1)]  # without the empty subset
+    beyond = math.floor((1 - LEVEL) / 2 * (len(inside) + 1))
+    if beyond < 1:
         return None
-    inside = (_signs(len(values)) > 0)[1:] * 1.0  # without the empty subset
     means = np.sort(inside @ values / inside.sum(axis=1))
     return Bounds(float(means[beyond - 1]), float(means[-beyond]))
 
@@ -140,5 +146,7 @@ def _up_to(first: TargetRun, second: TargetRun) -> float:
 
 
 def _signs(pairs: int) -> np.ndarray:
-    """All 2^n, a row each; the first is all −1."""
+    """All 2^n, a row each, the first all −1; of more than sixteen pairs 2^16 that are drawn."""
+    if pairs > MOST_EXACT:
+        return np.random.default_rng(SEED).choice((-1.0, 1.0), size=(2**MOST_EXACT, pairs))
     return 2.0 * (np.arange(2**pairs)[:, None] >> np.arange(pairs) & 1) - 1

@@ -19,7 +19,7 @@ from largebatch.records.curves import (
 from largebatch.records.run import ResultRecord
 from largebatch.records.typed import finite
 from largebatch.studies.curves.measured import TargetCurve, TargetPoint, TargetRun
-from largebatch.studies.curves.pairs import PairedStatement, statements
+from largebatch.studies.curves.pairs import PairedStatement, can_be_decided, statements
 from largebatch.studies.curves.recorded import curve_record
 from largebatch.studies.curves.rules import TriedSetting, good_region, rule_of
 from largebatch.studies.search.rounds import edges
@@ -29,7 +29,6 @@ from largebatch.studies.study.folder import StudyFolder
 from largebatch.studies.study.jobs import Cell, Outcomes, chosen, tried
 
 GOOD = 0.1  # trials whose examples to the target are at most so much above the best's are good
-MANY_STATEMENTS = 6  # pairs that one of a batch needs to be decided; with fewer seeds the pairs are batches
 
 
 def findings(folder: StudyFolder, command: str) -> TargetsRecord | None:
@@ -173,8 +172,11 @@ def _rules(row: RowFindings) -> Iterator[RuleOfKey]:
 
 
 def _pairs(curves: Sequence[TargetCurve], seeds: int) -> list[RowsInPairs]:
-    whole = seeds < MANY_STATEMENTS
-    return [_in_pairs(one) for one in statements([curve for curve in curves if curve.points], whole=whole)]
+    """At each batch, where so many seeds can decide so many statements; else over the whole curves."""
+    begun = [curve for curve in curves if curve.points]
+    made = statements(begun)
+    whole = not can_be_decided(seeds, len(made))
+    return [_in_pairs(one) for one in (statements(begun, whole=True) if whole else made)]
 
 
 def _in_pairs(one: PairedStatement) -> RowsInPairs:

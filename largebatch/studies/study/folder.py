@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import os
 import socket
@@ -59,8 +60,9 @@ class StudyFolder:
             if not (self.out / STUDY).is_file():
                 self._write(study, recipes, ())
                 return
-            written = self._facts()["recipes"]
-        there = self.study
+            facts = self._facts()
+        there, written = self.study, facts["recipes"]
+        self._check_versions(facts["points_by"], there.sampler)
         asked, stands = (one.model_dump(mode="json") for one in (study, there))
         stands["recipes"] = [row for row in stands["recipes"] if row in asked["recipes"]]
         stands["batches"] = [batch for batch in stands["batches"] if batch in asked["batches"]]
@@ -75,6 +77,16 @@ class StudyFolder:
                 raise UserError(
                     f"the recipe {name} was another when the study in {self.out} began ({'; '.join(different)}); give "
                     "the changed one an id of its own, or choose another --out"
+                )
+
+    def _check_versions(self, begun: dict[str, str], sampler: str) -> None:
+        """Whoever asks again has to get the same trials."""
+        here = points_by(sampler)
+        for package, version in begun.items():
+            if here.get(package) != version:
+                raise UserError(
+                    f"the study in {self.out} began with {package} {version}, whose points its trials are, and here is "
+                    f"{here.get(package, 'none')}; install that version, or choose another --out"
                 )
 
     def add(self, batches: list[int], recipes: list[Path], trials: int | None, seeds: int | None) -> StudyFile:
@@ -100,6 +112,7 @@ class StudyFolder:
             "study": study.model_dump(mode="json"),
             "recipes": recipes,
             "added_trials": list(added),
+            "points_by": points_by(study.sampler),
         }
         check(self._made(facts))
         write_json(self.out / STUDY, facts)
@@ -109,7 +122,8 @@ class StudyFolder:
             facts = json.loads((self.out / STUDY).read_text(encoding="utf-8"))
             if facts["version"] > VERSION:
                 raise ValueError(f"it has version {facts['version']}, and this largebatch reads {VERSION}")
-            return {key: facts[key] for key in ("version", "study", "recipes", "added_trials")}
+            begun = {key: facts[key] for key in ("version", "study", "recipes", "added_trials")}
+            return {**begun, "points_by": dict(facts.get("points_by", {}))}
         except FileNotFoundError:
             raise UserError(
                 f"{self.out} holds no study; `largebatch study STUDY.yaml --out {self.out}` begins one"
@@ -191,6 +205,15 @@ class StudyFolder:
             path for path in (self.out / CLAIMS).glob("*.lock") if path.name not in ("study.lock", "findings.lock")
         ]
         return sum(_is_held(path) for path in claims)
+
+
+def points_by(sampler: str) -> dict[str, str]:
+    """The package that decides where trials lie, and its version."""
+    package = "optuna" if sampler == "tpe" else "scipy"
+    try:
+        return {package: importlib.metadata.version(package)}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 def _is_held(claim: Path) -> bool:
