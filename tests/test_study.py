@@ -285,7 +285,7 @@ def test_what_comes_out_of_runs_that_obey_a_law(study, tmp_path, monkeypatch):
         assert curve.law.least_examples == pytest.approx(1000 * times, rel=0.05)
     said = [*targets.rules(facts.curves[0]), *targets.paired(facts)]
     assert said[0].startswith("best lr.base along the batch: ")
-    assert any("one needs 0.5" in line and "at batch 25" in line for line in said)
+    assert any(line.startswith("one needs 0.50 times the examples of two over their batches (0.") for line in said)
     assert status.sentences(folder)[0] == f"{len(outcomes)} runs are done, 0 running, 0 left with those"
 
 
