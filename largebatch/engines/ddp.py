@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from largebatch.data.nested import Batch, examples_of
 from largebatch.engines import graphs
-from largebatch.engines.engine import Engine
+from largebatch.engines.engine import Engine, deal_whole_layers
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.optim.shards import is_dense, squares
@@ -119,6 +119,10 @@ class Ddp(Engine):
         if self.parts is not None and self.parts.active and self.parts.seen == self.parts.examples:
             alone = distributed.world_size() == 1
             self.parts.end(list(self.model.parameters()), self._last, alone)
+
+    def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
+        deal_whole_layers(self.optimizer, alone)
+        return super().step(measure, alone)
 
     def squares_of_parts(self) -> Tensor | None:
         """After the last backward, on the device: (Σ over this rank's parts of ‖gᵢ/S‖², ‖ḡ‖²), gᵢ the mean gradient

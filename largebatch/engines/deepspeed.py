@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from largebatch.checkpoint.pieces import Pieces
 from largebatch.data.nested import cast
 from largebatch.engines import states
-from largebatch.engines.engine import Engine, check_cut, check_exact
+from largebatch.engines.engine import Engine, check_cut, check_exact, deal_whole_layers
 from largebatch.errors import UserError
 from largebatch.machine import distributed
-from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.sharded import ShardedOptimizer
 from largebatch.optim.shards import Partition, Segment
 from largebatch.plan.batch import BatchPlan
 
@@ -93,6 +93,8 @@ class DeepSpeed(Engine):
                 config=configuration(plan, self.zero, self.max_grad_norm, self.weights),
             )
         self.partitions = show_layers(self.engine)
+        if not self.zero:
+            deal_whole_layers(self.optimizer)
         return self.engine
 
     def compiled(self) -> Any:
@@ -109,7 +111,7 @@ class DeepSpeed(Engine):
         if not self._last:
             self.engine.step()  # counts the micro-batch, updates nothing
 
-    def step(self, measure: bool = False) -> Tensor | None:
+    def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
         norm = None
         if measure and not self.zero:
             norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -215,14 +217,14 @@ def show_layers(engine: Any) -> dict[int, Partition]:
     optimizer = engine.basic_optimizer
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     tables = whole_weights_cut(engine.optimizer, names) if stage < 3 else cut_weights(engine.optimizer, names)
-    if isinstance(optimizer, LayerwiseOptimizer):
+    if isinstance(optimizer, ShardedOptimizer):
         check_one_after_another(optimizer, engine.optimizer)
         for flat, table in tables:
             optimizer.use_partition(flat, table)
     return {id(flat): table for flat, table in tables}
 
 
-def check_one_after_another(optimizer: LayerwiseOptimizer, zero: Any) -> None:
+def check_one_after_another(optimizer: ShardedOptimizer, zero: Any) -> None:
     """ZeRO steps one flat partition after another, so what one step must see at once cannot be had."""
     if optimizer.max_grad_norm is not None:
         raise UserError(

@@ -12,13 +12,13 @@ of ‖G‖_F lie between 0.68 and 1.21. Bernstein & Newhouse 2024 (2409.20325) d
     batched   matrices of one shape, or of its transpose, in one stack
     gram      the same polynomial on the A×A Gram matrix: Q, R ← 1, X·Xᵀ, then ``steps`` times
               Z = a + b·R + c·R²,  Q ← Z·Q,  R ← Z·R·Z,  and X ← Q·X once. All are polynomials of X·Xᵀ, so they
-              commute. Rounding leaves R eigenvalues below 0, which grow with a² a step; so after RESTART steps X ← Q·X,
-              Q ← 1 and R is computed anew. Dao-AILab's Gram Newton-Schulz (2026) does it so in float16
+              commute. Rounding leaves R eigenvalues below 0, which grow with a² a step; so after two steps, and then
+              after every three, X ← Q·X, Q ← 1 and R is computed anew. Dao-AILab's Gram Newton-Schulz (2026)
+              does it so in float16
 
 The iteration's type is the caller's: bfloat16 as published, float32 or float64. In ``gram`` bfloat16's products are
-taken in float16, whose three more bits R needs. Products for a matrix of A ≤ B in multiply-adds a step: 2·A²·B + A³, by
-its Gram matrix 4·A³ and 4·A²·B for all steps together, so ``gram`` takes matrices of B ≥ 2·A and leaves the others to
-``batched``.
+taken in float16, whose three more bits R needs. Five steps are 10·A²·B + 5·A³ multiply-adds, by the Gram matrix
+4·A²·B + 16·A³: ``gram`` takes matrices of B ≥ 2·A and leaves the others to ``batched``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch import Tensor
 FORMS = ("plain", "batched", "gram")
 A, B, C = 3.4445, -4.7750, 2.0315
 SMALLEST_NORM = 1e-7  # that G is divided by; torch's
-RESTART = 2  # steps
-LONG = 2  # times as long as wide is a matrix whose Gram matrix saves anything
+BEFORE_RESTART, AT_ONCE = 2, 3  # steps by the first Gram matrix, and by every further one
+LONG = 2  # times as many columns as rows has a matrix whose Gram matrix saves anything
 PRODUCTS = {torch.bfloat16: torch.float16}  # the type of those of ``gram``; else the iteration's own
 
 
@@ -81,26 +81,24 @@ def iterated(x: Tensor, steps: int) -> Tensor:
 def by_gram(x: Tensor, steps: int) -> Tensor:
     """:func:`iterated`, by the Gram matrix; one matrix or a stack."""
     kind, x = x.dtype, x.to(PRODUCTS.get(x.dtype, x.dtype))
-    for first in range(0, steps, RESTART) if steps > RESTART else (0,):
-        last = min(first + RESTART, steps)
-        if first >= RESTART:
-            last = steps
-        x = gathered_product(x, last - first)
-        if last == steps:
-            break
+    done = 0
+    while done < steps:
+        count = min(AT_ONCE if done else BEFORE_RESTART, steps - done)
+        x = gram_steps(x, count)
+        done += count
     return x.to(kind)
 
 
-def gathered_product(x: Tensor, steps: int) -> Tensor:
-    """Q·X of so many steps."""
-    gram, factors = x @ x.mT, None
+def gram_steps(x: Tensor, steps: int) -> Tensor:
+    """Q·X of so many steps, at least one."""
+    gram, factor = x @ x.mT, None
     for number in range(steps):
         z = plus_product(B, gram, C, gram, gram)
         z.diagonal(dim1=-2, dim2=-1).add_(A)
-        factors = z if factors is None else z @ factors
+        factor = z if factor is None else z @ factor
         if number + 1 < steps:
             gram = z @ gram @ z
-    return x if factors is None else factors @ x
+    return x if factor is None else factor @ x
 
 
 def plus_product(scale: float, addend: Tensor, factor: float, first: Tensor, second: Tensor) -> Tensor:

@@ -51,6 +51,10 @@ class ShardedOptimizer(Optimizer, abc.ABC):
     def measures(self, group: Group) -> bool:
         """Whether its step depends on more than single elements, so that its tensors must be layers, not pieces."""
 
+    def partitions_of(self, group: Group) -> dict[int, Partition]:
+        """The tables of the group's flat tensors, by ``id``, that a step walks layer by layer."""
+        return self.partitions
+
     def settings_of(self, group: Group) -> Group:
         """The group with its settings by the names that this optimizer keeps them by."""
         return group
@@ -121,7 +125,7 @@ class ShardedOptimizer(Optimizer, abc.ABC):
             return kept
         first = sum(len(before["params"]) for before in self.param_groups[:number])
         buffers, counted = self.buffers_of(group), self.counts(group)
-        found = shards_of(group, parameters, self.state, buffers, counted, self.partitions, first)
+        found = shards_of(group, parameters, self.state, buffers, counted, self.partitions_of(group), first)
         if found.whole_tensors:
             self._kept[id(group)] = found
         return found

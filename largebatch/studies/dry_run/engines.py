@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from largebatch.engines import Ddp, DeepSpeed, Fsdp
 from largebatch.engines.deepspeed import check_one_after_another
 from largebatch.engines.engine import check_cut, check_exact
-from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.sharded import ShardedOptimizer
 from largebatch.optim.shards import Partition, Segment
 from largebatch.plan.batch import BatchPlan
 from largebatch.studies.dry_run.trace import fake_addresses_allowed
@@ -170,7 +170,7 @@ class FakeZero(DeepSpeed):
         check_cut(self.model, self.NAME)
         if self.zero:
             check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}", self.shard_safe)
-            if isinstance(self.optimizer, LayerwiseOptimizer):
+            if isinstance(self.optimizer, ShardedOptimizer):
                 check_one_after_another(self.optimizer, None)
             with self.mode:
                 for group in self.optimizer.param_groups:
@@ -192,7 +192,7 @@ class FakeZero(DeepSpeed):
         table = tuple((names[id(layer)], tuple(layer.shape)) for layer in layers)
         group["params"] = [flat]
         self.partitions[id(flat)] = Partition(table, tuple(segments), dist.group.WORLD)
-        if isinstance(self.optimizer, LayerwiseOptimizer):
+        if isinstance(self.optimizer, ShardedOptimizer):
             self.optimizer.use_partition(flat, self.partitions[id(flat)])
         self.masters.append(flat)
         self.flats.append(torch.empty(whole, dtype=self.weights))
@@ -215,7 +215,7 @@ class FakeZero(DeepSpeed):
             for parameter in self.model.parameters():
                 parameter.grad = None
 
-    def step(self, measure: bool = False) -> Tensor | None:
+    def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
         for flat in self.masters:
             flat.grad = torch.zeros_like(flat)
         self.optimizer.step()
