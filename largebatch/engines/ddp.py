@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from largebatch.data.nested import Batch, examples_of
 from largebatch.engines import graphs
-from largebatch.engines.engine import Engine, deal_whole_layers
+from largebatch.engines.engine import Engine
 from largebatch.errors import UserError
 from largebatch.machine import distributed
+from largebatch.optim.muon import Muon
 from largebatch.optim.shards import is_dense, squares
 from largebatch.plan.batch import BatchPlan
 from largebatch.tasks.task import Task
@@ -121,7 +122,8 @@ class Ddp(Engine):
             self.parts.end(list(self.model.parameters()), self._last, alone)
 
     def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
-        deal_whole_layers(self.optimizer, alone)
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.deal_among(None if alone or distributed.world_size() == 1 else torch.distributed.group.WORLD)
         return super().step(measure, alone)
 
     def squares_of_parts(self) -> Tensor | None:

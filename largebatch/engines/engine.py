@@ -33,7 +33,6 @@ from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.models.frozen import FrozenNorm
 from largebatch.optim.groups import is_norm
-from largebatch.optim.muon import Muon
 from largebatch.optim.sharded import ShardedOptimizer
 from largebatch.plan.batch import BatchPlan
 from largebatch.tasks.task import Task
@@ -249,12 +248,6 @@ def averaged_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in own:
             buffer.copy_(value)
-
-
-def deal_whole_layers(optimizer: torch.optim.Optimizer, alone: bool = False) -> None:
-    """Of layers that lie whole on every rank each matrix of Muon's is computed by one rank; ``alone``: by each."""
-    if isinstance(optimizer, Muon):
-        optimizer.deal_among(None if alone or distributed.world_size() == 1 else torch.distributed.group.WORLD)
 
 
 def whole(norm: Tensor) -> Tensor:

@@ -325,7 +325,9 @@ def test_weights_that_an_engine_flattened_are_refused():
     flat = nn.Parameter(torch.ones(6))
     flat.grad = torch.ones(6)
     optimizer.param_groups[0]["params"] = [flat]
-    with pytest.raises(UserError, match=r"now finds \[\(6,\)\] in parameter group 0: an engine has put flat partitions"):
+    with pytest.raises(
+        UserError, match=r"now finds \[\(6,\)\] in parameter group 0: an engine has put flat partitions"
+    ):
         optimizer.step()
 
 

@@ -21,7 +21,15 @@ from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.optim import Muon, newton_schulz
 
-SHAPES = {"conv": (6, 3, 3, 3), "norm": (7,), "fc": (5, 11), "tall": (13, 4), "again": (4, 13), "small": (2, 3), "bias": (3,)}
+SHAPES = {
+    "conv": (6, 3, 3, 3),
+    "norm": (7,),
+    "fc": (5, 11),
+    "tall": (13, 4),
+    "again": (4, 13),
+    "small": (2, 3),
+    "bias": (3,),
+}
 MATRICES = ("conv", "fc", "tall", "again", "small")
 STEPS = 6
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -29,7 +37,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "moonlight": {"lr": 0.05, "variant": "moonlight2025", "others": "adamw", "form": "plain"},
     "normuon": {"lr": 0.05, "variant": "normuon", "others": "adamw"},
 }
-COLLECTIVES = ("all_to_all_single", "all_gather_into_tensor", "all_reduce", "all_gather", "broadcast", "all_gather_object")
+STAGES = [  # of ZeRO, the type of the weights, that in which gradients are accumulated
+    (0, "fp32", "fp32"), (1, "fp32", "fp32"), (2, "fp32", "fp32"),
+    (1, "bf16", "bf16"), (1, "bf16", "fp32"), (2, "bf16", "bf16"), (2, "bf16", "fp32"), (3, "bf16", "fp32"),
+]  # fmt: skip
+COLLECTIVES = (
+    "all_to_all_single",
+    "all_gather_into_tensor",
+    "all_reduce",
+    "all_gather",
+    "broadcast",
+    "all_gather_object",
+)
 
 
 class Weights(nn.Module):
@@ -115,6 +134,7 @@ def dtensors(folder: str) -> None:
     """Every layout of DTensors, and plain tensors that are the same on all ranks, dealt and not."""
     with distributed.group(torch.device("cpu")):
         line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2))
+        pairs = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("pipe", "replicas", "shards"))["replicas", "shards"]
         half = dist.new_group([0, 1])
         layouts: dict[str, Callable[[str], Any]] = {
             "rows": lambda n: (line, [Shard(0)]),
@@ -122,6 +142,7 @@ def dtensors(folder: str) -> None:
             "hybrid": lambda n: (square, [Replicate(), Shard(0)]),
             "both": lambda n: (square, [Shard(0), Shard(len(SHAPES[n]) - 1)]),
             "twice": lambda n: (square, [Shard(0), Shard(0)]),
+            "pairs": lambda n: (pairs, [Replicate(), Shard(0)]),
             "replicated": lambda n: (line, [Replicate()]),
             "mixed": lambda n: None if n in ("fc", "bias") else (line, [Shard(0)]),
             "several": lambda n: {"conv": (line, [Shard(0)]), "fc": (square, [Replicate(), Shard(0)])}.get(n),
@@ -173,3 +194,101 @@ def among(half: Any) -> Any:
     with counted() as seen:
         optimizer.step()
     return distributed.gather(seen.matrices)
+
+
+def zero(folder: str) -> None:
+    """DeepSpeed's stages, with gradients accumulated in bfloat16 and in float32; what is refused."""
+    import deepspeed
+
+    from largebatch.engines.deepspeed import quiet, show_layers
+
+    with distributed.group(torch.device("cpu")):
+        deepspeed.init_distributed(dist_backend="gloo")
+
+        def start(optimizer: Any, model: nn.Module, **settings: Any) -> Any:
+            config = {
+                "train_batch_size": 2,
+                "train_micro_batch_size_per_gpu": 1,
+                "zero_allow_untested_optimizer": True,
+                "gradient_clipping": 0.0,
+                **settings,
+            }  # DeepSpeed clips at 1.0 where nothing is said
+            with quiet():
+                return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+        ends: dict[str, Any] = {}
+        seen: dict[str, Any] = {}
+        for kind, settings in SETTINGS.items():
+            settings = {**settings, "iteration": "fp32"}
+            ends[f"alone bf16 {kind}"] = alone(settings, torch.bfloat16)
+            ends[f"alone fp32 {kind}"] = alone(settings)
+            for stage, weights, accumulated in STAGES if kind == "normuon" else STAGES[:1] + STAGES[3:4]:
+                model = Weights()
+                optimizer = Muon(groups(model.named_parameters()), **settings)
+                small = {"sub_group_size": 100} if stage == 3 else {}  # several sub-groups of one parameter group
+                engine = start(
+                    optimizer,
+                    model,
+                    zero_optimization={"stage": stage, **small},
+                    bf16={"enabled": weights == "bf16"},
+                    data_types={"grad_accum_dtype": accumulated},
+                )
+                partitions = show_layers(engine)
+                calls = []
+                for step in range(STEPS):
+                    engine.backward(engine(directions(step)))
+                    with counted() as of_step:
+                        engine.step()
+                    calls.append((of_step.calls, sum(distributed.gather(of_step.matrices))))
+                name = f"zero {stage} {weights} {accumulated} {kind}"
+                ends[name] = masters(engine, optimizer, stage, partitions)
+                seen[name] = calls
+        told = refused(start, show_layers)
+        if distributed.is_first():
+            torch.save({"ends": ends, "seen": seen, "told": told}, Path(folder) / "zero.pt")
+
+
+def masters(engine: Any, optimizer: Muon, stage: int, partitions: Any) -> dict[str, torch.Tensor]:
+    """The whole float32 weights, and what is kept of rows."""
+    if stage == 0:
+        found = {n: p.detach().clone() for n, p in engine.module.named_parameters()}
+        rows = {f"{n}.rows": optimizer.state[p].get("row_second_moment") for n, p in engine.module.named_parameters()}
+        return found | {n: value.clone() for n, value in rows.items() if value is not None}
+    flats = (
+        engine.optimizer.fp32_partitioned_groups_flat
+        if stage == 3
+        else [group["params"][0] for group in optimizer.param_groups]
+    )
+    found = {}
+    for flat in flats:
+        for name, pieces in states.held_values(flat, flat.detach(), states.Layout({}, partitions)):
+            whole = torch.zeros(pieces.shape).flatten()
+            for start, values in pieces.local:
+                whole[start : start + len(values)] = values
+            found[name] = distributed.sum_(whole).view(pieces.shape)
+        rows = optimizer.state[flat].get("row_second_moment", {})
+        found |= {f"{n}.rows": value.clone() for n, value in rows.items()}
+    return found
+
+
+def refused(start: Callable[..., Any], show_layers: Callable[..., Any]) -> dict[str, str]:
+    """What cannot be exact, in the words of its refusal."""
+    import deepspeed
+
+    from largebatch.optim import muon_groups, parameter_groups, treatments
+
+    told = {}
+    model = Weights()
+    engine = start(Muon(groups(model.named_parameters()), 0.1), model, zero_optimization={"stage": 1})
+    try:
+        engine.backward(engine(directions(0)))
+        engine.step()
+    except UserError as error:
+        told["not shown"] = str(error)
+    with deepspeed.zero.Init(config_dict_or_path={"train_batch_size": 2, "zero_optimization": {"stage": 3}}):
+        model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(6, 2))
+    try:
+        muon_groups(parameter_groups(model, 0.1, treatments(model, (), None)), model)
+    except UserError as error:
+        told["zero.Init"] = str(error)
+    return told
