@@ -7,8 +7,8 @@
 
 From stage 1 on an optimizer does not see layers but, for each parameter group, one flat float32 partition: this rank's
 range of all the group's layers laid end to end. :func:`show_layers` tells ours where the layers lie in it, from
-DeepSpeed's own table (``_hp_mapping``), so that the norms of LARS and LAMB are those of whole layers and Muon's matrices
-are whole. It is of use without the rest of this project, too: call it after ``deepspeed.initialize``.
+DeepSpeed's own table (``_hp_mapping``), so that the norms of LARS and LAMB are those of whole layers and Muon's
+matrices are whole. It is of use without the rest of this project, too: call it after ``deepspeed.initialize``.
 
 The JSON comes from the BatchPlan, so the two cannot disagree. Accumulation is counted here and shown to DeepSpeed as a
 boundary; the loss is divided by the global batch in the loop and nowhere else; clipping is DeepSpeed's alone, and off

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pydantic
 
 from largebatch.optimizers import HalfLife, Moments, Optimizer, Surroundings
-from largebatch.recipes.keys import Fraction, PositiveFloat, PositiveInt, Switch
+from largebatch.recipes.keys import Fraction, Pattern, PositiveFloat, PositiveInt, Switch
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class MuonSection(Optimizer):
     iteration: Literal["bf16", "fp32", "fp64"] = "bf16"  # the type of Newton-Schulz
     form: Literal["auto", "plain", "batched", "gram"] = "auto"
     row_beta: Fraction = 0.95  # of NorMuon's second moment of rows
-    skip_orthogonalisation: tuple[str, ...] = ()  # patterns of hidden weights that are the others', too
+    skip_orthogonalisation: tuple[Pattern, ...] = ()  # patterns of hidden weights that are the others', too
     others: Literal["sgd", "adamw"] = "sgd"
     others_lr_scale: PositiveFloat = 1.0  # the others' lr over Muon's
     others_momentum: Fraction = 0.9
@@ -56,7 +56,9 @@ class MuonSection(Optimizer):
         if "adjust_lr" in keys:
             older = keys.pop("adjust_lr")
             if older not in OLDER:
-                raise ValueError(f"optimizer.adjust_lr = {older} is not known; today it is optimizer.match: rms, spectral")
+                raise ValueError(
+                    f"optimizer.adjust_lr = {older} is not known; today it is optimizer.match: rms, spectral"
+                )
             if keys.get("match", OLDER[older]) != OLDER[older]:
                 raise ValueError("optimizer.adjust_lr is optimizer.match by its former name; leave it out")
             keys["match"] = OLDER[older]
@@ -69,7 +71,7 @@ class MuonSection(Optimizer):
 
     @pydantic.model_validator(mode="after")
     def no_idle_key(self) -> MuonSection:
-        if "row_beta" in self.model_fields_set and self.variant != "normuon" and self.row_beta != 0.95:
+        if self.variant != "normuon" and self.row_beta != type(self).model_fields["row_beta"].default:
             raise ValueError("optimizer.row_beta belongs to optimizer.variant = normuon")
         if self.beta2_half_life is not None and self.others != "adamw":
             raise ValueError("optimizer.beta2_half_life belongs to optimizer.others = adamw; sgd has no beta2")
