@@ -5,7 +5,7 @@
     a, b, c = 3.4445, −4.7750, 2.0315             chosen for the slope at 0; p does not come to rest at 1
 
 G = U·S·Vᵀ becomes U·p(…p(S/‖G‖_F))·Vᵀ with p(s) = a·s + b·s³ + c·s⁵: after five steps singular values above 0.005
-of ‖G‖_F lie between 0.68 and 1.21. Bernstein & Newhouse 2024 (2409.20325) derive the iteration.
+of ‖G‖_F lie between 0.68 and 1.15. Bernstein & Newhouse 2024 (2409.20325) derive the iteration.
 
     form      what it is
     plain     one matrix after another: the specification, and torch.optim.Muon's operations
