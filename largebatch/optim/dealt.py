@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.utils._python_dispatch import _disable_current_modes
 
 from largebatch.errors import UserError
 from largebatch.optim.shards import Partition, Segment
@@ -106,7 +107,8 @@ def layer_of_tensor(name: str, parameter: Tensor, among: Any) -> DealtLayer:
             f"{parameter.placements}: shard it by Shard and Replicate alone"
         )
     coordinates = itertools.product(*(range(size) for size in mesh.shape))
-    by_rank = dict(zip(mesh.mesh.flatten().tolist(), coordinates, strict=True))
+    with _disable_current_modes():  # a dry run pretends all tensors; these numbers are meant
+        by_rank = dict(zip(mesh.mesh.flatten().tolist(), coordinates, strict=True))
     group = group_of_mesh(mesh)
     held = []
     for rank in range(ranks_of(group)):

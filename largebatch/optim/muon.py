@@ -290,12 +290,12 @@ class Muon(ShardedOptimizer):
         return torch.zeros(one.layer.rows, dtype=kind, device=one.parameter.device) if kept is None else kept.to(kind)
 
     def _keep_rows(self, one: MuonLayer, rows: Tensor) -> None:
-        """On every rank, for they are few; of a flat partition by the layer's name."""
-        state = self.state[one.parameter]
+        """On every rank, for they are few, in the weights' type; of a flat partition by the layer's name."""
+        state, kind = self.state[one.parameter], torch.promote_types(one.parameter.dtype, torch.float32)
         if id(one.parameter) in self.partitions:
-            state.setdefault(ROWS, {})[one.layer.name] = rows.clone()
+            state.setdefault(ROWS, {})[one.layer.name] = rows.to(kind, copy=True)
         else:
-            state[ROWS] = rows.clone()
+            state[ROWS] = rows.to(kind, copy=True)
 
     def __getstate__(self) -> State:
         left = {"_deals": {}, "among": None}
