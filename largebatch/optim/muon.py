@@ -46,39 +46,10 @@ from largebatch.errors import UserError, suggestion
 from largebatch.optim import loading, newton_schulz
 from largebatch.optim.dealt import Deal, DealtLayer, Traffic, layer_of_tensor, layers_of_partition
 from largebatch.optim.loading import Group, State
+from largebatch.optim.muon_settings import TYPES, VARIANTS, check_group, of_today
 from largebatch.optim.sharded import ShardedOptimizer
 from largebatch.optim.shards import Partition, Shards
 
-
-class MuonVariant(NamedTuple):
-    match: str
-    nesterov: bool
-    equal_rows: bool = False
-
-
-VARIANTS = {
-    "jordan2024": MuonVariant("spectral", nesterov=True),
-    "moonlight2025": MuonVariant("rms", nesterov=True),
-    "normuon": MuonVariant("rms", nesterov=False, equal_rows=True),
-}
-MATCHES = ("none", "rms", "spectral")
-OTHERS = ("sgd", "adamw")
-FORMS = ("auto", *newton_schulz.FORMS)
-TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
-OLDER = {"original": "spectral", "match_rms_adamw": "rms"}  # what adjust_lr was, torch's adjust_lr_fn
-AT_LEAST_ZERO = (
-    "lr",
-    "others_lr_scale",
-    "weight_decay",
-    "momentum",
-    "others_momentum",
-    "row_beta",
-    "beta1",
-    "beta2",
-    "eps",
-)
-BELOW_ONE = ("momentum", "others_momentum", "row_beta", "beta1", "beta2")
-MOST_ITERATIONS = 99  # as torch's
 ROW_EPS = 1e-10
 ROWS = "row_second_moment"
 
@@ -115,7 +86,7 @@ class Muon(ShardedOptimizer):
         for key, value, known in (
             ("variant", variant, VARIANTS),
             ("iteration", iteration, TYPES),
-            ("form", form, FORMS),
+            ("form", form, newton_schulz.FORMS),
         ):
             if value not in known:
                 raise UserError(f"{key} = {value!r} is not known{suggestion(str(value), list(known))}")
@@ -155,11 +126,7 @@ class Muon(ShardedOptimizer):
         return group["muon"]
 
     def settings_of(self, group: Group) -> Group:
-        """Groups of before ``match`` have torch's word for it."""
-        if "adjust_lr" not in group:
-            return group
-        kept = {key: value for key, value in group.items() if key != "adjust_lr"}
-        return {"match": OLDER.get(group["adjust_lr"], group["adjust_lr"]), **kept}
+        return of_today(group)
 
     def _check_group(self, number: int, group: Group) -> None:
         check_group(number, group)
@@ -269,8 +236,8 @@ class Muon(ShardedOptimizer):
         ends: dict[int, Tensor] = {}
         for steps in dict.fromkeys(layers[numbers[i]].group["ns_steps"] for i in gathered):
             those = [i for i in gathered if layers[numbers[i]].group["ns_steps"] == steps]
-            form = "batched" if self.form == "auto" else self.form
-            ends |= zip(those, newton_schulz.orthogonalised([gathered[i] for i in those], steps, form), strict=True)
+            iterated = newton_schulz.orthogonalised([gathered[i] for i in those], steps, self.form)
+            ends |= zip(those, iterated, strict=True)
         counted = len(ends)
         if dealing.normalised:
             kind = torch.promote_types(kind, torch.float32)
@@ -362,38 +329,3 @@ def round_off(shards: Shards) -> None:
         if rounded is not None:
             rounded.copy_(weight)
     shards.forget_grads()
-
-
-def check_group(number: int, group: Group) -> None:
-    if not isinstance(group.get("muon"), bool):
-        raise UserError(
-            f"parameter group {number} must say whether it is Muon's by muon = true or false, it says "
-            f"{group.get('muon')!r}: make the groups with muon_groups"
-        )
-    for key, known in (("others", OTHERS), ("match", MATCHES), ("variant", tuple(VARIANTS))):
-        if group[key] not in known:
-            raise UserError(f"{key} = {group[key]!r} is not known{suggestion(str(group[key]), list(known))}")
-    for key in AT_LEAST_ZERO:
-        if not group[key] >= 0:
-            raise UserError(f"{key} = {group[key]} in parameter group {number}; it must be at least 0")
-        if key in BELOW_ONE and group[key] >= 1:
-            raise UserError(f"{key} = {group[key]} in parameter group {number}; it must be below 1")
-    if not (isinstance(group["ns_steps"], int) and 1 <= group["ns_steps"] <= MOST_ITERATIONS):
-        raise UserError(
-            f"ns_steps = {group['ns_steps']} in parameter group {number}; it must be a whole number from 1 to "
-            f"{MOST_ITERATIONS}"
-        )
-    if group["muon"]:
-        names = group.get("names") or [f"tensor {i} of parameter group {number}" for i in range(len(group["params"]))]
-        for name, weight in zip(names, group["params"], strict=True):
-            check_matrix(weight, name)
-
-
-def check_matrix(weight: Tensor, name: str) -> None:
-    if weight.dim() < 2:
-        raise UserError(
-            f"Muon takes weights of at least two dimensions; {name} has shape {tuple(weight.shape)}: leave it to the "
-            "others (muon = false), and let no engine flatten the weights before the optimizer is made"
-        )
-    if weight.is_complex():
-        raise UserError(f"Muon orthogonalises real weights; {name} is complex: leave it to the others (muon = false)")

@@ -26,18 +26,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FORMS = ("plain", "batched", "gram")
+FORMS = ("auto", "plain", "batched", "gram")
 A, B, C = 3.4445, -4.7750, 2.0315
 SMALLEST_NORM = 1e-7  # that G is divided by; torch's
 BEFORE_RESTART, AT_ONCE = 2, 3  # steps by the first Gram matrix, and by every further one
+SMALL = 1 << 16  # elements
 LONG = 2  # times as many columns as rows has a matrix whose Gram matrix saves anything
 PRODUCTS = {torch.bfloat16: torch.float16}  # the type of those of ``gram``; else the iteration's own
 
 
 def orthogonalised(matrices: list[Tensor], steps: int, form: str) -> list[Tensor]:
-    """Of each of the ``matrices``, which are all of the iteration's type; in new memory."""
+    """Of each of the ``matrices``, which are all of the iteration's type; in new memory.
+
+    The form ``auto`` stacks them on CUDA, and on the CPU those that are small: of large ones one at a time is faster.
+    """
     if form == "plain":
         return [newton_schulz(matrix, steps) for matrix in matrices]
+    if form == "auto":
+        small = [n for n, m in enumerate(matrices) if m.is_cuda or m.numel() <= SMALL]
+        stacked = dict(zip(small, orthogonalised([matrices[n] for n in small], steps, "batched"), strict=True))
+        return [stacked[n] if n in stacked else newton_schulz(m, steps) for n, m in enumerate(matrices)]
     ends: dict[int, Tensor] = {}
     alike: dict[tuple[int, int], list[int]] = {}
     for number, matrix in enumerate(matrices):

@@ -25,7 +25,9 @@ class MuonSection(Optimizer):
     """Orthogonalised momentum for hidden weights; SGD or AdamW for the stem, embeddings, the head, norms and biases."""
 
     SHARD_SAFE: ClassVar[bool] = True
-    FIXED: ClassVar[frozenset[str]] = Optimizer.FIXED | {"iteration", "form", "others", "skip_orthogonalisation"}
+    FIXED: ClassVar[frozenset[str]] = Optimizer.FIXED | {
+        "iteration", "form", "others", "skip_orthogonalisation", "row_beta",
+    }  # fmt: skip
     REFERENCE: ClassVar[dict[str, Any]] = {"nesterov": False}
 
     name: Literal["muon"]

@@ -17,7 +17,7 @@ from largebatch.errors import UserError
 from largebatch.optim import Muon, muon_groups, newton_schulz, orthogonalised_names, parameter_groups, treatments
 from largebatch.optim.dealt import dealt_by_cost
 from largebatch.optim.matrices import hidden_weights
-from largebatch.optim.muon import VARIANTS
+from largebatch.optim.muon_settings import VARIANTS
 from largebatch.optimizers.muon import OWN, MuonSection
 
 SHAPES = {"wide": (4, 9), "tall": (11, 3), "square": (5, 5), "conv": (6, 2, 3, 3)}
