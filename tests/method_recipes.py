@@ -139,7 +139,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "lr": {"base": 0.05},
         "evaluate": {"every_epochs": 0.2, "median_of": 2, "stop_at": {"score": 55, "patience": 2}},
     },
-    "muon": {"optimizer": {"name": "muon"}, "lr": {"base": 0.01}, "precision": "fp32"},
+    "muon": {"optimizer": {"name": "muon", "variant": "normuon", "iteration": "fp64"}, "lr": {"base": 0.01}},
 }  # fmt: skip
 
 

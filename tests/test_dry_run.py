@@ -206,6 +206,12 @@ PURPOSES = {  # beside the loss record and the stop flag
     "fsdp": (
         {**PLAIN, "engine": {"name": "fsdp"}, "optimizer": {"name": "lars"}}, {"gradients", "weights", "layer norms"},
     ),
+    "muon": (recipe_of("muon"), {"gradients", "matrices"}),
+    "muon on fsdp": ({**recipe_of("muon"), "engine": {"name": "fsdp"}}, {"gradients", "weights", "matrices"}),
+    "muon on zero": (
+        {**recipe_of("muon"), "precision": "fp32", "engine": {"name": "deepspeed", "zero": 2}},
+        {"gradients", "weights", "matrices"},
+    ),
     "zero": ({**PLAIN, "precision": "fp32", "engine": {"name": "deepspeed", "zero": 1}}, {"gradients", "weights"}),
 }  # fmt: skip
 

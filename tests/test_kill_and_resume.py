@@ -69,7 +69,6 @@ REFUSED = {  # on every engine that cuts weights into shards, and in which words
     "adascale": f"lr.scaling = adascale {WHOLE_WEIGHTS}",
     **dict.fromkeys(("post_local_sgd", "post_local_sgd_with_ema"), f"averaging.name = post_local_sgd {WHOLE_WEIGHTS}"),
     "swap": f"averaging.name = swap {WHOLE_WEIGHTS}",
-    "muon": r"Muon orthogonalises whole weights|largebatch.optim.muon.Muon is not known to give the same result",
 }
 SWAPS = [moment for moment in MOMENTS if "SWAP" in moment]
 ONLY = {  # moments that other methods never come to
@@ -143,6 +142,8 @@ CORE = [  # every engine, every method, every moment
                             "between the last save and the result"]),
     ("fsdp on 2", "target", ["in an evaluation"]),
     ("ddp alone", "muon", ["while an old checkpoint goes"]),
+    ("fsdp on 2", "muon", ["in the middle of a file"]),
+    ("zero 1 on 2", "muon", ["between a save and its name"]),
 ]  # fmt: skip
 
 Undisturbed = Callable[[str, str], Path]
@@ -305,6 +306,7 @@ def test_killed_anywhere(undisturbed, tmp_path, engine):
 # Checkpoints know neither engine nor world: saved by one, continued by another, with the same examples
 
 LARS, LAMB = {"name": "lars", "momentum_correction": True}, {"name": "lamb"}
+NORMUON = {"name": "muon", "variant": "normuon", "iteration": "fp64", "others": "adamw", "others_lr_scale": 0.2}
 NO_NORM = {"name": "tiny_cnn", "channels": [4, 6], "norm": False}  # batch norm sees other examples in another world
 MOVES: list[tuple[dict[str, Any], float, list[str], str, float]] = [  # optimizer, lr, engines, precision, tolerance
     (LARS, 5.0, ["zero 1 on 2", "ddp alone"], "fp32", 1e-5),
@@ -313,6 +315,8 @@ MOVES: list[tuple[dict[str, Any], float, list[str], str, float]] = [  # optimize
     ({"name": "adamw"}, 0.002, ["zero 1 on 2", "ddp alone"], "fp32", 1e-5),
     ({"name": "sgd", "momentum": 0.9}, 0.1, ["fsdp alone", "ddp alone"], "fp32", 1e-5),  # other layouts in memory
     ({"name": "sgd", "momentum": 0.9}, 0.1, ["ddp on 2", "ddp alone"], "fp64", 1e-12),
+    (NORMUON, 0.01, ["zero 1 on 2", "ddp on 2", "zero 2 on 2"], "fp32", 1e-5),
+    (NORMUON, 0.01, ["fsdp on 2", "ddp alone", "fsdp alone"], "fp64", 1e-11),
 ]
 EVERYWHERE = {**ENGINES, "fsdp alone": Engine(1, ("engine.name=fsdp",))}
 

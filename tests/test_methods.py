@@ -74,7 +74,7 @@ def worlds(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_are_one(worlds, method):
     one, two = (worlds / f"world{world}" / method for world in (1, 2))
-    tolerance = 1e-12 if METHODS[method].get("precision") != "fp32" else 2e-3  # Muon multiplies in bfloat16
+    tolerance = 1e-12 if METHODS[method].get("precision") != "fp32" else 2e-3
     alone, many = checkpoint(one), checkpoint(two)
     assert alone["step"] == many["step"]
     for name, tensor in alone["model"].items():

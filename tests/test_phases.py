@@ -268,7 +268,7 @@ OTHER = {  # another value of each kind of key
     float: lambda value: value / 2 + 0.01,
     int: lambda value: value + 1,
 }
-OTHER_WORDS = {"variant": None, "adjust_lr": "match_rms_adamw", "others": "adamw", "ramp": "printed"}
+OTHER_WORDS = {"variant": None, "match": "none", "others": "adamw", "ramp": "printed"}
 UNSET = {
     "eps": 1e-7, "bias_correction": False, "max_weight_norm": 1.0, "min_trust_ratio": 0.1, "max_trust_ratio": 5.0,
 }  # fmt: skip

@@ -149,6 +149,7 @@ def optimizer(
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="where")] = "auto",
     repeats: Annotated[int, typer.Option(metavar="N", help="rounds that count, at least 3")] = 11,
+    muon: Annotated[bool, typer.Option("--muon", help="torch's Muon and ours; resnet50 and bert_base")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """One step of ours, torch's and timm's optimizers in turn, beside each other and the memory's bandwidth."""
@@ -159,11 +160,11 @@ def optimizer(
     from largebatch.studies.bench import optimizer
 
     chosen = distributed.choose_device(device)
-    waiting = optimizer.built(model or list(optimizer.DEFAULT_MODELS), repeats)
+    waiting = optimizer.built(model or list(optimizer.OF_MUON if muon else optimizer.DEFAULT_MODELS), repeats)
     facts = optimizer.circumstances(chosen, repeats, command())
     console = Console()
     while waiting:  # one model's memory at a time
-        measured = optimizer.measure(*waiting.pop(0), chosen, repeats)
+        measured = optimizer.measure(*waiting.pop(0), chosen, repeats, muon)
         facts["models"].append(measured)
         if measured["contestants"]:
             console.print(optimizer.table(measured))

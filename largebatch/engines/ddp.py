@@ -26,6 +26,7 @@ from largebatch.engines import graphs
 from largebatch.engines.engine import Engine
 from largebatch.errors import UserError
 from largebatch.machine import distributed
+from largebatch.optim.muon import Muon
 from largebatch.optim.shards import is_dense, squares
 from largebatch.plan.batch import BatchPlan
 from largebatch.tasks.task import Task
@@ -119,6 +120,11 @@ class Ddp(Engine):
         if self.parts is not None and self.parts.active and self.parts.seen == self.parts.examples:
             alone = distributed.world_size() == 1
             self.parts.end(list(self.model.parameters()), self._last, alone)
+
+    def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.deal_among(None if alone or distributed.world_size() == 1 else torch.distributed.group.WORLD)
+        return super().step(measure, alone)
 
     def squares_of_parts(self) -> Tensor | None:
         """After the last backward, on the device: (Σ over this rank's parts of ‖gᵢ/S‖², ‖ḡ‖²), gᵢ the mean gradient

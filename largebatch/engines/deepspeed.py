@@ -6,9 +6,9 @@
     zero 3   weights as well: :func:`show_layers` makes the optimizers exact there, too; a run is offered FSDP2 instead
 
 From stage 1 on an optimizer does not see layers but, for each parameter group, one flat float32 partition: this rank's
-range of all the group's layers laid end to end. :func:`show_layers` tells LARS and LAMB where the layers lie in it,
-from DeepSpeed's own table (``_hp_mapping``), so that their norms are those of whole layers. It is of use without the
-rest of this project, too: call it after ``deepspeed.initialize``.
+range of all the group's layers laid end to end. :func:`show_layers` tells ours where the layers lie in it, from
+DeepSpeed's own table (``_hp_mapping``), so that the norms of LARS and LAMB are those of whole layers and Muon's
+matrices are whole. It is of use without the rest of this project, too: call it after ``deepspeed.initialize``.
 
 The JSON comes from the BatchPlan, so the two cannot disagree. Accumulation is counted here and shown to DeepSpeed as a
 boundary; the loss is divided by the global batch in the loop and nowhere else; clipping is DeepSpeed's alone, and off
@@ -35,7 +35,8 @@ from largebatch.engines import states
 from largebatch.engines.engine import Engine, check_cut, check_exact
 from largebatch.errors import UserError
 from largebatch.machine import distributed
-from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.muon import Muon
+from largebatch.optim.sharded import ShardedOptimizer
 from largebatch.optim.shards import Partition, Segment
 from largebatch.plan.batch import BatchPlan
 
@@ -109,7 +110,7 @@ class DeepSpeed(Engine):
         if not self._last:
             self.engine.step()  # counts the micro-batch, updates nothing
 
-    def step(self, measure: bool = False) -> Tensor | None:
+    def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
         norm = None
         if measure and not self.zero:
             norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -199,7 +200,7 @@ def configuration(
         "zero_optimization": {"stage": zero},
         "bf16": {"enabled": weights is torch.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_allow_untested_optimizer": True,  # LARS and LAMB are told where the layers lie
+        "zero_allow_untested_optimizer": True,  # ours are told where the layers lie
         "steps_per_print": 2**31 - 1,
     }
 
@@ -209,20 +210,21 @@ def show_layers(engine: Any) -> dict[int, Partition]:
 
     The tables by ``id`` of the partition; none at stage 0. Raises UserError where the optimizer could not be exact.
     """
-    stage = engine.zero_optimization_stage()
+    stage, optimizer = engine.zero_optimization_stage(), engine.basic_optimizer
     if stage == 0:
+        if isinstance(optimizer, Muon):  # whole weights and gradients, alike on all ranks
+            optimizer.deal_among(engine.data_parallel_group)
         return {}
-    optimizer = engine.basic_optimizer
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     tables = whole_weights_cut(engine.optimizer, names) if stage < 3 else cut_weights(engine.optimizer, names)
-    if isinstance(optimizer, LayerwiseOptimizer):
+    if isinstance(optimizer, ShardedOptimizer):
         check_one_after_another(optimizer, engine.optimizer)
         for flat, table in tables:
             optimizer.use_partition(flat, table)
     return {id(flat): table for flat, table in tables}
 
 
-def check_one_after_another(optimizer: LayerwiseOptimizer, zero: Any) -> None:
+def check_one_after_another(optimizer: ShardedOptimizer, zero: Any) -> None:
     """ZeRO steps one flat partition after another, so what one step must see at once cannot be had."""
     if optimizer.max_grad_norm is not None:
         raise UserError(

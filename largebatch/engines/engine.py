@@ -33,7 +33,7 @@ from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.models.frozen import FrozenNorm
 from largebatch.optim.groups import is_norm
-from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.sharded import ShardedOptimizer
 from largebatch.plan.batch import BatchPlan
 from largebatch.tasks.task import Task
 
@@ -124,8 +124,10 @@ class Engine(abc.ABC):
         """``loss``: this micro-batch's summed loss over the units of the *global* batch."""
         self.scaler.scale(loss * distributed.world_size() if distributed.world_size() > 1 else loss).backward()
 
-    def step(self, measure: bool = False) -> Tensor | None:
+    def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
         """Clip, update, clear. The global gradient norm before clipping, on the device, if it was measured.
+
+        ``alone``: the gradients are this rank's, and so are the weights; nothing is communicated.
 
         With ``skips_nonfinite`` a gradient that is not finite is thrown away on all ranks, and nothing is updated; to
         know, the host waits for the device.
@@ -278,9 +280,9 @@ def check_cut(model: nn.Module, engine: str) -> None:
 
 def check_exact(optimizer: torch.optim.Optimizer, engine: str, shard_safe: bool = False) -> None:
     """Refuse an optimizer whose result would depend on how its tensors are cut; ours are told where they lie."""
-    if not (shard_safe or isinstance(optimizer, LayerwiseOptimizer)):
+    if not (shard_safe or isinstance(optimizer, ShardedOptimizer)):
         kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
         raise UserError(
             f"engine.name = {engine} cuts layers into shards, and {kind} is not known to give the same result on them; "
-            "valid: engine.name = ddp, or largebatch.optim's Lars and Lamb"
+            "valid: engine.name = ddp, or largebatch.optim's Lars, Lamb and Muon"
         )

@@ -43,8 +43,8 @@ class Fsdp(Engine):
         self.model.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
-    def step(self, measure: bool = False) -> Tensor | None:
-        norm = super().step(measure)
+    def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
+        norm = super().step(measure, alone)
         return None if norm is None else whole(norm)
 
     @contextlib.contextmanager

@@ -56,6 +56,9 @@ def held(optimizer: Optimizer, layout: Layout) -> State:
 def held_values(parameter: Tensor, value: Any, layout: Layout) -> Iterator[tuple[str, Any]]:
     """(layer's name, what is here of its state); numbers and counters belong to each layer alike."""
     partition = layout.partitions.get(id(parameter))
+    if isinstance(value, dict):  # of a flat partition: by the layer's name, whole on every rank
+        yield from value.items()
+        return
     cut_up = partition is not None and isinstance(value, Tensor) and value.shape == parameter.shape
     for number, (name, shape) in enumerate(layout.layers(parameter)):
         if partition is not None and cut_up:
@@ -170,7 +173,11 @@ def part_of(parameter: Tensor, layers: dict[str, dict[str, Any]], layout: Layout
         values = {
             name: of_layer.get(key, torch.zeros(()).expand(math.prod(shapes[name]))) for name, of_layer in own.items()
         }
-        if isinstance(example, Tensor) and example.dim() == 0:
+        if isinstance(example, Tensor) and of_rows(key, own, shapes):
+            found[key] = {
+                name: pieces.whole(of_layer[key]).clone() for name, of_layer in own.items() if key in of_layer
+            }
+        elif isinstance(example, Tensor) and example.dim() == 0:
             found[key] = counter(key, [of_layer.get(key, torch.zeros(())) for of_layer in own.values()])
         elif isinstance(example, Tensor | Pieces):
             found[key] = cut(partition, values, torch.zeros_like(parameter))
@@ -189,6 +196,14 @@ def like(parameter: Tensor, value: Any) -> Any:
         return mine
     mesh, placements = parameter.device_mesh, parameter.placements
     return DTensor.from_local(mine, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
+
+
+def of_rows(key: str, layers: dict[str, dict[str, Any]], shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether a state is no tensor of its layer's shape, but has numbers of some of its axes."""
+    return any(
+        isinstance(state := of_layer.get(key), Tensor) and state.dim() and tuple(state.shape) != shapes[name]
+        for name, of_layer in layers.items()
+    )
 
 
 def counter(key: str, values: list[Tensor]) -> Tensor:

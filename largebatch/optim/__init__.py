@@ -6,7 +6,8 @@ from largebatch.optim.heavy_ball import HeavyBall
 from largebatch.optim.lamb import Lamb
 from largebatch.optim.lars import Lars
 from largebatch.optim.lecture import LectureAdagrad, LectureAdam, LectureRmsprop
-from largebatch.optim.muon import Muon, muon_groups
+from largebatch.optim.matrices import muon_groups, orthogonalised_names
+from largebatch.optim.muon import Muon
 from largebatch.optim.rmsprop_sgd import RmspropSgd, sgd_share
 from largebatch.optim.shards import Partition, Segment
 from largebatch.optim.telemetry import LayerNumbers, LayerValues, Watch
@@ -29,6 +30,7 @@ __all__ = [
     "Treatment",
     "Watch",
     "muon_groups",
+    "orthogonalised_names",
     "parameter_groups",
     "sgd_share",
     "treatments",

@@ -35,7 +35,7 @@ def check_wrappers(name: str, parameters: Iterable[Tensor], measures: bool, max_
     for parameter in parameters:
         if measures and getattr(parameter, "_fsdp_flattened", False):
             raise UserError(
-                f"{name} needs the norms of whole layers; FullyShardedDataParallel (FSDP1) shows it flattened shards: "
+                f"{name} needs whole layers; FullyShardedDataParallel (FSDP1) shows it flattened shards: "
                 "wrap the model with torch.distributed.fsdp.fully_shard (FSDP2)"
             )
         if max_grad_norm is not None and hasattr(parameter, "_in_backward_optimizers"):

@@ -32,6 +32,7 @@ class Treatment(NamedTuple):
     shape: tuple[int, ...]
     decayed: bool
     adapted: bool
+    orthogonalised: bool = False  # as a hidden weight matrix, by Muon
 
 
 def treatments(

@@ -7,27 +7,23 @@
 ``plain`` does it tensor after tensor and is the specification. ``foreach`` is the same algebra on lists of tensors.
 ``fused`` takes all of it in a few passes over memory: Triton kernels on CUDA (:mod:`largebatch.optim.kernels`), on the
 CPU torch's fused kernels. All read ``p.grad`` and never write it, and none reads anything back to the host on CUDA.
-
-Parameters in bfloat16 or float16 get a float32 master weight in their state: the arithmetic is done there and the
-parameter is its rounding, for a step shorter than the parameter's last digit would otherwise be lost.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.optim import Optimizer
 
 from largebatch.errors import UserError, suggestion
-from largebatch.optim import cpu, kernels, loading
-from largebatch.optim.contract import check_numbers, check_wrappers
+from largebatch.optim import cpu, kernels
 from largebatch.optim.loading import Group, State
-from largebatch.optim.shards import HALF, Partition, Shards, add_up, shards_of
+from largebatch.optim.sharded import ShardedOptimizer
+from largebatch.optim.shards import Shards, add_up
 
 FORMS = ("auto", "plain", "foreach", "fused")
 CACHED_ELEMENTS = 1 << 20  # layers that the fused form on the CPU takes together
@@ -42,7 +38,7 @@ class Layer(NamedTuple):
     step: int  # updates so far, this one included
 
 
-class LayerwiseOptimizer(Optimizer, abc.ABC):
+class LayerwiseOptimizer(ShardedOptimizer):
     """Each optimizer says what it proposes and how it advances, for one layer and for lists.
 
     Groups carry ``adapt``: whether their tensors take the trust ratio (default True). The settings that reach the
@@ -52,7 +48,6 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
     BUFFERS: tuple[str, ...] = ()  # the states, each of its parameter's shape
     COUNTED = False  # whether updates are counted per tensor, in the state "step"
     USES_SCRATCH = False  # what it proposes on the CPU takes memory of its own; it clips there, too
-    LATER: Mapping[str, Any] = {}  # settings that older states do not have, and what they were then
     KERNELS: str | None = None  # its name among the Triton kernels, which read its settings by ``kernel_row``
 
     def __init__(
@@ -64,14 +59,11 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
             raise UserError(f"max_grad_norm = {max_grad_norm} must be above 0")
         self.form = form
         self.max_grad_norm = max_grad_norm
-        self.partitions: dict[int, Partition] = {}
         # Of the last step of each of its parameters: (settings, layers, sums of squares) of the adapted groups.
         self._measured: dict[tuple[int, ...], list[Measured]] = {}
         # By the parameters it was made for: ZeRO steps one flat partition after another.
         self._triton: dict[tuple[int, ...], kernels.KernelStep] = {}
-        self._kept: dict[int, Shards] = {}  # by group: what is here of its layers, while that does not change
         self._scratch: cpu.Scratch | None = None
-        self._shapes: dict[int, Shapes] = {}  # by group: of its layers when it was given
         super().__init__(params, {"adapt": True, **defaults})
 
     @abc.abstractmethod
@@ -114,57 +106,17 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         scale = group.get("momentum", 0.0) * momentum_correction(group)
         return {**group, "lr": float(group["lr"]), "buffer_scale": scale}
 
+    def buffers_of(self, group: Group) -> tuple[str, ...]:
+        return self.BUFFERS
+
+    def counts(self, group: Group) -> bool:
+        return self.COUNTED
+
     def measures(self, group: Group) -> bool:
-        """Whether its step depends on norms, so that its tensors must be layers, not arbitrary pieces."""
         return self.adapts(group) or self.max_grad_norm is not None
 
-    def use_partition(self, parameter: Tensor, partition: Partition) -> None:
-        """``parameter`` is a flat tensor that holds pieces of layers; ZeRO's engines say so before the first step."""
-        self.partitions[id(parameter)] = partition
+    def forget_layout(self) -> None:
         self._triton.clear()
-
-    def load_state_dict(self, state_dict: State) -> None:
-        """Refuses, before anything is changed, a state of another model or optimizer (UserError)."""
-        loading.load(self, state_dict, self._check_state, self._keep_types)
-        self._triton.clear()
-
-    def _check_state(self, state_dict: State) -> None:
-        parameters = loading.check_groups(self.param_groups, state_dict)
-        for number, (saved, own) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
-            wanted = [key for key in self.defaults if key in own]
-            loading.check_settings(type(self).__name__, number, {**self.LATER, **self.settings_of(saved)}, wanted)
-        for number, saved in state_dict["state"].items():
-            if number in parameters:
-                shape = tuple(parameters[number].shape)
-                loading.check_tensors(type(self).__name__, number, saved, self.BUFFERS, shape)
-
-    def _keep_types(self, state_dict: State) -> None:
-        """torch has rounded every state to the parameter's type; of half precision ours are more exact."""
-        parameters = loading.check_groups(self.param_groups, state_dict)
-        for number, saved in state_dict["state"].items():
-            parameter = parameters.get(number)
-            if parameter is not None and parameter.dtype in HALF:
-                kept = {name: saved[name] for name in (*self.BUFFERS, "master_weight") if name in saved}
-                self.state[parameter] |= {name: value.clone().to(parameter.device) for name, value in kept.items()}
-
-    def settings_of(self, group: Group) -> Group:
-        """The group with its settings by the names that this optimizer keeps them by."""
-        return group
-
-    @_disable_dynamo
-    def add_param_group(self, param_group: Group) -> None:
-        super().add_param_group(self.settings_of(param_group))
-        self._triton.clear()
-        try:
-            self._check_group(len(self.param_groups) - 1, self.param_groups[-1])
-        except UserError:
-            self.param_groups.pop()
-            raise
-        self._shapes[id(self.param_groups[-1])] = shapes_of(self.param_groups[-1])
-
-    def _check_group(self, number: int, group: Group) -> None:
-        check_numbers(number, group)
-        check_wrappers(type(self).__name__, group["params"], self.measures(group), self.max_grad_norm)
 
     @_disable_dynamo
     @torch.no_grad()
@@ -264,25 +216,6 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         for i, layer in enumerate(layers(shards)):
             self.advance(layer, proposals[i], ratios[i] if ratios else 1.0, group)
 
-    def _shards(self, number: int, group: Group, parameters: list[Tensor]) -> Shards:
-        given, now = self._shapes.setdefault(id(group), shapes_of(group)), shapes_of(group)
-        if now != given and not all(id(p) in self.partitions for p in group["params"]):
-            raise UserError(
-                f"{type(self).__name__} was given layers of shapes {given[:3]}..., and now finds {now[:3]} in "
-                f"parameter group {number}: an engine has put flat partitions in their place; tell where the "
-                "layers lie with use_partition (largebatch.engines.deepspeed.show_layers does it for ZeRO)"
-            )
-        check_wrappers(type(self).__name__, parameters, self.measures(group), self.max_grad_norm)
-        kept = self._kept.get(id(group))
-        if kept is not None and kept.still_of(parameters, self.state):
-            kept.grads = [p.grad for p in kept.parameters if p.grad is not None]
-            return kept
-        first = sum(len(before["params"]) for before in self.param_groups[:number])
-        found = shards_of(group, parameters, self.state, self.BUFFERS, self.COUNTED, self.partitions, first)
-        if found.whole_tensors:
-            self._kept[id(group)] = found
-        return found
-
     def _form(self, work: list[Work]) -> str:
         devices = {tensor.device for shards, _ in work for tensor in (*shards.weights, *shards.grads)}
         device = work[0][0].device
@@ -309,29 +242,11 @@ class LayerwiseOptimizer(Optimizer, abc.ABC):
         return (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
 
     def __getstate__(self) -> State:
-        kept = {"form": self.form, "max_grad_norm": self.max_grad_norm}
-        left = {"partitions": {}, "_measured": {}, "_triton": {}, "_kept": {}, "_scratch": None, "_shapes": {}}
-        return {**super().__getstate__(), **kept, **left}  # type: ignore[misc]
-
-    def __setstate__(self, state: State) -> None:
-        """Of a copy, and of a state that is loaded: then the groups are new dictionaries, in the order of the old."""
-        known = [self._shapes.get(id(group)) for group in self.__dict__.get("param_groups", [])]
-        super().__setstate__(state)
-        self.param_groups[:] = [{**self.LATER, **self.settings_of(group)} for group in self.param_groups]
-        known += [None] * (len(self.param_groups) - len(known))
-        self._kept = {}
-        self._shapes = {
-            id(group): shapes or shapes_of(group) for group, shapes in zip(self.param_groups, known, strict=True)
-        }
+        return {**super().__getstate__(), "_measured": {}, "_triton": {}, "_scratch": None}
 
 
-Shapes = list[tuple[int, ...]]
 Work = tuple[Shards, Group]
 Measured = tuple[Group, list[str], Tensor]
-
-
-def shapes_of(group: Group) -> Shapes:
-    return [tuple(parameter.shape) for parameter in group["params"]]
 
 
 def layers(shards: Shards) -> list[Layer]:

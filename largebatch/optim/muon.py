@@ -1,106 +1,78 @@
 """Muon: hidden weight matrices move along the orthogonalised momentum (Jordan et al. 2024, kellerjordan.github.io).
 
-    B ← μ·B + (1−μ)·g          G = (1−μ)·g + μ·B with Nesterov, else B
-    W ← (1 − η·λ)·W − η·s·O    O = UVᵀ of G = U·S·Vᵀ, nearly, by ``ns_steps`` Newton-Schulz iterations in bfloat16
+    M ← μ·M + (1−μ)·g              D = (1−μ)·g + μ·M with Nesterov, else M
+    O = UVᵀ of D = U·S·Vᵀ, nearly, by ``ns_steps`` Newton-Schulz iterations     (:mod:`largebatch.optim.newton_schulz`)
+    W ← (1 − η·λ)·W − η·s·O        λ is decoupled from the update
 
-    adjust_lr          s, for a matrix of A rows and B columns
-    original           √max(1, A/B)          Jordan et al.
-    match_rms_adamw    0.2·√max(A, B)        Liu et al. 2025 (2502.16982): takes AdamW's lr and weight decay
+    match       s, for a matrix of A rows and B columns
+    none        1
+    spectral    √max(1, A/B)       the step's spectral norm suits what the layer maps from and to (Jordan et al.)
+    rms         0.2·√max(A, B)     the step's root mean square is AdamW's: takes its lr and λ (2502.16982, eq. 4)
 
-That is torch.optim.Muon, which does it here. Jordan's code has no (1−μ) before g; the orthogonalisation takes the scale
-away. torch's takes matrices alone: a convolution's weight (O, I, H, W) is shown to it as (O, I·H·W), a view of the same
-memory, so a channels-last weight shows its columns in another order, which orthogonalisation does not mind.
+    variant         match       Nesterov   whose
+    jordan2024      spectral    yes        Jordan et al., and torch.optim.Muon; the weight decay came later
+    moonlight2025   rms         yes        Liu et al. 2025, Muon is Scalable for LLM Training (2502.16982)
+    normuon         rms         no         Li et al. 2025 (2510.05491), Algorithm 1: rows of O are made equally long,
 
-What is no hidden matrix takes torch's SGD with Nesterov momentum or AdamW (``others``), at lr × ``others_lr_scale``.
-Weight decay is the group's: decoupled (θ −= η·λ·θ) in Muon and AdamW, L2 (g += λ·θ) in SGD.
+        v ← β·v + (1−β)·mean of each row of O²     Ô = O / (√v + 1e-10)     O ← √min(A, B) · Ô/‖Ô‖_F
 
-A matrix is orthogonalised as a whole, so its weight must be whole on every rank. 16-bit parameters get no float32
-master, as in torch's.
+    so that with ``rms`` the step is 0.2·η·√(A·B)·Ô/‖Ô‖_F, as there. Its authors' code differs: Nesterov, ``spectral``,
+    and ‖O‖_F as it is in the place of √min(A, B).
+
+Jordan's and Liu's code has no (1−μ) before g; the orthogonalisation takes the scale away. A convolution's weight
+(O, I, H, W) is the matrix (O, I·H·W), its columns in the order of the axes, wherever it lies in memory.
+
+What is no hidden matrix (:mod:`largebatch.optim.matrices`) takes torch's SGD with Nesterov momentum or AdamW
+(``others``), at lr × ``others_lr_scale``. Weight decay is the group's: decoupled (θ −= η·λ·θ) in Muon and AdamW, L2
+(g += λ·θ) in SGD.
+
+A matrix is orthogonalised as a whole, by one rank of the world, whatever cuts it: :mod:`largebatch.optim.dealt`. What
+travels is of the iteration's type, into which it would be rounded anyway.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
-from torch.optim._muon import muon
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from largebatch.errors import UserError, suggestion
-from largebatch.optim import loading
-from largebatch.optim.contract import check_wrappers
-from largebatch.optim.groups import is_norm
+from largebatch.optim import loading, newton_schulz
+from largebatch.optim.dealt import Deal, DealtLayer, Traffic, layer_of_tensor, layers_of_partition
 from largebatch.optim.loading import Group, State
+from largebatch.optim.muon_settings import TYPES, VARIANTS, check_group, of_today
+from largebatch.optim.sharded import ShardedOptimizer
+from largebatch.optim.shards import Partition, Shards
 
-OTHERS = ("sgd", "adamw")
-ADJUSTMENTS = ("original", "match_rms_adamw")
-BUFFERS = {"muon": ("momentum_buffer",), "sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq", "step")}
-AT_LEAST_ZERO = ("lr", "others_lr_scale", "weight_decay", "momentum", "others_momentum", "beta1", "beta2", "eps")
-BELOW_ONE = ("momentum", "others_momentum", "beta1", "beta2")
-MOST_ITERATIONS = 99  # torch's, as are
-NS_COEFFICIENTS, NS_EPS = (3.4445, -4.7750, 2.0315), 1e-7
+ROW_EPS = 1e-10
+ROWS = "row_second_moment"
 
 
-def hidden_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of at least two dimensions between the first, which sees the image, and the last, the head.
+class Muon(ShardedOptimizer):
+    """Every parameter group says by ``muon`` whether its tensors are Muon's; ``muon_groups`` makes such groups.
 
-    In the order of ``model.named_parameters()``. Vectors in disguise are none of them: a class token (1, 1, D), a layer
-    scale (C, 1, 1), the affine map of a norm layer.
+    ``match`` and ``nesterov`` that are None are the variant's. ``p.grad`` is read, never written.
     """
-    weights = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.dim() >= 2
-        and 1 < parameter.shape[0] < parameter.numel()
-        and not name.endswith("bias")
-        and not is_norm(model.get_submodule(name.rpartition(".")[0]))
-    }
-    if len(weights) < 3:
-        raise UserError(
-            f"Muon needs a model with hidden weights; {type(model).__name__} has {len(weights)} weight matrices, and "
-            "the first and the last are not Muon's"
-        )
-    return dict(itertools.islice(weights.items(), 1, len(weights) - 1))
 
-
-def muon_groups(groups: list[Group], model: nn.Module) -> list[Group]:
-    """The groups of :func:`largebatch.optim.parameter_groups`, each split in two by ``muon``: hidden weights or not."""
-    hidden = {id(parameter) for parameter in hidden_weights(model).values()}
-    known = {id(parameter) for parameter in model.parameters()}
-    split: list[Group] = []
-    for group in groups:
-        members = list(zip(group["names"], group["params"], strict=True))
-        if strangers := [name for name, parameter in members if id(parameter) not in known]:
-            raise UserError(f"the parameter groups are of another model: this one does not hold their {strangers[0]}")
-        for is_hidden in (True, False):
-            chosen = [(name, parameter) for name, parameter in members if (id(parameter) in hidden) is is_hidden]
-            if chosen:
-                names, parameters = map(list, zip(*chosen, strict=True))
-                split.append({**group, "params": parameters, "names": names, "muon": is_hidden})
-    return split
-
-
-class Muon(Optimizer):
-    """Every parameter group says by ``muon`` whether its tensors are Muon's; :func:`muon_groups` makes such groups.
-
-    States are kept by the parameter itself, in its shape. ``p.grad`` is read, never written.
-    """
+    BESIDE = (ROWS,)
+    LATER: Mapping[str, Any] = {"variant": "jordan2024", "row_beta": 0.95}
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float,
+        lr: float | Tensor,
         momentum: float = 0.95,
-        nesterov: bool = True,
+        nesterov: bool | None = None,
         ns_steps: int = 5,
-        adjust_lr: str = "original",
+        match: str | None = None,
+        variant: str = "jordan2024",
+        row_beta: float = 0.95,
         others: str = "sgd",
         others_lr_scale: float = 1.0,
         others_momentum: float = 0.9,
@@ -108,25 +80,78 @@ class Muon(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        iteration: str = "bf16",
+        form: str = "auto",
     ) -> None:
+        for key, value, known in (
+            ("variant", variant, VARIANTS),
+            ("iteration", iteration, TYPES),
+            ("form", form, newton_schulz.FORMS),
+        ):
+            if value not in known:
+                raise UserError(f"{key} = {value!r} is not known{suggestion(str(value), list(known))}")
+        own = VARIANTS[variant]
         defaults = {
-            "lr": lr, "momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps, "adjust_lr": adjust_lr,
-            "others": others, "others_lr_scale": others_lr_scale, "others_momentum": others_momentum,
-            "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay,
+            "lr": lr, "momentum": momentum, "nesterov": own.nesterov if nesterov is None else nesterov,
+            "ns_steps": ns_steps, "match": own.match if match is None else match, "variant": variant,
+            "row_beta": row_beta, "others": others, "others_lr_scale": others_lr_scale,
+            "others_momentum": others_momentum, "beta1": beta1, "beta2": beta2, "eps": eps,
+            "weight_decay": weight_decay,
         }  # fmt: skip
+        self.form, self.iteration = form, iteration
+        self.among: Any = None
+        self.traffic = Traffic()
+        self._deals: dict[tuple[int, ...], tuple[list[MuonLayer], list[Dealing]]] = {}
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: Group) -> None:
-        super().add_param_group(param_group)
-        try:
-            check_group(len(self.param_groups) - 1, self.param_groups[-1])
-        except UserError:
-            self.param_groups.pop()
-            raise
+    def deal_among(self, group: Any) -> None:
+        """Tensors that lie whole on every rank of this process group are the same there, gradients too, from now on:
+        each is computed by one of them. None, as it begins: every rank computes them all."""
+        if group is not self.among:
+            self.among = group
+            self.forget_layout()
 
-    def load_state_dict(self, state_dict: State) -> None:
-        """Refuses, before anything is changed, a state of another model or optimizer (UserError)."""
-        loading.load(self, state_dict, lambda state: check_state(self.param_groups, state), lambda _: None)
+    def forget_layout(self) -> None:
+        self._deals.clear()
+
+    def buffers_of(self, group: Group) -> tuple[str, ...]:
+        if not group["muon"] and group["others"] == "adamw":
+            return ("exp_avg", "exp_avg_sq")
+        return ("momentum_buffer",) if group["muon"] or group["others_momentum"] > 0 else ()
+
+    def counts(self, group: Group) -> bool:
+        return not group["muon"] and group["others"] == "adamw"
+
+    def measures(self, group: Group) -> bool:
+        return group["muon"]
+
+    def settings_of(self, group: Group) -> Group:
+        return of_today(group)
+
+    def _check_group(self, number: int, group: Group) -> None:
+        check_group(number, group)
+        super()._check_group(number, group)
+
+    def _check_state(self, state_dict: State) -> None:
+        """The state is of these groups, with these optimizers, over these shapes."""
+        loading.check_groups(self.param_groups, state_dict)
+        for number, (saved, here) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
+            for key in ("muon", "others"):
+                if saved.get(key) != here[key]:
+                    raise UserError(
+                        f"the state belongs to another optimizer: its parameter group {number} has {key} = "
+                        f"{saved.get(key)!r}, here it is {here[key]!r}"
+                    )
+        super()._check_state(state_dict)
+
+    def _check_tensors(self, index: Any, saved: State, group: Group, parameter: Tensor) -> None:
+        super()._check_tensors(index, saved, group, parameter)
+        rows = saved.get(ROWS)
+        if isinstance(rows, Tensor) and tuple(rows.shape) != tuple(parameter.shape[:1]):
+            raise UserError(
+                f"the state belongs to another model: parameter {index} has {ROWS} of shape {tuple(rows.shape)}, here "
+                f"it is {tuple(parameter.shape[:1])}"
+            )
 
     @_disable_dynamo
     @torch.no_grad()
@@ -135,133 +160,172 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        matrices: list[tuple[Shards, Group]] = []
+        for number, group in enumerate(self.param_groups):
             moving = [p for p in group["params"] if p.grad is not None]
-            check_wrappers("Muon", moving, False, None)
             if not moving:
                 continue
+            shards = self._shards(number, group, moving)
+            shards.grads = [g.to(w.dtype) for g, w in zip(shards.grads, shards.weights, strict=True)]
             if group["muon"]:
-                self._step_matrices(moving, group)
+                matrices.append((shards, group))
             else:
-                self._step_others(moving, group)
+                step_others(shards, group)
+                round_off(shards)
+        if matrices:
+            self._step_matrices(matrices)
+        for shards, _ in matrices:
+            round_off(shards)
         return loss
 
-    def _step_matrices(self, weights: list[Tensor], group: Group) -> None:
-        for weight in weights:
-            check_matrix(weight, "a weight")
-        muon(
-            [as_matrix(weight, weight) for weight in weights],
-            [as_matrix(weight.grad, weight) for weight in weights if weight.grad is not None],
-            [as_matrix(self._momentum_buffer(weight), weight) for weight in weights],
-            lr=float(group["lr"]),
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            nesterov=group["nesterov"],
-            ns_coefficients=NS_COEFFICIENTS,
-            ns_steps=group["ns_steps"],
-            eps=NS_EPS,
-            adjust_lr_fn=group["adjust_lr"],
-            has_complex=False,
-        )
+    def partitions_of(self, group: Group) -> dict[int, Partition]:
+        """The second rule steps each element by itself, and a flat tensor as one."""
+        return self.partitions if group["muon"] else {}
 
-    def _momentum_buffer(self, weight: Tensor) -> Tensor:
-        """Laid out as the weight, for the two are seen as matrices alike; a restored one may lie otherwise."""
-        state = self.state[weight]
-        buffer = state.get("momentum_buffer")
-        if buffer is None or buffer.stride() != weight.stride():
-            fresh = torch.zeros_like(weight, memory_format=torch.preserve_format)
-            state["momentum_buffer"] = fresh if buffer is None else fresh.copy_(buffer)
-        return state["momentum_buffer"]
+    def _step_matrices(self, work: list[tuple[Shards, Group]]) -> None:
+        layers, dealings = self._dealt(work)
+        parts: list[list[Tensor]] = [[] for _ in layers]
+        places = []  # of each part of each group: its layer
+        for shards, group in work:
+            first = sum(len(before.names) for before, _ in work[: len(places)])
+            places.append([first + row for row in shards.rows])
+            for place, direction in zip(places[-1], directions(shards, group), strict=True):
+                parts[place].append(direction)
+        steps: list[list[Tensor]] = [[] for _ in layers]
+        for dealing in dealings:
+            for number, of_layer in zip(dealing.numbers, self._orthogonalised(dealing, layers, parts), strict=True):
+                steps[number] = of_layer
+        for (shards, group), of_parts in zip(work, places, strict=True):
+            lr, waiting = float(group["lr"]), {place: iter(steps[place]) for place in of_parts}
+            for weight, place in zip(shards.weights, of_parts, strict=True):
+                scale = matched(group["match"], layers[place].layer.rows, layers[place].layer.columns)
+                weight.mul_(1 - lr * group["weight_decay"]).add_(next(waiting[place]), alpha=-lr * scale)
 
-    def _step_others(self, parameters: list[Tensor], group: Group) -> None:
-        lr = float(group["lr"]) * group["others_lr_scale"]
-        grads = [p.grad for p in parameters if p.grad is not None]
-        states = [self.state[p] for p in parameters]
-        if group["others"] == "adamw":
-            for parameter, state in zip(parameters, states, strict=True):
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-                    for name in ("exp_avg", "exp_avg_sq"):
-                        state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            kept = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
-            adamw(
-                parameters, grads, kept[0], kept[1], [], kept[2], has_complex=any(p.is_complex() for p in parameters),
-                amsgrad=False, beta1=group["beta1"], beta2=group["beta2"], lr=lr, weight_decay=group["weight_decay"],
-                eps=group["eps"], maximize=False,
-            )  # fmt: skip
-            return
-        momentum = group["others_momentum"]
-        buffers = [state.get("momentum_buffer") for state in states]
-        sgd(
-            parameters, grads, buffers, weight_decay=group["weight_decay"], momentum=momentum, lr=lr, dampening=0.0,
-            nesterov=momentum > 0, maximize=False,
+    def _dealt(self, work: list[tuple[Shards, Group]]) -> tuple[list[MuonLayer], list[Dealing]]:
+        """All layers of the step in their order, and who computes them; the same at every step."""
+        key = (id(self.among), *(id(one) for shards, group in work for one in (group, *shards.given)))
+        if key not in self._deals:
+            layers = [layer for shards, group in work for layer in self._layers(shards, group)]
+            together: dict[tuple[int, torch.device], list[int]] = {}
+            for number, one in enumerate(layers):
+                together.setdefault((id(one.layer.group), one.parameter.device), []).append(number)
+            dealings = []
+            for numbers in together.values():
+                normalised = [i for i, n in enumerate(numbers) if VARIANTS[layers[n].group["variant"]].equal_rows]
+                dealings.append(Dealing(Deal([layers[n].layer for n in numbers], normalised), numbers, normalised))
+            self._deals[key] = layers, dealings
+        return self._deals[key]
+
+    def _layers(self, shards: Shards, group: Group) -> Iterator[MuonLayer]:
+        names = iter(shards.names)
+        for parameter in shards.given:
+            partition = self.partitions.get(id(parameter))
+            if partition is None:
+                yield MuonLayer(layer_of_tensor(next(names), parameter, self.among), parameter, group)
+            else:
+                yield from (MuonLayer(layer, parameter, group) for layer in layers_of_partition(partition))
+
+    def _orthogonalised(
+        self, dealing: Dealing, layers: list[MuonLayer], parts: list[list[Tensor]]
+    ) -> list[list[Tensor]]:
+        """What is here of the orthogonalised layers of a deal, in their order."""
+        deal, numbers = dealing.deal, dealing.numbers
+        device = layers[numbers[0]].parameter.device
+        kind = TYPES[self.iteration]
+        gathered = deal.gather([parts[number] for number in numbers], kind, device)
+        ends: dict[int, Tensor] = {}
+        for steps in dict.fromkeys(layers[numbers[i]].group["ns_steps"] for i in gathered):
+            those = [i for i in gathered if layers[numbers[i]].group["ns_steps"] == steps]
+            iterated = newton_schulz.orthogonalised([gathered[i] for i in those], steps, self.form)
+            ends |= zip(those, iterated, strict=True)
+        counted = len(ends)
+        if dealing.normalised:
+            kind = torch.promote_types(kind, torch.float32)
+            for place, i in enumerate(dealing.normalised, start=deal.matrices):
+                if i in ends:
+                    one = layers[numbers[i]]
+                    ends[i], ends[place] = equal_rows(ends[i].to(kind), self._rows_of(one, kind), one.group["row_beta"])
+        received = deal.give_back(ends, kind, device)
+        for place, i in enumerate(dealing.normalised, start=deal.matrices):
+            self._keep_rows(layers[numbers[i]], received[place][0])
+        self.traffic = self.traffic.and_then(deal.traffic._replace(orthogonalised=counted))
+        return received[: deal.matrices]
+
+    def _rows_of(self, one: MuonLayer, kind: torch.dtype) -> Tensor:
+        kept = self.state[one.parameter].get(ROWS)
+        kept = kept.get(one.layer.name) if isinstance(kept, dict) else kept
+        return torch.zeros(one.layer.rows, dtype=kind, device=one.parameter.device) if kept is None else kept.to(kind)
+
+    def _keep_rows(self, one: MuonLayer, rows: Tensor) -> None:
+        """On every rank, for they are few, in the weights' type; of a flat partition by the layer's name."""
+        state, kind = self.state[one.parameter], torch.promote_types(one.parameter.dtype, torch.float32)
+        if id(one.parameter) in self.partitions:
+            state.setdefault(ROWS, {})[one.layer.name] = rows.to(kind, copy=True)
+        else:
+            state[ROWS] = rows.to(kind, copy=True)
+
+    def __getstate__(self) -> State:
+        left = {"_deals": {}, "among": None}
+        return {**super().__getstate__(), "iteration": self.iteration, "traffic": self.traffic, **left}
+
+
+class MuonLayer(NamedTuple):
+    layer: DealtLayer
+    parameter: Tensor  # that it is, or that holds it
+    group: Group
+
+
+class Dealing(NamedTuple):
+    deal: Deal
+    numbers: list[int]  # which of the step's layers are its own
+    normalised: list[int]  # which of these have rows of equal length
+
+
+def directions(shards: Shards, group: Group) -> list[Tensor]:
+    """D of each part, with M moved on."""
+    if not len(shards):
+        return []
+    buffers, momentum = shards.buffers["momentum_buffer"], group["momentum"]
+    torch._foreach_lerp_(buffers, shards.grads, 1 - momentum)
+    return list(torch._foreach_lerp(shards.grads, buffers, momentum)) if group["nesterov"] else buffers
+
+
+def equal_rows(matrix: Tensor, second_moment: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """NorMuon's O of ``matrix``, and its v."""
+    second_moment = second_moment.lerp(matrix.square().mean(dim=1), 1 - beta)
+    divided = matrix / (second_moment.sqrt() + ROW_EPS)[:, None]
+    length = torch.linalg.vector_norm(divided, dtype=torch.float64).to(matrix.dtype)
+    scale = math.sqrt(min(matrix.shape)) / length
+    return divided * torch.where(length > 0, scale, 0.0), second_moment
+
+
+def matched(match: str, rows: int, columns: int) -> float:
+    """s."""
+    if match == "rms":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1, rows / columns)) if match == "spectral" else 1.0
+
+
+def step_others(shards: Shards, group: Group) -> None:
+    lr = float(group["lr"]) * group["others_lr_scale"]
+    if group["others"] == "adamw":
+        adamw(
+            shards.weights, shards.grads, shards.buffers["exp_avg"], shards.buffers["exp_avg_sq"], [], shards.steps,
+            has_complex=False, amsgrad=False, beta1=group["beta1"], beta2=group["beta2"], lr=lr,
+            weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
         )  # fmt: skip
-        if momentum > 0:
-            for state, buffer in zip(states, buffers, strict=True):
-                state["momentum_buffer"] = buffer
+        return
+    momentum = group["others_momentum"]
+    buffers: list[Any] = shards.buffers["momentum_buffer"] if momentum > 0 else [None] * len(shards)
+    sgd(
+        shards.weights, shards.grads, buffers, weight_decay=group["weight_decay"], momentum=momentum, lr=lr,
+        dampening=0.0, nesterov=momentum > 0, maximize=False,
+    )  # fmt: skip
 
 
-def as_matrix(tensor: Tensor, weight: Tensor) -> Tensor:
-    """(O, everything else), the columns in the order in which the memory of ``weight`` has them: of it, a view."""
-    columns = sorted(range(1, weight.dim()), key=lambda dim: -weight.stride(dim))
-    return tensor.detach().permute(0, *columns).reshape(weight.shape[0], -1)
-
-
-def check_matrix(weight: Tensor, name: str) -> None:
-    if weight.dim() < 2:
-        raise UserError(
-            f"Muon takes weights of at least two dimensions; {name} has shape {tuple(weight.shape)}: leave it to the "
-            "others (muon = false), and let no engine flatten the weights (ZeRO and FSDP1 do)"
-        )
-    if weight.is_complex():
-        raise UserError(f"Muon orthogonalises real weights; {name} is complex: leave it to the others (muon = false)")
-    if isinstance(weight, DTensor):
-        raise UserError(
-            f"Muon orthogonalises whole weights; {name} is sharded as {weight.placements}: use an engine that keeps "
-            "whole weights on every rank"
-        )
-    if as_matrix(weight, weight).data_ptr() != weight.data_ptr():
-        raise UserError(
-            f"Muon sees a weight as a matrix in its own memory; {name} of shape {tuple(weight.shape)} has strides "
-            f"{weight.stride()}: make it contiguous or channels-last"
-        )
-
-
-def check_group(number: int, group: Group) -> None:
-    if not isinstance(group.get("muon"), bool):
-        raise UserError(
-            f"parameter group {number} must say whether it is Muon's by muon = true or false, it says "
-            f"{group.get('muon')!r}: make the groups with muon_groups"
-        )
-    for key, known in (("others", OTHERS), ("adjust_lr", ADJUSTMENTS)):
-        if group[key] not in known:
-            raise UserError(f"{key} = {group[key]!r} is not known{suggestion(str(group[key]), list(known))}")
-    for key in AT_LEAST_ZERO:
-        if not group[key] >= 0:
-            raise UserError(f"{key} = {group[key]} in parameter group {number}; it must be at least 0")
-        if key in BELOW_ONE and group[key] >= 1:
-            raise UserError(f"{key} = {group[key]} in parameter group {number}; it must be below 1")
-    if not (isinstance(group["ns_steps"], int) and 1 <= group["ns_steps"] <= MOST_ITERATIONS):
-        raise UserError(
-            f"ns_steps = {group['ns_steps']} in parameter group {number}; it must be a whole number from 1 to "
-            f"{MOST_ITERATIONS}"
-        )
-    if group["muon"]:
-        names = group.get("names") or [f"tensor {i} of parameter group {number}" for i in range(len(group["params"]))]
-        for name, weight in zip(names, group["params"], strict=True):
-            check_matrix(weight, name)
-
-
-def check_state(param_groups: list[Group], state_dict: State) -> None:
-    """The state is of these groups, with these optimizers, over these shapes."""
-    loading.check_groups(param_groups, state_dict)
-    for number, (saved, here) in enumerate(zip(state_dict["param_groups"], param_groups, strict=True)):
-        for key in ("muon", "others"):
-            if saved.get(key) != here[key]:
-                raise UserError(
-                    f"the state belongs to another optimizer: its parameter group {number} has {key} = "
-                    f"{saved.get(key)!r}, here it is {here[key]!r}"
-                )
-        wanted = BUFFERS["muon" if here["muon"] else here["others"]]
-        for index, parameter in zip(saved["params"], here["params"], strict=True):
-            loading.check_tensors("Muon", index, state_dict["state"].get(index, {}), wanted, tuple(parameter.shape))
+def round_off(shards: Shards) -> None:
+    """Parameters of half precision follow their masters."""
+    for weight, rounded in zip(shards.weights, shards.rounded, strict=True):
+        if rounded is not None:
+            rounded.copy_(weight)
+    shards.forget_grads()

@@ -46,13 +46,14 @@ class Segment(NamedTuple):
 class Partition:
     """The table of a flat tensor: which layers its parameter group has in the whole world, and what is here.
 
-    ``layers`` is the same list of (name, shape) on every rank of ``group``; ``segments`` are this rank's. What no
-    segment covers is padding, which nobody touches.
+    ``layers`` is the same list of (name, shape) on every rank of ``group``; ``segments`` are this rank's, and
+    ``everyone`` has those of all ranks, where they are known. What no segment covers is padding, which nobody touches.
     """
 
     layers: tuple[tuple[str, tuple[int, ...]], ...]
     segments: tuple[Segment, ...]
     group: Any
+    everyone: tuple[tuple[Segment, ...], ...] = ()
 
 
 @dataclasses.dataclass

@@ -132,6 +132,7 @@ class TrainLine(LineRecord):
     gain: Amount = None  # of the last step, where the schedule follows gains
     progress: Amount = None  # of such a schedule, in steps of the small batch
     global_batch_size: Whole = None  # [examples] of the last step, where a ramp changes it
+    orthogonalised: Amount = None  # matrices a step, counted in the iteration itself over all ranks
     numbers: Numbers
 
 

@@ -28,6 +28,7 @@ from largebatch.run import record
 from largebatch.run.assemble import Job
 from largebatch.run.beforehand import mlperf_facts
 from largebatch.run.measure import Evaluations, Measure
+from largebatch.run.orthogonalised import Orthogonalised
 from largebatch.run.parts import Parts
 from largebatch.run.saving import Progress, Saves
 from largebatch.steps.evaluate import Evaluation
@@ -91,6 +92,7 @@ class Account:
         self.job, self.plan, self.directory, self.progress = job, job.plan, directory, progress
         self.parts, self.measure, self.saves = parts, measure, saves
         self.recorder, self.mllog = recorder, mllog
+        self.orthogonalised = Orthogonalised(job)
         self.looked = time.perf_counter()  # when the last evaluation began
         self.unsaved: str | None = None  # why the newest checkpoint is not on the disk
         self.read_step, self.read_seconds = progress.step, progress.seconds  # up to where losses are read
@@ -105,7 +107,7 @@ class Account:
         for row in self.job.treatments:
             self.recorder.note(
                 f"{row.name} {tuple(row.shape)}: {row.kind}, {'decayed' if row.decayed else 'not decayed'}, "
-                f"{'adapted' if row.adapted else 'not adapted'}"
+                f"{'adapted' if row.adapted else 'not adapted'}{', orthogonalised' if row.orthogonalised else ''}"
             )
         for name, tensor in frozen.still(self.job.engine.model).items():
             self.recorder.note(f"{name} {tuple(tensor.shape)}: frozen")
@@ -131,9 +133,10 @@ class Account:
 
     def losses(self, unread: list[Step], since: float) -> None:
         """Sum the unread losses over ranks and record them; one that is not finite ends the run."""
-        ended = torch.tensor([float(self.saves.ended())], device=self.job.device, dtype=torch.float64)
+        here = [self.saves.ended(), self.orthogonalised.since()]
+        ended = torch.tensor(here, device=self.job.device, dtype=torch.float64)
         of_steps = torch.stack([step.loss for step in unread if step.loss is not None]).double()
-        *losses, ended = distributed.sum_(torch.cat([of_steps, ended])).tolist()
+        *losses, ended, computed = distributed.sum_(torch.cat([of_steps, ended])).tolist()
         self.progress.spend(time.perf_counter() - since)
         step, seconds, last = self.progress.step, self.progress.seconds, unread[-1]
         self.skipped(unread)
@@ -143,6 +146,7 @@ class Account:
         if ended == distributed.world_size():
             self.save_ended()
         beside = {"global_batch_size": last.examples} if len(self.plan.stages) > 1 else {}
+        beside |= self.orthogonalised.of_world(computed, sum(not one.skipped for one in unread))
         self.recorder.training(
             **self.plan.when(step),
             seconds=seconds,

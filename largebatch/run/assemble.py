@@ -95,6 +95,8 @@ def assemble(
     table = optim.treatments(model, run.weight_decay.skip, run.optimizer.not_adapted)
     groups = optim.parameter_groups(model, run.weight_decay.value, table)
     optimizer = optimizer_of(decided.optimizer, groups, decided.lr_at(0), precision, run.engine.name, model)
+    matrices = optim.orthogonalised_names(optimizer)
+    table = [row._replace(orthogonalised=row.name in matrices) for row in table]
     settings = Settings(decided, optimizer, table, Surroundings(precision, run.engine.name, model))
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
     placement = data.Placement(engine.device, engine.dtype, channels_last)

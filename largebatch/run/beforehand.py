@@ -113,6 +113,8 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
     parameters = sum(p.numel() for p in model.parameters())
     decayed = sum(row.decayed for row in job.treatments)
     adapted = sum(row.adapted for row in job.treatments)
+    matrices = sum(row.orthogonalised for row in job.treatments)
+    orthogonalised = f"; {matrices} orthogonalised as matrices" if matrices else ""
     if run.phases is None:
         of_batches = {"batch": f"{decided.batch_words}{unsized_norms(job)}", "lr": decided.lr.words}
     else:
@@ -131,7 +133,7 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
         **of_batches,
         "budget": decided.budget_words,
         "optimizer": f"{run.optimizer.words}; weight decay {run.weight_decay.value:g} on {decayed} of "
-        f"{len(job.treatments)} tensors; {adapted} adapted layer by layer",
+        f"{len(job.treatments)} tensors; {adapted} adapted layer by layer{orthogonalised}",
         "beside": decided.beside_words,
         "machine": f"{job.device}, {decided.precision}, engine {job.engine.description}",
     }
@@ -146,21 +148,24 @@ def unsized_norms(job: Job) -> str:
 
 
 def table_of_tensors(treatments: list[Treatment]) -> rich.table.Table:
-    """Which tensors are decayed and adapted, a row for each treatment of each kind; the log has every tensor.
+    """Which tensors are decayed, adapted and, if any, orthogonalised, a row for each treatment of each kind.
+
+    The log has every tensor.
 
     Of the kind ``own`` the model itself says that they are not decayed.
     """
     table = rich.table.Table(box=None, padding=(0, 2), pad_edge=False)
-    for column in ("tensors", "count", "elements", "decayed", "adapted"):
+    asked = ("decayed", "adapted", *(["orthogonalised"] if any(row.orthogonalised for row in treatments) else []))
+    for column in ("tensors", "count", "elements", *asked):
         justify = "right" if column in ("count", "elements") else "left"
         table.add_column(column, justify=justify, no_wrap=True, min_width=len(column))
     table.add_column("which", no_wrap=True)
-    rows: dict[tuple[str, bool, bool], list[Treatment]] = {}
+    rows: dict[tuple[Any, ...], list[Treatment]] = {}
     for row in treatments:
-        rows.setdefault((row.kind, row.decayed, row.adapted), []).append(row)
-    for (kind, decayed, adapted), alike in rows.items():
+        rows.setdefault((row.kind, *(getattr(row, flag) for flag in asked)), []).append(row)
+    for (kind, *flags), alike in rows.items():
         elements = sum(math.prod(row.shape) for row in alike)
-        yes = ["yes" if flag else "no" for flag in (decayed, adapted)]
+        yes = ["yes" if flag else "no" for flag in flags]
         which = alike[0].name if len(alike) == 1 else f"{alike[0].name} … {alike[-1].name}"
         table.add_row(kind, f"{len(alike):,}", f"{elements:,}", *yes, which)
     return table

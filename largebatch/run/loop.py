@@ -94,7 +94,7 @@ class Steps:
         self.job.settings.tell(engine.optimizer.param_groups, turn.phase)
         for group in engine.optimizer.param_groups:
             group.update(turn.settings, lr=turn.lr)
-        turn.norm = engine.step(measure=turn.measured)
+        turn.norm = engine.step(measure=turn.measured, alone=turn.alone)
         turn.skipped, turn.micro_batches = engine.skipped, ()
         self.buffers.settle(turn.skipped)
         turn.lap("other")

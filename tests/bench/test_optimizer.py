@@ -18,8 +18,10 @@ from programs import largebatch
 from torch import nn
 
 from largebatch import cli
+from largebatch.errors import UserError
 from largebatch.studies.bench import contestants, optimizer
 from largebatch.studies.bench.contestants import Arena, Family, TimedOptimizer
+from largebatch.studies.bench.matrices import families_of_muon
 
 CPU = torch.device("cpu")
 TIMM_S = ("plain", "foreach") if "foreach" in inspect.signature(timm.optim.Lars).parameters else ("plain",)
@@ -96,6 +98,7 @@ def test_the_bytes_of_two_tensors_are_those_of_the_docstring():
         "AdamW": 4 * 7 * 20,
         "LARS": 4 * (7 * 15 + 5 * 5),
         "LAMB": 4 * (10 * 15 + 7 * 5),
+        "Muon": 4 * 5 * 20,
     }
 
 
@@ -316,3 +319,44 @@ def test_on_cuda_a_step_that_waits_is_found():
     there = torch.ones(3, device="cuda")
     assert optimizer.synchronises(lambda: float(there.sum()))
     assert not optimizer.synchronises(lambda: there.sum())
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    hidden = (nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    return nn.Sequential(*hidden, nn.Flatten(), nn.Linear(16, 2))
+
+
+def test_torchs_muon_and_ours_step_the_same_matrices_alike():
+    """On the same gradients, each from the same weights: to the rounding of bfloat16."""
+    ends = {}
+    for family in families_of_muon(convolutions(), "tiny"):
+        for form in family.forms:
+            arena = Arena(convolutions(), CPU)
+            [own] = [f for f in families_of_muon(arena.model, "tiny") if f.name == family.name]
+            made = own.build(arena.groups(), 0.1)
+            own.switch(made, form)
+            before = [p.detach().clone() for p in arena.parameters]
+            made.step()
+            assert arena.untouched()
+            assert all(not torch.equal(p, b) for p, b in zip(arena.parameters, before, strict=True))
+            ends[family.name, form] = [p.detach().clone() for p in arena.parameters]
+    for end in ends.values():
+        for this, that in zip(end, ends["torch Muon", "plain"], strict=True):
+            torch.testing.assert_close(this, that, rtol=0, atol=0.1 * 0.05)
+    assert all(torch.equal(*pair) for pair in zip(ends["Muon", "plain"], ends["torch Muon", "plain"], strict=True))
+
+
+@pytest.mark.worlds
+def test_muon_has_a_table_of_its_own():
+    facts = optimizer.measure("tiny", convolutions(), CPU, 3, muon=True)
+    assert [(row["optimizer"], row["form"]) for row in facts["contestants"]] == [
+        ("torch Muon", "plain"), ("Muon", "plain"), ("Muon", "batched"), ("Muon", "gram"),
+    ]  # fmt: skip
+    [wanted] = facts["wanted"]
+    assert wanted["at_least"] == 1.5
+    ratios = [a / b for a, b in zip(*(facts["contestants"][i]["milliseconds"] for i in (0, 2)), strict=True)]
+    assert wanted["measured"] == pytest.approx(sorted(ratios)[1])
+    assert "× torch's" in shown(facts)
+    with pytest.raises(UserError, match="--muon --model tiny: Muon needs a model with hidden weights"):
+        optimizer.measure("tiny", network(), CPU, 3, muon=True)

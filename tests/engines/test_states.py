@@ -65,3 +65,15 @@ def test_what_is_no_state_of_each_element_stays_as_it_is():
     assert states.like(layer, 7) == 7
     assert states.like(layer, torch.tensor(3.0)).tolist() == 3.0
     assert torch.equal(states.like(layer, in_pieces(B, 2)), B), "its optimizer refuses it"
+
+
+def test_numbers_of_rows_are_kept_by_the_layers_name_in_a_flat_partition():
+    """Of a and b each row has one, of c there are none yet; they go in and come out as they are."""
+    flat = torch.zeros(12)
+    shapes = (("a", (2, 3)), ("b", (2, 2)), ("c", (5, 1)))
+    segments = (Segment(0, 0, 3, 3), Segment(1, 3, 4, 0), Segment(2, 7, 2, 0))
+    layout = states.Layout({}, {id(flat): Partition(shapes, segments, None)})
+    saved = {"a": {"rows": torch.tensor([1.0, 2.0])}, "b": {"rows": torch.tensor([3.0, 4.0])}}
+    part = states.part_of(flat, saved, layout)
+    assert {name: rows.tolist() for name, rows in part["rows"].items()} == {"a": [1.0, 2.0], "b": [3.0, 4.0]}
+    assert dict(states.held_values(flat, part["rows"], layout)) == part["rows"]

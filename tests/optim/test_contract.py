@@ -334,8 +334,6 @@ def test_a_shared_weight_is_stepped_once(name):
 @every
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "strided", "gradient otherwise"])
 def test_how_a_tensor_lies_in_memory_changes_rounding_alone(name, layout):
-    if name == "muon":
-        pytest.skip("test_muon.py: a matrix is a view of its weight's memory")
     generator = torch.Generator().manual_seed(5)
     start = torch.randn(4, 3, 2, 2, generator=generator, dtype=torch.float64)
     ends = []
@@ -470,7 +468,7 @@ ALGORITHM = {  # settings of the nearest that are of its algorithm, not of ours
     "lecture_adagrad": {"lr_decay", "initial_accumulator_value", "eps"},
     "lecture_rmsprop": {"centered", "momentum", "eps"},
     "lecture_adam": {"betas", "eps"},
-    "muon": {"ns_coefficients", "adjust_lr_fn"},  # our adjust_lr
+    "muon": {"ns_coefficients", "adjust_lr_fn"},  # our match
 }
 SETTINGS = ("lr", "weight_decay", "momentum", "nesterov", "eps", "alpha", "ns_steps")  # of the same name here
 

@@ -21,11 +21,15 @@ from largebatch.tasks.classification import Classification
 STEPS, GLOBAL = 24, 24
 TASK = Classification()
 OPTIMIZERS = {
-    "lars": lambda g: optim.Lars(g, 0.5, trust_coefficient=0.02, momentum_correction=True),
-    "vissl": lambda g: optim.Lars(g, 0.5, trust_coefficient=0.02, variant="vissl", nesterov=True),
-    "lamb": lambda g: optim.Lamb(g, 0.01),
-    "sgd": lambda g: torch.optim.SGD(g, 0.05, 0.9),
-    "adamw": lambda g: torch.optim.AdamW(g, 1e-3),
+    "lars": lambda g, model, kind: optim.Lars(g, 0.5, trust_coefficient=0.02, momentum_correction=True),
+    "vissl": lambda g, model, kind: optim.Lars(g, 0.5, trust_coefficient=0.02, variant="vissl", nesterov=True),
+    "lamb": lambda g, model, kind: optim.Lamb(g, 0.01),
+    "sgd": lambda g, model, kind: torch.optim.SGD(g, 0.05, 0.9),
+    "adamw": lambda g, model, kind: torch.optim.AdamW(g, 1e-3),
+    "muon": lambda g, model, kind: optim.Muon(optim.muon_groups(g, model), 0.02, iteration=kind),
+    "normuon": lambda g, model, kind: optim.Muon(
+        optim.muon_groups(g, model), 0.01, iteration=kind, variant="normuon", others="adamw", others_lr_scale=0.05
+    ),
 }
 
 
@@ -87,7 +91,7 @@ def work(folder: str, asked: str) -> None:
             engine = engines.ENGINES[engine_name](device, precision, False, False, **settings)
             model = engine.place(network())
             table = optim.treatments(model, ("norm", "bias"), ("norm", "bias"))
-            optimizer = OPTIMIZERS[name](optim.parameter_groups(model, 0.01, table))
+            optimizer = OPTIMIZERS[name](optim.parameter_groups(model, 0.01, table), model, precision)
             base = optimizer.param_groups[0]["lr"]
             micro = GLOBAL // world // accumulation
             plan = batch.resolve(

@@ -24,7 +24,7 @@ from largebatch.optim import Lamb, Lars, parameter_groups, treatments
 LR, MOMENTUM, WEIGHT_DECAY = 1e-6, 0.9, 0.01
 NEITHER = ("norm", "bias")  # decayed nor adapted
 COPIED_BYTES = 1 << 29  # at least; larger than any cache
-PASSES = {"SGD": (5, 5), "AdamW": (7, 7), "LARS": (7, 5), "LAMB": (10, 7)}  # adapted, not adapted
+PASSES = {"SGD": (5, 5), "AdamW": (7, 7), "LARS": (7, 5), "LAMB": (10, 7), "Muon": (5, 5)}  # adapted, not adapted
 
 
 class Arena:
@@ -75,6 +75,7 @@ class Arena:
             AdamW   reads w, g, m, v; writes w, m, v                                        7
             LARS    adapted: reads w, g for the norms, then as SGD                          7, not adapted 5
             LAMB    adapted: reads w, g, m, v for ‖u‖, writes m, v; reads w, m, v, writes w  10, not adapted 7
+            Muon    as SGD; its products are far more than its traffic                      5
 
         Layers that stay in a cache between the two parts of a step need less.
         """
@@ -136,7 +137,7 @@ def families(device: torch.device) -> list[Family]:
     ]
 
 
-FIRST_TO_GO = (("torch AdamW",), ("torch SGD",), ("timm Lamb", "Lamb"), ("timm Lars", "Lars"))
+FIRST_TO_GO = (("torch Muon", "Muon"), ("torch AdamW",), ("torch SGD",), ("timm Lamb", "Lamb"), ("timm Lars", "Lars"))
 
 
 def that_fit(entered: list[Family], model: nn.Module, device: torch.device) -> tuple[list[Family], str | None]:

@@ -35,16 +35,20 @@ from largebatch.studies.bench.contestants import (
     families,
     that_fit,
 )
+from largebatch.studies.bench.matrices import families_of_muon
 
 DEFAULT_MODELS = ("resnet50", "vit_large")
-SHORT_NAMES = {"vit_large": "timm/vit_large_patch16_224"}
+OF_MUON = ("resnet50", "bert_base")
+SHORT_NAMES = {"vit_large": "timm/vit_large_patch16_224", "bert_base": "bert"}
 IMAGENET = {"num_classes": 1000, "image_shape": (3, 224, 224)}
+BERT = {"num_classes": 30_522, "image_shape": (128,), "arguments": {"size": "base"}}
 LAUNCHES = {"cuda": "kernels", "cpu": "operators"}
 DROPPED = 2  # rounds
 STEPS = 20  # timed together on CUDA
 UNTIMED = 3  # steps before them
 WANTED_OF_PEER = {"Lars": 0.7, "Lamb": 0.4}  # at most, on the CPU
 WANTED_SPEEDUP, WANTED_OF_BOUND = 8.0, 1.5  # at least, at most, on CUDA
+WANTED_OF_TORCHS_MUON = 1.5  # times as fast, at least
 
 Times = dict[str, list[float]]  # milliseconds per step of each round, by the contestant's name
 
@@ -58,7 +62,8 @@ def built(names: list[str], repeats: int) -> list[tuple[str, nn.Module]]:
     made = []
     for name in names:
         try:
-            made.append((name, models.build(SHORT_NAMES.get(name, name), **IMAGENET)))
+            shape: dict[str, Any] = BERT if name == "bert_base" else IMAGENET
+            made.append((name, models.build(SHORT_NAMES.get(name, name), **shape)))
         except UserError as error:
             raise UserError(str(error).replace("model.name =", "--model")) from None
     return made
@@ -76,10 +81,13 @@ def circumstances(device: torch.device, repeats: int, command: str) -> dict[str,
     }
 
 
-def measure(name: str, model: nn.Module, device: torch.device, repeats: int) -> dict[str, Any]:
-    """The numbers of one model; every number with its unit in its name. ``contestants`` is empty without memory."""
+def measure(name: str, model: nn.Module, device: torch.device, repeats: int, muon: bool = False) -> dict[str, Any]:
+    """The numbers of one model; every number with its unit in its name. ``contestants`` is empty without memory.
+
+    ``muon``: of torch's Muon and ours, and nobody else.
+    """
     gc.collect()
-    entered, sentence = that_fit(families(device), model, device)
+    entered, sentence = that_fit(families_of_muon(model, name) if muon else families(device), model, device)
     left_out = [sentence] if sentence else []
     facts: dict[str, Any] = {"model": name, "device": device.type, "left_out": left_out, "contestants": []}
     if not entered:
@@ -101,7 +109,7 @@ def measure(name: str, model: nn.Module, device: torch.device, repeats: int) -> 
     }
     if device.type == "cuda":
         facts["no_host_synchronisation"] = {who: not waiting for who, waiting in waits.items()}
-    facts["wanted"] = _wanted(device.type, facts["contestants"])
+    facts["wanted"] = _wanted(device.type, facts["contestants"]) + _wanted_of_muon(facts["contestants"])
     return facts
 
 
@@ -112,8 +120,9 @@ def table(facts: dict[str, Any]) -> rich.table.Table:
     title = f"{facts['model']} on {facts['device']}: {size}, {repeats} rounds"
     shown = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     launches = LAUNCHES[facts["device"]]
+    whose = "torch" if any(row["peer"] == "torch Muon, plain" for row in rows) else "timm"
     short = {"operators": "ops"}.get(launches, launches)  # a row fits 80 columns
-    for heading in ("optimizer", "form", "ms", "quartiles", short, "GB", "× bound", "× timm's"):
+    for heading in ("optimizer", "form", "ms", "quartiles", short, "GB", "× bound", f"× {whose}'s"):
         shown.add_column(heading, justify="left" if heading in ("optimizer", "form") else "right", no_wrap=True)
     for number, row in enumerate(rows):
         low, high = row["milliseconds_quartiles"]
@@ -321,6 +330,15 @@ def _wanted(device: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             what = f"{row['optimizer']}, fused: times the bandwidth bound"
             facts.append({"what": what, "measured": row["times_bandwidth_bound"], "at_most": WANTED_OF_BOUND})
     return facts
+
+
+def _wanted_of_muon(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    what = "Muon, batched: times faster than torch Muon, plain"
+    return [
+        {"what": what, "measured": 1 / row["times_peer"], "at_least": WANTED_OF_TORCHS_MUON}
+        for row in rows
+        if (row["optimizer"], row["form"]) == ("Muon", "batched") and row["times_peer"]
+    ]
 
 
 def _short(number: float) -> str:

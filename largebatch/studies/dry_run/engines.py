@@ -22,7 +22,8 @@ from torch.distributed.tensor import DTensor
 from largebatch.engines import Ddp, DeepSpeed, Fsdp
 from largebatch.engines.deepspeed import check_one_after_another
 from largebatch.engines.engine import check_cut, check_exact
-from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.muon import Muon
+from largebatch.optim.sharded import ShardedOptimizer
 from largebatch.optim.shards import Partition, Segment
 from largebatch.plan.batch import BatchPlan
 from largebatch.studies.dry_run.trace import fake_addresses_allowed
@@ -170,11 +171,13 @@ class FakeZero(DeepSpeed):
         check_cut(self.model, self.NAME)
         if self.zero:
             check_exact(self.optimizer, f"{self.NAME} with engine.zero = {self.zero}", self.shard_safe)
-            if isinstance(self.optimizer, LayerwiseOptimizer):
+            if isinstance(self.optimizer, ShardedOptimizer):
                 check_one_after_another(self.optimizer, None)
             with self.mode:
                 for group in self.optimizer.param_groups:
                     self._cut(group)
+        elif isinstance(self.optimizer, Muon):
+            self.optimizer.deal_among(dist.group.WORLD)
         return self.model
 
     def _cut(self, group: dict[str, Any]) -> None:
@@ -184,15 +187,11 @@ class FakeZero(DeepSpeed):
         unit = ZERO_ALIGNMENT * world
         whole = math.ceil(sum(p.numel() for p in layers) / unit) * unit
         flat = torch.empty(whole // world, requires_grad=True)
-        segments, begin = [], 0
-        for index, layer in enumerate(layers):
-            if (length := min(layer.numel(), len(flat) - begin)) > 0:
-                segments.append(Segment(index, begin, length, 0))
-            begin += layer.numel()
+        everyone = tuple(ranges(layers, rank * len(flat), (rank + 1) * len(flat)) for rank in range(world))
         table = tuple((names[id(layer)], tuple(layer.shape)) for layer in layers)
         group["params"] = [flat]
-        self.partitions[id(flat)] = Partition(table, tuple(segments), dist.group.WORLD)
-        if isinstance(self.optimizer, LayerwiseOptimizer):
+        self.partitions[id(flat)] = Partition(table, everyone[0], dist.group.WORLD, everyone)
+        if isinstance(self.optimizer, ShardedOptimizer):
             self.optimizer.use_partition(flat, self.partitions[id(flat)])
         self.masters.append(flat)
         self.flats.append(torch.empty(whole, dtype=self.weights))
@@ -215,7 +214,7 @@ class FakeZero(DeepSpeed):
             for parameter in self.model.parameters():
                 parameter.grad = None
 
-    def step(self, measure: bool = False) -> Tensor | None:
+    def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
         for flat in self.masters:
             flat.grad = torch.zeros_like(flat)
         self.optimizer.step()
@@ -243,6 +242,17 @@ class FakeZero(DeepSpeed):
             "gradients": masters + (whole if self.zero == 1 else 0),
             "reduction bucket": ZERO_BUCKET * (2 if self.half and self.zero == 2 else 4),
         }
+
+
+def ranges(layers: list[Tensor], begin: int, end: int) -> tuple[Segment, ...]:
+    """Of layers laid end to end what lies between two places."""
+    segments, first = [], 0
+    for index, layer in enumerate(layers):
+        start, stop = max(begin, first), min(end, first + layer.numel())
+        if start < stop:
+            segments.append(Segment(index, start - begin, stop - start, start - first))
+        first += layer.numel()
+    return tuple(segments)
 
 
 FAKES: dict[str, Any] = {"ddp": FakeDdp, "fsdp": FakeFsdp, "deepspeed": FakeZero}

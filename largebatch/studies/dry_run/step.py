@@ -26,7 +26,7 @@ from largebatch.data.nested import Batch
 from largebatch.engines import workers
 from largebatch.machine import distributed
 from largebatch.models import batch_norm
-from largebatch.optim import shards
+from largebatch.optim import dealt, shards
 from largebatch.plan.batch import Stage
 from largebatch.recipes.decided import Decided
 from largebatch.run.assemble import Job
@@ -47,6 +47,7 @@ PARTS: tuple[str, ...] = (
 WHAT_FOR = {  # what is sent by these
     batch_norm: "batch norm",
     shards: "layer norms",
+    dealt: "matrices",
     workers: "averaging of workers",
     fakes: "gradients",
     sys.modules[__name__]: "loss record",

@@ -30,6 +30,7 @@ NAMES = {  # of torch's operations -> the collective
     "all_gather_into_tensor_out": "all_gather",
     "_reduce_scatter_base_": "reduce_scatter", "reduce_scatter_": "reduce_scatter",
     "reduce_scatter_tensor": "reduce_scatter", "broadcast_": "broadcast", "broadcast": "broadcast",
+    "alltoall_base_": "all_to_all",
 }  # fmt: skip
 ACTIVATIONS, GATHERED = "activations", "gathered blocks"  # the kinds that pass
 

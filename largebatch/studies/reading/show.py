@@ -268,7 +268,7 @@ def _optimizer_rows(run: config.Run, decided: Decided, origin: Origin) -> list[R
     section = decided.optimizer.model_dump(exclude_none=True, exclude=left_out)
     skipped = run.optimizer.not_adapted
     momentum = {key: section.pop(key) for key in ("momentum", "nesterov", "beta1", "beta2") if key in section}
-    others = ", ".join(f"{key} {_value(value)}" for key, value in section.items() if value is not False)
+    others = ", ".join(f"{key} {_value(value)}" for key, value in section.items() if value is not False and value != ())
     rows = [("optimizer", run.optimizer.words, others, origin("optimizer.name", "optimizer.variant"))]
     if momentum:
         value = ", ".join(f"{key} {value:g}" for key, value in momentum.items() if key not in ("momentum", "nesterov"))
