@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -20,7 +21,8 @@ from largebatch.studies.cluster.step import step_time
 from largebatch.studies.cluster.stragglers import Stragglers
 
 LAW = Stragglers(0.05, 0.02)
-FAILING = FailingRuns(1e7, CheckpointTimes(0.5, 5, 120), 20_000.0, runs=30)
+FAILING = FailingRuns(1e7, CheckpointTimes(0.5, 5, 120), 4_000.0, runs=30)
+FEW = FailingRuns(1e7, FAILING.times, 400.0, runs=2)
 
 
 def made(sizes=(8, 512), law=LAW, failing=FAILING, **more):
@@ -54,18 +56,21 @@ def test_runs_with_failures_agree_with_their_closed_form(facts):
         assert failures.steps_between_saves == best_steps(FAILING.times, failures.between_failures, step)
         lost = time_lost(FAILING.times, failures.between_failures, failures.steps_between_saves * step)
         assert failures.working == pytest.approx(lost.working)
-        assert failures.slowdown == pytest.approx(lost.slowdown, rel=1e-2), "but for the end of the run"
-        assert failures.steps * step == pytest.approx(20_000, rel=0.5)
+        assert failures.slowdown == pytest.approx(lost.slowdown, rel=3e-2), "but for the end of the run"
+        assert abs(failures.steps * step - 4000) < failures.steps_between_saves * step
     largest = facts.clusters[-1].failures
     assert largest.failures > 100
     assert abs(largest.simulated_slowdown - largest.slowdown) < 4 * largest.simulated_slowdown_error
 
 
 def test_a_size_does_not_depend_on_the_others():
-    alone, beside = made(sizes=(64,), steps=5), made(sizes=(8, 64), steps=5)
+    alone, beside = made(sizes=(64,), failing=FEW, steps=5), made(sizes=(8, 64), failing=FEW, steps=5)
     one, other = (content(facts)["clusters"][-1] for facts in (alone, beside))
     assert {key: one[key] for key in one if key != "seconds"} == {key: other[key] for key in other if key != "seconds"}
-    assert made(sizes=(64,), steps=5, seed=1).clusters[0].simulated_step_seconds != one["simulated_step_seconds"]
+    assert (
+        made(sizes=(64,), failing=FEW, steps=5, seed=1).clusters[0].simulated_step_seconds
+        != one["simulated_step_seconds"]
+    )
 
 
 def test_the_record_survives_its_file(facts):
@@ -73,9 +78,8 @@ def test_the_record_survives_its_file(facts):
 
 
 def shown(facts):
-    console = Console(width=250, record=True, file=open("/dev/null", "w"))
+    console = Console(width=250, record=True, file=io.StringIO())
     console.print(table(facts))
-    console.file.close()
     return console.export_text()
 
 
@@ -96,8 +100,7 @@ def test_the_table_and_what_is_said_of_it(facts):
 def test_the_picture(facts, tmp_path):
     write_picture(content(facts), tmp_path / "failing.svg")
     text = (tmp_path / "failing.svg").read_text()
-    assert re.findall(r">(\d+k?)</text>", text)[:5] == ["10", "100", "1k", "10k", "100k"]
-    assert {"work undone", "restarts", "step, ms"} <= set(re.findall(r">([^<]+)</text>", text))
+    assert {"10", "1k", "100k", "work undone", "restarts", "step, ms"} <= set(re.findall(r">([^<]+)</text>", text))
     assert f"100,000 devices: {1000 * facts.clusters[-1].step_seconds:.2f} ms alike" in text
     write_picture(content(made(failing=None, steps=2)), tmp_path / "steps.svg")
     assert "restarts" not in (tmp_path / "steps.svg").read_text()

@@ -181,7 +181,7 @@ def _failing_words(failures: SimulatedFailures | None) -> Iterator[str]:
 def notes(facts: SimulationRecord) -> Iterator[str]:
     """What the columns are, a sentence each."""
     yield (
-        f"step: closed form, all devices alike; slowed: with devices as slow as the slowest is on average; simulated: the "
+        f"step: closed form, all devices alike; slowed: with devices as slow as the slowest is on average; simulated: "
         f"mean of {CLUSTERS} clusters, {count(facts.steps)} steps each; a device's seconds are lognormal, deviation "
         f"{plain(facts.step_deviation)} from step to step and {plain(facts.device_deviation)} from device to device"
     )
