@@ -5,14 +5,16 @@ name: dgx-h100
 title: DGX H100, 8 devices a node, 8 x NDR 400
 devices_per_node: 8
 memory: 8.0e10                    # bytes of a device
-inside: {bandwidth: 3.6e11, latency: 3e-6}      # bytes/s that a device sends; seconds of a hop
-between: {bandwidth: 3.2e11, latency: 1e-5}     # bytes/s that a node sends, all its cards together
+memory_bandwidth: 3.35e12         # bytes/s of a device
+inside: {bandwidth: 3.2e11, latency: 3e-6}      # bytes/s that a device sends; seconds of a hop
+between: {bandwidth: 2.8e11, latency: 1e-5}     # bytes/s that a node sends, all its cards together
 workloads:
-  resnet50: {per_example: 1.3e-4, fixed: 4e-3, floor: 0, intervals: {fixed: [3e-3, 5e-3]}}
+  resnet50: {per_example: 1.3e-4, floor: 3e-3, fixed: 4e-4, gradient_bytes: 5.1e7, intervals: {floor: [2e-3, 5e-3]}}
 sources: [who says so]
 ```
 
 All in seconds, bytes and bytes/s. ``intervals`` are 95 % intervals of what was fitted; a number without one was stated.
+``peak`` of a link is what its datasheet says, where the bandwidth is what was fitted.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pydantic import Field
 
 from largebatch.errors import UserError, suggestion
 from largebatch.recipes.config.mistakes import sentence
-from largebatch.recipes.keys import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from largebatch.recipes.keys import Finite, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from largebatch.recipes.strict_yaml import parse
 
 FOLDER = Path(__file__).parent / "machines"
@@ -58,19 +60,32 @@ class Link(Estimated):
 
     bandwidth: PositiveFloat  # [bytes/s]
     latency: NonNegativeFloat = 0.0  # [s]
+    peak: PositiveFloat | None = None  # [bytes/s]
 
 
 class Pace(Estimated):
-    """Of a device, for a workload: it computes a micro-batch of n examples in max(floor, per_example·n)."""
+    """Of a device, for a workload: it computes a micro-batch of n examples in floor + per_example·n (Hockney 1988,
+    Parallel Comput. 7, 1: half of the asymptotic rate at n = floor/per_example)."""
 
     per_example: PositiveFloat  # [s]
-    floor: NonNegativeFloat = 0.0  # [s] of a micro-batch, however small
-    fixed: NonNegativeFloat = 0.0  # [s] of a step: launches, optimizer, what else does not shrink with the share
+    floor: NonNegativeFloat = 0.0  # [s] of a micro-batch, however small: launches, small kernels
+    fixed: NonNegativeFloat = 0.0  # [s] of a step, however many micro-batches it has: the optimizer
     flops: PositiveFloat | None = None  # forward and backward of one example, where they are known
-    gradient_bytes: NonNegativeFloat = 0.0  # that the devices sum each step
+    gradient_bytes: NonNegativeFloat = 0.0  # that the devices sum in a step
+    update_bytes: NonNegativeFloat = 0.0  # that the optimizer reads and writes in a step
 
     def computing(self, share: float) -> float:
-        return max(self.floor, self.per_example * share)
+        return self.floor + self.per_example * share
+
+    def of_flops(self, flops: float) -> Pace:
+        """Of a workload that computes like this one: as many FLOP/s, the same floor."""
+        if self.flops is None:
+            raise UserError("a pace without flops tells nothing of other workloads; add flops of one example to it")
+        ratio = flops / self.flops
+        intervals = dict(self.intervals)
+        if bounds := intervals.get("per_example"):
+            intervals["per_example"] = (ratio * bounds[0], ratio * bounds[1])
+        return self.model_copy(update={"per_example": ratio * self.per_example, "flops": flops, "intervals": intervals})
 
 
 class FittedRow(Section):
@@ -79,6 +94,7 @@ class FittedRow(Section):
     workload: Text
     devices: PositiveInt
     batch: PositiveFloat
+    accumulation: PositiveInt = 1
     seconds: PositiveFloat
     fitted_seconds: PositiveFloat
     source: str | None = None
@@ -89,11 +105,18 @@ class FittedRow(Section):
 
 
 class MachineFit(Section):
-    """How a machine's numbers were found."""
+    """How a machine's numbers were found (fit.py), and how sure they are: of the logarithms of ``parameters``."""
 
     rows: Annotated[tuple[FittedRow, ...], Field(min_length=1)]
     rms_error: NonNegativeFloat  # of fitted over measured seconds − 1
     largest_error: NonNegativeFloat
+    row_error: PositiveFloat  # standard deviation of a row about the model, relative
+    parameters: tuple[Text, ...]
+    covariance: tuple[tuple[Finite, ...], ...]
+
+    @property
+    def most_devices(self) -> int:
+        return max(row.devices for row in self.rows)
 
 
 class Machine(Section):
@@ -103,6 +126,7 @@ class Machine(Section):
     title: str | None = None
     devices_per_node: PositiveInt
     memory: PositiveFloat | None = None  # [bytes] of a device
+    memory_bandwidth: PositiveFloat | None = None  # [bytes/s] of a device
     inside: Link
     between: Link
     workloads: dict[str, Pace] = Field(default_factory=dict)

@@ -1,6 +1,6 @@
 """The time of a step in closed form.
 
-    T = A·max(floor, a·n) + fixed + exposed + data        A micro-batches of n examples on each of P devices
+    T = A·(floor + a·n) + fixed + exposed + data        A micro-batches of n examples on each of P devices
 
 **A collective** of M bytes over P devices, g of them in a node, on N = ⌈P/g⌉ nodes, is hierarchical: a
 reduce-scatter inside the nodes, an all-reduce between them in which a node's devices each carry their part, an
