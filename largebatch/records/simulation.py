@@ -26,7 +26,9 @@ class SimulatedFailures:
     restarting: Number  # [share]
     slowdown: Number  # seconds for each without failures and saves, in closed form
     simulated_slowdown: Number  # mean over the simulated runs
-    simulated_slowdown_error: Number  # standard error of that mean
+    simulated_slowdown_error: Number  # standard error of that mean, as these runs show it
+    simulated_slowdown_least: Number  # of the runs
+    simulated_slowdown_most: Number  # of the runs
     failures: Number  # of a simulated run, on average
     steps: Size  # of a simulated run
 

@@ -16,7 +16,7 @@ from largebatch.records.simulation import SimulationRecord
 from largebatch.records.typed import content, read
 from largebatch.report.alone import write_picture
 from largebatch.studies.cluster.failures import CheckpointTimes, best_steps, time_lost
-from largebatch.studies.cluster.simulation import ClusterSize, FailingRuns, notes, simulation, table
+from largebatch.studies.cluster.simulation import ClusterSize, FailingRuns, notes, simulation, tables
 from largebatch.studies.cluster.step import step_time
 from largebatch.studies.cluster.stragglers import Stragglers
 
@@ -79,11 +79,12 @@ def test_the_record_survives_its_file(facts):
 
 def shown(facts):
     console = Console(width=250, record=True, file=io.StringIO())
-    console.print(table(facts))
+    for made_table in tables(facts):
+        console.print(made_table)
     return console.export_text()
 
 
-def test_the_table_and_what_is_said_of_it(facts):
+def test_the_tables_and_what_is_said_of_it(facts):
     text = shown(facts)
     largest = facts.clusters[-1]
     assert f"{1000 * largest.simulated_step_seconds:.2f} ± {1000 * largest.simulated_step_error:.2f}" in text
@@ -93,7 +94,7 @@ def test_the_table_and_what_is_said_of_it(facts):
     assert "a device fails once in 2,778 h" in said
     assert "10 steps each; a device's seconds are lognormal, deviation 0.05 from step to step and 0.02" in said
     never = made(failing=None, steps=2, sources="stated by nobody")
-    assert "save" not in shown(never)
+    assert "failures" not in shown(never)
     assert list(notes(never))[1:] == ["stated by nobody"]
 
 

@@ -18,7 +18,7 @@ import rich.table
 
 from largebatch.errors import UserError
 from largebatch.records.simulation import SimulatedCluster, SimulatedFailures, SimulationRecord
-from largebatch.report.numerals import ABSENT, count, plain, rounded
+from largebatch.report.numerals import count, plain, rounded
 from largebatch.studies.cluster.failures import (
     CheckpointTimes,
     best_steps,
@@ -137,6 +137,7 @@ def _failures(
         between_failures=mean, steps_between_saves=every, working=lost.working, saving=lost.saving,
         repeating=lost.repeating, restarting=lost.restarting, slowdown=expected / (pieces * every * step),
         simulated_slowdown=float(slowdowns.mean()), simulated_slowdown_error=_error(slowdowns),
+        simulated_slowdown_least=float(slowdowns.min()), simulated_slowdown_most=float(slowdowns.max()),
         failures=float(np.mean([run.failures for run in runs])), steps=pieces * every,
     )  # fmt: skip
 
@@ -146,42 +147,49 @@ def _error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def table(facts: SimulationRecord) -> rich.table.Table:
-    """A line for each size."""
-    failing = facts.device_hours is not None
-    columns = ["devices", "share", "step, ms", "slowed", "simulated", "5 to 95 %"]
-    columns += ["fails once in, h", "steps a save", "slowdown", "simulated", "failures a run"] * failing
-    made = rich.table.Table(*columns, title=f"{facts.workload} on {facts.machine}, simulated")
-    for column in made.columns:
-        column.justify, column.no_wrap = "right", True
+def tables(facts: SimulationRecord) -> Iterator[rich.table.Table]:
+    """A line for each size: of the steps, and of the runs with failures where there are some."""
+    words = f"{facts.workload} on {facts.machine}"
+    made = _table(f"{words}: a step, ms", "devices", "examples", "alike", "slowed", "simulated", "5 to 95 %")
     for one in facts.clusters:
-        times = f" × {one.accumulation_steps}" if one.accumulation_steps > 1 else ""
-        row = [
+        times = f"{one.accumulation_steps} × " if one.accumulation_steps > 1 else ""
+        made.add_row(
             count(one.devices),
-            plain(one.share) + times,
+            times + plain(one.share),
             *(f"{1000 * seconds:.2f}" for seconds in (one.step_seconds, one.slowed_step_seconds)),
             f"{1000 * one.simulated_step_seconds:.2f} ± {1000 * one.simulated_step_error:.2f}",
             f"{1000 * one.simulated_step_low:.2f} to {1000 * one.simulated_step_high:.2f}",
-        ]
-        made.add_row(*row, *(_failing_words(one.failures) if failing else ()))
-    return made
-
-
-def _failing_words(failures: SimulatedFailures | None) -> Iterator[str]:
-    if failures is None:
-        yield from [ABSENT] * 5
+        )
+    yield made
+    if facts.device_hours is None:
         return
-    yield rounded(failures.between_failures / HOUR)
-    yield count(failures.steps_between_saves)
-    yield f"{failures.slowdown:.4f}"
-    yield f"{failures.simulated_slowdown:.4f} ± {failures.simulated_slowdown_error:.4f}"
-    yield rounded(failures.failures)
+    columns = ("devices", "fails once in, h", "saves after", "slowdown", "simulated", "least to most", "failures")
+    made = _table(f"{words}: a run with failures", *columns)
+    for one in facts.clusters:
+        if (failures := one.failures) is not None:
+            made.add_row(
+                count(one.devices),
+                rounded(failures.between_failures / HOUR),
+                f"{count(failures.steps_between_saves)} steps",
+                f"{failures.slowdown:.4f}",
+                f"{failures.simulated_slowdown:.4f}",
+                f"{failures.simulated_slowdown_least:.4f} to {failures.simulated_slowdown_most:.4f}",
+                rounded(failures.failures),
+            )
+    yield made
+
+
+def _table(title: str, *columns: str) -> rich.table.Table:
+    made = rich.table.Table(*columns, title=title)
+    for column in made.columns:
+        column.justify, column.no_wrap = "right", True
+    return made
 
 
 def notes(facts: SimulationRecord) -> Iterator[str]:
     """What the columns are, a sentence each."""
     yield (
-        f"step: closed form, all devices alike; slowed: with devices as slow as the slowest is on average; simulated: "
+        f"alike: closed form, all devices alike; slowed: with devices as slow as the slowest is on average; simulated: "
         f"mean of {CLUSTERS} clusters, {count(facts.steps)} steps each; a device's seconds are lognormal, deviation "
         f"{plain(facts.step_deviation)} from step to step and {plain(facts.device_deviation)} from device to device"
     )
@@ -190,7 +198,7 @@ def notes(facts: SimulationRecord) -> Iterator[str]:
             f"a device fails once in {count(facts.device_hours)} h; a save lets the run stand still for "
             f"{plain(facts.standing_seconds)} s and can be read {plain(facts.lag_seconds)} s later, a restart takes "
             f"{plain(facts.restart_seconds)} s; slowdown: seconds for each without saves and failures, simulated over "
-            f"{count(facts.runs)} runs of {plain(facts.run_hours)} h of work (± is nothing where hardly any failed)"
+            f"{count(facts.runs)} runs of {plain(facts.run_hours)} h of work, with so many failures each"
         )
     if facts.sources:
         yield facts.sources
