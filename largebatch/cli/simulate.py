@@ -47,7 +47,10 @@ def simulate(
     standing: Annotated[float | None, typer.Option(metavar="S", help="seconds that a save halts the run")] = None,
     lag: Annotated[float, typer.Option(metavar="S", help="seconds from then on until it can be read")] = 0.0,
     saves: Annotated[
-        Path | None, typer.Option(metavar="RUN", parser=local_path, help="both, of the checkpoints of a run")
+        Path | None,
+        typer.Option(
+            metavar="RUN", parser=local_path, help="both, of the checkpoints of a run; or facts of kind checkpoint_pause"
+        ),
     ] = None,
     megabytes: Annotated[
         float | None, typer.Option(metavar="N", help="of a checkpoint, where it is not as large as those of RUN")
@@ -108,7 +111,7 @@ def _times(
     restart: float | None, standing: float | None, lag: float, run: Path | None, megabytes: float | None
 ) -> tuple[CheckpointTimes, list[str]]:
     from largebatch.studies.cluster.failures import CheckpointTimes
-    from largebatch.studies.cluster.observed import saves_of_run
+    from largebatch.studies.cluster.observed import saves_of
 
     if restart is None:
         raise UserError("--device-hours needs --restart S, the seconds from a failure until the run works again")
@@ -122,7 +125,7 @@ def _times(
         return CheckpointTimes(standing or 0.0, lag, restart), []
     if lag:
         raise UserError(f"--lag {lag:g} is in --saves {run}; leave it out")
-    seen = saves_of_run(run)
+    seen = saves_of(run)
     size = megabytes or seen.megabytes
     return seen.times(size, restart), [f"Saves: {seen.saves} of {run}, {seen.megabytes:.0f} MB, as for {size:.0f} MB."]
 
