@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,10 @@ def simulate(
     accumulation: Annotated[int, typer.Option(metavar="N", min=1, help="micro-batches of a step")] = 1,
     step_deviation: Annotated[float, typer.Option(metavar="D", help="of ln seconds, from step to step")] = 0.0,
     device_deviation: Annotated[float, typer.Option(metavar="D", help="the same, from device to device")] = 0.0,
+    measured_on: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="devices whose slowest one the pace waited for; else those of a node"),
+    ] = None,
     stragglers: Annotated[
         Path | None,
         typer.Option(metavar="RUN", parser=local_path, help="deviation of a run with record.ranks_every_steps"),
@@ -49,7 +54,9 @@ def simulate(
     saves: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", parser=local_path, help="both, of the checkpoints of a run; or facts of kind checkpoint_pause"
+            metavar="RUN",
+            parser=local_path,
+            help="both, of the checkpoints of a run; or facts of kind checkpoint_pause",
         ),
     ] = None,
     megabytes: Annotated[
@@ -80,6 +87,7 @@ def simulate(
         raise UserError(f"{cluster.name} says no gradient_bytes of {workload}: nothing would be sent between devices")
     sizes = [ClusterSize(number, share, accumulation) for number in devices_of(devices, cluster)]
     law, said = _stragglers(step_deviation, device_deviation, stragglers)
+    law = dataclasses.replace(law, measured_on=measured_on or cluster.devices_per_node)
     failing = None
     if device_hours is not None:
         times, of_saves = _times(restart, standing, lag, saves, megabytes)

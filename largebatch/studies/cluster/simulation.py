@@ -66,7 +66,8 @@ def simulation(
     times = failing.times if failing else None
     return SimulationRecord(
         machine=machine.name, workload=words, step_deviation=stragglers.of_steps,
-        device_deviation=stragglers.of_devices, device_hours=failing.device_seconds / HOUR if failing else None,
+        device_deviation=stragglers.of_devices, measured_on_devices=stragglers.measured_on,
+        device_hours=failing.device_seconds / HOUR if failing else None,
         standing_seconds=times and times.standing, lag_seconds=times and times.lag,
         restart_seconds=times and times.restart, steps=steps, runs=failing.runs if failing else 0,
         run_hours=failing.work / HOUR if failing else None, seed=seed, sources=sources, command=command,
@@ -191,7 +192,8 @@ def notes(facts: SimulationRecord) -> Iterator[str]:
     yield (
         f"alike: closed form, all devices alike; slowed: with devices as slow as the slowest is on average; simulated: "
         f"mean of {CLUSTERS} clusters, {count(facts.steps)} steps each; a device's seconds are lognormal, deviation "
-        f"{plain(facts.step_deviation)} from step to step and {plain(facts.device_deviation)} from device to device"
+        f"{plain(facts.step_deviation)} from step to step and {plain(facts.device_deviation)} from device to device; "
+        f"the pace is taken to hold the wait for the slowest of {count(facts.measured_on_devices)}"
     )
     if facts.device_hours is not None:
         yield (
