@@ -33,7 +33,7 @@ from largebatch.studies.cluster.step import step_time
 from largebatch.studies.cluster.stragglers import Stragglers
 from largebatch.studies.cluster.workload import Workload
 
-MOST_DEVICES, MOST_STEPS, MOST_SLOWDOWN = 1_000_000, 20_000_000, 100.0
+MOST_DEVICES, MOST_SAVES, MOST_SLOWDOWN = 1_000_000, 100_000, 100.0
 CLUSTERS = 10
 HOUR = 3600.0
 
@@ -118,10 +118,10 @@ def _failures(
     mean, step = between_failures(failing.device_seconds, devices), float(step_seconds.mean())
     every = best_steps(failing.times, mean, step)
     pieces = max(1, round(failing.work / (every * step)))
-    if pieces * every > MOST_STEPS:
+    if pieces > MOST_SAVES:
         raise UserError(
-            f"{failing.work / HOUR:g} hours of work are {pieces * every:,} steps of {step:.3g} s; valid: "
-            f"at most {MOST_STEPS:,} steps"
+            f"{failing.work / HOUR:g} hours of work are {pieces:,} times {every:,} steps and a save; valid: at most "
+            f"{MOST_SAVES:,}, so fewer hours"
         )
     expected = expected_seconds(failing.times, mean, every * step, pieces)
     if expected > MOST_SLOWDOWN * pieces * every * step:
