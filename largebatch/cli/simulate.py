@@ -68,7 +68,7 @@ def simulate(
     saves: Saves = None,
     megabytes: Megabytes = None,
     hours: Annotated[float, typer.Option(metavar="H", help="of work in a run with failures")] = SEVERAL_HOURS,
-    runs: Annotated[int, typer.Option(metavar="N", min=2, help="with failures, of each size")] = 20,
+    runs: Annotated[int, typer.Option(metavar="N", min=2, help="with failures, of each size")] = 200,
     steps: Annotated[int, typer.Option(metavar="N", min=2, help="on each of ten clusters of a size")] = 40,
     seed: Annotated[int, typer.Option(metavar="N", min=0)] = 0,
     json_file: JsonFile = None,

@@ -27,8 +27,8 @@ class SimulatedFailures:
     slowdown: Number  # seconds for each without failures and saves, in closed form
     simulated_slowdown: Number  # mean over the simulated runs
     simulated_slowdown_error: Number  # standard error of that mean, as these runs show it
-    simulated_slowdown_least: Number  # of the runs
-    simulated_slowdown_most: Number  # of the runs
+    simulated_slowdown_low: Number  # 5 % of the runs have less
+    simulated_slowdown_high: Number  # 5 % have more
     failures: Number  # of a simulated run, on average
     steps: Size  # of a simulated run
 

@@ -81,8 +81,7 @@ def _losses(axes: Axes, failing: list[tuple[SimulatedCluster, SimulatedFailures]
     most = below[:]
     for one, failures in failing:
         ends = [
-            100 * (1 - 1 / slowdown)
-            for slowdown in (failures.simulated_slowdown_least, failures.simulated_slowdown_most)
+            100 * (1 - 1 / slowdown) for slowdown in (failures.simulated_slowdown_low, failures.simulated_slowdown_high)
         ]
         axes.plot([one.devices] * 2, ends, color=svg.INK, linewidth=1.2, solid_capstyle="butt")
         lost = 100 * (1 - 1 / failures.simulated_slowdown)
@@ -121,7 +120,7 @@ def _caption(facts: SimulationRecord) -> str:
             f"A device fails once in {count(facts.device_hours)} hours; a save halts the run for "
             f"{rounded(facts.standing_seconds)} s and can be read {rounded(facts.lag_seconds)} s later, a restart "
             f"takes {rounded(facts.restart_seconds)} s; saves at the best interval. Points below are means of "
-            f"{count(facts.runs)} runs of {plain(facts.run_hours)} h of work, bars reach from the least to the most."
+            f"{count(facts.runs)} runs of {plain(facts.run_hours)} h of work, bars hold 90 % of the runs."
         )
     if facts.sources:
         said.append(facts.sources)
