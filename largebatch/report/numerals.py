@@ -117,6 +117,21 @@ def duration(seconds: float) -> str:
     )
 
 
+def time_of(hours: float) -> str:
+    """``48 s``, ``12.3 min``, ``2.05 h``, ``31.2 h``, ``5.1 d``: three digits with the unit that suits."""
+    for unit, seconds, until in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 259_200)):
+        if 3600 * hours < until:
+            return f"{rounded(3600 * hours / seconds)} {unit}"
+    return f"{rounded(hours / 24)} d"
+
+
+def time_between(low: float | None, high: float | None) -> str:
+    """``1.9 h to 2.3 h``, ``from 1.9 h``, or a dash; of hours."""
+    if low is None:
+        return ABSENT if high is None else f"up to {time_of(high)}"
+    return f"{time_of(low)} to {time_of(high)}" if high is not None else f"from {time_of(low)}"
+
+
 def short(label: str) -> str:
     """What has room in a picture."""
     return label if len(label) <= 56 else label[:55] + "…"

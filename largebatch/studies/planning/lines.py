@@ -1,0 +1,53 @@
+"""What is typed to train the chosen point."""
+
+from __future__ import annotations
+
+import shlex
+
+from largebatch.recipes import config
+from largebatch.records.plan import PlannedPoint
+from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.planning.legs import PlannedRecipe
+from largebatch.studies.planning.target import BUDGET
+
+
+def lines_of(recipe: PlannedRecipe, machine: Machine, point: PlannedPoint) -> list[str]:
+    """One for each machine, which is the same on all of them."""
+    nodes, node = point.nodes, min(point.devices, machine.devices_per_node)
+    where = f"NPROC_PER_NODE={node} "
+    if nodes > 1:
+        where = f"NNODES={nodes} RDZV_ENDPOINT=HOST:29500 {where}"
+    settings = [*recipe.overrides, *settings_of(recipe, point)]
+    words = ["launch/torchrun.sh", "train", str(recipe.path), *settings]
+    return [where + shlex.join(words)]
+
+
+def settings_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
+    """Overrides of the recipe."""
+    settings = recipe.overrides_at(point.global_batch_size)
+    for number, phase in enumerate(point.phases, start=1):
+        key = f"phases.{number}." if recipe.phased else ""
+        settings.append(f"{key}batch.micro_batch_size={phase.micro_batch_size}")
+    return [*settings, *budget_of(recipe, point)]
+
+
+def budget_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
+    """What the run's length becomes, where it is another than the recipe's."""
+    run = recipe.run
+    if all(phase.basis == BUDGET for phase in point.phases) and (run.steps is None or not recipe.phased):
+        return []
+    if run.steps is None:
+        return [] if recipe.phased else [f"epochs={point.epochs / stretch_at(recipe, point):.4g}"]
+    if not recipe.phased:
+        return [f"steps={point.phases[0].steps}"]
+    settings = [
+        f"phases.{number}.steps={phase.steps}"
+        for number, (laid, phase) in enumerate(zip(run.phases or (), point.phases, strict=True), start=1)
+        if laid.ends.get("steps")
+    ]
+    return [*settings, f"steps={sum(phase.steps for phase in point.phases)}"]
+
+
+def stretch_at(recipe: PlannedRecipe, point: PlannedPoint) -> int:
+    """κ of the recipe's regime adaptation, by which the epochs that it states are stretched."""
+    return config.load(recipe.path, [*recipe.overrides, *recipe.overrides_at(point.global_batch_size)]).stretch

@@ -1,0 +1,89 @@
+"""What a step needs of a device and sends, from few traces.
+
+Activations are linear in the micro-batch, to what a trace shows: two traces say them for all others. What stays does
+not depend on the micro-batch, but on whether gradients are accumulated and, where an engine shards, on the ranks. An
+evaluation's activations are taken in proportion to its batch, which falls with a rank's share of the test set.
+
+A device is taken to hold what the dry run counts and RESERVE beside it: the context, the libraries' own memory, gaps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from largebatch.recipes import config, derive
+from largebatch.records.plan import KeptTrace, TracedCollective
+from largebatch.studies.planning.traces import Shape, Traces
+
+GIB = 2**30
+RESERVE = 3 * GIB
+PASSING = ("activations", "gathered blocks")
+SMALL, LARGER = 8, 4
+"""The smaller micro-batch that is traced, unless the recipe asks for a multiple of more, and how often the other is it."""
+
+
+@dataclass(frozen=True)
+class StepNeeds:
+    """Of a device in a step."""
+
+    bytes: float
+    collectives: tuple[TracedCollective, ...]
+    flops: float  # of an example
+
+    def fits(self, memory: float) -> bool:
+        return self.bytes + RESERVE <= memory
+
+
+class StepMemory:
+    """Of one run without phases, for every world and micro-batch."""
+
+    def __init__(self, run: config.Run, traces: Traces) -> None:
+        self.run, self.traces = run, traces
+        self.sharded = run.engine.name != "ddp"
+
+    def needs(self, world: int, micro: int, accumulation: int) -> StepNeeds:
+        if not self.proportional(world):
+            trace = self.traces.at(Shape(world, micro, accumulation))
+            return self._of(trace, trace, sum(trace.bytes_by_part[part] for part in PASSING), world)
+        several = min(accumulation, 2)
+        ranks = derive.synchronised_ranks(self.run_at(world, micro, accumulation), world)
+        if ranks > 1:  # batch norm that is shared, at this micro-batch alone
+            trace = self.traces.at(Shape(ranks, micro))
+            return self._of(trace, trace, sum(trace.bytes_by_part[part] for part in PASSING), world)
+        near = min(2, world)
+        small = self.smallest
+        first = self.traces.at(Shape(near, small))
+        passing = [sum(first.bytes_by_part[part] for part in PASSING)]
+        if micro != small:
+            other = self.traces.at(Shape(near, LARGER * small))
+            passing.append(sum(other.bytes_by_part[part] for part in PASSING))
+            slope = (passing[1] - passing[0]) / (LARGER * small - small)
+            passing[0] += slope * (micro - small)
+        staying = self.traces.at(Shape(world if self.sharded else near, small, several))
+        return self._of(staying, first, passing[0], world)
+
+    def proportional(self, world: int) -> bool:
+        """Whether the micro-batch may be any: no method asks for one."""
+        wishes = (method.micro_batch(self.run, world) for method in self.run.methods.values())
+        return all(wish is None for wish in wishes)
+
+    def run_at(self, world: int, micro: int, accumulation: int) -> config.Run:
+        sizes = {"global_batch_size": world * micro * accumulation, "micro_batch_size": micro}
+        return self.run.model_copy(update={"batch": self.run.batch.model_copy(update=sizes)})
+
+    @property
+    def smallest(self) -> int:
+        """The multiple of what one batch norm sees that is at least SMALL."""
+        unit = self.run.batch.bn_batch_size or 1
+        return unit * math.ceil(SMALL / unit)
+
+    def _of(self, staying: KeptTrace, first: KeptTrace, passing: float, world: int) -> StepNeeds:
+        parts = staying.bytes_by_part
+        stays = sum(parts.values()) - sum(parts[part] for part in PASSING)
+        evaluated, traced = (
+            min(first.evaluation_batch_size, math.ceil(first.test_examples / ranks))
+            for ranks in (world, first.world_size)
+        )
+        evaluation = first.evaluation_bytes * evaluated / traced
+        return StepNeeds(stays + max(passing, evaluation), tuple(staying.collectives), first.flops)

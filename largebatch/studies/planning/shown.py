@@ -1,0 +1,107 @@
+"""A plan in the terminal: a row for each batch on each number of devices, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import rich.table
+
+from largebatch.records.plan import ClusterPlanRecord, PlannedPoint
+from largebatch.report.numerals import ABSENT, count, listing, rounded, time_between, time_of
+from largebatch.studies.planning.choice import fastest_by_devices
+
+MOST_LEFT_OUT = 8  # sentences
+
+
+def table(facts: ClusterPlanRecord, wide: bool) -> rich.table.Table:
+    """``wide``: with what a narrow terminal has no room for."""
+    priced = facts.price is not None
+    columns = ["devices", "batch", "share", "GiB", "step", "eff.", *["strong", "weak"] * wide, "epochs", "time"]
+    columns += [*["95 %"] * wide, "dev-hours", *["cost"] * priced, ""]
+    made = rich.table.Table(*columns, box=None, padding=(0, 1), pad_edge=False)
+    for column in made.columns:
+        column.justify, column.no_wrap = "right", True
+    made.columns[-1].justify = "left"
+    best = set(fastest_by_devices(facts.points).values())
+    before = None
+    for place, point in enumerate(facts.points):
+        if before not in (None, point.devices):
+            made.add_section()
+        marks = ", ".join(marks_of(facts, place)) or ("·" if place in best else "")
+        made.add_row(*cells(facts, point, wide, first=before != point.devices), marks)
+        before = point.devices
+    return made
+
+
+def cells(facts: ClusterPlanRecord, point: PlannedPoint, wide: bool, first: bool) -> list[str]:
+    shares = "/".join(share_words(phase.micro_batch_size, phase.accumulation_steps) for phase in point.phases)
+    scaling = [percent(point.strong), percent(point.weak)] if wide else []
+    interval = [time_between(point.hours_low, point.hours_high)] if wide else []
+    cost = [rounded(point.cost)] if facts.price is not None else []
+    return [
+        count(point.devices) if first else "", "/".join(count(phase.global_batch_size) for phase in point.phases),
+        shares, f"{max(phase.memory_gib for phase in point.phases):.1f}",
+        "/".join(milliseconds(phase.step_seconds) for phase in point.phases), percent(point.efficiency), *scaling,
+        f"{point.epochs:#.3g}".rstrip("."), time_of(point.hours), *interval, rounded(point.device_hours), *cost,
+    ]  # fmt: skip
+
+
+def share_words(micro: int, accumulation: int) -> str:
+    return count(micro) if accumulation == 1 else f"{micro:,}×{accumulation:,}"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 0.1 else f"{1000 * seconds:,.0f} ms"
+
+
+def percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{100 * share:.0f} %"
+
+
+def marks_of(facts: ClusterPlanRecord, place: int) -> list[str]:
+    named = [name for name in ("fastest", "cheapest", "knee") if getattr(facts, name) == place]
+    return [*named, *[facts.chosen_as] * (place == facts.chosen and facts.chosen_as not in named)]
+
+
+def headline(facts: ClusterPlanRecord) -> list[str]:
+    machine = facts.machine_title or facts.machine
+    return [
+        f"{facts.title or facts.recipe} on {machine}, engine {facts.engine}, pace of {facts.workload}",
+        f"examples to the target: {facts.target}",
+    ]
+
+
+def sentences(facts: ClusterPlanRecord) -> Iterator[str]:
+    """After the table: the points with a name, what is left out, how sure it is, what to type."""
+    for name in dict.fromkeys(["fastest", "cheapest", "knee", facts.chosen_as]):
+        place = facts.chosen if name == facts.chosen_as else getattr(facts, name)
+        yield f"{name}: {described(facts, facts.points[place])}"
+    yield from left_out(facts)
+    yield from facts.sure
+
+
+def described(facts: ClusterPlanRecord, point: PlannedPoint) -> str:
+    batch = "/".join(count(phase.global_batch_size) for phase in point.phases)
+    between = ""
+    if point.hours_low is not None or point.hours_high is not None:
+        between = f" ({time_between(point.hours_low, point.hours_high)})"
+    cost = f", cost {rounded(point.cost)}" if point.cost is not None else ""
+    return (
+        f"batch {batch} on {count(point.devices)} devices: {time_of(point.hours)}{between}, "
+        f"{rounded(point.device_hours)} device-hours{cost}"
+    )
+
+
+def left_out(facts: ClusterPlanRecord) -> list[str]:
+    """By batch, the devices that lack it, and the first of their reasons."""
+    by_batch: dict[int, list[int]] = {}
+    reasons: dict[int, str] = {}
+    for one in facts.left_out:
+        by_batch.setdefault(one.global_batch_size, []).append(one.devices)
+        reasons.setdefault(one.global_batch_size, one.reason)
+    said = [
+        f"left out: batch {count(batch)} on {listing(map(count, devices))}: {reasons[batch]}"
+        for batch, devices in by_batch.items()
+    ]
+    more = len(said) - MOST_LEFT_OUT
+    return [*said[:MOST_LEFT_OUT], *[f"left out: {more} more batches; --json has them"] * (more > 0)]
