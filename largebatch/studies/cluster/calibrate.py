@@ -47,12 +47,7 @@ def calibrated(
     transfers = [row for facts in benches for row in transfers_of(facts)]
     if not rows:
         raise UserError("a machine needs the facts of at least one bench scaling or bench throughput")
-    sizes = dict(gradients or {}) | {
-        facts["model"]: float(world["all_reduce"]["bytes"])
-        for facts in benches
-        for world in facts.get("worlds", ())
-        if world["all_reduce"]
-    }
+    sizes = dict(gradients or {}) | {facts["model"]: size for facts in benches if (size := gradient_bytes(facts))}
     known = {row.workload: WorkloadFacts(gradient_bytes=sizes.get(row.workload, 0.0)) for row in rows}
     return fit(StepRows(tuple(rows), known), base or this_host(benches), transfers)
 
@@ -82,6 +77,11 @@ def transfers_of(facts: Mapping[str, Any]) -> list[TransferRow]:
     ]
 
 
+def gradient_bytes(facts: Mapping[str, Any]) -> float:
+    """As many as were summed alone; 0 where no world of several ranks was measured."""
+    return max((float(row.transfer.bytes) for row in transfers_of(facts)), default=0.0)
+
+
 def this_host(benches: Sequence[Mapping[str, Any]]) -> Machine:
     """As many devices in a node as a host had ranks; its network from the fastest all-reduce, else next to unknown."""
     worlds = [world for facts in benches for world in facts.get("worlds", ())]
@@ -104,8 +104,7 @@ def modelled(facts: Mapping[str, Any]) -> dict[str, Any]:
     if len(worlds) < 2:
         return dict(facts)
     rows = rows_of(facts)
-    sizes = {world["ranks"]: float(world["all_reduce"]["bytes"]) for world in worlds if world["all_reduce"]}
-    known = {facts["model"]: WorkloadFacts(gradient_bytes=max(sizes.values(), default=0.0))}
+    known = {facts["model"]: WorkloadFacts(gradient_bytes(facts))}
     smallest = tuple(row for row in rows if row.devices == worlds[0]["ranks"])
     machine = fit(StepRows(smallest, known), this_host([facts]), transfers_of(facts))
     return {**facts, "worlds": [_with_model(world, facts["model"], machine) for world in worlds]}

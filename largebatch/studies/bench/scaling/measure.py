@@ -220,7 +220,7 @@ def of_model(row: dict[str, Any], fitted: bool) -> str:
     if (seconds := row.get("model_seconds_per_step")) is None:
         return "–"
     off = 100 * (seconds / statistics.median(row["seconds_per_step"]) - 1)
-    return f"{1e3 * seconds:,.2f}" + ("" if fitted else f" ({off:+.0f} %)")
+    return f"{1e3 * seconds:,.2f}" + ("" if fitted else f" {off:+.0f} %")
 
 
 def notes(facts: dict[str, Any]) -> list[str]:
