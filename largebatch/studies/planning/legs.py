@@ -13,8 +13,8 @@ from pathlib import Path
 
 from largebatch.errors import UserError
 from largebatch.recipes import config, derive
-from largebatch.studies.planning.target import BudgetTarget, ExamplesToTarget, LawTarget
 from largebatch.studies.curves.law import ScalingLaw
+from largebatch.studies.planning.target import BudgetTarget, ExamplesToTarget, LawTarget
 
 PLENTY = 1 << 62
 
@@ -109,6 +109,4 @@ class PlannedRecipe:
 def _examples(plan: derive.BatchPlan) -> list[tuple[int, int]]:
     """Of each stage the examples and the batch."""
     ends = [stage.first_example for stage in plan.stages[1:]] + [plan.examples]
-    return [
-        (end - stage.first_example, stage.global_batch_size) for stage, end in zip(plan.stages, ends, strict=True)
-    ]
+    return [(end - stage.first_example, stage.global_batch_size) for stage, end in zip(plan.stages, ends, strict=True)]

@@ -29,15 +29,9 @@ class Interval95:
 
 
 def workload_names(run: config.Run) -> list[str]:
-    """What a machine may call it, the more exact first: ``bert_large_512``, ``bert_large``, ``bert``."""
-    parts = [run.model.name]
-    if isinstance(size := run.model.arguments.get("size"), str):
-        parts.append(size)
-    if run.data.length is not None:
-        parts.append(str(run.data.length))
-    elif run.data.side is not None and run.data.side != 224:
-        parts.append(str(run.data.side))
-    return ["_".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    """What a machine may call it, the more exact first: ``bert-128``, ``bert``."""
+    size = run.data.length or run.data.side
+    return [*([] if size is None else [f"{run.model.name}-{size}"]), run.model.name]
 
 
 def pace_name(machine: Machine, run: config.Run, stated: str | None) -> str:
@@ -50,7 +44,7 @@ def pace_name(machine: Machine, run: config.Run, stated: str | None) -> str:
             return name
     known = ", ".join(sorted(machine.workloads)) or "none"
     raise UserError(
-        f"machine {machine.name} has no pace of {names[0]}; it has: {known}; --workload NAME takes one of them, "
+        f"machine {machine.name} has no pace of {names[-1]}; it has: {known}; --workload NAME takes one of them, "
         f"largebatch plan fit ROWS.csv makes one of measured rows"
     )
 

@@ -123,7 +123,9 @@ def total(values: Iterable[float | None]) -> float | None:
     return None if None in known else math.fsum(value for value in known if value is not None)
 
 
-def hours_between(planned: Sequence[tuple[PlannedPhase, ExamplesNeeded]], hours: float) -> tuple[float | None, float | None]:
+def hours_between(
+    planned: Sequence[tuple[PlannedPhase, ExamplesNeeded]], hours: float
+) -> tuple[float | None, float | None]:
     """Relative distances of the step's and the examples' ends, in squares; what has no interval counts as sure."""
     ends: list[float | None] = []
     for side in ("low", "high"):
