@@ -20,15 +20,15 @@ All in seconds, bytes and bytes/s. ``intervals`` are 95 % intervals of what was 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
 
 from largebatch.errors import UserError, suggestion
+from largebatch.recipes import strict_yaml
 from largebatch.recipes.config.mistakes import sentence
 from largebatch.recipes.keys import Finite, NonNegativeFloat, PositiveFloat, PositiveInt, Section
-from largebatch.recipes.strict_yaml import parse
 
 FOLDER = Path(__file__).parent / "machines"
 
@@ -142,6 +142,19 @@ class Machine(Section):
         return self.workloads[workload]
 
 
+def written(machine: Machine) -> str:
+    """The text of its file; what was fitted to four digits."""
+    return strict_yaml.written(_rounded(machine.model_dump(mode="json", exclude_defaults=True)), machine.name)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
 def names() -> list[str]:
     """Of the package's machines."""
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -162,7 +175,7 @@ def load(file: Path) -> Machine:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the machine {file} cannot be read: {str(error)[:200]}") from None
-    return checked(parse(text, str(file)), str(file))
+    return checked(strict_yaml.parse(text, str(file)), str(file))
 
 
 def checked(written: object, source: str) -> Machine:

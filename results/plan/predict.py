@@ -1,0 +1,193 @@
+"""What the cluster model makes of published rows: ``python results/plan/predict.py``, beside rows.csv and families.yaml.
+
+Each family of rows is fitted on its rows of at most 64 devices, and predicts the others; the table says how far it is off. Then
+Goyal's 8 to 352 GPUs, which nothing is fitted to, and LAMB's 76 minutes from LAMB's smaller rows. With ``--machines`` the files
+of the package's machines are written anew, each fitted to all rows of its families.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from largebatch.recipes.strict_yaml import parse
+from largebatch.studies.cluster import machine as machines
+from largebatch.studies.cluster import rows as measured
+from largebatch.studies.cluster.fit import fit, interval_of, seconds_of
+from largebatch.studies.cluster.machine import Machine, Pace
+from largebatch.studies.cluster.rows import StepRows
+from largebatch.studies.cluster.step import step_time
+from largebatch.studies.cluster.workload import data_parallel
+
+HERE = Path(__file__).parent
+FEW, MANY, WITHIN = 64, 256, 0.15
+
+
+def systems() -> dict[str, Any]:
+    return parse((HERE / "families.yaml").read_text(), "families.yaml")
+
+
+def hardware(name: str, written: dict[str, Any]) -> Machine:
+    """A machine of which the datasheets are known, and nothing else."""
+    links = {where: {"bandwidth": written[where], "peak": written[where]} for where in ("inside", "between")}
+    keys = {key: written[key] for key in ("devices_per_node", "memory", "memory_bandwidth") if key in written}
+    return machines.checked({"name": name, "sources": [written["source"]], **keys, **links}, name)
+
+
+def family(name: str, rows: StepRows, known: dict[str, Any]) -> tuple[StepRows, Machine]:
+    system = known["families"][name]
+    written = known["systems"][system]
+    of_family = rows.of(name)
+    if written.get("sharded_updates"):
+        fewest = min(row.devices for row in of_family.rows)
+        facts = {
+            workload: dataclasses.replace(fact, update_bytes=fact.update_bytes / fewest)
+            for workload, fact in of_family.facts.items()
+        }
+        of_family = StepRows(of_family.rows, facts)
+    return of_family, hardware(system, written)
+
+
+def predictions(rows: StepRows, known: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of every row that has a row of at most FEW devices in its family."""
+    lines = []
+    for name in known["families"]:
+        of_family, base = family(name, rows, known)
+        fitted = fit(of_family.chosen(row for row in of_family.rows if row.devices <= FEW), base)
+        for row in of_family.rows:
+            seconds = seconds_of(fitted, row)
+            bounds = interval_of(fitted, lambda other, row=row: seconds_of(other, row), row.devices)
+            assert bounds is not None
+            lines.append(
+                {"family": name, "workload": row.workload, "devices": row.devices, "share": row.share,
+                 "measured_ms": 1e3 * row.seconds, "model_ms": 1e3 * seconds, "low_ms": 1e3 * bounds[0],
+                 "high_ms": 1e3 * bounds[1], "error": seconds / row.seconds - 1, "fitted": row.devices <= FEW,
+                 "source": row.source}
+            )  # fmt: skip
+    return lines
+
+
+def goyal() -> dict[str, Any]:
+    """8 to 352 P100, 32 images each: from what the paper says of the machine (8 GPUs a server, 50 Gbit/s, 120 ms of
+    backward pass, 100 MB of gradients) and the medians of the priors of fit.py; nothing is fitted."""
+    base = machines.checked(
+        {"name": "p100-50gbe", "devices_per_node": 8, "inside": {"bandwidth": 0.7 * 8.0e10, "latency": 3e-6},
+         "between": {"bandwidth": 0.7 * 6.25e9, "latency": 1e-5}, "memory_bandwidth": 7.32e11},
+        "p100",
+    )  # fmt: skip
+    parameters = measured.RESNET50
+    micro = 0.120 / (2 / 3)
+    pace = Pace(
+        per_example=0.92 * micro / 32, floor=0.08 * micro, fixed=5 * 4 * parameters / 7.32e11,
+        gradient_bytes=4 * parameters,
+    )  # fmt: skip
+    times = {devices: step_time(base, data_parallel(pace), devices, 32) for devices in (8, 352)}
+    growth = times[352].total / times[8].total - 1
+    return {
+        "ms": {devices: 1e3 * time.total for devices, time in times.items()},
+        "exposed_ms": {devices: 1e3 * time.exposed for devices, time in times.items()},
+        "growth": growth, "published_growth": 0.12, "within_4_points": abs(growth - 0.12) <= 0.04,
+    }  # fmt: skip
+
+
+def lamb(rows: StepRows, known: dict[str, Any]) -> list[dict[str, Any]]:
+    """64k/32k on 1,024 chips: 7,037 steps at length 128 and 1,562 at 512, from rows that were nine to one. Sequences
+    of the two lengths compute alike, so that their seconds are as their FLOP."""
+    of_family, base = family("lamb-tpu-v3", rows, known)
+    short, long = (measured.KNOWN[name].flops or math.nan for name in ("bert-128", "bert-512"))
+    found = []
+    for most in (64, 512):
+        fitted = fit(of_family.chosen(row for row in of_family.rows if row.devices <= most), base)
+
+        def minutes(machine: Machine) -> float:
+            mixed = machine.pace("bert-9-to-1")
+            pace = mixed.model_copy(update={"flops": 0.9 * short + 0.1 * long})
+            parts = ((7037, short, 64), (1562, long, 32))
+            return sum(
+                steps * step_time(machine, data_parallel(pace.of_flops(flops)), 1024, share).total / 60
+                for steps, flops, share in parts
+            )
+
+        bounds = interval_of(fitted, minutes, 1024)
+        found.append(
+            {"fitted_on_at_most": most, "minutes": minutes(fitted), "interval": bounds, "published_minutes": 76.19,
+             "error": minutes(fitted) / 76.19 - 1}
+        )  # fmt: skip
+    return found
+
+
+def page(lines: list[dict[str, Any]], of_goyal: dict[str, Any], of_lamb: list[dict[str, Any]]) -> str:
+    many = [line for line in lines if line["devices"] >= MANY]
+    good = [line for line in many if abs(line["error"]) <= WITHIN]
+    inside = [line for line in many if line["low_ms"] <= line["measured_ms"] <= line["high_ms"]]
+    text = [
+        "# What the cluster model makes of published rows",
+        "Made by `python results/plan/predict.py` from `rows.csv` and `families.yaml`; nothing here was measured by "
+        "largebatch.",
+        f"Fitted on the rows of at most {FEW} devices of each family. Of the {len(many)} rows of {MANY} devices and more "
+        f"{len(good)} are predicted within {WITHIN:.0%}, median error "
+        f"{statistics.median(abs(line['error']) for line in many):.1%}; {len(inside)} lie in the 95 % interval.",
+        "",
+        "| family | workload | devices | share | measured ms | model ms | 95 % | error | |",
+        "|---|---|---:|---:|---:|---:|---|---:|---|",
+    ]
+    for line in lines:
+        judged = "fitted" if line["fitted"] else ""
+        if line["devices"] >= MANY:
+            judged = "within" if abs(line["error"]) <= WITHIN else "**beyond**"
+        text.append(
+            f"| {line['family']} | {line['workload']} | {line['devices']:,} | {line['share']:g} | "
+            f"{line['measured_ms']:.1f} | {line['model_ms']:.1f} | {line['low_ms']:.1f}–{line['high_ms']:.1f} | "
+            f"{line['error']:+.1%} | {judged} |"
+        )
+    text += [
+        "",
+        "## Goyal et al. 2017, 8 to 352 P100",
+        f"From the paper's description of the machine and the priors' medians, nothing fitted: {of_goyal['ms'][8]:.0f} ms "
+        f"to {of_goyal['ms'][352]:.0f} ms, **{of_goyal['growth']:+.1%}** where the paper has +12 %: "
+        + ("within" if of_goyal["within_4_points"] else "not within")
+        + " 4 points.",
+        "",
+        "## LAMB's 76 minutes on 1,024 TPU v3 chips",
+    ]
+    for one in of_lamb:
+        low, high = one["interval"]
+        text.append(
+            f"- from its rows of at most {one['fitted_on_at_most']} chips: {one['minutes']:.1f} minutes "
+            f"({low:.0f} to {high:.0f}), {one['error']:+.1%} of {one['published_minutes']}"
+        )
+    return "\n".join(text) + "\n"
+
+
+def write_machines(rows: StepRows, known: dict[str, Any]) -> None:
+    for name, families in known["machines"].items():
+        parts = [family(one, rows, known) for one in families]
+        together = tuple(row for part, _ in parts for row in part.rows)
+        facts = {workload: fact for part, _ in parts for workload, fact in part.facts.items()}
+        base = parts[0][1].model_copy(update={"name": name})
+        fitted = fit(StepRows(together, facts), base)
+        (machines.FOLDER / f"{name}.yaml").write_text(machines.written(fitted), encoding="utf-8")
+        assert fitted.fit is not None
+        print(f"{name}: {len(together)} rows, rms {fitted.fit.rms_error:.1%}, largest {fitted.fit.largest_error:.1%}")
+
+
+def main() -> None:
+    rows, known = measured.read(HERE / "rows.csv"), systems()
+    if "--machines" in sys.argv[1:]:
+        write_machines(rows, known)
+        return
+    lines, of_goyal, of_lamb = predictions(rows, known), goyal(), lamb(rows, known)
+    facts = {"kind": "cluster_predictions", "rows": lines, "goyal": of_goyal, "lamb": of_lamb}
+    (HERE / "predictions.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    text = page(lines, of_goyal, of_lamb)
+    (HERE / "predictions.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
