@@ -103,7 +103,7 @@ def _scales(facts: ClusterPlanRecord, upper: Axes, lower: Axes, unit: TimeUnit) 
     times = [point.hours / unit.hours for point in facts.points]
     times.append(first.hours / unit.hours * first.devices / devices[-1])
     log(upper, "y", times, plain, margin=1.25)
-    log(lower, "y", [_worth(facts, point) for point in facts.points], _short, margin=1.25)
+    log(lower, "y", [_worth(facts, point) for point in facts.points], _short, margin=1.6)
     for axes in (upper, lower):
         log(axes, "x", devices, count, margin=1.25)
         axes.set_xticks(devices if len(devices) <= 9 else devices[:: -(-len(devices) // 9)])
@@ -122,22 +122,22 @@ def _short(value: float) -> str:
 
 
 def _rings(facts: ClusterPlanRecord, upper: Axes, lower: Axes, unit: TimeUnit) -> None:
-    """With their names in the upper panel, where one point may have several."""
+    """With their names in the lower panel, where nothing lies below them; one point may have several."""
     names: dict[int, list[str]] = {}
     for name in NAMED:
         place, word = getattr(facts, name), facts.chosen_as if name == "chosen" else name
         if word not in names.setdefault(place, []):
             names[place].append(word)
-    most = max(point.devices for point in facts.points)
+    devices = [point.devices for point in facts.points]
+    most, sides = max(devices), {max(devices): "right", min(devices): "left"}
     for place, words in names.items():
         point = facts.points[place]
         height = point.hours / unit.hours
         upper.plot([point.devices], [height], zorder=3, **RING)
         lower.plot([point.devices], [_worth(facts, point)], zorder=3, **RING)
-        last = point.devices == most and len({point.devices for point in facts.points}) > 1
-        upper.annotate(
-            ", ".join(words), (point.devices, height), (-8 if last else 9, -15 if last else 6),
-            textcoords="offset points", color=svg.INK, ha="right" if last else "left", fontsize=10.5,
+        lower.annotate(
+            ", ".join(words), (point.devices, _worth(facts, point)), (5 if point.devices == most else 0, -20),
+            textcoords="offset points", color=svg.INK, ha=sides.get(point.devices, "center"), fontsize=10.5,
         )  # fmt: skip
 
 

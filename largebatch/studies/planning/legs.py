@@ -42,7 +42,7 @@ class PlannedRecipe:
 
     def __init__(self, path: Path, overrides: Sequence[str], dataset_size: int | None) -> None:
         self.path, self.overrides = path, list(overrides)
-        self.run = config.load(path, overrides)
+        self.run = config.load(path, self.overrides)
         self.phased = self.run.phases is not None
         self.first_batch = config.of_phases(self.run)[0].batch.global_batch_size
         self.dataset_size = dataset_size
