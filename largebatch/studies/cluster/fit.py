@@ -87,7 +87,7 @@ def fit(rows: StepRows, base: Machine, transfers: Sequence[TransferRow] = ()) ->
         )  # fmt: skip
 
     start = np.array([math.log(prior.median) for prior in priors])
-    ended = least_squares(residuals, start, x_scale="jac")
+    ended = least_squares(residuals, start, x_scale="jac", xtol=1e-12, ftol=1e-12, gtol=1e-12)
     apart = residuals(ended.x, 1.0)[: len(rows.rows)]
     row_error = math.sqrt((PRIOR_ROWS * ROW_ERROR**2 + float(apart @ apart)) / (PRIOR_ROWS + len(apart)))
     row_error = max(ROW_ERROR, row_error)
@@ -140,14 +140,15 @@ def _alone(machine: Machine, row: TransferRow) -> float:
 
 def _of_links(base: Machine) -> list[Prior]:
     priors = []
-    for where in ("inside", "between"):
+    for where, hop in LATENCY.items():
         link: Link = getattr(base, where)
         if link.peak is not None:
-            priors.append(Prior(f"{where}.bandwidth", ACHIEVED * link.peak, ACHIEVED_SPREAD))
+            bandwidth, spread = ACHIEVED * link.peak, ACHIEVED_SPREAD
+            latency, hop_spread = hop, LATENCY_SPREAD
         else:
-            priors.append(Prior(f"{where}.bandwidth", link.bandwidth, _spread(link, "bandwidth", ACHIEVED_SPREAD)))
-        stated = link.latency if link.latency and link.peak is None else LATENCY[where]
-        priors.append(Prior(f"{where}.latency", max(LEAST, stated), _spread(link, "latency", LATENCY_SPREAD)))
+            bandwidth, spread = link.bandwidth, _spread(link, "bandwidth", ACHIEVED_SPREAD)
+            latency, hop_spread = max(LEAST, link.latency or hop), _spread(link, "latency", LATENCY_SPREAD)
+        priors += [Prior(f"{where}.bandwidth", bandwidth, spread), Prior(f"{where}.latency", latency, hop_spread)]
     return priors
 
 

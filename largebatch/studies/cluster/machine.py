@@ -143,13 +143,13 @@ class Machine(Section):
 
 
 def written(machine: Machine) -> str:
-    """The text of its file; what was fitted to four digits."""
+    """The text of its file; numbers to six digits."""
     return strict_yaml.written(_rounded(machine.model_dump(mode="json", exclude_defaults=True)), machine.name)
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.4g}")
+        return float(f"{value:.6g}")
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list) else value
