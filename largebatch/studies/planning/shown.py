@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import rich.table
 
 from largebatch.records.plan import ClusterPlanRecord, PlannedPoint
-from largebatch.report.numerals import ABSENT, TimeUnit, count, listing, rounded, time_unit
+from largebatch.report.numerals import ABSENT, TimeUnit, count, decimals, listing, rounded, time_unit
 from largebatch.studies.planning.choice import fastest_by_devices
 
 MOST_LEFT_OUT = 8  # sentences
@@ -18,8 +18,9 @@ def table(facts: ClusterPlanRecord, wide: bool) -> rich.table.Table:
     priced = facts.price is not None
     unit = unit_of(facts)
     columns = ["devices", "batch", "share", "GiB", "ms/step", "eff.", *["strong", "weak"] * wide, "epochs", unit.sign]
-    columns += [*["95 %"] * wide, "dev-hours", *["cost"] * priced, ""]
-    made = rich.table.Table(*columns, box=None, padding=(0, 1), pad_edge=False)
+    columns += [*["95 %"] * wide, "dev-h", *["cost"] * priced, ""]
+    made = rich.table.Table(*columns, box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False)
+    digits = Digits(facts, unit)
     for column in made.columns:
         column.justify, column.no_wrap = "right", True
     made.columns[-1].justify = "left"
@@ -29,7 +30,7 @@ def table(facts: ClusterPlanRecord, wide: bool) -> rich.table.Table:
         if before not in (None, point.devices):
             made.add_section()
         marks = ", ".join(marks_of(facts, place)) or ("·" if place in best else "")
-        made.add_row(*cells(facts, point, unit, wide, first=before != point.devices), marks)
+        made.add_row(*cells(point, digits, wide, first=before != point.devices), marks)
         before = point.devices
     return made
 
@@ -40,17 +41,38 @@ def unit_of(facts: ClusterPlanRecord) -> TimeUnit:
     return time_unit(times[len(times) // 2])
 
 
-def cells(facts: ClusterPlanRecord, point: PlannedPoint, unit: TimeUnit, wide: bool, first: bool) -> list[str]:
-    shares = "/".join(share_words(phase.micro_batch_size, phase.accumulation_steps) for phase in point.phases)
-    scaling = [percent(point.strong), percent(point.weak)] if wide else []
-    interval = [unit.between(point.hours_low, point.hours_high)] if wide else []
-    cost = [rounded(point.cost)] if facts.price is not None else []
+class Digits:
+    """How the numbers of a column are written: all with as many decimals."""
+
+    def __init__(self, facts: ClusterPlanRecord, unit: TimeUnit) -> None:
+        self.unit = unit
+        self.time = decimals(point.hours / unit.hours for point in facts.points)
+        self.device_hours = decimals(point.device_hours for point in facts.points)
+        self.cost = decimals(point.cost for point in facts.points)
+        self.epochs = decimals(point.epochs for point in facts.points)
+
+    def between(self, low: float | None, high: float | None) -> str:
+        ends = [ABSENT if end is None else f"{end / self.unit.hours:,.{self.time}f}" for end in (low, high)]
+        return " to ".join(ends)
+
+
+def cells(point: PlannedPoint, digits: Digits, wide: bool, first: bool) -> list[str]:
+    """A line of each for a phase."""
+    phases = point.phases
     return [
-        count(point.devices) if first else "", "/".join(count(phase.global_batch_size) for phase in point.phases),
-        shares, f"{max(phase.memory_gib for phase in point.phases):.1f}",
-        "/".join(milliseconds(phase.step_seconds) for phase in point.phases), percent(point.efficiency), *scaling,
-        f"{point.epochs:#.3g}".rstrip("."), unit.of(point.hours), *interval, rounded(point.device_hours), *cost,
-    ]  # fmt: skip
+        count(point.devices) if first else "",
+        "\n".join(count(phase.global_batch_size) for phase in phases),
+        "\n".join(share_words(phase.micro_batch_size, phase.accumulation_steps) for phase in phases),
+        "\n".join(f"{phase.memory_gib:.1f}" for phase in phases),
+        "\n".join(milliseconds(phase.step_seconds) for phase in phases),
+        percent(point.efficiency),
+        *([percent(point.strong), percent(point.weak)] if wide else []),
+        f"{point.epochs:,.{digits.epochs}f}",
+        f"{point.hours / digits.unit.hours:,.{digits.time}f}",
+        *([digits.between(point.hours_low, point.hours_high)] if wide else []),
+        f"{point.device_hours:,.{digits.device_hours}f}",
+        *([] if point.cost is None else [f"{point.cost:,.{digits.cost}f}"]),
+    ]
 
 
 def share_words(micro: int, accumulation: int) -> str:
