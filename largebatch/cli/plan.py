@@ -107,7 +107,8 @@ def run(
     console.print()
     for sentence in shown.sentences(facts):
         tell(console, sentence)
-    tell(console, f"\n{facts.chosen_as}, to type on each machine:")
+    console.print()
+    tell(console, f"{facts.chosen_as}, to type on each machine:")
     for line in facts.lines:
         tell(console, f"  {line}")
     write_numbers(json_file, content(facts), console)

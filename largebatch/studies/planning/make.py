@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from largebatch.errors import UserError
+from largebatch.recipes import config, derive
 from largebatch.records.circumstances import commit, versions
 from largebatch.records.plan import ClusterPlanRecord, LeftOut, PlannedPoint
-from largebatch.recipes import config, derive
 from largebatch.report.numerals import count, listing
 from largebatch.studies.cluster.machine import Machine
 from largebatch.studies.planning.choice import choice_of
 from largebatch.studies.planning.devices import nearest
-from largebatch.studies.planning.legs import PLENTY, Leg, PlannedRecipe
+from largebatch.studies.planning.legs import PLENTY, PlannedRecipe
 from largebatch.studies.planning.lines import lines_of
 from largebatch.studies.planning.memory import StepMemory
 from largebatch.studies.planning.pace import pace_name
