@@ -49,7 +49,7 @@ class Digits:
         self.time = decimals(point.hours / unit.hours for point in facts.points)
         self.device_hours = decimals(point.device_hours for point in facts.points)
         self.cost = decimals(point.cost for point in facts.points)
-        self.epochs = decimals(point.epochs for point in facts.points)
+        self.epochs = max(1, decimals(point.epochs for point in facts.points))
 
     def between(self, low: float | None, high: float | None) -> str:
         ends = [ABSENT if end is None else f"{end / self.unit.hours:,.{self.time}f}" for end in (low, high)]
@@ -102,9 +102,8 @@ def headline(facts: ClusterPlanRecord) -> list[str]:
 
 def sentences(facts: ClusterPlanRecord) -> Iterator[str]:
     """After the table: the points with a name, what is left out, how sure it is, what to type."""
-    for name in dict.fromkeys(["fastest", "cheapest", "knee", facts.chosen_as]):
-        place = facts.chosen if name == facts.chosen_as else getattr(facts, name)
-        yield f"{name}: {described(facts, facts.points[place])}"
+    for place in dict.fromkeys([facts.fastest, facts.cheapest, facts.knee, facts.chosen]):
+        yield f"{', '.join(marks_of(facts, place))}: {described(facts, facts.points[place])}"
     yield from left_out(facts)
     yield from facts.sure
 
