@@ -11,9 +11,7 @@ import pytest
 from programs import REPOSITORY
 
 from largebatch.errors import UserError
-from largebatch.records.run import CheckpointLine
-from largebatch.records.typed import read
-from largebatch.studies.cluster.observed import _normal, observed_saves, saves_of_run, stragglers_of_run
+from largebatch.studies.cluster.observed import _normal, saves_of, stragglers_of_run
 
 OLD = REPOSITORY / "tests" / "runs" / "old_classification" / "small_perceptron" / "seed-0"
 
@@ -61,16 +59,16 @@ def test_what_has_no_stragglers(tmp_path):
 def test_the_saves_of_a_run_that_was_made():
     lines = [json.loads(text) for text in (OLD / "metrics.jsonl").read_text().splitlines()]
     saves = [line for line in lines if line["event"] == "checkpoint"]
-    seen = saves_of_run(OLD)
+    seen = saves_of(OLD)
     assert seen.saves == len({line["step"] for line in saves}) > 2
     assert seen.standing == pytest.approx(np.median([line["seconds_standing"] for line in saves]))
     assert seen.lag == pytest.approx(np.median([line["seconds_saving"] for line in saves]))
 
 
 def test_the_measured_saves_of_resnet50():
-    facts = json.loads((REPOSITORY / "results" / "checkpoint" / "pause.json").read_text())
-    seen = observed_saves([read(CheckpointLine, line, "pause.json") for line in facts["saves"]], "pause.json")
-    assert (seen.saves, seen.megabytes) == (len(facts["saves"]), pytest.approx(188.5, abs=0.1))
+    file = REPOSITORY / "results" / "checkpoint" / "pause.json"
+    seen = saves_of(file)
+    assert (seen.saves, seen.megabytes) == (len(json.loads(file.read_text())["saves"]), pytest.approx(188.5, abs=0.1))
     times = seen.times(2 * seen.megabytes, 60)
     assert (times.standing, times.lag, times.restart) == (2 * seen.standing, 2 * seen.lag, 60)
     assert 0.03 < seen.standing < 0.05 < 0.6 < seen.lag < 0.9
@@ -84,7 +82,9 @@ def test_saves_that_the_loop_waited_for_have_no_lag(tmp_path):
     ]
     folder = run_of(tmp_path, 1, lines)
     (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text() + '{"event": "checkp')
-    seen = saves_of_run(folder)
+    seen = saves_of(folder)
     assert (seen.standing, seen.lag, seen.saves) == (1.1, 0.0, 1)
+    with pytest.raises(UserError, match=r"plan\.json is neither a run directory nor facts of kind checkpoint_pause"):
+        saves_of(folder / "plan.json")
     with pytest.raises(UserError, match="tells of no checkpoint that was written"):
-        saves_of_run(run_of(tmp_path, 1, lines[1:]))
+        saves_of(run_of(tmp_path, 1, lines[1:]))

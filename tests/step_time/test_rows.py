@@ -83,7 +83,7 @@ def test_what_is_known_of_the_models():
     three times as many in all; BERT: six FLOP for each of 302 million weights and token, and the attention."""
     assert KNOWN["resnet50"].flops == pytest.approx(3 * 2 * 4.09e9, rel=0.01)
     assert KNOWN["resnet50"].gradient_bytes == 2 * RESNET50
-    for name, length in (("bert-128", 128), ("bert-512", 512)):
+    for name, length in (("bert_large_128", 128), ("bert_large_512", 512)):
         weights = 24 * 12 * 1024**2
         attention = 24 * 2 * 2 * length**2 * 1024 * 3
         assert KNOWN[name].flops == pytest.approx(6 * weights * length + attention, rel=0.03)

@@ -50,7 +50,7 @@ def test_nodes_of_one_device_are_a_flat_network():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("members", [2, 3, 8, 13])
 def test_a_ring_is_its_messages(kind, members):
-    """Each of the n − 1 rounds sends one n-th of the bytes a hop further; without latency a ring is the best there is."""
+    """Each of the n − 1 rounds sends one n-th of the bytes a hop further; without latency a ring is the best."""
     rate, bytes = 1e9, 1e7
     rounds = (members - 1) * (2 if kind == "all_reduce" else 1)
     messages = math.fsum(bytes / members / rate for _ in range(rounds))
@@ -69,9 +69,7 @@ def test_a_tree_is_its_depth(members):
 def arrived(pieces: list[float], times: list[float], backward: float) -> float:
     """max_k(r_k + Σ_{j ≥ k} c_j), every k on its own."""
     whole = math.fsum(pieces)
-    return max(
-        math.fsum(pieces[: k + 1]) / whole * backward + math.fsum(times[k:]) for k in range(len(pieces))
-    )
+    return max(math.fsum(pieces[: k + 1]) / whole * backward + math.fsum(times[k:]) for k in range(len(pieces)))
 
 
 @given(
@@ -97,9 +95,7 @@ def test_other_units_of_time_and_size_change_nothing(devices, share, accumulatio
     """In seconds that are ``second`` times as short and bytes ``byte`` times as small all scales as its dimension."""
 
     def total(second: float, byte: float) -> float:
-        pace = PACE.model_copy(
-            update={key: second * getattr(PACE, key) for key in ("per_example", "floor", "fixed")}
-        )
+        pace = PACE.model_copy(update={key: second * getattr(PACE, key) for key in ("per_example", "floor", "fixed")})
         rates = {"inside": 1e11 * byte / second, "between": 1e10 * byte / second, "hop": 1e-5 * second}
         workload = Workload(pace, (Transfer(kind, 1e8 * byte, hidden, 2),), (1e6 * byte, 9e7 * byte), 1e-4 * second)
         return step_time(machine(**rates), workload, devices, share, accumulation).total

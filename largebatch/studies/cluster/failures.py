@@ -32,6 +32,7 @@ from largebatch.errors import UserError
 
 SMALL = 1e-6
 """Of δ/M: below, W₀ near its branch point has lost more digits than Daly's series."""
+ROUNDED = 1e-9
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def time_lost(times: CheckpointTimes, mean: float, interval: float) -> TimeLost:
     """
     if not 0 < interval < math.inf:
         raise UserError(f"a save after every {interval:g} seconds of work; valid: more than 0, and a number")
-    if interval + times.standing < times.lag:
+    if interval + times.standing < (1 - ROUNDED) * times.lag:
         raise UserError(
             f"a save after every {interval:g} seconds of work would begin before the last one can be read; "
             f"valid: {times.lag - times.standing:g} or more"

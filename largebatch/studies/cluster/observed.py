@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,20 +52,22 @@ class ObservedSaves:
         return CheckpointTimes(self.standing * factor, self.lag * factor, restart)
 
 
-def saves_of_run(folder: Path) -> ObservedSaves:
-    """Of the checkpoints that a run wrote."""
-    written = [line for line in _lines(folder, CheckpointLine) if line.written]
-    return observed_saves(written, str(folder))
-
-
-def observed_saves(saves: Sequence[CheckpointLine], source: str) -> ObservedSaves:
+def saves_of(path: Path) -> ObservedSaves:
+    """Of the checkpoints that a run wrote, or of a file of facts of kind ``checkpoint_pause``."""
+    if path.is_dir():
+        saves = [line for line in _lines(path, CheckpointLine) if line.written]
+    else:
+        facts = json_of(path)
+        if not isinstance(facts, dict) or facts.get("kind") != "checkpoint_pause" or not facts.get("saves"):
+            raise UserError(f"{path} is neither a run directory nor facts of kind checkpoint_pause")
+        saves = [read(CheckpointLine, line, path) for line in facts["saves"]]
     known = [
         (line.megabytes, line.seconds_standing, line.seconds_saving)
         for line in saves
         if line.megabytes and line.seconds_standing is not None and line.seconds_saving is not None
     ]
     if not known:
-        raise UserError(f"{source} tells of no checkpoint that was written; a run with checkpoint.every_epochs does")
+        raise UserError(f"{path} tells of no checkpoint that was written; a run with checkpoint.every_epochs does")
     megabytes, standing, saving = (statistics.median(values) for values in zip(*known, strict=True))
     return ObservedSaves(megabytes, standing, saving if standing < saving else 0.0, len(known))
 

@@ -53,8 +53,8 @@ def _bert(length: int, predicted: int) -> float:
 KNOWN = {  # gradients in half precision; passes over memory as bench optimizer counts them: LARS 7, LAMB 10, of 4 bytes
     "resnet50": WorkloadFacts(2 * RESNET50, 7 * 4 * RESNET50, 24_299_077_632),  # 224, torch's FlopCounterMode
     "bert": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(512, 76)),  # MLPerf's, large, 512
-    "bert-128": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(128, 20)),
-    "bert-512": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(512, 80)),
+    "bert_large_128": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(128, 20)),
+    "bert_large_512": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(512, 80)),
 }
 
 
