@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from clusters import machine, point
 from hypothesis import given
 from hypothesis import strategies as st
+from planning.clusters import machine, point
 
 from largebatch.errors import UserError
 from largebatch.studies.planning.choice import choice_of, hours_in
@@ -73,7 +73,8 @@ def test_devices_by_doublings_or_one_by_one(text, numbers):
     ("text", "said"),
     [
         ("64..8", "should ascend"), ("0..8", "should ascend"), ("8-64", "is no range"), ("", "is no range"),
-        ("8,,9", "is no range"), ("6", "nearest: 4 or 8"), ("10,16", "nearest: 8 or 12"), ("2000000", "at most 1,000,000"),
+        ("8,,9", "is no range"), ("6", "nearest: 4 or 8"), ("10,16", "nearest: 8 or 12"),
+        ("2000000", "at most 1,000,000"),
     ],
 )  # fmt: skip
 def test_devices_that_cannot_be(text, said):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from clusters import collective, machine, trace
 from hypothesis import given
 from hypothesis import strategies as st
+from planning.clusters import collective, machine, trace
 
 from largebatch.recipes import config
 from largebatch.studies.cluster.machine import Pace
@@ -30,11 +30,6 @@ class MadeUp:
         stays = 1000 * min(2, shape.accumulation)
         parts = {"weights": stays, "activations": 100 * shape.micro, "gathered blocks": 0}
         return trace(shape.micro, shape.accumulation, shape.world, bytes_by_part=parts)
-
-
-@pytest.fixture
-def run(recipe):
-    return config.load(recipe(batch__global_batch_size=96))
 
 
 @given(micro=st.integers(1, 300), accumulation=st.integers(1, 5), world=st.integers(1, 64))
@@ -71,7 +66,7 @@ def test_room_is_left_beside_what_is_counted():
 
 
 def of(engine: str, rows: list, accumulation: int = 1, devices: int = 4, **changes):
-    cluster = machine(**SLOW, **changes)
+    cluster = machine(**(SLOW | changes))
     return cluster, workload_of(cluster, PACE, engine, rows, accumulation, devices)
 
 
@@ -85,7 +80,8 @@ def test_ddp_sends_its_buckets_beside_the_last_backward_pass():
 
 def test_fsdp_gathers_in_both_passes_of_every_micro_batch():
     rows = [
-        collective("all_gather", "weights", 400, calls=2, repeated=True), collective("all_gather", "weights", 400, calls=2),
+        collective("all_gather", "weights", 400, calls=2, repeated=True),
+        collective("all_gather", "weights", 400, calls=2),
         collective("reduce_scatter", "gradients", 500, repeated=True), collective("reduce_scatter", "gradients", 500),
     ]  # fmt: skip
     _, workload = of("fsdp", rows, accumulation=4)
