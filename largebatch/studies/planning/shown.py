@@ -49,7 +49,7 @@ class Digits:
         self.time = decimals(point.hours / unit.hours for point in facts.points)
         self.device_hours = decimals(point.device_hours for point in facts.points)
         self.cost = decimals(point.cost for point in facts.points)
-        self.epochs = decimals(point.epochs for point in facts.points)
+        self.epochs = max(1, decimals(point.epochs for point in facts.points))
 
     def between(self, low: float | None, high: float | None) -> str:
         ends = [ABSENT if end is None else f"{end / self.unit.hours:,.{self.time}f}" for end in (low, high)]
@@ -102,9 +102,9 @@ def headline(facts: ClusterPlanRecord) -> list[str]:
 
 def sentences(facts: ClusterPlanRecord) -> Iterator[str]:
     """After the table: the points with a name, what is left out, how sure it is, what to type."""
-    for name in dict.fromkeys(["fastest", "cheapest", "knee", facts.chosen_as]):
-        place = facts.chosen if name == facts.chosen_as else getattr(facts, name)
-        yield f"{name}: {described(facts, facts.points[place])}"
+    for place in dict.fromkeys([facts.fastest, facts.cheapest, facts.knee, facts.chosen]):
+        yield f"{', '.join(marks_of(facts, place))}: {described(facts, facts.points[place])}"
+    yield from of_failures(facts.points[facts.chosen])
     yield from left_out(facts)
     yield from facts.sure
 
@@ -118,6 +118,18 @@ def described(facts: ClusterPlanRecord, point: PlannedPoint) -> str:
     return (
         f"batch {batch} on {count(point.devices)} devices: {unit.of(point.hours)} {unit.sign}{between}, "
         f"{rounded(point.device_hours)} device-hours{cost}"
+    )
+
+
+def of_failures(point: PlannedPoint) -> Iterator[str]:
+    if point.lost_share is None or point.checkpoint_minutes is None:
+        return
+    every, whole = point.checkpoint_minutes / 60, point.hours / (1 - point.lost_share)
+    unit, total = time_unit(every), time_unit(whole)
+    yield (
+        f"failures on {count(point.devices)} devices: best saved every {unit.of(every)} {unit.sign} (Young, Daly), "
+        f"{100 * point.lost_share:.2g} % of the time is lost to saves, repeated work and restarts: "
+        f"{total.of(whole)} {total.sign} with them"
     )
 
 
