@@ -66,7 +66,7 @@ def run_directory() -> str:
     )
     parts += [
         "## Simulated clusters",
-        "The numbers of `largebatch plan simulate`; [planning_simulation.md](planning_simulation.md) says what they mean.",
+        "The numbers of `largebatch plan simulate`; [planning_simulation.md](planning_simulation.md) says what they are.",
     ]
     parts += _record(simulation.SimulationRecord, simulation.SimulatedCluster, simulation.SimulatedFailures)
     return "\n\n".join(parts) + "\n"
