@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import rich.console
 import typer
 import typer.core
 
@@ -25,7 +26,12 @@ from largebatch.cli.frame import (
     write_picture,
 )
 from largebatch.errors import UserError, suggestion
+from largebatch.records.typed import content
 from largebatch.terminal.console import tell
+
+if TYPE_CHECKING:
+    from largebatch.records.plan import ClusterPlanRecord
+    from largebatch.studies.planning.interruptions import Failures
 
 WIDE = 110  # columns, from which on the table has all of its own
 
@@ -67,6 +73,10 @@ def run(
     price: Annotated[float | None, typer.Option(metavar="P", help="of a device-hour")] = None,
     within: Annotated[str | None, typer.Option(metavar="1h", help="choose the cheapest that takes no longer")] = None,
     budget: Annotated[float | None, typer.Option(metavar="P", help="choose the fastest that costs no more")] = None,
+    device_hours: Annotated[float | None, typer.Option(metavar="H", help="in which a device fails once")] = None,
+    restart: Annotated[float | None, typer.Option(metavar="S", help="seconds from a failure to work")] = None,
+    standing: Annotated[float | None, typer.Option(metavar="S", help="seconds that a save halts the run")] = None,
+    lag: Annotated[float, typer.Option(metavar="S", help="seconds from then on until it can be read")] = 0.0,
     workload: Annotated[str | None, typer.Option(metavar="NAME", help="the machine's pace to take")] = None,
     examples: Annotated[int | None, typer.Option(metavar="N", min=1, help="of a training set that is not here")] = None,
     classes: Annotated[int | None, typer.Option(metavar="N", min=1, help="of a data set that does not say")] = None,
@@ -80,14 +90,12 @@ def run(
     if not devices or not machine:
         missing, example = ("--devices", "8..1024") if not devices else ("--machine", "dgx-h100")
         raise UserError(f"plan needs {missing}, as in {missing} {example}")
-    for option, value in (("price", price), ("budget", budget), ("critical-batch", critical_batch), ("epochs", epochs)):
-        if value is not None and not 0 < value < 1e15:
-            raise UserError(f"--{option} {value:g} must be above 0")
+    numbers = {"price": price, "budget": budget, "critical-batch": critical_batch, "epochs": epochs}
+    check_positive(numbers | {"device-hours": device_hours})
     if budget is not None and price is None:
         raise UserError(f"--budget {budget:g} needs --price P, what a device-hour costs")
-    from largebatch.records.typed import content
     from largebatch.studies.cluster import machine as machines
-    from largebatch.studies.planning import choice, shown
+    from largebatch.studies.planning.choice import hours_in
     from largebatch.studies.planning.devices import devices_of, parse
     from largebatch.studies.planning.make import PlanWish, made_plan
 
@@ -96,10 +104,39 @@ def run(
         recipe=recipe, overrides=overrides or [], machine=cluster, devices=devices_of(devices, cluster),
         batches=None if batches is None else parse("batches", batches), target=target, row=row,
         critical_batch=critical_batch, epochs=epochs, price=price,
-        within=None if within is None else choice.hours_in(within), budget=budget, workload=workload,
-        examples=examples, classes=classes, command=command(),
+        within=None if within is None else hours_in(within), budget=budget,
+        failures=failures_of(device_hours, restart, standing, lag), workload=workload, examples=examples,
+        classes=classes, command=command(),
     )  # fmt: skip
     facts = made_plan(wish, lambda text: tell(console, text))
+    tell_plan(facts, console)
+    write_numbers(json_file, content(facts), console)
+    write_picture(picture, content(facts), console)
+
+
+def check_positive(numbers: dict[str, float | None]) -> None:
+    for option, value in numbers.items():
+        if value is not None and not 0 < value < 1e15:
+            raise UserError(f"--{option} {value:g} must be above 0")
+
+
+def failures_of(hours: float | None, restart: float | None, standing: float | None, lag: float) -> Failures | None:
+    """None where nothing is said of them."""
+    from largebatch.studies.cluster.failures import CheckpointTimes
+    from largebatch.studies.planning.interruptions import Failures
+
+    given = {"--device-hours": hours, "--restart": restart, "--standing": standing}
+    if hours is None or restart is None or standing is None:
+        missing = [option for option, value in given.items() if value is None]
+        if len(missing) < len(given):
+            raise UserError(f"failures are told by {', '.join(given)} together; {missing[0]} is missing")
+        return None
+    return Failures(3600 * hours, CheckpointTimes(standing, lag, restart))
+
+
+def tell_plan(facts: ClusterPlanRecord, console: rich.console.Console) -> None:
+    from largebatch.studies.planning import shown
+
     for sentence in shown.headline(facts):
         tell(console, sentence)
     console.print()
@@ -107,8 +144,7 @@ def run(
     console.print()
     for sentence in shown.sentences(facts):
         tell(console, sentence)
-    tell(console, f"\n{facts.chosen_as}, to type on each machine:")
+    console.print()
+    tell(console, f"{facts.chosen_as}, to type on each machine:")
     for line in facts.lines:
         tell(console, f"  {line}")
-    write_numbers(json_file, content(facts), console)
-    write_picture(picture, content(facts), console)

@@ -81,7 +81,7 @@ class PlannedPoint:
     efficiency: Number  # examples per device and second, over the most of any point
     strong: Amount  # speed over that of the fewest devices with this batch, per device; null: it does not fit there
     weak: Amount  # the same with this share of a device
-    lost_share: Amount = None  # of the hours, to failures and checkpoints
+    lost_share: Amount = None  # of the time with failures, to saves, repeated work and restarts
     checkpoint_minutes: Amount = None  # between checkpoints, the best by Young and Daly
 
 

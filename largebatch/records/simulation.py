@@ -27,8 +27,8 @@ class SimulatedFailures:
     slowdown: Number  # seconds for each without failures and saves, in closed form
     simulated_slowdown: Number  # mean over the simulated runs
     simulated_slowdown_error: Number  # standard error of that mean, as these runs show it
-    simulated_slowdown_least: Number  # of the runs
-    simulated_slowdown_most: Number  # of the runs
+    simulated_slowdown_low: Number  # 5 % of the runs have less
+    simulated_slowdown_high: Number  # 5 % have more
     failures: Number  # of a simulated run, on average
     steps: Size  # of a simulated run
 
@@ -42,7 +42,7 @@ class SimulatedCluster:
     accumulation_steps: Size
     step_seconds: Number  # [s] in closed form, all devices alike
     exposed_seconds: Number  # [s] of it, of communication
-    slowest: Number  # mean of the slowest device over the mean of all, by its integral
+    slowest: Number  # how many times as long as the pace says the slowest device computes, by its integral
     slowed_step_seconds: Number  # [s] in closed form with devices that are all as slow
     simulated_step_seconds: Number  # [s] mean
     simulated_step_error: Number  # [s] standard error of that mean, over the clusters
@@ -61,6 +61,7 @@ class SimulationRecord(FileRecord):
     workload: Name  # in words
     step_deviation: Number  # of ln seconds, from step to step
     device_deviation: Number  # of ln seconds, from device to device
+    measured_on_devices: Size  # whose slowest one the pace waited for
     device_hours: Amount  # [h] in which a device fails once; null: never
     standing_seconds: Amount  # [s] that a save lets the run stand still; null where devices never fail
     lag_seconds: Amount  # [s] from then on until it can be read

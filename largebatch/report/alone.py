@@ -13,6 +13,7 @@ from largebatch.errors import UserError
 from largebatch.records.curves import TargetsRecord
 from largebatch.records.diagnoses import DIAGNOSES
 from largebatch.records.files import write_bytes
+from largebatch.records.plan import ClusterPlanRecord
 from largebatch.records.simulation import SimulationRecord
 from largebatch.records.typed import read
 
@@ -80,7 +81,12 @@ def _from(module: str) -> Draw:
     return lambda facts: import_module(f"largebatch.report.{module}").draw(facts)
 
 
-TYPED = {**DIAGNOSES, TargetsRecord.kind: TargetsRecord, SimulationRecord.kind: SimulationRecord}
+TYPED = {
+    **DIAGNOSES,
+    TargetsRecord.kind: TargetsRecord,
+    ClusterPlanRecord.kind: ClusterPlanRecord,
+    SimulationRecord.kind: SimulationRecord,
+}
 """Facts that are read as a record before they are drawn."""
 
 DRAWINGS: dict[str, Draw] = {
@@ -94,5 +100,6 @@ DRAWINGS: dict[str, Draw] = {
     "surface": _from("surface_figures"),
     "targets": _from("target_figure"),
     "machine_fit": _from("machine_fit_figure"),
+    "cluster_plan": _from("plan_figure"),
     "cluster_simulation": _from("simulation_figure"),
 }

@@ -8,6 +8,7 @@ their exponent, to be pasted into a recipe.
 import math
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from largebatch.plan.score import Score
 from largebatch.report.summary import Difference, SeedMean
@@ -117,19 +118,29 @@ def duration(seconds: float) -> str:
     )
 
 
-def time_of(hours: float) -> str:
-    """``48 s``, ``12.3 min``, ``2.05 h``, ``31.2 h``, ``5.1 d``: three digits with the unit that suits."""
-    for unit, seconds, until in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 259_200)):
-        if 3600 * hours < until:
-            return f"{rounded(3600 * hours / seconds)} {unit}"
-    return f"{rounded(hours / 24)} d"
+class TimeUnit(NamedTuple):
+    """In which numbers of hours are written."""
+
+    sign: str
+    hours: float
+
+    def of(self, hours: float) -> str:
+        """Three digits, without the sign."""
+        return rounded(hours / self.hours)
+
+    def between(self, low: float | None, high: float | None) -> str:
+        """``1.9 to 2.3``, ``from 1.9``, or a dash."""
+        if low is None:
+            return ABSENT if high is None else f"up to {self.of(high)}"
+        return f"from {self.of(low)}" if high is None else f"{self.of(low)} to {self.of(high)}"
 
 
-def time_between(low: float | None, high: float | None) -> str:
-    """``1.9 h to 2.3 h``, ``from 1.9 h``, or a dash; of hours."""
-    if low is None:
-        return ABSENT if high is None else f"up to {time_of(high)}"
-    return f"{time_of(low)} to {time_of(high)}" if high is not None else f"from {time_of(low)}"
+def time_unit(hours: float) -> TimeUnit:
+    """That suits a time: up to 90 seconds, 90 minutes, 3 days, or more."""
+    for sign, size in (("s", 1 / 3600), ("min", 1 / 60)):
+        if hours < 90 * size:
+            return TimeUnit(sign, size)
+    return TimeUnit("h", 1.0) if hours < 72 else TimeUnit("d", 24.0)
 
 
 def short(label: str) -> str:

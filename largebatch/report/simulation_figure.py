@@ -81,8 +81,7 @@ def _losses(axes: Axes, failing: list[tuple[SimulatedCluster, SimulatedFailures]
     most = below[:]
     for one, failures in failing:
         ends = [
-            100 * (1 - 1 / slowdown)
-            for slowdown in (failures.simulated_slowdown_least, failures.simulated_slowdown_most)
+            100 * (1 - 1 / slowdown) for slowdown in (failures.simulated_slowdown_low, failures.simulated_slowdown_high)
         ]
         axes.plot([one.devices] * 2, ends, color=svg.INK, linewidth=1.2, solid_capstyle="butt")
         lost = 100 * (1 - 1 / failures.simulated_slowdown)
@@ -113,14 +112,15 @@ def _key(failing: bool) -> Iterator[Line2D | Patch]:
 def _caption(facts: SimulationRecord) -> str:
     said = [
         f"Seconds of a device are lognormal, deviation {plain(facts.step_deviation)} from step to step, "
-        f"{plain(facts.device_deviation)} from device to device; bars above hold 90 % of the steps."
+        f"{plain(facts.device_deviation)} from device to device, beyond the slowest of "
+        f"{count(facts.measured_on_devices)}; bars above hold 90 % of the steps."
     ]
     if facts.device_hours is not None:
         said.append(
             f"A device fails once in {count(facts.device_hours)} hours; a save halts the run for "
             f"{rounded(facts.standing_seconds)} s and can be read {rounded(facts.lag_seconds)} s later, a restart "
             f"takes {rounded(facts.restart_seconds)} s; saves at the best interval. Points below are means of "
-            f"{count(facts.runs)} runs of {plain(facts.run_hours)} h of work, bars reach from the least to the most."
+            f"{count(facts.runs)} runs of {plain(facts.run_hours)} h of work, bars hold 90 % of the runs."
         )
     if facts.sources:
         said.append(facts.sources)

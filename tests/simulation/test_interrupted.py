@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largebatch.studies.cluster.failures import CheckpointTimes, best_steps, expected_seconds, time_lost
-from largebatch.studies.cluster.interrupted import interrupted_run
+from largebatch.studies.cluster.interrupted import interrupted_run, sums
 
 SECOND = np.ones(1)
 
@@ -116,6 +116,15 @@ def test_steps_that_differ_are_drawn_anew_each_time():
     made = runs(400, lengths, 300, 30, times, mean)
     assert close([run.working for run in made], 300 * lengths.mean())
     assert close([run.seconds for run in made], expected_seconds(times, mean, 30 * lengths.mean(), 10))
+
+
+@pytest.mark.parametrize("count", [1, 7, 256, 257, 5000])
+def test_sums_of_steps_have_their_mean_and_deviation(count):
+    lengths, number = np.array([0.5, 1.5, 4.0]), 3000
+    made = sums(lengths, np.full(number, count), np.random.default_rng(1))
+    assert close(made, count * lengths.mean())
+    assert made.std() == pytest.approx(math.sqrt(count) * lengths.std(), rel=5 / math.sqrt(2 * number))
+    assert sums(SECOND, np.array([count, 3]), np.random.default_rng(1)).tolist() == [count, 3]
 
 
 def test_devices_that_never_fail():

@@ -53,6 +53,7 @@ def test_steps_and_failures_in_tables_numbers_and_a_picture(ask, tmp_path):
     assert (code, err) == (0, "")
     facts = read(SimulationRecord, json.loads((tmp_path / "n.json").read_text()), "n.json")
     assert [one.devices for one in facts.clusters] == [8, 4096]
+    assert (facts.step_deviation, facts.measured_on_devices, facts.clusters[0].slowest) == (0.05, 8, pytest.approx(1))
     assert (facts.device_hours, facts.restart_seconds, facts.lag_seconds) == (5000, 60, 5)
     assert facts.clusters[1].failures.between_failures == pytest.approx(5000 * 3600 / 4096)
     for one in facts.clusters:

@@ -65,6 +65,15 @@ def test_a_slow_device_stays_slow():
     assert (Stragglers().drawn(50, 10, np.random.default_rng(0)) == 1).all()
 
 
+@pytest.mark.parametrize("measured_on", [1, 8, 64])
+def test_what_was_measured_on_some_devices_is_the_mean_on_as_many(measured_on):
+    law, plain = Stragglers(0.1, 0.05, measured_on), Stragglers(0.1, 0.05)
+    assert law.expected(measured_on) == pytest.approx(1)
+    assert law.expected(512) == pytest.approx(plain.expected(512) / plain.expected(measured_on))
+    ours, theirs = (one.drawn(512, 9, np.random.default_rng(0)) for one in (law, plain))
+    assert ours == pytest.approx(theirs / plain.expected(measured_on))
+
+
 def test_pieces_of_draws_are_all_of_them(monkeypatch):
     """Whatever is held at once, and where a piece ends with the last step or before."""
     whole = Stragglers(0.2, 0.1).drawn(30, 11, np.random.default_rng(1))

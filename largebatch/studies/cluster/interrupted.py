@@ -1,9 +1,10 @@
-"""A run that fails now and then, event by event: steps, saves, failures, restarts.
+"""A run that fails now and then, event by event: work, saves, failures, restarts.
 
 What failures.py says on average, for single runs, with steps that differ in length and a whole number of them between
-saves. The seconds of a step are drawn from those of simulated ones, again each time that it is made; failures come at a
-constant rate. The run is over when the save after its last step can be read. No loop is over steps or devices: from one
-failure to the next all steps are drawn at once.
+saves. Since a failure undoes what no save has kept, the steps between two saves count together: their seconds are the
+sum of as many that are drawn from the simulated ones, again each time that they are made, and of more than DRAWN a
+normal number of its mean and variance. Failures come at a constant rate. The run is over when the save after its last
+step can be read. No loop is over steps or devices: from one failure to the next all is drawn at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from largebatch.studies.cluster.failures import CheckpointTimes
+
+DRAWN = 256
 
 
 @dataclass(frozen=True)
@@ -63,20 +66,25 @@ def _attempt(
     step_seconds: np.ndarray, left: int, every: int, times: CheckpointTimes, until: float, random: np.random.Generator
 ) -> _Attempt:
     """The steps that are left, up to a failure after ``until`` seconds."""
-    reachable = int(min(left, until / step_seconds.min() + 1))
-    at = np.cumsum(random.choice(step_seconds, reachable))
-    saved = np.arange(every, reachable + 1, every)
-    if reachable == left and left % every:
-        saved = np.append(saved, left)
-    worked = at[saved - 1]
-    readable = worked + times.standing * np.arange(1, len(saved) + 1) + times.lag
+    reachable = min(-(-left // every), int(min(left, until / (every * step_seconds.min()) + 1)))
+    counts = np.full(reachable, every)
+    counts[-1:] = min(every, left - every * (reachable - 1))
+    worked = np.cumsum(sums(step_seconds, counts, random))
+    readable = worked + times.standing * np.arange(1, reachable + 1) + times.lag
     saves = int(np.searchsorted(readable, until, side="right"))
     if not saves:
         return _Attempt(0, 0.0, 0.0, until)
-    made, working, saving = int(saved[saves - 1]), float(worked[saves - 1]), times.standing * saves
+    made, working, saving = int(counts[:saves].sum()), float(worked[saves - 1]), times.standing * saves
     if made < left:
         return _Attempt(made, working, saving, until)
     return _Attempt(made, working, saving + times.lag, float(readable[saves - 1]))
+
+
+def sums(step_seconds: np.ndarray, counts: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Of so many steps each."""
+    if counts[0] > DRAWN:
+        return random.normal(step_seconds.mean() * counts, step_seconds.std() * np.sqrt(counts))
+    return np.add.reduceat(random.choice(step_seconds, int(counts.sum())), np.cumsum(counts) - counts)
 
 
 def _restarts(restart: float, mean: float, random: np.random.Generator) -> Iterator[float]:

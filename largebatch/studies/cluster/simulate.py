@@ -30,7 +30,7 @@ class SimulatedSteps:
 
     seconds: np.ndarray
     slowest: np.ndarray
-    """How many times as long as one device on average the slowest one computed."""
+    """How many times as long as the pace says the slowest device computed."""
     compute: np.ndarray
     """Of the slowest device."""
     exposed: np.ndarray

@@ -33,7 +33,7 @@ from largebatch.studies.cluster.step import step_time
 from largebatch.studies.cluster.stragglers import Stragglers
 from largebatch.studies.cluster.workload import Workload
 
-MOST_DEVICES, MOST_STEPS, MOST_SLOWDOWN = 1_000_000, 20_000_000, 100.0
+MOST_DEVICES, MOST_SAVES, MOST_SLOWDOWN = 1_000_000, 100_000, 100.0
 CLUSTERS = 10
 HOUR = 3600.0
 
@@ -54,7 +54,7 @@ class FailingRuns:
     device_seconds: float
     times: CheckpointTimes
     work: float
-    runs: int = 20
+    runs: int = 200
 
 
 def simulation(
@@ -66,7 +66,8 @@ def simulation(
     times = failing.times if failing else None
     return SimulationRecord(
         machine=machine.name, workload=words, step_deviation=stragglers.of_steps,
-        device_deviation=stragglers.of_devices, device_hours=failing.device_seconds / HOUR if failing else None,
+        device_deviation=stragglers.of_devices, measured_on_devices=stragglers.measured_on,
+        device_hours=failing.device_seconds / HOUR if failing else None,
         standing_seconds=times and times.standing, lag_seconds=times and times.lag,
         restart_seconds=times and times.restart, steps=steps, runs=failing.runs if failing else 0,
         run_hours=failing.work / HOUR if failing else None, seed=seed, sources=sources, command=command,
@@ -117,10 +118,10 @@ def _failures(
     mean, step = between_failures(failing.device_seconds, devices), float(step_seconds.mean())
     every = best_steps(failing.times, mean, step)
     pieces = max(1, round(failing.work / (every * step)))
-    if pieces * every > MOST_STEPS:
+    if pieces > MOST_SAVES:
         raise UserError(
-            f"{failing.work / HOUR:g} hours of work are {pieces * every:,} steps of {step:.3g} s; valid: "
-            f"at most {MOST_STEPS:,} steps"
+            f"{failing.work / HOUR:g} hours of work are {pieces:,} times {every:,} steps and a save; valid: at most "
+            f"{MOST_SAVES:,}, so fewer hours"
         )
     expected = expected_seconds(failing.times, mean, every * step, pieces)
     if expected > MOST_SLOWDOWN * pieces * every * step:
@@ -131,13 +132,14 @@ def _failures(
     runs = [
         interrupted_run(step_seconds, pieces * every, every, failing.times, mean, random) for _ in range(failing.runs)
     ]
-    slowdowns = np.array([run.seconds / (pieces * every * step) for run in runs])
+    slowdowns = np.array([run.seconds / run.working for run in runs])
+    low, high = (float(end) for end in np.quantile(slowdowns, (0.05, 0.95)))
     lost = time_lost(failing.times, mean, every * step)
     return SimulatedFailures(
         between_failures=mean, steps_between_saves=every, working=lost.working, saving=lost.saving,
         repeating=lost.repeating, restarting=lost.restarting, slowdown=expected / (pieces * every * step),
         simulated_slowdown=float(slowdowns.mean()), simulated_slowdown_error=_error(slowdowns),
-        simulated_slowdown_least=float(slowdowns.min()), simulated_slowdown_most=float(slowdowns.max()),
+        simulated_slowdown_low=low, simulated_slowdown_high=high,
         failures=float(np.mean([run.failures for run in runs])), steps=pieces * every,
     )  # fmt: skip
 
@@ -163,7 +165,7 @@ def tables(facts: SimulationRecord) -> Iterator[rich.table.Table]:
     yield made
     if facts.device_hours is None:
         return
-    columns = ("devices", "fails once in, h", "saves after", "slowdown", "simulated", "least to most", "failures")
+    columns = ("devices", "fails once in, h", "saves after", "slowdown", "simulated", "5 to 95 %", "failures")
     made = _table(f"{words}: a run with failures", *columns)
     for one in facts.clusters:
         if (failures := one.failures) is not None:
@@ -173,7 +175,7 @@ def tables(facts: SimulationRecord) -> Iterator[rich.table.Table]:
                 f"{count(failures.steps_between_saves)} steps",
                 f"{failures.slowdown:.4f}",
                 f"{failures.simulated_slowdown:.4f}",
-                f"{failures.simulated_slowdown_least:.4f} to {failures.simulated_slowdown_most:.4f}",
+                f"{failures.simulated_slowdown_low:.4f} to {failures.simulated_slowdown_high:.4f}",
                 rounded(failures.failures),
             )
     yield made
@@ -191,7 +193,8 @@ def notes(facts: SimulationRecord) -> Iterator[str]:
     yield (
         f"alike: closed form, all devices alike; slowed: with devices as slow as the slowest is on average; simulated: "
         f"mean of {CLUSTERS} clusters, {count(facts.steps)} steps each; a device's seconds are lognormal, deviation "
-        f"{plain(facts.step_deviation)} from step to step and {plain(facts.device_deviation)} from device to device"
+        f"{plain(facts.step_deviation)} from step to step and {plain(facts.device_deviation)} from device to device; "
+        f"the pace is taken to hold the wait for the slowest of {count(facts.measured_on_devices)}"
     )
     if facts.device_hours is not None:
         yield (

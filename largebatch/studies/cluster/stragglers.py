@@ -8,13 +8,14 @@ a step, which waits for the slowest, on average
 
 times as many: the mean ∫ x·n·f(x)·F(x)^(n − 1) dx of the largest of n (David & Nagaraja 2003, Order Statistics, 2.1)
 with the lognormal's x·f(x), which is its density moved by σ. With n = 2 it is 2·Φ(σ/√2). With σ_D > 0 the mean is over
-clusters: each has its slowest device, and keeps it. No torch.
+clusters: each has its slowest device, and keeps it. Seconds that were measured on m devices hold the wait for the
+slowest of them, so that both, draws and mean, are then divided by E max of m. No torch.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,17 +30,22 @@ DRAWS = 2**21
 
 @dataclass(frozen=True)
 class Stragglers:
-    """σ_S and σ_D."""
+    """σ_S and σ_D, and m."""
 
     of_steps: float = 0.0
     of_devices: float = 0.0
+    measured_on: int = 1
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 <= (value := getattr(self, field.name)) <= 2:
-                raise UserError(f"{field.name} = {value:g}, a deviation of ln seconds; valid: 0 to 2")
+        for name in ("of_steps", "of_devices"):
+            if not 0 <= (value := getattr(self, name)) <= 2:
+                raise UserError(f"{name} = {value:g}, a deviation of ln seconds; valid: 0 to 2")
 
     def expected(self, devices: int) -> float:
+        """How many times as long as on m devices a step computes on so many."""
+        return self.largest(devices) / self.largest(self.measured_on)
+
+    def largest(self, devices: int) -> float:
         """n·E[Φ(Z + σ)^(n − 1)]"""
         sigma = math.hypot(self.of_steps, self.of_devices)
         if sigma == 0 or devices == 1:
@@ -55,7 +61,7 @@ class Stragglers:
         return float(mean[0])
 
     def drawn(self, devices: int, steps: int, random: np.random.Generator) -> np.ndarray:
-        """The factor of the slowest device in each step of one cluster."""
+        """The same in each step of one cluster."""
         own = self.of_devices * random.standard_normal(devices) if self.of_devices else 0.0
         if not self.of_steps:
             slowest = np.full(steps, np.max(own))
@@ -67,4 +73,4 @@ class Stragglers:
                 draws *= self.of_steps
                 draws += own
                 draws.max(axis=1, out=slowest[begin : begin + rows])
-        return np.exp(slowest - (self.of_steps**2 + self.of_devices**2) / 2)
+        return np.exp(slowest - (self.of_steps**2 + self.of_devices**2) / 2) / self.largest(self.measured_on)

@@ -34,7 +34,7 @@ def devices_of(text: str, machine: Machine) -> list[int]:
     node = machine.devices_per_node
     for number in numbers:
         if number > MOST:
-            raise UserError(f"--devices {text}: {count(number)} devices are more than the {count(MOST)} that can be planned")
+            raise UserError(f"--devices {text[:60]}: at most {count(MOST)} can be planned")
         if number > node and number % node:
             near = number // node * node
             raise UserError(

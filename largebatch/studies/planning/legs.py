@@ -13,8 +13,8 @@ from pathlib import Path
 
 from largebatch.errors import UserError
 from largebatch.recipes import config, derive
-from largebatch.studies.planning.target import BudgetTarget, ExamplesToTarget, LawTarget
 from largebatch.studies.curves.law import ScalingLaw
+from largebatch.studies.planning.target import BudgetTarget, ExamplesToTarget, LawTarget
 
 PLENTY = 1 << 62
 
@@ -42,7 +42,7 @@ class PlannedRecipe:
 
     def __init__(self, path: Path, overrides: Sequence[str], dataset_size: int | None) -> None:
         self.path, self.overrides = path, list(overrides)
-        self.run = config.load(path, overrides)
+        self.run = config.load(path, self.overrides)
         self.phased = self.run.phases is not None
         self.first_batch = config.of_phases(self.run)[0].batch.global_batch_size
         self.dataset_size = dataset_size
@@ -109,6 +109,4 @@ class PlannedRecipe:
 def _examples(plan: derive.BatchPlan) -> list[tuple[int, int]]:
     """Of each stage the examples and the batch."""
     ends = [stage.first_example for stage in plan.stages[1:]] + [plan.examples]
-    return [
-        (end - stage.first_example, stage.global_batch_size) for stage, end in zip(plan.stages, ends, strict=True)
-    ]
+    return [(end - stage.first_example, stage.global_batch_size) for stage, end in zip(plan.stages, ends, strict=True)]

@@ -37,17 +37,19 @@ def budget_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
     if all(phase.basis == BUDGET for phase in point.phases) and (run.steps is None or not recipe.phased):
         return []
     if run.steps is None:
-        return [] if recipe.phased else [f"epochs={point.epochs / stretch_at(recipe, point):.4g}"]
+        return [] if recipe.phased else [f"epochs={point.epochs / run_at(recipe, point).stretch:.4g}"]
     if not recipe.phased:
-        return [f"steps={point.phases[0].steps}"]
+        steps = point.phases[0].steps
+        return [f"steps={steps}"] * (run_at(recipe, point).steps != steps)
+    steps = sum(phase.steps for phase in point.phases)
     settings = [
         f"phases.{number}.steps={phase.steps}"
         for number, (laid, phase) in enumerate(zip(run.phases or (), point.phases, strict=True), start=1)
-        if laid.ends.get("steps")
+        if laid.ends.get("steps", phase.steps) != phase.steps
     ]
-    return [*settings, f"steps={sum(phase.steps for phase in point.phases)}"]
+    return [*settings, *[f"steps={steps}"] * (steps != run.steps)]
 
 
-def stretch_at(recipe: PlannedRecipe, point: PlannedPoint) -> int:
-    """κ of the recipe's regime adaptation, by which the epochs that it states are stretched."""
-    return config.load(recipe.path, [*recipe.overrides, *recipe.overrides_at(point.global_batch_size)]).stretch
+def run_at(recipe: PlannedRecipe, point: PlannedPoint) -> config.Run:
+    """As the recipe says it at this batch."""
+    return config.load(recipe.path, [*recipe.overrides, *recipe.overrides_at(point.global_batch_size)])

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from largebatch.errors import UserError
+from largebatch.recipes import config, derive
 from largebatch.records.circumstances import commit, versions
 from largebatch.records.plan import ClusterPlanRecord, LeftOut, PlannedPoint
-from largebatch.recipes import config, derive
 from largebatch.report.numerals import count, listing
 from largebatch.studies.cluster.machine import Machine
 from largebatch.studies.planning.choice import choice_of
 from largebatch.studies.planning.devices import nearest
-from largebatch.studies.planning.legs import PLENTY, Leg, PlannedRecipe
+from largebatch.studies.planning.interruptions import Failures, with_failures
+from largebatch.studies.planning.legs import PLENTY, PlannedRecipe
 from largebatch.studies.planning.lines import lines_of
 from largebatch.studies.planning.memory import StepMemory
 from largebatch.studies.planning.pace import pace_name
@@ -43,6 +44,7 @@ class PlanWish:
     price: float | None = None
     within: float | None = None
     budget: float | None = None
+    failures: Failures | None = None
     workload: str | None = None
     examples: int | None = None
     classes: int | None = None
@@ -152,6 +154,8 @@ def recorded(
     points: Sequence[PlannedPoint], left: Sequence[LeftOut],
 ) -> ClusterPlanRecord:  # fmt: skip
     points = compared(sorted(points, key=lambda point: (point.devices, point.global_batch_size)))
+    if wish.failures is not None:
+        points = [with_failures(point, wish.failures) for point in points]
     choice = choice_of(points, wish.within, wish.budget)
     chosen = points[choice.chosen]
     target = source.target if source else None

@@ -20,7 +20,7 @@ GIB = 2**30
 RESERVE = 3 * GIB
 PASSING = ("activations", "gathered blocks")
 SMALL, LARGER = 8, 4
-"""The smaller micro-batch that is traced, unless the recipe asks for a multiple of more, and how often the other is it."""
+"""The smaller micro-batch that is traced, or the next multiple that the recipe asks for; how often the other is it."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,22 @@ class StepMemory:
     def needs(self, world: int, micro: int, accumulation: int) -> StepNeeds:
         if not self.proportional(world):
             trace = self.traces.at(Shape(world, micro, accumulation))
-            return self._of(trace, trace, sum(trace.bytes_by_part[part] for part in PASSING), world)
+            return self._of(trace, trace, passing_bytes(trace), world)
         several = min(accumulation, 2)
         ranks = derive.synchronised_ranks(self.run_at(world, micro, accumulation), world)
         if ranks > 1:  # batch norm that is shared, at this micro-batch alone
             trace = self.traces.at(Shape(ranks, micro))
-            return self._of(trace, trace, sum(trace.bytes_by_part[part] for part in PASSING), world)
+            return self._of(trace, trace, passing_bytes(trace), world)
         near = min(2, world)
         small = self.smallest
         first = self.traces.at(Shape(near, small))
-        passing = [sum(first.bytes_by_part[part] for part in PASSING)]
+        passing = float(passing_bytes(first))
         if micro != small:
             other = self.traces.at(Shape(near, LARGER * small))
-            passing.append(sum(other.bytes_by_part[part] for part in PASSING))
-            slope = (passing[1] - passing[0]) / (LARGER * small - small)
-            passing[0] += slope * (micro - small)
+            slope = (passing_bytes(other) - passing_bytes(first)) / (LARGER * small - small)
+            passing += slope * (micro - small)
         staying = self.traces.at(Shape(world if self.sharded else near, small, several))
-        return self._of(staying, first, passing[0], world)
+        return self._of(staying, first, passing, world)
 
     def proportional(self, world: int) -> bool:
         """Whether the micro-batch may be any: no method asks for one."""
@@ -80,10 +79,15 @@ class StepMemory:
 
     def _of(self, staying: KeptTrace, first: KeptTrace, passing: float, world: int) -> StepNeeds:
         parts = staying.bytes_by_part
-        stays = sum(parts.values()) - sum(parts[part] for part in PASSING)
+        stays = sum(parts.values()) - passing_bytes(staying)
         evaluated, traced = (
             min(first.evaluation_batch_size, math.ceil(first.test_examples / ranks))
             for ranks in (world, first.world_size)
         )
         evaluation = first.evaluation_bytes * evaluated / traced
         return StepNeeds(stays + max(passing, evaluation), tuple(staying.collectives), first.flops)
+
+
+def passing_bytes(trace: KeptTrace) -> int:
+    """What does not stay from step to step."""
+    return sum(trace.bytes_by_part[part] for part in PASSING)

@@ -1,8 +1,8 @@
 """Which pace of a machine a recipe has, and how sure the time of its step is.
 
-Where the machine says how many floating-point operations the pace was measured with, seconds follow those of the
-recipe, and its floor stays. The interval of a step adds up, in squares, what each number's own interval moves it by,
-and twice the root mean square by which the fit misses its rows; that the numbers were fitted together is left out.
+Where the machine says how many floating-point operations the pace was measured with, the seconds of an example follow
+those of the recipe (:meth:`Pace.of_flops`). The interval of a step is the fit's own (studies/cluster/fit.py); of a
+machine whose numbers were stated with intervals, what each of them moves the step by, added up in squares.
 """
 
 from __future__ import annotations
@@ -13,31 +13,25 @@ from dataclasses import dataclass
 
 from largebatch.errors import UserError
 from largebatch.recipes import config
+from largebatch.studies.cluster import fit
 from largebatch.studies.cluster.machine import Machine, Pace
 
 SAME = 0.02
 """Of operations, up to which a recipe counts as what was measured."""
-COMPUTING, LINKS = ("per_example", "floor", "fixed"), ("bandwidth", "latency")
 
 
 @dataclass(frozen=True)
-class Interval95:
-    """Of seconds; None where no number of the machine has an interval."""
+class SecondsBetween:
+    """95 %; None where no number of the machine has an interval."""
 
     low: float | None
     high: float | None
 
 
 def workload_names(run: config.Run) -> list[str]:
-    """What a machine may call it, the more exact first: ``bert_large_512``, ``bert_large``, ``bert``."""
-    parts = [run.model.name]
-    if isinstance(size := run.model.arguments.get("size"), str):
-        parts.append(size)
-    if run.data.length is not None:
-        parts.append(str(run.data.length))
-    elif run.data.side is not None and run.data.side != 224:
-        parts.append(str(run.data.side))
-    return ["_".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    """What a machine may call it, the more exact first: ``bert-128``, ``bert``."""
+    size = run.data.length or run.data.side
+    return [*([] if size is None else [f"{run.model.name}-{size}"]), run.model.name]
 
 
 def pace_name(machine: Machine, run: config.Run, stated: str | None) -> str:
@@ -50,50 +44,45 @@ def pace_name(machine: Machine, run: config.Run, stated: str | None) -> str:
             return name
     known = ", ".join(sorted(machine.workloads)) or "none"
     raise UserError(
-        f"machine {machine.name} has no pace of {names[0]}; it has: {known}; --workload NAME takes one of them, "
-        f"largebatch plan fit ROWS.csv makes one of measured rows"
+        f"machine {machine.name} has no pace of {names[-1]}; it has: {known}; --workload NAME takes one of them, "
+        "largebatch plan fit ROWS.csv makes one of measured rows"
     )
 
 
-def pace_for(machine: Machine, name: str, flops: float) -> tuple[Pace, float | None]:
-    """The pace for examples of so many operations, and how often those of the pace they are; None: not known."""
+def pace_for(machine: Machine, name: str, flops: float) -> Pace:
+    """For examples of so many operations."""
     pace = machine.pace(name)
-    if not pace.flops or not flops:
-        return pace, None
-    ratio = flops / pace.flops
-    if abs(ratio - 1) <= SAME:
-        return pace, 1.0
-    scaled = dict(pace.intervals)
-    if "per_example" in scaled:
-        low, high = scaled["per_example"]
-        scaled["per_example"] = (low * ratio, high * ratio)
-    return pace.model_copy(update={"per_example": pace.per_example * ratio, "intervals": scaled}), ratio
+    ratio = ratio_of(pace, flops)
+    return pace if ratio is None or abs(ratio - 1) <= SAME else pace.of_flops(flops)
 
 
-def interval_of(machine: Machine, pace: Pace, seconds: Callable[[Machine, Pace], float]) -> Interval95:
-    """Of ``seconds`` of the machine and the pace."""
-    middle = seconds(machine, pace)
-    below = above = 0.0
-    moved = False
-    for changed in _moved(machine, pace):
-        moved = True
-        difference = seconds(*changed) - middle
-        below, above = below + min(0.0, difference) ** 2, above + max(0.0, difference) ** 2
-    if machine.fit is not None:
-        moved = True
-        below, above = (square + (2 * machine.fit.rms_error * middle) ** 2 for square in (below, above))
-    if not moved:
-        return Interval95(None, None)
-    return Interval95(max(0.0, middle - math.sqrt(below)), middle + math.sqrt(above))
+def ratio_of(pace: Pace, flops: float) -> float | None:
+    """How many times the operations of the pace; None where either is not known."""
+    return flops / pace.flops if pace.flops and flops else None
 
 
-def _moved(machine: Machine, pace: Pace) -> Iterator[tuple[Machine, Pace]]:
+def seconds_between(machine: Machine, name: str, devices: int, seconds: Callable[[Machine], float]) -> SecondsBetween:
+    """Of a step's ``seconds`` on a machine like this one."""
+    fitted = fit.interval_of(machine, seconds, devices)
+    if fitted is not None:
+        return SecondsBetween(*fitted)
+    middle = seconds(machine)
+    differences = [seconds(changed) - middle for changed in _moved(machine, name)]
+    if not differences:
+        return SecondsBetween(None, None)
+    below, above = (math.hypot(*(sign * max(0.0, sign * one) for one in differences)) for sign in (-1, 1))
+    return SecondsBetween(max(0.0, middle - below), middle + above)
+
+
+def _moved(machine: Machine, name: str) -> Iterator[Machine]:
     """One number at an end of its interval each."""
-    for key in COMPUTING:
-        for end in pace.intervals.get(key, ()):
-            yield machine, pace.model_copy(update={key: end})
-    for name in ("inside", "between"):
-        link = getattr(machine, name)
-        for key in LINKS:
-            for end in link.intervals.get(key, ()):
-                yield machine.model_copy(update={name: link.model_copy(update={key: end})}), pace
+    pace = machine.pace(name)
+    for key, ends in pace.intervals.items():
+        for end in ends:
+            changed = pace.model_copy(update={key: end})
+            yield machine.model_copy(update={"workloads": {**machine.workloads, name: changed}})
+    for where in ("inside", "between"):
+        link = getattr(machine, where)
+        for key, ends in link.intervals.items():
+            for end in ends:
+                yield machine.model_copy(update={where: link.model_copy(update={key: end})})

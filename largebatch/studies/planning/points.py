@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from largebatch.errors import UserError
 from largebatch.recipes import derive
 from largebatch.records.plan import LeftOut, PlannedPhase, PlannedPoint
-from largebatch.studies.cluster.machine import Machine, Pace
+from largebatch.studies.cluster.machine import Machine
 from largebatch.studies.cluster.step import StepTime, step_time
 from largebatch.studies.planning.devices import divisors
 from largebatch.studies.planning.legs import PLENTY, Leg
-from largebatch.studies.planning.memory import GIB, RESERVE, StepMemory
-from largebatch.studies.planning.pace import Interval95, interval_of, pace_for
+from largebatch.studies.planning.memory import GIB, RESERVE, StepMemory, StepNeeds
+from largebatch.studies.planning.pace import SecondsBetween, pace_for, seconds_between
 from largebatch.studies.planning.sent import workload_of
 from largebatch.studies.planning.target import ExamplesNeeded
 
@@ -69,7 +69,7 @@ class LegOnMachine:
             f"{self.machine.name} has {(limit or 0) / GIB:.1f}"
         )
 
-    def needs(self, devices: int, cut: Cut):
+    def needs(self, devices: int, cut: Cut) -> StepNeeds:
         try:
             return self.memory.needs(devices, cut.micro, cut.accumulation)
         except UserError as error:
@@ -78,16 +78,16 @@ class LegOnMachine:
     def planned(self, devices: int) -> tuple[PlannedPhase, ExamplesNeeded]:
         cut = self.cut(devices)
         needs = self.needs(devices, cut)
-        pace, _ = pace_for(self.machine, self.workload, needs.flops)
         expected = self.leg.target.needed(self.leg.batch)
         engine = self.leg.run.engine.name
 
-        def timed(machine: Machine, pace: Pace) -> StepTime:
+        def timed(machine: Machine) -> StepTime:
+            pace = pace_for(machine, self.workload, needs.flops)
             workload = workload_of(machine, pace, engine, needs.collectives, cut.accumulation, devices)
             return step_time(machine, workload, devices, cut.micro, cut.accumulation)
 
-        time = timed(self.machine, pace)
-        sure = interval_of(self.machine, pace, lambda machine, pace: timed(machine, pace).total)
+        time = timed(self.machine)
+        sure = seconds_between(self.machine, self.workload, devices, lambda machine: timed(machine).total)
         return PlannedPhase(
             global_batch_size=self.leg.batch, micro_batch_size=cut.micro, accumulation_steps=cut.accumulation,
             steps=math.ceil(expected.examples / self.leg.batch - 1e-9), examples=expected.examples,
@@ -123,14 +123,16 @@ def total(values: Iterable[float | None]) -> float | None:
     return None if None in known else math.fsum(value for value in known if value is not None)
 
 
-def hours_between(planned: Sequence[tuple[PlannedPhase, ExamplesNeeded]], hours: float) -> tuple[float | None, float | None]:
+def hours_between(
+    planned: Sequence[tuple[PlannedPhase, ExamplesNeeded]], hours: float
+) -> tuple[float | None, float | None]:
     """Relative distances of the step's and the examples' ends, in squares; what has no interval counts as sure."""
     ends: list[float | None] = []
     for side in ("low", "high"):
         away, known = 0.0, False
         for phase, needed in planned:
             share = phase.steps * phase.step_seconds / 3600
-            sure = Interval95(phase.step_seconds_low, phase.step_seconds_high)
+            sure = SecondsBetween(phase.step_seconds_low, phase.step_seconds_high)
             for end, middle in ((getattr(sure, side), phase.step_seconds), (getattr(needed, side), needed.examples)):
                 if end is not None:
                     known = True

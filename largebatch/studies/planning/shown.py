@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import rich.table
 
 from largebatch.records.plan import ClusterPlanRecord, PlannedPoint
-from largebatch.report.numerals import ABSENT, count, listing, rounded, time_between, time_of
+from largebatch.report.numerals import ABSENT, TimeUnit, count, decimals, listing, rounded, time_unit
 from largebatch.studies.planning.choice import fastest_by_devices
 
 MOST_LEFT_OUT = 8  # sentences
@@ -16,9 +16,11 @@ MOST_LEFT_OUT = 8  # sentences
 def table(facts: ClusterPlanRecord, wide: bool) -> rich.table.Table:
     """``wide``: with what a narrow terminal has no room for."""
     priced = facts.price is not None
-    columns = ["devices", "batch", "share", "GiB", "step", "eff.", *["strong", "weak"] * wide, "epochs", "time"]
-    columns += [*["95 %"] * wide, "dev-hours", *["cost"] * priced, ""]
-    made = rich.table.Table(*columns, box=None, padding=(0, 1), pad_edge=False)
+    unit = unit_of(facts)
+    columns = ["devices", "batch", "share", "GiB", "ms/step", "eff.", *["strong", "weak"] * wide, "epochs", unit.sign]
+    columns += [*["95 %"] * wide, "dev-h", *["cost"] * priced, ""]
+    made = rich.table.Table(*columns, box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False)
+    digits = Digits(facts, unit)
     for column in made.columns:
         column.justify, column.no_wrap = "right", True
     made.columns[-1].justify = "left"
@@ -28,22 +30,49 @@ def table(facts: ClusterPlanRecord, wide: bool) -> rich.table.Table:
         if before not in (None, point.devices):
             made.add_section()
         marks = ", ".join(marks_of(facts, place)) or ("·" if place in best else "")
-        made.add_row(*cells(facts, point, wide, first=before != point.devices), marks)
+        made.add_row(*cells(point, digits, wide, first=before != point.devices), marks)
         before = point.devices
     return made
 
 
-def cells(facts: ClusterPlanRecord, point: PlannedPoint, wide: bool, first: bool) -> list[str]:
-    shares = "/".join(share_words(phase.micro_batch_size, phase.accumulation_steps) for phase in point.phases)
-    scaling = [percent(point.strong), percent(point.weak)] if wide else []
-    interval = [time_between(point.hours_low, point.hours_high)] if wide else []
-    cost = [rounded(point.cost)] if facts.price is not None else []
+def unit_of(facts: ClusterPlanRecord) -> TimeUnit:
+    """Of the whole column: that of the middle of its times."""
+    times = sorted(point.hours for point in facts.points)
+    return time_unit(times[len(times) // 2])
+
+
+class Digits:
+    """How the numbers of a column are written: all with as many decimals."""
+
+    def __init__(self, facts: ClusterPlanRecord, unit: TimeUnit) -> None:
+        self.unit = unit
+        self.time = decimals(point.hours / unit.hours for point in facts.points)
+        self.device_hours = decimals(point.device_hours for point in facts.points)
+        self.cost = decimals(point.cost for point in facts.points)
+        self.epochs = max(1, decimals(point.epochs for point in facts.points))
+
+    def between(self, low: float | None, high: float | None) -> str:
+        ends = [ABSENT if end is None else f"{end / self.unit.hours:,.{self.time}f}" for end in (low, high)]
+        return " to ".join(ends)
+
+
+def cells(point: PlannedPoint, digits: Digits, wide: bool, first: bool) -> list[str]:
+    """A line of each for a phase."""
+    phases = point.phases
     return [
-        count(point.devices) if first else "", "/".join(count(phase.global_batch_size) for phase in point.phases),
-        shares, f"{max(phase.memory_gib for phase in point.phases):.1f}",
-        "/".join(milliseconds(phase.step_seconds) for phase in point.phases), percent(point.efficiency), *scaling,
-        f"{point.epochs:#.3g}".rstrip("."), time_of(point.hours), *interval, rounded(point.device_hours), *cost,
-    ]  # fmt: skip
+        count(point.devices) if first else "",
+        "\n".join(count(phase.global_batch_size) for phase in phases),
+        "\n".join(share_words(phase.micro_batch_size, phase.accumulation_steps) for phase in phases),
+        "\n".join(f"{phase.memory_gib:.1f}" for phase in phases),
+        "\n".join(milliseconds(phase.step_seconds) for phase in phases),
+        percent(point.efficiency),
+        *([percent(point.strong), percent(point.weak)] if wide else []),
+        f"{point.epochs:,.{digits.epochs}f}",
+        f"{point.hours / digits.unit.hours:,.{digits.time}f}",
+        *([digits.between(point.hours_low, point.hours_high)] if wide else []),
+        f"{point.device_hours:,.{digits.device_hours}f}",
+        *([] if point.cost is None else [f"{point.cost:,.{digits.cost}f}"]),
+    ]
 
 
 def share_words(micro: int, accumulation: int) -> str:
@@ -51,7 +80,7 @@ def share_words(micro: int, accumulation: int) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms" if seconds < 0.1 else f"{1000 * seconds:,.0f} ms"
+    return f"{1000 * seconds:.1f}" if seconds < 0.1 else f"{1000 * seconds:,.0f}"
 
 
 def percent(share: float | None) -> str:
@@ -73,22 +102,34 @@ def headline(facts: ClusterPlanRecord) -> list[str]:
 
 def sentences(facts: ClusterPlanRecord) -> Iterator[str]:
     """After the table: the points with a name, what is left out, how sure it is, what to type."""
-    for name in dict.fromkeys(["fastest", "cheapest", "knee", facts.chosen_as]):
-        place = facts.chosen if name == facts.chosen_as else getattr(facts, name)
-        yield f"{name}: {described(facts, facts.points[place])}"
+    for place in dict.fromkeys([facts.fastest, facts.cheapest, facts.knee, facts.chosen]):
+        yield f"{', '.join(marks_of(facts, place))}: {described(facts, facts.points[place])}"
+    yield from of_failures(facts.points[facts.chosen])
     yield from left_out(facts)
     yield from facts.sure
 
 
 def described(facts: ClusterPlanRecord, point: PlannedPoint) -> str:
     batch = "/".join(count(phase.global_batch_size) for phase in point.phases)
-    between = ""
+    unit, between = time_unit(point.hours), ""
     if point.hours_low is not None or point.hours_high is not None:
-        between = f" ({time_between(point.hours_low, point.hours_high)})"
+        between = f" ({unit.between(point.hours_low, point.hours_high)})"
     cost = f", cost {rounded(point.cost)}" if point.cost is not None else ""
     return (
-        f"batch {batch} on {count(point.devices)} devices: {time_of(point.hours)}{between}, "
+        f"batch {batch} on {count(point.devices)} devices: {unit.of(point.hours)} {unit.sign}{between}, "
         f"{rounded(point.device_hours)} device-hours{cost}"
+    )
+
+
+def of_failures(point: PlannedPoint) -> Iterator[str]:
+    if point.lost_share is None or point.checkpoint_minutes is None:
+        return
+    every, whole = point.checkpoint_minutes / 60, point.hours / (1 - point.lost_share)
+    unit, total = time_unit(every), time_unit(whole)
+    yield (
+        f"failures on {count(point.devices)} devices: best saved every {unit.of(every)} {unit.sign} (Young, Daly), "
+        f"{100 * point.lost_share:.2g} % of the time is lost to saves, repeated work and restarts: "
+        f"{total.of(whole)} {total.sign} with them"
     )
 
 

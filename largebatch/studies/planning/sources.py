@@ -108,7 +108,9 @@ def _of_branches(record: CriticalRecord, budget: RecipeBudget, path: Path) -> Bo
         if point.critical_batch_size and point.verdict in ("critical", "at least")
     ]
     if not known:
-        raise UserError(f"--target {path}: at no checkpoint the critical batch is known from below; branch at more factors")
+        raise UserError(
+            f"--target {path}: at no checkpoint the critical batch is known from below; branch at more factors"
+        )
     step, critical, verdict = known[-1]
     how = f"{'at least ' * (verdict == 'at least')}{rounded(critical)}, by branches at step {count(step)}"
     return BoundTarget(
@@ -132,7 +134,9 @@ def stated_law(critical: float, least: float | None, budget: RecipeBudget) -> La
     """``least`` examples of small batches; else what makes the recipe's budget right at its batch."""
     if least is None:
         least = budget.examples / (1 + budget.batch / critical)
-        words = f"a stated critical batch of {rounded(critical)}, and the recipe's budget at batch {count(budget.batch)}"
+        words = (
+            f"a stated critical batch of {rounded(critical)}, and the recipe's budget at batch {count(budget.batch)}"
+        )
     else:
         words = f"a stated critical batch of {rounded(critical)}, and {rounded(least)} examples of small batches"
     return LawTarget(words, ScalingLaw(least, least / critical))

@@ -42,10 +42,6 @@ class ExamplesNeeded:
     high: float | None
     basis: str
 
-    def scaled(self, factor: float) -> ExamplesNeeded:
-        ends = [None if end is None else end * factor for end in (self.low, self.high)]
-        return ExamplesNeeded(self.examples * factor, *ends, self.basis)
-
 
 class ExamplesToTarget(Protocol):
     """One of the sources. ``critical`` is None where no law is known, ``sensible`` the batches worth a look."""
@@ -196,7 +192,7 @@ def points_target(words: str, points: Sequence[MiddleOfRuns], where: str) -> Poi
     reached = sum(point.exact for point in points)
     if reached < 2:
         raise UserError(
-            f"{where} has {reached} batch size{'s' * (reached != 1)} at which the target was reached; a plan needs 2 or "
-            "more, or --critical-batch N --epochs N"
+            f"{where} has {reached} batch size{'s' * (reached != 1)} at which the target was reached; a plan needs 2 "
+            "or more, or --critical-batch N --epochs N"
         )
     return PointsTarget(words, tuple(points))

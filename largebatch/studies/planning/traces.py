@@ -25,6 +25,10 @@ from largebatch.records.plan import KeptTrace, TracedCollective
 from largebatch.records.typed import content, read
 
 PACKAGE = Path(__file__).parents[2]
+ROOMS = (
+    "optim", "plan", "recipes", "data", "models", "tasks", "optimizers", "machine", "engines", "steps", "methods",
+    "run", "studies/dry_run",
+)  # fmt: skip
 NO_MATTER = (
     "name", "title", "seed", "record", "checkpoint", "expect", "search", "resume", "timeout_minutes", "epochs", "steps",
     "lr",
@@ -135,8 +139,9 @@ def folder_of_traces() -> Path:
 
 @functools.cache
 def version() -> str:
-    """Of torch, and of every source file of the package."""
+    """Of torch, and of every source file that a step is made by."""
     digest = hashlib.sha256(importlib.metadata.version("torch").encode())
-    for file in sorted(PACKAGE.rglob("*.py")):
-        digest.update(file.read_bytes())
+    for room in ROOMS:
+        for file in sorted((PACKAGE / room).rglob("*.py")):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
