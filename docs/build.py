@@ -29,6 +29,7 @@ DIAGNOSES = (  # each with the objects within it
     (diagnoses.PlateauRecord,),
     (diagnoses.CriticalRecord, diagnoses.CriticalPoint, diagnoses.FactorOutcome),
     (diagnoses.BranchRecord,),
+    (diagnoses.StepTimeRecord,),
 )
 
 
