@@ -29,6 +29,7 @@ DIAGNOSES = (  # each with the objects within it
     (diagnoses.PlateauRecord,),
     (diagnoses.CriticalRecord, diagnoses.CriticalPoint, diagnoses.FactorOutcome),
     (diagnoses.BranchRecord,),
+    (diagnoses.StepTimeRecord,),
 )
 
 
@@ -71,8 +72,7 @@ def run_directory() -> str:
     parts += _record(plan.ClusterPlanRecord, plan.PlannedPoint, plan.PlannedPhase, plan.LeftOut)
     parts += [
         "## Simulated clusters",
-        "The numbers of `largebatch plan simulate`; [planning_simulation.md](planning_simulation.md) says what they "
-        "are.",
+        "The numbers of `largebatch plan simulate` ([planning_simulation.md](planning_simulation.md)).",
     ]
     parts += _record(simulation.SimulationRecord, simulation.SimulatedCluster, simulation.SimulatedFailures)
     return "\n\n".join(parts) + "\n"

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from largebatch.cli.frame import JsonFile, check_folder, command, local_path, wide_console, write_numbers
+from largebatch.cli.frame import (
+    JsonFile,
+    PictureFile,
+    check_folder,
+    check_picture,
+    command,
+    local_path,
+    wide_console,
+    write_numbers,
+    write_picture,
+)
 from largebatch.errors import UserError
 from largebatch.terminal.console import tell
 
@@ -29,9 +39,11 @@ def fit(
         Path | None, typer.Option(metavar="MACHINE.yaml", help="for plan --machine", parser=local_path)
     ] = None,
     json_file: JsonFile = None,
+    picture: PictureFile = None,
 ) -> None:
     """A machine fitted to measured steps, with intervals; rows of more devices predicted from those of few."""
     check_folder(json_file)
+    check_picture(picture)
     if gradients is not None and not 0 < gradients < 1e15:
         raise UserError(f"--gradients {gradients:g} must be above 0")
     if out is not None and (out.suffix not in (".yaml", ".yml") or not out.parent.is_dir()):
@@ -50,3 +62,4 @@ def fit(
         write_text(out, machines.written(found))
         tell(console, f"machine: {out}")
     write_numbers(json_file, facts, console)
+    write_picture(picture, facts, console)

@@ -99,6 +99,7 @@ DRAWINGS: dict[str, Draw] = {
     "batch_time": _from("batch_time_figure"),
     "surface": _from("surface_figures"),
     "targets": _from("target_figure"),
+    "machine_fit": _from("machine_fit_figure"),
     "cluster_plan": _from("plan_figure"),
     "cluster_simulation": _from("simulation_figure"),
 }

@@ -1,8 +1,8 @@
 """Samples that BERT needs at each of the reference's batches, by what a plan may be told.
 
-``python results/plan/examples.py`` writes examples.md. A plan takes the points of ``mlperf/bert``; beside it stand the line through a batch's neighbours,
-without the batch itself, the fitted law, B_crit = 13,030 with the E_min that fits best, and MLPerf's own law as its
-rules state it for the interval of evaluations, 230.23·B + 3,000,000.
+``python results/plan/examples.py`` writes examples.md. A plan takes the points of ``mlperf/bert``; beside it stand the
+line through a batch's neighbours, without the batch itself, the fitted law, B_crit = 13,030 with the E_min that fits
+best, and MLPerf's own law as its rules state it for the interval of evaluations, 230.23·B + 3,000,000.
 """
 
 from __future__ import annotations

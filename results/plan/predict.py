@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.recipes.strict_yaml import parse
+from largebatch.report.alone import write_picture
 from largebatch.studies.cluster import fit as fitting
 from largebatch.studies.cluster import machine as machines
 from largebatch.studies.cluster import rows as measured
@@ -178,6 +179,8 @@ def page(facts: dict[str, Any]) -> str:
         f"Of the {few['rows']} rows of at most {FEW} devices, each left out once, the median error is "
         f"{few['median']:.1%}, and {few['inside']:.0%} lie in the interval.",
         "",
+        "![The model over what was published](predictions.svg)",
+        "",
         "| family | workload | devices | share | measured ms | model ms | 95 % | error | |",
         "|---|---|---:|---:|---:|---:|---|---:|---|",
     ]
@@ -252,6 +255,13 @@ def main() -> None:
         "goyal": goyal(), "lamb": lamb(rows, known),
     }  # fmt: skip
     (HERE / "predictions.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    title = "Fitted on few devices: the model over what was published"
+    drawn = [
+        {**line, "seconds": line["measured_ms"], "model_seconds": line["model_ms"],
+         "model_seconds_low": line["low_ms"], "model_seconds_high": line["high_ms"]}
+        for line in facts["rows"]
+    ]  # fmt: skip
+    write_picture({"kind": "machine_fit", "title": title, "rows": drawn}, HERE / "predictions.svg")
     text = page(facts)
     (HERE / "predictions.md").write_text(text, encoding="utf-8")
     print(text)

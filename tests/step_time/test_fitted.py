@@ -92,8 +92,13 @@ def test_rows_of_several_machines_are_not_thrown_together(tmp_path):
 def test_the_command_writes_a_machine_that_is_read(rows, tmp_path):
     out = tmp_path / "ours.yaml"
     words = ["plan", "fit", str(rows), "--machine", "dgx-h100", "--workload", "resnet50", "--out", str(out)]
-    ended = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "fit.json")])
+    ended = CliRunner().invoke(
+        app, [*words, "--json", str(tmp_path / "fit.json"), "--picture", str(tmp_path / "fit.svg")]
+    )
     assert ended.exit_code == 0, ended.output
     assert (tmp_path / "fit.json").exists()
+    spoken = (tmp_path / "fit.svg").read_text()
+    assert "8 devices: " in spoken
+    assert "512 devices: " in spoken
     assert machines.load(out).pace("resnet50").floor > 0
     assert machines.load(out).fit is not None

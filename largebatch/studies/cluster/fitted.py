@@ -68,7 +68,8 @@ def machine_fit(
     assert machine.fit is not None
     lines = [_line(machine, row, most) for row in rows.rows]
     facts = {
-        "kind": "machine_fit", "command": command, "machine": machine.model_dump(mode="json"), "rows": lines,
+        "kind": "machine_fit", "title": f"Steps on {machine.name}: the model over what was measured",
+        "command": command, "machine": machine.model_dump(mode="json"), "rows": lines,
         "without_gradient_bytes": sorted(name for name, fact in few.facts.items() if not fact.gradient_bytes),
     }  # fmt: skip
     return machine, facts

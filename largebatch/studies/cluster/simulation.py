@@ -132,7 +132,7 @@ def _failures(
     runs = [
         interrupted_run(step_seconds, pieces * every, every, failing.times, mean, random) for _ in range(failing.runs)
     ]
-    slowdowns = np.array([run.seconds / (pieces * every * step) for run in runs])
+    slowdowns = np.array([run.seconds / run.working for run in runs])
     low, high = (float(end) for end in np.quantile(slowdowns, (0.05, 0.95)))
     lost = time_lost(failing.times, mean, every * step)
     return SimulatedFailures(
