@@ -31,6 +31,15 @@ def settings_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
     return [*settings, *budget_of(recipe, point)]
 
 
+def of_length(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
+    """That the run is not as long as the recipe says, where it is not: its schedule is stretched or cut with it."""
+    if recipe.phased or not (typed := budget_of(recipe, point)):
+        return []
+    run = run_at(recipe, point)
+    stated = f"{run.steps:,} steps" if run.epochs is None else f"{run.epochs:g} epochs"
+    return [f"the recipe is of {stated}: with {typed[0]} its learning rates are others, and may need to be stated anew"]
+
+
 def budget_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
     """What the run's length becomes, where it is another than the recipe's."""
     run = recipe.run
