@@ -10,6 +10,9 @@ from largebatch.studies.cluster.machine import Machine
 from largebatch.studies.planning.legs import PlannedRecipe
 from largebatch.studies.planning.target import BUDGET
 
+SAME_LENGTH = 0.01
+"""Relative, up to which a run is as long as its recipe says."""
+
 
 def lines_of(recipe: PlannedRecipe, machine: Machine, point: PlannedPoint) -> list[str]:
     """One for each machine, which is the same on all of them."""
@@ -46,10 +49,12 @@ def budget_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
     if all(phase.basis == BUDGET for phase in point.phases) and (run.steps is None or not recipe.phased):
         return []
     if run.steps is None:
-        return [] if recipe.phased else [f"epochs={point.epochs / run_at(recipe, point).stretch:.4g}"]
+        at = run_at(recipe, point)
+        epochs = point.epochs / at.stretch
+        return [] if recipe.phased or as_long(epochs, at.epochs) else [f"epochs={epochs:.4g}"]
     if not recipe.phased:
         steps = point.phases[0].steps
-        return [f"steps={steps}"] * (run_at(recipe, point).steps != steps)
+        return [] if as_long(steps, run_at(recipe, point).steps) else [f"steps={steps}"]
     steps = sum(phase.steps for phase in point.phases)
     settings = [
         f"phases.{number}.steps={phase.steps}"
@@ -57,6 +62,10 @@ def budget_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
         if laid.ends.get("steps", phase.steps) != phase.steps
     ]
     return [*settings, *[f"steps={steps}"] * (steps != run.steps)]
+
+
+def as_long(length: float, stated: float | None) -> bool:
+    return stated is not None and abs(length / stated - 1) <= SAME_LENGTH
 
 
 def run_at(recipe: PlannedRecipe, point: PlannedPoint) -> config.Run:
