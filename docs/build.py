@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from docs.floors import picture
-from largebatch.records import comparison, curves, diagnoses, names, run, saved, simulation, target
+from largebatch.records import comparison, curves, diagnoses, names, plan, run, saved, simulation, target
 
 DOCS = Path(__file__).parent
 FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \S+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
@@ -65,6 +65,11 @@ def run_directory() -> str:
     parts += _record(
         curves.TargetsRecord, curves.CurveToTarget, curves.ReachedPoint, curves.FittedLaw, curves.MeasuredRange
     )
+    parts += [
+        "## Plans",
+        "The numbers of `largebatch plan`; [planning_command.md](planning_command.md) says what they mean.",
+    ]
+    parts += _record(plan.ClusterPlanRecord, plan.PlannedPoint, plan.PlannedPhase, plan.LeftOut)
     parts += [
         "## Simulated clusters",
         "The numbers of `largebatch plan simulate` ([planning_simulation.md](planning_simulation.md)).",

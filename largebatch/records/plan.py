@@ -58,6 +58,7 @@ class PlannedPhase:
     step_seconds: Number  # [s]
     step_seconds_low: Amount  # [s] of its 95 % interval; null: the machine states no interval
     step_seconds_high: Amount  # [s]
+    work: Amount  # operations of an example over those that the pace was measured with; null: not known
     basis: Name  # what the examples rest on: measured, between, beyond, law, at most, budget
 
 

@@ -154,7 +154,7 @@ def _key(facts: ClusterPlanRecord) -> Iterator[Line2D]:
 def _caption(facts: ClusterPlanRecord) -> str:
     machine = facts.machine_title or facts.machine
     return (
-        f"{capital(machine)}, engine {facts.engine}; examples to the target: {facts.target}. Training steps alone: no "
+        f"On {machine}, engine {facts.engine}; examples to the target: {facts.target}. Training steps alone: no "
         "evaluations, checkpoints or starts. The knee is the most devices at which a device-hour buys at least 80 % of "
         "what it buys on the fewest."
     )

@@ -244,3 +244,11 @@ def test_a_word_that_is_neither_recipe_nor_command(ask):
     code, _, err = ask("simulat")
     assert code == 2
     assert "did you mean simulate?" in err
+
+
+def test_a_run_of_another_length_is_said_to_be(ask):
+    arguments = ("tiny.yaml", "--machine", "cluster.yaml", "--devices", "1", "--batches", "100")
+    code, out, _ = ask(*arguments, "--target", "points.yaml")
+    assert code == 0
+    assert "the recipe is of 2 epochs: with epochs=1.333 its learning rates are others" in out
+    assert "the recipe is of" not in ask(*arguments)[1]

@@ -13,7 +13,7 @@ from largebatch.studies.cluster.step import step_time
 from largebatch.studies.planning.memory import RESERVE, StepMemory, StepNeeds
 from largebatch.studies.planning.pace import pace_for, seconds_between
 from largebatch.studies.planning.sent import workload_of
-from largebatch.studies.planning.traces import Shape
+from largebatch.studies.planning.traces import TracedShape
 
 PACE = Pace(per_example=1e-3, fixed=1e-3)
 SLOW = {"inside": {"bandwidth": 1e9}, "between": {"bandwidth": 1e9}}
@@ -23,9 +23,9 @@ class MadeUp:
     """Traces whose memory is known: 1,000 bytes stay, 2,000 where gradients are accumulated."""
 
     def __init__(self) -> None:
-        self.asked: list[Shape] = []
+        self.asked: list[TracedShape] = []
 
-    def at(self, shape: Shape):
+    def at(self, shape: TracedShape):
         self.asked.append(shape)
         stays = 1000 * min(2, shape.accumulation)
         parts = {"weights": stays, "activations": 100 * shape.micro, "gathered blocks": 0}
@@ -57,7 +57,7 @@ def test_a_sharding_engine_is_traced_on_its_own_ranks():
     traces = MadeUp()
     memory = StepMemory(config.from_dict({**WRITTEN, "engine": {"name": "fsdp"}}), traces)  # type: ignore[arg-type]
     memory.needs(32, 8, 1)
-    assert Shape(32, 8) in traces.asked
+    assert TracedShape(32, 8) in traces.asked
 
 
 def test_room_is_left_beside_what_is_counted():

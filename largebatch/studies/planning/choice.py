@@ -19,7 +19,7 @@ UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True)
-class Choice:
+class NamedPlaces:
     """Places in the points."""
 
     fastest: int
@@ -29,14 +29,14 @@ class Choice:
     chosen_as: str
 
 
-def choice_of(points: Sequence[PlannedPoint], within: float | None = None, budget: float | None = None) -> Choice:
+def choice_of(points: Sequence[PlannedPoint], within: float | None = None, budget: float | None = None) -> NamedPlaces:
     """``within`` [h]: the cheapest that takes no longer; ``budget``: the fastest that costs no more."""
     places = range(len(points))
     fastest = min(places, key=lambda place: (points[place].hours, points[place].device_hours))
     cheapest = min(places, key=lambda place: (points[place].device_hours, points[place].hours))
     knee = knee_of(points)
     if within is None and budget is None:
-        return Choice(fastest, cheapest, knee, knee, "knee")
+        return NamedPlaces(fastest, cheapest, knee, knee, "knee")
     in_time = [place for place in places if within is None or points[place].hours <= within]
     if within is not None and not in_time:
         best = points[fastest]
@@ -53,8 +53,8 @@ def choice_of(points: Sequence[PlannedPoint], within: float | None = None, budge
             f"on {count(best.devices)} devices"
         )
     if budget is None:
-        return Choice(fastest, cheapest, knee, min(paid, key=lambda place: points[place].device_hours), "within")
-    return Choice(fastest, cheapest, knee, min(paid, key=lambda place: points[place].hours), "budget")
+        return NamedPlaces(fastest, cheapest, knee, min(paid, key=lambda place: points[place].device_hours), "within")
+    return NamedPlaces(fastest, cheapest, knee, min(paid, key=lambda place: points[place].hours), "budget")
 
 
 def cost_of(point: PlannedPoint) -> float:

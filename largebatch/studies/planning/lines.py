@@ -10,6 +10,9 @@ from largebatch.studies.cluster.machine import Machine
 from largebatch.studies.planning.legs import PlannedRecipe
 from largebatch.studies.planning.target import BUDGET
 
+SAME_LENGTH = 0.01
+"""Relative, up to which a run is as long as its recipe says."""
+
 
 def lines_of(recipe: PlannedRecipe, machine: Machine, point: PlannedPoint) -> list[str]:
     """One for each machine, which is the same on all of them."""
@@ -31,16 +34,27 @@ def settings_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
     return [*settings, *budget_of(recipe, point)]
 
 
+def of_length(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
+    """That the run is not as long as the recipe says, where it is not: its schedule is stretched or cut with it."""
+    if recipe.phased or not (typed := budget_of(recipe, point)):
+        return []
+    run = run_at(recipe, point)
+    stated = f"{run.steps:,} steps" if run.epochs is None else f"{run.epochs:g} epochs"
+    return [f"the recipe is of {stated}: with {typed[0]} its learning rates are others, and may need to be stated anew"]
+
+
 def budget_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
     """What the run's length becomes, where it is another than the recipe's."""
     run = recipe.run
     if all(phase.basis == BUDGET for phase in point.phases) and (run.steps is None or not recipe.phased):
         return []
     if run.steps is None:
-        return [] if recipe.phased else [f"epochs={point.epochs / run_at(recipe, point).stretch:.4g}"]
+        at = run_at(recipe, point)
+        epochs = point.epochs / at.stretch
+        return [] if recipe.phased or as_long(epochs, at.epochs) else [f"epochs={epochs:.4g}"]
     if not recipe.phased:
         steps = point.phases[0].steps
-        return [f"steps={steps}"] * (run_at(recipe, point).steps != steps)
+        return [] if as_long(steps, run_at(recipe, point).steps) else [f"steps={steps}"]
     steps = sum(phase.steps for phase in point.phases)
     settings = [
         f"phases.{number}.steps={phase.steps}"
@@ -48,6 +62,10 @@ def budget_of(recipe: PlannedRecipe, point: PlannedPoint) -> list[str]:
         if laid.ends.get("steps", phase.steps) != phase.steps
     ]
     return [*settings, *[f"steps={steps}"] * (steps != run.steps)]
+
+
+def as_long(length: float, stated: float | None) -> bool:
+    return stated is not None and abs(length / stated - 1) <= SAME_LENGTH
 
 
 def run_at(recipe: PlannedRecipe, point: PlannedPoint) -> config.Run:

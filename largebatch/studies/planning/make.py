@@ -16,7 +16,7 @@ from largebatch.studies.planning.choice import choice_of
 from largebatch.studies.planning.devices import nearest
 from largebatch.studies.planning.interruptions import Failures, with_failures
 from largebatch.studies.planning.legs import PLENTY, PlannedRecipe
-from largebatch.studies.planning.lines import lines_of
+from largebatch.studies.planning.lines import lines_of, of_length
 from largebatch.studies.planning.memory import StepMemory
 from largebatch.studies.planning.pace import pace_name
 from largebatch.studies.planning.points import LegOnMachine, Unplanned, compared, left_out, point_of
@@ -172,6 +172,7 @@ def recorded(
         critical_batch_size=target.critical if target else wish.critical_batch, price=wish.price, points=points,
         left_out=sorted(left, key=lambda one: (one.global_batch_size, one.devices)),
         fastest=choice.fastest, cheapest=choice.cheapest, knee=choice.knee, chosen=choice.chosen,
-        chosen_as=choice.chosen_as, sure=sentences(wish.machine, workloads, target, points),
+        chosen_as=choice.chosen_as,
+        sure=[*sentences(wish.machine, workloads, target, points), *of_length(recipe, chosen)],
         lines=lines_of(recipe, wish.machine, chosen), command=wish.command, versions=versions(), commit=commit(),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from largebatch.recipes import config, derive
 from largebatch.records.plan import KeptTrace, TracedCollective
-from largebatch.studies.planning.traces import Shape, Traces
+from largebatch.studies.planning.traces import TracedShape, Traces
 
 GIB = 2**30
 RESERVE = 3 * GIB
@@ -44,22 +44,22 @@ class StepMemory:
 
     def needs(self, world: int, micro: int, accumulation: int) -> StepNeeds:
         if not self.proportional(world):
-            trace = self.traces.at(Shape(world, micro, accumulation))
+            trace = self.traces.at(TracedShape(world, micro, accumulation))
             return self._of(trace, trace, passing_bytes(trace), world)
         several = min(accumulation, 2)
         ranks = derive.synchronised_ranks(self.run_at(world, micro, accumulation), world)
         if ranks > 1:  # batch norm that is shared, at this micro-batch alone
-            trace = self.traces.at(Shape(ranks, micro))
+            trace = self.traces.at(TracedShape(ranks, micro))
             return self._of(trace, trace, passing_bytes(trace), world)
         near = min(2, world)
         small = self.smallest
-        first = self.traces.at(Shape(near, small))
+        first = self.traces.at(TracedShape(near, small))
         passing = float(passing_bytes(first))
         if micro != small:
-            other = self.traces.at(Shape(near, LARGER * small))
+            other = self.traces.at(TracedShape(near, LARGER * small))
             slope = (passing_bytes(other) - passing_bytes(first)) / (LARGER * small - small)
             passing += slope * (micro - small)
-        staying = self.traces.at(Shape(world if self.sharded else near, small, several))
+        staying = self.traces.at(TracedShape(world if self.sharded else near, small, several))
         return self._of(staying, first, passing, world)
 
     def proportional(self, world: int) -> bool:

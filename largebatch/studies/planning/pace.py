@@ -29,9 +29,10 @@ class SecondsBetween:
 
 
 def workload_names(run: config.Run) -> list[str]:
-    """What a machine may call it, the more exact first: ``bert-128``, ``bert``."""
-    size = run.data.length or run.data.side
-    return [*([] if size is None else [f"{run.model.name}-{size}"]), run.model.name]
+    """What a machine may call it, the more exact first: ``bert_large_128``, ``bert_large``, ``bert``."""
+    size, shape = run.model.arguments.get("size"), run.data.length or run.data.side
+    parts = [run.model.name, *[str(part) for part in (size, shape) if part is not None]]
+    return ["_".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def pace_name(machine: Machine, run: config.Run, stated: str | None) -> str:

@@ -21,7 +21,7 @@ from largebatch.studies.cluster.step import StepTime, step_time
 from largebatch.studies.planning.devices import divisors
 from largebatch.studies.planning.legs import PLENTY, Leg
 from largebatch.studies.planning.memory import GIB, RESERVE, StepMemory, StepNeeds
-from largebatch.studies.planning.pace import SecondsBetween, pace_for, seconds_between
+from largebatch.studies.planning.pace import SecondsBetween, pace_for, ratio_of, seconds_between
 from largebatch.studies.planning.sent import workload_of
 from largebatch.studies.planning.target import ExamplesNeeded
 
@@ -94,6 +94,7 @@ class LegOnMachine:
             memory_gib=needs.bytes / GIB, compute_seconds=time.compute, fixed_seconds=time.fixed,
             communication_seconds=time.communication, exposed_seconds=time.exposed, data_seconds=time.data,
             step_seconds=time.total, step_seconds_low=sure.low, step_seconds_high=sure.high, basis=expected.basis,
+            work=ratio_of(self.machine.pace(self.workload), needs.flops),
         ), expected  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def table(facts: ClusterPlanRecord, wide: bool) -> rich.table.Table:
     columns = ["devices", "batch", "share", "GiB", "ms/step", "eff.", *["strong", "weak"] * wide, "epochs", unit.sign]
     columns += [*["95 %"] * wide, "dev-h", *["cost"] * priced, ""]
     made = rich.table.Table(*columns, box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False)
-    digits = Digits(facts, unit)
+    digits = ColumnDecimals(facts, unit)
     for column in made.columns:
         column.justify, column.no_wrap = "right", True
     made.columns[-1].justify = "left"
@@ -41,7 +41,7 @@ def unit_of(facts: ClusterPlanRecord) -> TimeUnit:
     return time_unit(times[len(times) // 2])
 
 
-class Digits:
+class ColumnDecimals:
     """How the numbers of a column are written: all with as many decimals."""
 
     def __init__(self, facts: ClusterPlanRecord, unit: TimeUnit) -> None:
@@ -56,7 +56,7 @@ class Digits:
         return " to ".join(ends)
 
 
-def cells(point: PlannedPoint, digits: Digits, wide: bool, first: bool) -> list[str]:
+def cells(point: PlannedPoint, digits: ColumnDecimals, wide: bool, first: bool) -> list[str]:
     """A line of each for a phase."""
     phases = point.phases
     return [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from largebatch.records.plan import PlannedPoint
 from largebatch.report.numerals import count, listing
 from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.planning.pace import SAME
 from largebatch.studies.planning.target import (
     AT_MOST,
     BETWEEN,
@@ -31,7 +32,10 @@ BASES = {
 def sentences(
     machine: Machine, workloads: Sequence[str], target: ExamplesToTarget | None, points: Sequence[PlannedPoint]
 ) -> list[str]:
-    return [*_of_steps(machine, workloads), *_of_examples(target, points), *_of_memory(machine, points)]
+    return [
+        *_of_steps(machine, workloads), *_of_work(workloads, points), *_of_examples(target, points),
+        *_of_memory(machine, points),
+    ]  # fmt: skip
 
 
 def _of_steps(machine: Machine, workloads: Sequence[str]) -> list[str]:
@@ -46,6 +50,21 @@ def _of_steps(machine: Machine, workloads: Sequence[str]) -> list[str]:
         f"step times: the model, fitted to {len(rows)} rows of {count(devices[0])} to {count(devices[-1])} devices, "
         f"which it meets within {100 * largest:.1f} %"
     ]
+
+
+def _of_work(workloads: Sequence[str], points: Sequence[PlannedPoint]) -> list[str]:
+    """Where a pace was measured with other examples."""
+    found = []
+    for name, phase in zip(workloads, points[0].phases, strict=True):
+        if phase.work is None:
+            found.append(
+                f"{name}: nothing says how many operations its pace was measured with; it is taken as it stands"
+            )
+        elif abs(phase.work - 1) > SAME:
+            found.append(
+                f"{name}: an example here has {phase.work:.3g} times the operations of those it was measured with"
+            )
+    return list(dict.fromkeys(found))
 
 
 def _of_examples(target: ExamplesToTarget | None, points: Sequence[PlannedPoint]) -> list[str]:

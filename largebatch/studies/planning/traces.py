@@ -39,7 +39,7 @@ RATES = ("optimizer", "weight_decay")
 
 
 @dataclass(frozen=True)
-class Shape:
+class TracedShape:
     """How a global batch is cut; of many micro-batches a dry run makes two."""
 
     world: int
@@ -60,9 +60,9 @@ class Traces:
     ) -> None:  # fmt: skip
         self.run, self.device, self.examples, self.classes, self.note = run, device, examples, classes, note
         self.folder = folder or folder_of_traces()
-        self.known: dict[Shape, KeptTrace] = {}
+        self.known: dict[TracedShape, KeptTrace] = {}
 
-    def at(self, shape: Shape) -> KeptTrace:
+    def at(self, shape: TracedShape) -> KeptTrace:
         """Kept, or traced now; UserError where ``train`` would refuse."""
         if shape not in self.known:
             file = self.folder / f"{self._key(shape)}.json"
@@ -71,10 +71,10 @@ class Traces:
 
     def alike(self, other: Traces) -> bool:
         """Whether both find the same files."""
-        shape = Shape(1, 1)
+        shape = TracedShape(1, 1)
         return self._key(shape) == other._key(shape)
 
-    def _key(self, shape: Shape) -> str:
+    def _key(self, shape: TracedShape) -> str:
         written = {key: value for key, value in self.run.as_written().items() if key not in NO_MATTER}
         written["batch"] = {**written["batch"], **_sizes(shape)}
         for section in RATES:
@@ -82,7 +82,7 @@ class Traces:
         text = json.dumps([written, self.device, self.examples, self.classes, shape.world, version()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _trace(self, shape: Shape, file: Path) -> KeptTrace:
+    def _trace(self, shape: TracedShape, file: Path) -> KeptTrace:
         self.note(f"tracing a step of micro-batch {shape.micro:,} on {shape.world:,} ranks; the trace is kept")
         from largebatch.studies.dry_run import Cluster, of_step
         from largebatch.studies.dry_run.job import pretended
@@ -103,7 +103,7 @@ class Traces:
         return made
 
 
-def _sizes(shape: Shape) -> dict[str, int]:
+def _sizes(shape: TracedShape) -> dict[str, int]:
     return {"global_batch_size": shape.batch, "micro_batch_size": shape.micro}
 
 
