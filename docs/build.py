@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from docs.floors import picture
-from largebatch.records import comparison, curves, diagnoses, names, run, saved, target
+from largebatch.records import comparison, curves, diagnoses, names, plan, run, saved, simulation, target
 
 DOCS = Path(__file__).parent
 FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \S+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
@@ -29,6 +29,7 @@ DIAGNOSES = (  # each with the objects within it
     (diagnoses.PlateauRecord,),
     (diagnoses.CriticalRecord, diagnoses.CriticalPoint, diagnoses.FactorOutcome),
     (diagnoses.BranchRecord,),
+    (diagnoses.StepTimeRecord,),
 )
 
 
@@ -65,6 +66,16 @@ def run_directory() -> str:
         curves.TargetsRecord, curves.CurveToTarget, curves.ReachedPoint, curves.FittedLaw, curves.MeasuredRange,
         curves.SearchedBatch, curves.RegionOfKey, curves.RuleOfKey, curves.RuleCandidate, curves.RowsInPairs,
     )  # fmt: skip
+    parts += [
+        "## Plans",
+        "The numbers of `largebatch plan`; [planning_command.md](planning_command.md) says what they mean.",
+    ]
+    parts += _record(plan.ClusterPlanRecord, plan.PlannedPoint, plan.PlannedPhase, plan.LeftOut)
+    parts += [
+        "## Simulated clusters",
+        "The numbers of `largebatch plan simulate` ([planning_simulation.md](planning_simulation.md)).",
+    ]
+    parts += _record(simulation.SimulationRecord, simulation.SimulatedCluster, simulation.SimulatedFailures)
     return "\n\n".join(parts) + "\n"
 
 

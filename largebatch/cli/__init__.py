@@ -12,7 +12,20 @@ import sys
 
 import typer
 
-from largebatch.cli import bench, checkpoint, data, diagnose, doctor, recipe, runs, study, surface
+from largebatch.cli import (
+    bench,
+    checkpoint,
+    data,
+    diagnose,
+    doctor,
+    plan,
+    plan_fit,
+    recipe,
+    runs,
+    simulate,
+    study,
+    surface,
+)
 from largebatch.errors import LocalError, Lost, UserError
 from largebatch.machine import launched
 from largebatch.terminal.escapes import escaped, forgiving
@@ -33,6 +46,9 @@ app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(data.app, name="data")
 app.add_typer(study.app, name="study")
+plan.app.command()(plan_fit.fit)
+plan.app.command()(simulate.simulate)
+app.add_typer(plan.app, name="plan")
 app.command()(runs.report)
 app.command()(surface.surface)
 app.command()(doctor.doctor)

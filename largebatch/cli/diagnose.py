@@ -229,6 +229,28 @@ def critical(
         _written(measured, [run], json_file, console)
 
 
+@app.command("step")
+def step_time(
+    runs: Runs,
+    machine: Annotated[str, typer.Option(metavar="NAME", help="of the package, or a file MACHINE.yaml")],
+    workload: Annotated[str | None, typer.Option(metavar="NAME", help="its pace; else the run's model")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """A run's step beside what the cluster model makes of it on a machine; the report shows both."""
+    if json_file and len(runs) > 1:
+        raise UserError(f"--json {json_file} takes one run; the numbers of each lie in its folder diagnostics/")
+    check_folder(json_file)
+    from largebatch.studies.cluster import machine as machines
+    from largebatch.studies.diagnose import step_time
+    from largebatch.terminal.console import Console
+
+    console, cluster = Console(), machines.find(machine)
+    for run in runs:
+        measured = step_time.measure(run, cluster, workload, command())
+        tell(console, step_time.sentence(measured))
+        write_numbers(json_file, content(measured), console)
+
+
 Numeral = TypeVar("Numeral", int, float)
 
 

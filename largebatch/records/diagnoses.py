@@ -324,7 +324,32 @@ class CriticalRecord(DiagnosisRecord):
     points: Sequence[Annotated[CriticalPoint, part(CriticalPoint)]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepTimeRecord(DiagnosisRecord):
+    """A step of one run beside what the cluster model makes of it on a machine."""
+
+    kind: Name = "step"
+    run: Text  # the recipe's name
+    title: Text  # for people
+    model: Text
+    global_batch_size: Whole  # [examples]
+    micro_batch_size: Whole  # [examples] of a rank
+    accumulation_steps: Whole
+    cluster: Text  # the machine's name
+    workload: Text  # its pace
+    seconds: Amount  # [s] of a step of the run, the mean
+    model_seconds: Amount  # [s] compute + fixed + exposed + data
+    model_seconds_low: Amount  # [s] of its 95 % interval; null: the machine was not fitted
+    model_seconds_high: Amount  # [s]
+    compute_seconds: Amount  # [s]
+    fixed_seconds: Amount  # [s] once a step
+    communication_seconds: Amount  # [s] all that is sent
+    exposed_seconds: Amount  # [s] of it, what nothing hides
+
+
 DIAGNOSES: dict[str, type[DiagnosisRecord]] = {
     record.kind: record
-    for record in (NoiseRecord, SharpnessRecord, SpectrumRecord, PathRecord, PlateauRecord, CriticalRecord)
-}
+    for record in (
+        NoiseRecord, SharpnessRecord, SpectrumRecord, PathRecord, PlateauRecord, CriticalRecord, StepTimeRecord
+    )
+}  # fmt: skip

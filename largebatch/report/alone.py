@@ -13,6 +13,8 @@ from largebatch.errors import UserError
 from largebatch.records.curves import TargetsRecord
 from largebatch.records.diagnoses import DIAGNOSES
 from largebatch.records.files import write_bytes
+from largebatch.records.plan import ClusterPlanRecord
+from largebatch.records.simulation import SimulationRecord
 from largebatch.records.typed import read
 
 if TYPE_CHECKING:
@@ -79,7 +81,12 @@ def _from(module: str) -> Draw:
     return lambda facts: import_module(f"largebatch.report.{module}").draw(facts)
 
 
-TYPED = {**DIAGNOSES, TargetsRecord.kind: TargetsRecord}
+TYPED = {
+    **DIAGNOSES,
+    TargetsRecord.kind: TargetsRecord,
+    ClusterPlanRecord.kind: ClusterPlanRecord,
+    SimulationRecord.kind: SimulationRecord,
+}
 """Facts that are read as a record before they are drawn."""
 
 DRAWINGS: dict[str, Draw] = {
@@ -92,4 +99,7 @@ DRAWINGS: dict[str, Draw] = {
     "batch_time": _from("batch_time_figure"),
     "surface": _from("surface_figures"),
     "targets": _from("target_figure"),
+    "machine_fit": _from("machine_fit_figure"),
+    "cluster_plan": _from("plan_figure"),
+    "cluster_simulation": _from("simulation_figure"),
 }

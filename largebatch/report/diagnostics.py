@@ -22,6 +22,7 @@ from largebatch.records.diagnoses import (
     SearchedBox,
     SharpnessRecord,
     SpectrumRecord,
+    StepTimeRecord,
 )
 from largebatch.report.numerals import ABSENT, count, measured, percent, plain, scored
 from largebatch.report.summary import Comparison, MeasuredRow, SeedMean, estimate
@@ -258,6 +259,34 @@ def spectrum_table(comparison: Comparison) -> TextTable | None:
     return TextTable(caption, columns, _lines(rows, cells))
 
 
+def step_time_table(comparison: Comparison) -> TextTable | None:
+    """A step as it was, and as the cluster model has it."""
+    rows = measured_rows(comparison, StepTimeRecord)
+    if not rows:
+        return None
+    columns = (
+        Column("recipe", number=False), Column("global batch"), Column("ranks"), Column("machine", number=False),
+        Column("step", "ms"), Column("model", "ms"), Column("95 %", "ms"), Column("compute", "ms"),
+        Column("fixed", "ms"), Column("exposed", "ms"),
+    )  # fmt: skip
+    cells: list[Cell[StepTimeRecord]] = [
+        lambda row, _: count(row.global_batch_size),
+        lambda _, facts: ABSENT if facts[0].ranks is None else count(facts[0].ranks),
+        lambda _, facts: facts[0].cluster or ABSENT,
+        lambda _, facts: spread(_ms(one.seconds for one in facts)),
+        lambda _, facts: spread(_ms(one.model_seconds for one in facts[:1])),
+        lambda _, facts: _ms_between(facts[0].model_seconds_low, facts[0].model_seconds_high),
+        lambda _, facts: spread(_ms(one.compute_seconds for one in facts[:1])),
+        lambda _, facts: spread(_ms(one.fixed_seconds for one in facts[:1])),
+        lambda _, facts: spread(_ms(one.exposed_seconds for one in facts[:1])),
+    ]
+    caption = (
+        "A step as it was measured (with several seeds: mean ± standard deviation over them) beside what the cluster"
+        " model says of the machine: computing, what is fixed, and the communication that nothing hides."
+    )
+    return TextTable(caption, columns, _lines(rows, cells))
+
+
 def findings(comparison: Comparison) -> list[Finding]:
     """In the order of the rows and their seeds."""
     found = []
@@ -272,7 +301,8 @@ def findings(comparison: Comparison) -> list[Finding]:
 
 def tables(comparison: Comparison) -> list[TextTable]:
     made = (
-        sharpness_table(comparison), noise_table(comparison), critical_table(comparison), spectrum_table(comparison)
+        sharpness_table(comparison), noise_table(comparison), critical_table(comparison), spectrum_table(comparison),
+        step_time_table(comparison),
     )  # fmt: skip
     return [table for table in made if table is not None]
 
@@ -309,6 +339,14 @@ def _trace(facts: list[SpectrumRecord]) -> str:
         return spread(estimate(one.trace for one in facts))
     trace = facts[0].trace
     return ABSENT if trace is None else measured(trace, facts[0].trace_std_error)
+
+
+def _ms(of_seeds: Iterable[float | None]) -> SeedMean | None:
+    return estimate(None if seconds is None else 1e3 * seconds for seconds in of_seeds)
+
+
+def _ms_between(low: float | None, high: float | None) -> str:
+    return ABSENT if low is None or high is None else f"{spread(_ms([low]))}–{spread(_ms([high]))}"
 
 
 def _share(of_seeds: Iterable[float | None]) -> str:

@@ -8,6 +8,7 @@ their exponent, to be pasted into a recipe.
 import math
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from largebatch.plan.score import Score
 from largebatch.report.summary import Difference, SeedMean
@@ -115,6 +116,31 @@ def duration(seconds: float) -> str:
     return (
         f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds < 3600 else f"{minutes // 60} h {minutes % 60} min"
     )
+
+
+class TimeUnit(NamedTuple):
+    """In which numbers of hours are written."""
+
+    sign: str
+    hours: float
+
+    def of(self, hours: float) -> str:
+        """Three digits, without the sign."""
+        return rounded(hours / self.hours)
+
+    def between(self, low: float | None, high: float | None) -> str:
+        """``1.9 to 2.3``, ``from 1.9``, or a dash."""
+        if low is None:
+            return ABSENT if high is None else f"up to {self.of(high)}"
+        return f"from {self.of(low)}" if high is None else f"{self.of(low)} to {self.of(high)}"
+
+
+def time_unit(hours: float) -> TimeUnit:
+    """That suits a time: up to 90 seconds, 90 minutes, 3 days, or more."""
+    for sign, size in (("s", 1 / 3600), ("min", 1 / 60)):
+        if hours < 90 * size:
+            return TimeUnit(sign, size)
+    return TimeUnit("h", 1.0) if hours < 72 else TimeUnit("d", 24.0)
 
 
 def short(label: str) -> str:

@@ -82,7 +82,8 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     shown = min(2, stage.accumulation_steps)
     shortened = tuple(s._replace(accumulation_steps=min(2, s.accumulation_steps)) for s in job.plan.stages)
     plan = dataclasses.replace(job.plan, stages=shortened)
-    job = dataclasses.replace(job, decided=dataclasses.replace(job.decided, plan=plan))
+    decided = dataclasses.replace(job.decided, plan=plan)
+    job = dataclasses.replace(job, decided=decided, device=torch.device("cpu"))  # where the fake tensors are
     engine = job.engine
     if sets_here(job.decided) > 1:
         shown = stage.accumulation_steps  # every worker of the rank takes its own

@@ -34,6 +34,7 @@ from largebatch.studies.bench.scaling import world as one_world
 from largebatch.studies.bench.scaling.world import KINDS
 from largebatch.studies.bench.throughput import turns
 from largebatch.studies.bench.throughput.show import plain_table, scaled
+from largebatch.studies.cluster.calibrate import modelled
 
 LAUNCHERS = ("torchrun",)
 
@@ -85,13 +86,14 @@ def measure(
         for ranks in worlds if number % 2 == 0 else reversed(worlds):
             say(f"round {number + 1} of {rounds}: {counted(ranks, 'rank')}")
             found[ranks].append(started(ranks, recipe, overrides, worlds, steps, threads))
-    return {
+    facts = {
         **circumstances(run, steps, rounds, command),
         "device": device,
         "precision": found[worlds[0]][0]["precision"],
         "threads_per_rank": threads,
         "worlds": [together(found[ranks], found[worlds[0]]) for ranks in worlds],
     }
+    return modelled(facts)
 
 
 def measure_here(run: config.Run, worlds: list[int], steps: int, command: str = "") -> dict[str, Any]:
@@ -193,7 +195,7 @@ def tables(facts: dict[str, Any]) -> list[rich.table.Table]:
 
 def table(facts: dict[str, Any], kind: str) -> rich.table.Table:
     what = {"weak": "Weak scaling: the same batch for each rank", "strong": "Strong scaling: the same global batch"}
-    headings = ("ranks", "batch", "examples/s", "%", "low–high", "ms/step", "exposed", "all-reduce alone, ms")
+    headings = ("ranks", "batch", "examples/s", "%", "low–high", "ms/step", "model", "exposed", "all-reduce alone, ms")
     shown = plain_table(what[kind], headings)
     for world in facts["worlds"]:
         row = world[kind]
@@ -206,10 +208,19 @@ def table(facts: dict[str, Any], kind: str) -> rich.table.Table:
             f"{statistics.median(shares):.0f}" if shares else "",
             f"{min(shares):.0f}–{max(shares):.0f}" if shares else "",
             f"{1e3 * statistics.median(row['seconds_per_step']):,.2f}",
+            of_model(row, world is facts["worlds"][0]),
             "–" if exposed is None else f"{1e3 * exposed:,.2f}",
             "" if alone is None else f"{1e3 * statistics.median(alone['seconds']):,.2f}",
         )
     return shown
+
+
+def of_model(row: dict[str, Any], fitted: bool) -> str:
+    """What the cluster model makes of the step, in ms; and by how much that is off, unless it was fitted to it."""
+    if (seconds := row.get("model_seconds_per_step")) is None:
+        return "–"
+    off = 100 * (seconds / statistics.median(row["seconds_per_step"]) - 1)
+    return f"{1e3 * seconds:,.2f}" + ("" if fitted else f" {off:+.0f} %")
 
 
 def notes(facts: dict[str, Any]) -> list[str]:
@@ -228,6 +239,8 @@ def notes(facts: dict[str, Any]) -> list[str]:
         )
     else:
         said.append("%: examples/s over those of the first row, over how many times as many ranks there are")
+    if any("model_seconds_per_step" in world["weak"] for world in worlds):
+        said.append("model: what a step should take by the first row and the all-reduces alone (docs/planning.md)")
     said.append(
         "exposed: ms of a step in which gradients are summed and nothing hides it, the wait for slower ranks in it"
     )

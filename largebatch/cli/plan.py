@@ -1,0 +1,150 @@
+"""plan: which batch, how many devices, how long, what it costs.
+
+``largebatch plan CONFIG`` is ``plan run CONFIG``: a first word that names no command of the group is a recipe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import rich.console
+import typer
+import typer.core
+
+from largebatch.cli.frame import (
+    JsonFile,
+    Overrides,
+    PictureFile,
+    Recipe,
+    With,
+    check_folder,
+    check_picture,
+    command,
+    wide_console,
+    write_numbers,
+    write_picture,
+)
+from largebatch.errors import UserError, suggestion
+from largebatch.records.typed import content
+from largebatch.terminal.console import tell
+
+if TYPE_CHECKING:
+    from largebatch.records.plan import ClusterPlanRecord
+    from largebatch.studies.planning.interruptions import Failures
+
+WIDE = 110  # columns, from which on the table has all of its own
+
+
+class PlanGroup(typer.core.TyperGroup):
+    """Its commands, and recipes in their place."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            if not Path(args[0]).exists():
+                raise UserError(f"plan {args[0]} is neither a recipe nor known{suggestion(args[0], known)}")
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=PlanGroup, help="Which batch, how many devices, how long, what it costs.", no_args_is_help=True,
+    rich_markup_mode=None,
+)  # fmt: skip
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    devices: Annotated[str, typer.Option(metavar="8..1024", help="a range by doublings, or numbers: 8,48,64")] = "",
+    machine: Annotated[str, typer.Option(metavar="NAME", help="of the package, or a file MACHINE.yaml")] = "",
+    batches: Annotated[
+        str | None, typer.Option(metavar="1024..65536", help="or numbers; else those that the target makes sensible")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="examples to it: mlperf/resnet50, points.yaml, a study, a run's diagnosis"),
+    ] = None,
+    row: Annotated[str | None, typer.Option(metavar="LABEL", help="of a study with several")] = None,
+    critical_batch: Annotated[float | None, typer.Option(metavar="N", help="examples: B_crit of the law")] = None,
+    epochs: Annotated[float | None, typer.Option(metavar="N", help="that small batches need, beside it")] = None,
+    price: Annotated[float | None, typer.Option(metavar="P", help="of a device-hour")] = None,
+    within: Annotated[str | None, typer.Option(metavar="1h", help="choose the cheapest that takes no longer")] = None,
+    budget: Annotated[float | None, typer.Option(metavar="P", help="choose the fastest that costs no more")] = None,
+    device_hours: Annotated[float | None, typer.Option(metavar="H", help="in which a device fails once")] = None,
+    restart: Annotated[float | None, typer.Option(metavar="S", help="seconds from a failure to work")] = None,
+    standing: Annotated[float | None, typer.Option(metavar="S", help="seconds that a save halts the run")] = None,
+    lag: Annotated[float, typer.Option(metavar="S", help="seconds from then on until it can be read")] = 0.0,
+    workload: Annotated[str | None, typer.Option(metavar="NAME", help="the machine's pace to take")] = None,
+    examples: Annotated[int | None, typer.Option(metavar="N", min=1, help="of a training set that is not here")] = None,
+    classes: Annotated[int | None, typer.Option(metavar="N", min=1, help="of a data set that does not say")] = None,
+    json_file: JsonFile = None,
+    picture: PictureFile = None,
+    parts: With = None,
+) -> None:
+    """Memory, step time, epochs, hours and cost of every batch on every number of devices, before any is spent."""
+    check_folder(json_file)
+    check_picture(picture)
+    if not devices or not machine:
+        missing, example = ("--devices", "8..1024") if not devices else ("--machine", "dgx-h100")
+        raise UserError(f"plan needs {missing}, as in {missing} {example}")
+    numbers = {"price": price, "budget": budget, "critical-batch": critical_batch, "epochs": epochs}
+    check_positive(numbers | {"device-hours": device_hours})
+    if budget is not None and price is None:
+        raise UserError(f"--budget {budget:g} needs --price P, what a device-hour costs")
+    from largebatch.studies.cluster import machine as machines
+    from largebatch.studies.planning.choice import hours_in
+    from largebatch.studies.planning.devices import devices_of, parse
+    from largebatch.studies.planning.make import PlanWish, made_plan
+
+    console, cluster = wide_console(), machines.find(machine)
+    wish = PlanWish(
+        recipe=recipe, overrides=overrides or [], machine=cluster, devices=devices_of(devices, cluster),
+        batches=None if batches is None else parse("batches", batches), target=target, row=row,
+        critical_batch=critical_batch, epochs=epochs, price=price,
+        within=None if within is None else hours_in(within), budget=budget,
+        failures=failures_of(device_hours, restart, standing, lag), workload=workload, examples=examples,
+        classes=classes, command=command(),
+    )  # fmt: skip
+    facts = made_plan(wish, lambda text: tell(console, text))
+    tell_plan(facts, console)
+    write_numbers(json_file, content(facts), console)
+    write_picture(picture, content(facts), console)
+
+
+def check_positive(numbers: dict[str, float | None]) -> None:
+    for option, value in numbers.items():
+        if value is not None and not 0 < value < 1e15:
+            raise UserError(f"--{option} {value:g} must be above 0")
+
+
+def failures_of(hours: float | None, restart: float | None, standing: float | None, lag: float) -> Failures | None:
+    """None where nothing is said of them."""
+    from largebatch.studies.cluster.failures import CheckpointTimes
+    from largebatch.studies.planning.interruptions import Failures
+
+    given = {"--device-hours": hours, "--restart": restart, "--standing": standing}
+    if hours is None or restart is None or standing is None:
+        missing = [option for option, value in given.items() if value is None]
+        if len(missing) < len(given):
+            raise UserError(f"failures are told by {', '.join(given)} together; {missing[0]} is missing")
+        return None
+    return Failures(3600 * hours, CheckpointTimes(standing, lag, restart))
+
+
+def tell_plan(facts: ClusterPlanRecord, console: rich.console.Console) -> None:
+    from largebatch.studies.planning import shown
+
+    for sentence in shown.headline(facts):
+        tell(console, sentence)
+    console.print()
+    console.print(shown.table(facts, console.width >= WIDE))
+    console.print()
+    for sentence in shown.sentences(facts):
+        tell(console, sentence)
+    console.print()
+    tell(console, f"{facts.chosen_as}, to type on each machine:")
+    for line in facts.lines:
+        tell(console, f"  {line}")

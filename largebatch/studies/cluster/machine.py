@@ -1,0 +1,187 @@
+"""A cluster as its file says it: nodes of devices, a network inside a node and one between nodes, paces of workloads.
+
+```yaml
+name: dgx-h100
+title: DGX H100, 8 devices a node, 8 x NDR 400
+devices_per_node: 8
+memory: 8.0e10                    # bytes of a device
+memory_bandwidth: 3.35e12         # bytes/s of a device
+inside: {bandwidth: 3.2e11, latency: 3e-6}      # bytes/s that a device sends; seconds of a hop
+between: {bandwidth: 2.8e11, latency: 1e-5}     # bytes/s that a node sends, all its cards together
+workloads:
+  resnet50: {per_example: 1.3e-4, floor: 3e-3, fixed: 4e-4, gradient_bytes: 5.1e7, intervals: {floor: [2e-3, 5e-3]}}
+sources: [who says so]
+```
+
+All in seconds, bytes and bytes/s. ``intervals`` are 95 % intervals of what was fitted; a number without one was stated.
+``peak`` of a link is what its datasheet says, where the bandwidth is what was fitted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from largebatch.errors import UserError, suggestion
+from largebatch.recipes import strict_yaml
+from largebatch.recipes.config.mistakes import sentence
+from largebatch.recipes.keys import Finite, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+
+FOLDER = Path(__file__).parent / "machines"
+
+Interval = tuple[NonNegativeFloat, NonNegativeFloat]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Estimated(Section):
+    """Numbers of which some were fitted: those have an interval."""
+
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="after")
+    def intervals_are_of_numbers(self) -> Estimated:
+        for key, (low, high) in self.intervals.items():
+            if key == "intervals" or key not in type(self).model_fields:
+                raise ValueError(f"intervals.{key} is of no number that stands here")
+            if low > high:
+                raise ValueError(f"intervals.{key} = [{low:g}, {high:g}] should ascend")
+        return self
+
+    def interval(self, key: str) -> tuple[float, float]:
+        """Of a number that was stated, that number twice."""
+        return self.intervals.get(key, (getattr(self, key), getattr(self, key)))
+
+
+class Link(Estimated):
+    """What one device (inside a node) or one node (between nodes) sends at once, and what a hop costs beside it."""
+
+    bandwidth: PositiveFloat  # [bytes/s]
+    latency: NonNegativeFloat = 0.0  # [s]
+    peak: PositiveFloat | None = None  # [bytes/s]
+
+
+class Pace(Estimated):
+    """Of a device, for a workload: it computes a micro-batch of n examples in floor + per_example·n (Hockney 1988,
+    Parallel Comput. 7, 1: half of the asymptotic rate at n = floor/per_example)."""
+
+    per_example: PositiveFloat  # [s]
+    floor: NonNegativeFloat = 0.0  # [s] of a micro-batch, however small: launches, small kernels
+    fixed: NonNegativeFloat = 0.0  # [s] of a step, however many micro-batches it has: the optimizer
+    flops: PositiveFloat | None = None  # forward and backward of one example, where they are known
+    gradient_bytes: NonNegativeFloat = 0.0  # that the devices sum in a step
+    update_bytes: NonNegativeFloat = 0.0  # that the optimizer reads and writes in a step
+
+    def computing(self, share: float) -> float:
+        return self.floor + self.per_example * share
+
+    def of_flops(self, flops: float) -> Pace:
+        """Of a workload that computes like this one: as many FLOP/s, the same floor."""
+        if self.flops is None:
+            raise UserError("a pace without flops tells nothing of other workloads; add flops of one example to it")
+        ratio = flops / self.flops
+        intervals = dict(self.intervals)
+        if bounds := intervals.get("per_example"):
+            intervals["per_example"] = (ratio * bounds[0], ratio * bounds[1])
+        return self.model_copy(update={"per_example": ratio * self.per_example, "flops": flops, "intervals": intervals})
+
+
+class FittedRow(Section):
+    """A measured step that a machine was fitted to, and what the fit makes of it."""
+
+    workload: Text
+    devices: PositiveInt
+    batch: PositiveFloat
+    accumulation: PositiveInt = 1
+    seconds: PositiveFloat
+    fitted_seconds: PositiveFloat
+    source: str | None = None
+
+    @property
+    def error(self) -> float:
+        return self.fitted_seconds / self.seconds - 1
+
+
+class MachineFit(Section):
+    """How a machine's numbers were found (fit.py), and how sure they are: of the logarithms of ``parameters``."""
+
+    rows: Annotated[tuple[FittedRow, ...], Field(min_length=1)]
+    rms_error: NonNegativeFloat  # of fitted over measured seconds − 1
+    largest_error: NonNegativeFloat
+    row_error: PositiveFloat  # standard deviation of a row about the model, relative
+    parameters: tuple[Text, ...]
+    covariance: tuple[tuple[Finite, ...], ...]
+
+    @property
+    def most_devices(self) -> int:
+        return max(row.devices for row in self.rows)
+
+
+class Machine(Section):
+    """A file."""
+
+    name: Text
+    title: str | None = None
+    devices_per_node: PositiveInt
+    memory: PositiveFloat | None = None  # [bytes] of a device
+    memory_bandwidth: PositiveFloat | None = None  # [bytes/s] of a device
+    inside: Link
+    between: Link
+    workloads: dict[str, Pace] = Field(default_factory=dict)
+    sources: tuple[Text, ...] = ()
+    fit: MachineFit | None = None
+
+    def nodes(self, devices: int) -> int:
+        return -(-devices // self.devices_per_node)
+
+    def pace(self, workload: str) -> Pace:
+        if workload not in self.workloads:
+            raise UserError(f"{self.name} has no pace of {workload}{suggestion(workload, list(self.workloads))}")
+        return self.workloads[workload]
+
+
+def written(machine: Machine) -> str:
+    """The text of its file; numbers to six digits."""
+    return strict_yaml.written(_rounded(machine.model_dump(mode="json", exclude_defaults=True)), machine.name)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def names() -> list[str]:
+    """Of the package's machines."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def find(name: str) -> Machine:
+    """One of the package by its name, or a file of one's own."""
+    if name in names():
+        return load(FOLDER / f"{name}.yaml")
+    if Path(name).suffix in (".yaml", ".yml") or Path(name).exists():
+        return load(Path(name))
+    raise UserError(f"machine {name} is not known{suggestion(name, names())}; or a file that says one, MACHINE.yaml")
+
+
+def load(file: Path) -> Machine:
+    """A machine's file, checked."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the machine {file} cannot be read: {str(error)[:200]}") from None
+    return checked(strict_yaml.parse(text, str(file)), str(file))
+
+
+def checked(written: object, source: str) -> Machine:
+    if not isinstance(written, dict):
+        raise UserError(f"{source} should hold keys, as in devices_per_node: 8")
+    try:
+        return Machine.model_validate(written)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{source}: {sentence(error, Machine)}") from None

@@ -1,0 +1,159 @@
+"""Measured steps of a cluster, a line each, as ``plan fit`` reads them.
+
+```
+workload,devices,batch,ms,accumulation,source
+resnet50,8,3200,57.37,1,MLPerf v3.0 DGX H100
+resnet50,64,3200,10.90,1,MLPerf v3.0
+```
+
+``devices``, ``batch`` (of all devices) and one of ``ms``, ``seconds``, ``examples_per_second`` have to be there.
+``accumulation`` is 1 where it is left out, ``workload`` the same for all. ``family`` tells apart rows of several
+machines in one file. What a workload sends and updates is known of those below; else ``gradient_bytes`` and
+``update_bytes`` say it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from largebatch.errors import UserError, suggestion
+
+TIMES = ("ms", "seconds", "examples_per_second")
+BYTES = ("gradient_bytes", "update_bytes")
+COLUMNS = ("family", "workload", "devices", "batch", "accumulation", *TIMES, *BYTES, "source")
+RESNET50, BERT_LARGE = 25_557_032, 336_226_108
+"""Parameters: torchvision's, and BERT-large's with both heads and tied embeddings."""
+
+
+@dataclass(frozen=True)
+class WorkloadFacts:
+    """What a step sends, what its optimizer moves through memory, what one example computes; 0 or None: unknown."""
+
+    gradient_bytes: float = 0.0
+    update_bytes: float = 0.0
+    flops: float | None = None
+
+
+def _bert(length: int, predicted: int) -> float:
+    """FLOP of one sequence, forward and backward: 6 for each weight of a matrix product and token, of 24 layers of
+    width 1,024 and of the head at the predicted tokens; 12·length for each layer, width and token in the attention."""
+    layers, width, vocabulary = 24, 1024, 30_522
+    return (
+        6 * 12 * layers * width**2 * length
+        + 12 * layers * width * length**2
+        + 6 * predicted * width * (vocabulary + width)
+    )
+
+
+KNOWN = {  # gradients in half precision; passes over memory as bench optimizer counts them: LARS 7, LAMB 10, of 4 bytes
+    "resnet50": WorkloadFacts(2 * RESNET50, 7 * 4 * RESNET50, 24_299_077_632),  # 224, torch's FlopCounterMode
+    "bert": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(512, 76)),  # MLPerf's, large, 512
+    "bert_large_128": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(128, 20)),
+    "bert_large_512": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(512, 80)),
+}
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """A measured step."""
+
+    workload: str
+    devices: int
+    batch: float
+    seconds: float
+    accumulation: int = 1
+    source: str | None = None
+    family: str | None = None
+
+    @property
+    def share(self) -> float:
+        """Examples of a device in one micro-batch."""
+        return self.batch / self.devices / self.accumulation
+
+
+@dataclass(frozen=True)
+class StepRows:
+    rows: tuple[StepRow, ...]
+    facts: dict[str, WorkloadFacts]
+    """Of each workload."""
+
+    def of(self, family: str) -> StepRows:
+        families = list(dict.fromkeys(row.family for row in self.rows if row.family))
+        if family not in families:
+            raise UserError(f"no row is of family {family}{suggestion(family, families)}")
+        return self.chosen(row for row in self.rows if row.family == family)
+
+    def chosen(self, rows: Iterable[StepRow]) -> StepRows:
+        kept = tuple(rows)
+        return StepRows(kept, {name: self.facts[name] for name in dict.fromkeys(row.workload for row in kept)})
+
+
+def read(file: Path, workload: str = "step", facts: WorkloadFacts | None = None) -> StepRows:
+    """The rows of a file. ``workload`` is what rows without one are of, ``facts`` what is known of it."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the rows {file} cannot be read: {str(error)[:200]}") from None
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    table = csv.DictReader(io.StringIO("\n".join(lines)))
+    columns = [column.strip() for column in table.fieldnames or []]
+    table.fieldnames = columns
+    _check_columns(columns, str(file))
+    known = KNOWN | ({workload: facts} if facts else {})
+    rows: list[StepRow] = []
+    stated: dict[str, WorkloadFacts] = {}
+    for number, cells in enumerate(table, 1):
+        where = f"{file}, row {number}"
+        if None in cells:
+            raise UserError(f"{where} has more cells than the {len(columns)} columns of the first line")
+        cells = {key: (value or "").strip() for key, value in cells.items()}
+        row = _row(cells, workload, where)
+        rows.append(row)
+        bytes_of = {key: _number(cells[key], key, where, 0) for key in BYTES if cells.get(key)}
+        of_row = WorkloadFacts(**bytes_of)
+        if bytes_of and stated.setdefault(row.workload, of_row) != of_row:
+            raise UserError(f"{where}: {row.workload} has other bytes than in a row before; state them alike")
+    if not rows:
+        raise UserError(f"{file} has no rows below the line of its columns")
+    return StepRows(tuple(rows), {row.workload: (known | stated).get(row.workload, WorkloadFacts()) for row in rows})
+
+
+def _check_columns(columns: list[str], source: str) -> None:
+    for column in columns:
+        if column not in COLUMNS:
+            raise UserError(f"{source}: column {column[:60]} is not known{suggestion(column, list(COLUMNS))}")
+    if twice := {column for column in columns if columns.count(column) > 1}:
+        raise UserError(f"{source} has column {sorted(twice)[0]} twice")
+    lacking = [column for column in ("devices", "batch") if column not in columns]
+    if lacking or not set(TIMES) & set(columns):
+        needed = lacking[0] if lacking else f"of {', '.join(TIMES)}"
+        raise UserError(f"{source} has no column {needed}; its first line should be like devices,batch,ms")
+
+
+def _row(cells: dict[str, str], workload: str, where: str) -> StepRow:
+    devices = _number(cells["devices"], "devices", where, 1, whole=True)
+    batch = _number(cells["batch"], "batch", where, 0)
+    accumulation = _number(cells.get("accumulation") or "1", "accumulation", where, 1, whole=True)
+    times = [key for key in TIMES if cells.get(key)]
+    if len(times) != 1:
+        raise UserError(f"{where} has {' and '.join(times) or 'no time'}; give one of {', '.join(TIMES)}")
+    value = _number(cells[times[0]], times[0], where, 0)
+    seconds = {"ms": value / 1e3, "seconds": value, "examples_per_second": batch / value}[times[0]]
+    named = (cells.get("workload") or workload, cells.get("source") or None, cells.get("family") or None)
+    return StepRow(named[0], int(devices), batch, seconds, int(accumulation), named[1], named[2])
+
+
+def _number(text: str, key: str, where: str, least: float, whole: bool = False) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{where}: {key} = {text.strip()[:60] or 'nothing'} is no number") from None
+    if not math.isfinite(value) or value < least or value <= 0 or (whole and value != int(value)):
+        wanted = "a whole number from 1 on" if whole else "more than 0"
+        raise UserError(f"{where}: {key} = {text.strip()[:60]} should be {wanted}")
+    return value

@@ -1,0 +1,50 @@
+"""What a device computes and sends in a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from largebatch.studies.cluster.machine import Pace
+
+Kind = Literal["all_reduce", "reduce_scatter", "all_gather"]
+FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
+"""Bytes of DDP's buckets: of the first to become ready, and of all others."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A collective of all devices; ``bytes`` are those of the whole tensor that is summed, scattered or gathered."""
+
+    collective: Kind
+    bytes: float
+    hidden_by: Literal["backward", "forward"] | None = None  # the pass of a micro-batch beside which it goes on
+    times: int = 1  # a step; where it is every micro-batch, as many as there are
+
+
+@dataclass(frozen=True)
+class Workload:
+    """``buckets`` are the bytes of gradients that travel together, in the order in which they become ready in the
+    backward pass; without any, all gradients are ready at its end alone."""
+
+    pace: Pace
+    transfers: tuple[Transfer, ...] = ()
+    buckets: tuple[float, ...] = field(default=())
+    data_per_example: float = 0.0  # [s] that whoever reads the examples of a device needs for one
+
+
+def buckets_of(gradients: float, first: float = FIRST_BUCKET, others: float = BUCKET) -> tuple[float, ...]:
+    """As DDP cuts so many bytes: a small bucket, equal ones, and what is left."""
+    sizes = [min(first, gradients)] if gradients else []
+    left = gradients - sum(sizes)
+    while left > 0:
+        sizes.append(min(others, left))
+        left -= sizes[-1]
+    return tuple(sizes)
+
+
+def data_parallel(pace: Pace, gradients: float | None = None, data_per_example: float = 0.0) -> Workload:
+    """DDP: one all-reduce of the gradients, in buckets, beside the backward pass of the last micro-batch."""
+    size = pace.gradient_bytes if gradients is None else gradients
+    transfers = (Transfer("all_reduce", size, "backward"),) if size else ()
+    return Workload(pace, transfers, buckets_of(size), data_per_example)

@@ -1,0 +1,85 @@
+"""How sure the numbers of a plan are, a sentence for each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from largebatch.records.plan import PlannedPoint
+from largebatch.report.numerals import count, listing
+from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.planning.pace import SAME
+from largebatch.studies.planning.target import (
+    AT_MOST,
+    BETWEEN,
+    BEYOND,
+    BUDGET,
+    BY_LAW,
+    MEASURED,
+    ExamplesToTarget,
+    PointsTarget,
+)
+
+BASES = {
+    MEASURED: "measured at batch {}",
+    BETWEEN: "on the line between two measured batches at {}",
+    BEYOND: "by the fitted law, beyond what was measured, at {}",
+    BY_LAW: "by the law as stated at {}",
+    AT_MOST: "at most so many at {}",
+    BUDGET: "the recipe's budget at {}",
+}
+
+
+def sentences(
+    machine: Machine, workloads: Sequence[str], target: ExamplesToTarget | None, points: Sequence[PlannedPoint]
+) -> list[str]:
+    return [
+        *_of_steps(machine, workloads), *_of_work(workloads, points), *_of_examples(target, points),
+        *_of_memory(machine, points),
+    ]  # fmt: skip
+
+
+def _of_steps(machine: Machine, workloads: Sequence[str]) -> list[str]:
+    if machine.fit is None:
+        return [f"step times: the model with the numbers that {machine.name} states; nothing was fitted"]
+    rows = [row for row in machine.fit.rows if row.workload in workloads]
+    if not rows:
+        return [f"step times: {machine.name} was fitted to other workloads than {listing(dict.fromkeys(workloads))}"]
+    largest = max(abs(row.error) for row in rows)
+    devices = sorted({row.devices for row in rows})
+    return [
+        f"step times: the model, fitted to {len(rows)} rows of {count(devices[0])} to {count(devices[-1])} devices, "
+        f"which it meets within {100 * largest:.1f} %"
+    ]
+
+
+def _of_work(workloads: Sequence[str], points: Sequence[PlannedPoint]) -> list[str]:
+    """Where a pace was measured with other examples."""
+    found = []
+    for name, phase in zip(workloads, points[0].phases, strict=True):
+        if phase.work is None:
+            found.append(
+                f"{name}: nothing says how many operations its pace was measured with; it is taken as it stands"
+            )
+        elif abs(phase.work - 1) > SAME:
+            found.append(
+                f"{name}: an example here has {phase.work:.3g} times the operations of those it was measured with"
+            )
+    return list(dict.fromkeys(found))
+
+
+def _of_examples(target: ExamplesToTarget | None, points: Sequence[PlannedPoint]) -> list[str]:
+    by_basis: dict[str, set[int]] = {}
+    for point in points:
+        for phase in point.phases:
+            by_basis.setdefault(phase.basis, set()).add(point.global_batch_size)
+    said = "; ".join(BASES[basis].format(listing(map(count, sorted(sizes)))) for basis, sizes in by_basis.items())
+    found = [f"examples: {said}"]
+    if isinstance(target, PointsTarget) and BETWEEN in by_basis and target.missed is not None:
+        found.append(f"the line between neighbours misses a measured batch by {100 * target.missed:.1f} % rms")
+    return found
+
+
+def _of_memory(machine: Machine, points: Sequence[PlannedPoint]) -> list[str]:
+    most = max(phase.memory_gib for point in points for phase in point.phases)
+    room = "" if machine.memory is None else f" of {machine.memory / 2**30:.0f} GiB"
+    return [f"memory: a dry run's, linear in the micro-batch; at most {most:.1f} GiB{room}, 3 GiB left free"]

@@ -1,0 +1,254 @@
+"""`largebatch plan`: from a recipe and a machine's file to points, lines to type, numbers, a picture, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from planning.clusters import machine_file
+
+from largebatch import cli
+from largebatch.recipes import config
+from largebatch.records.plan import ClusterPlanRecord
+from largebatch.records.typed import read
+from largebatch.studies.dry_run import Cluster, dry_run
+from largebatch.studies.planning import traces
+from largebatch.studies.planning.memory import StepMemory
+from largebatch.studies.planning.traces import Traces
+
+pytestmark = [pytest.mark.worlds, pytest.mark.usefixtures("one_thread")]
+DIGITS = 1500
+POINTS = """
+title: digits
+unit: digits
+points:
+  25: {examples: {1000: 1}}
+  100: {examples: {2000: 1}}
+  200: {examples: {4000: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """Traces of all tests here: the second plan of a recipe makes none."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch, capsys, recipe, kept):
+    """The front door in this process: exit code, what it printed, what it complained of."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("LARGEBATCH_CACHE", str(kept))
+    Path("points.yaml").write_text(POINTS)
+    Path("cluster.yaml").write_text(yaml.safe_dump(machine_file()))
+    recipe()
+
+    def answer(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["largebatch", "plan", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return answer
+
+
+def planned(ask, *arguments: str) -> ClusterPlanRecord:
+    code, _, err = ask("tiny.yaml", "--machine", "cluster.yaml", "--json", "plan.json", *arguments)
+    assert (code, err) == (0, "")
+    return read(ClusterPlanRecord, json.loads(Path("plan.json").read_text()), "plan.json")
+
+
+def test_without_a_network_every_number_is_a_closed_form(ask):
+    facts = planned(ask, "--devices", "1..16", "--batches", "100", "--price", "3")
+    assert [point.devices for point in facts.points] == [1, 2, 4]
+    for point in facts.points:
+        (phase,) = point.phases
+        step = 1e-3 * 100 / point.devices + 2e-3
+        assert phase.steps == DIGITS * 2 / 100
+        assert phase.step_seconds == pytest.approx(step, rel=1e-9)
+        assert point.hours == pytest.approx(phase.steps * step / 3600)
+        assert point.device_hours == pytest.approx(point.devices * point.hours)
+        assert point.cost == pytest.approx(3 * point.device_hours)
+        assert point.strong == pytest.approx((1e-1 + 2e-3) / (point.devices * step))
+    reasons = {one.devices: one.reason for one in facts.left_out}
+    assert reasons.keys() == {8, 16}
+    assert "does not factor into 8 ranks" in reasons[8]
+
+
+def test_without_fixed_parts_speed_up_is_exact_and_weak_scaling_is_perfect(ask):
+    Path("cluster.yaml").write_text(yaml.safe_dump(machine_file(workloads={"mlp": {"per_example": 1e-3}})))
+    facts = planned(ask, "--devices", "1,2,4,20", "--batches", "100,200", "--target", "points.yaml")
+    hours = {(point.devices, point.global_batch_size): point.hours for point in facts.points}
+    for batch, needed in ((100, 2000), (200, 4000)):
+        for devices in (1, 2, 4, 20):
+            assert hours[devices, batch] == pytest.approx(needed * 1e-3 / devices / 3600)
+    assert [point.strong for point in facts.points] == [point.weak for point in facts.points] == pytest.approx([1] * 8)
+    assert facts.points[facts.fastest].devices == facts.points[facts.knee].devices == 20
+
+
+def test_between_two_batches_of_the_target_it_takes_their_line(ask):
+    facts = planned(ask, "--devices", "1", "--batches", "50", "--target", "points.yaml")
+    (point,) = facts.points
+    assert point.examples == pytest.approx(1000 + 1000 * 25 / 75)
+    assert point.phases[0].basis == "between"
+    assert point.phases[0].steps == math.ceil(point.examples / 50)
+
+
+def test_batches_that_are_not_asked_for_are_those_that_help(ask):
+    """Doublings of the recipe's, from the least that was measured to 4·B_crit, which is less than the largest."""
+    facts = planned(ask, "--devices", "1", "--target", "points.yaml")
+    assert facts.critical_batch_size is not None
+    assert 100 < 4 * facts.critical_batch_size < 200
+    assert [point.global_batch_size for point in facts.points] == [25, 50, 100]
+
+
+def test_the_law_as_stated_and_a_bound(ask):
+    facts = planned(
+        ask, "--devices", "1", "--batches", "100,300", "--critical-batch", "100", "--epochs", "0.5"
+    )  # fmt: skip
+    assert [point.examples for point in facts.points] == [pytest.approx(1500), pytest.approx(3000)]
+    known = {"verdict": "at least", "critical_batch_size": 300.0, "step": 9, "branches": []}
+    critical = {"kind": "critical", "points": [known], "tolerance": 0.0}
+    Path("critical.json").write_text(json.dumps(critical))
+    facts = planned(ask, "--devices", "1", "--batches", "100,300", "--target", "critical.json")
+    small, large = facts.points
+    assert (small.examples, small.examples_high) == (3000, 3000)
+    assert (large.examples_low, large.examples_high) == (3000, pytest.approx(3000 * 2 / (4 / 3)))
+
+
+def test_what_does_not_fit_is_accumulated_or_left_out(ask, kept):
+    of = config.load("tiny.yaml", ["evaluate.batch_size=1"])
+    memory = StepMemory(of, Traces(of, "cuda", None, None, lambda text: None, kept / "traces"))
+    whole, half = memory.needs(1, 100, 1).bytes, memory.needs(1, 50, 2).bytes
+    assert half < whole
+    for room, cut in ((whole, (100, 1)), (whole - 1, (50, 2))):
+        Path("cluster.yaml").write_text(yaml.safe_dump(machine_file(memory=3 * 2**30 + room)))
+        (point,) = planned(ask, "--devices", "1", "evaluate.batch_size=1").points
+        assert (point.phases[0].micro_batch_size, point.phases[0].accumulation_steps) == cut
+    Path("cluster.yaml").write_text(yaml.safe_dump(machine_file(memory=3 * 2**30)))
+    code, _, err = ask("tiny.yaml", "--machine", "cluster.yaml", "--devices", "1")
+    assert code == 2
+    assert "micro-batch 1 needs" in err
+
+
+def test_memory_from_two_traces_is_that_of_a_dry_run(ask, kept):
+    run = config.load("tiny.yaml")
+    memory = StepMemory(run, Traces(run, "cuda", None, None, lambda text: None, kept / "traces"))
+    for world, micro in ((2, 50), (4, 25), (4, 5)):
+        exact = dry_run(memory.run_at(world, micro, 1), Cluster(world))["memory_total_per_rank_mib"] * 2**20
+        assert memory.needs(world, micro, 1).bytes == pytest.approx(exact, rel=0.01)
+
+
+def test_a_second_plan_makes_no_trace(ask, monkeypatch):
+    planned(ask, "--devices", "1,2")
+    monkeypatch.setattr(Traces, "_trace", None)
+    assert planned(ask, "--devices", "1,2", "lr.base=0.2", "epochs=7").points
+    monkeypatch.setattr(traces, "version", lambda: "another")
+    with pytest.raises(TypeError):
+        planned(ask, "--devices", "1,2")
+
+
+def test_phases_add_up_and_a_critical_batch_scales_each(ask, recipe):
+    recipe(batch__global_batch_size=100, phases=[{"until_share": 0.5, "batch.global_batch_size": 50}, {"lr.base": 0.1}])
+    facts = planned(ask, "--devices", "2", "--batches", "50,100", "--critical-batch", "100")
+    small, large = facts.points
+    assert [phase.global_batch_size for phase in large.phases] == [100, 200]
+    assert small.examples == pytest.approx(DIGITS * 2)
+    expected = [1500 * 2 / 1.5, 1500 * 3 / 2]
+    assert [phase.examples for phase in large.phases] == pytest.approx(expected)
+    seconds = sum(math.ceil(n / b) * (1e-3 * b / 2 + 2e-3) for n, b in zip(expected, (100, 200), strict=True))
+    assert large.hours == pytest.approx(seconds / 3600)
+    assert "phases.2.batch.global_batch_size=200" in facts.lines[0] or facts.chosen == 0
+
+
+def test_the_lines_to_type_are_the_point(ask):
+    facts = planned(ask, "--devices", "8", "--batches", "200", "--target", "points.yaml", "lr.base=0.3")
+    words = shlex.split(facts.lines[0])
+    assert words[:3] == ["NNODES=2", "RDZV_ENDPOINT=HOST:29500", "NPROC_PER_NODE=4"]
+    assert words[3:6] == ["launch/torchrun.sh", "train", "tiny.yaml"]
+    typed = config.load(words[5], words[6:])
+    assert (typed.batch.global_batch_size, typed.batch.micro_batch_size, typed.lr.base) == (200, 25, 0.3)
+    assert typed.epochs == pytest.approx(4000 / DIGITS, rel=1e-3)
+
+
+def test_failures_are_a_line(ask):
+    arguments = ("--device-hours", "1", "--restart", "1", "--standing", "0.1")
+    facts = planned(ask, "--devices", "4", "epochs=2000", *arguments)
+    (point,) = facts.points
+    young = math.sqrt(2 * 0.1 * 900) / 60
+    assert point.checkpoint_minutes == pytest.approx(young, rel=0.05)
+    assert point.lost_share == pytest.approx(math.sqrt(2 * 0.1 / 900) + 1 / 900, rel=0.05)  # to first order
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_has_room_and_the_picture_is_drawn(ask, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = ask(
+        "tiny.yaml", "--machine", "cluster.yaml", "--devices", "1..4", "--target", "points.yaml", "--price", "2",
+        "--picture", "plan.svg",
+    )  # fmt: skip
+    assert code == 0
+    table = out.split("\n\n")[1]
+    assert "…" not in table
+    assert max(map(len, table.splitlines())) <= width
+    assert ("95 %" in table) == (width == 120)
+    assert "batch 100" in Path("plan.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--devices", "48", "--batches", "100"], "does not factor into so many; nearest that do: 20 or 100"),
+        (["--devices", "6"], "nearest: 4 or 8"),
+        (["--devices", "1", "--machine", "nowhere"], "machine nowhere is not known"),
+        (["--devices", "1", "--budget", "5"], "--budget 5 needs --price P"),
+        (["--devices", "1", "--price", "-1"], "--price -1 must be above 0"),
+        (["--devices", "1", "--within", "soon"], "is no time"),
+        (["--devices", "1", "--within", "0.001s"], "--within 0.0 s: the fastest takes"),
+        (["--devices", "1", "--epochs", "3"], "need --critical-batch N"),
+        (["--devices", "1", "--target", "points.yaml", "--critical-batch", "9"], "give one of them"),
+        (["--devices", "1", "--target", "one.yaml"], "has 1 batch size at which the target was reached"),
+        (["--devices", "1", "--target", "mlperf/resnet"], "did you mean mlperf/resnet50?"),
+        (["--devices", "1", "--workload", "vit"], "cluster has no pace of vit"),
+        (["--devices", "1", "--device-hours", "9"], "--restart is missing"),
+        (["--devices", "1", "model={name: tiny_cnn}"], "machine cluster has no pace of tiny_cnn; it has: mlp"),
+        (["--devices", "1", "--machine", "wrong.yaml"], "inside.bandwidth = -1"),
+        (["--devices", "1", "--machine", "short.yaml"], "devices_per_node is missing"),
+        (["--machine", "cluster.yaml"], "plan needs --devices"),
+    ],
+)
+def test_mistakes_are_one_sentence(ask, arguments, said):
+    Path("one.yaml").write_text("title: x\npoints:\n  25: {examples: {1000: 1}}\n")
+    Path("wrong.yaml").write_text(yaml.safe_dump(machine_file(inside={"bandwidth": -1})))
+    Path("short.yaml").write_text(yaml.safe_dump({k: v for k, v in machine_file().items() if k != "devices_per_node"}))
+    if "--machine" not in arguments:
+        arguments = ["--machine", "cluster.yaml", *arguments]
+    code, _, err = ask("tiny.yaml", *arguments)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_a_word_that_is_neither_recipe_nor_command(ask):
+    code, _, err = ask("simulat")
+    assert code == 2
+    assert "did you mean simulate?" in err
+
+
+def test_a_run_of_another_length_is_said_to_be(ask):
+    arguments = ("tiny.yaml", "--machine", "cluster.yaml", "--devices", "1", "--batches", "100")
+    code, out, _ = ask(*arguments, "--target", "points.yaml")
+    assert code == 0
+    assert "the recipe is of 2 epochs: with epochs=1.333 its learning rates are others" in out
+    assert "the recipe is of" not in ask(*arguments)[1]
