@@ -190,8 +190,8 @@ TORCHLESS = [
     "recipes.config", "recipes.decays", "recipes.decide", "recipes.kinds", "recipes.optimizers", "recipes.strict_yaml",
     "records.circumstances", "records.comparison", "records.facts", "records.files", "records.lines", "records.mllog",
     "records.names", "records.run", "records.typed",
-    "report", "data.fetch", "machine.launched", "studies.cluster.simulation", "studies.curves.recorded", "studies.reading",
-    "studies.search", "cli",
+    "report", "data.fetch", "machine.launched", "studies.cluster.simulation", "studies.curves.recorded",
+    "studies.planning.make", "studies.reading", "studies.search", "cli",
 ]  # fmt: skip
 
 
