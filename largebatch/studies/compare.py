@@ -70,6 +70,9 @@ def compare(
     if tuning is not None and tuning.hold_out is None:
         size = min(len(dataset_of(run).train) for run in runs.values())
         tuning = dataclasses.replace(tuning, hold_out=size // 6)
+    begun = distributed.gather(existing(out))[0]
+    if tuning is not None and begun is not None and begun.tuning is not None:
+        tuning = dataclasses.replace(tuning, seed=begun.tuning.seed)  # before November 2026 it was the first row's, 0
     scores = {check(row, tuning) for row in rows}
     if baseline is None:
         baseline = min(rows, key=lambda row: config.of_phases(runs[row.id])[0].batch.global_batch_size).id
@@ -85,7 +88,6 @@ def compare(
         rows=[recorded(row, runs[row.id], seeds) for row in rows],
         notes=notes(seeds, tuning, scores),
     )
-    begun = distributed.gather(existing(out))[0]
     if begun is not None:
         comparison = gone_on(out, begun, comparison)
     keep(out, comparison)

@@ -39,7 +39,6 @@ from largebatch.studies.study.file import StudyFile
 from largebatch.studies.study.jobs import Cell, Outcomes, chosen
 
 STUDY, CLAIMS, VERSION = "study.json", "claims", 1
-SEED = 10_000  # of searches: none that a row is run at
 
 
 class StudyFolder:
@@ -156,9 +155,7 @@ class StudyFolder:
             for row, written, search in rows:
                 recipe = ComparedRecipe(row.name, Path(row.recipe), written, of_study(study, row.overrides, batch))
                 hold_out = hold_out or len(dataset_of(recipe.run()).train) // 6
-                tuning = Tuning(
-                    study.trials, hold_out, space="search" if search else "lr", seed=SEED, sampler=study.sampler
-                )
+                tuning = Tuning(study.trials, hold_out, space="search" if search else "lr", sampler=study.sampler)
                 cells.append(Cell(row.name, batch, recipe, tuning, tuple(facts["added_trials"]), study.seeds))
         return cells
 
