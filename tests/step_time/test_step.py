@@ -150,3 +150,9 @@ def test_buckets_hold_all_bytes(gradients, first, others):
 def test_a_machine_that_is_not_full_has_a_node_more():
     full: Machine = machine()
     assert [full.nodes(devices) for devices in (1, 8, 9, 16, 17)] == [1, 1, 2, 2, 3]
+
+
+def test_gradients_beyond_any_model_have_few_buckets():
+    workload = data_parallel(PACE, 1e15)
+    assert len(workload.buckets) <= 4098
+    assert math.fsum(workload.buckets) == pytest.approx(1e15)

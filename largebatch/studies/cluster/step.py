@@ -57,11 +57,12 @@ def step_time(machine: Machine, workload: Workload, devices: int, share: float, 
     communication = exposed = 0.0
     for transfer in workload.transfers:
         pieces = pieces_of(transfer, workload)
-        times = [collective_time(machine, transfer.collective, piece, devices) for piece in pieces]
+        seconds = {piece: collective_time(machine, transfer.collective, piece, devices) for piece in set(pieces)}
+        times = [seconds[piece] for piece in pieces]
         communication += transfer.times * sum(times)
         if transfer.hidden_by is None:
             exposed += transfer.times * sum(times)
-        elif len(pieces) > 1 or (transfer.hidden_by == "backward" and transfer.collective != "all_gather"):
+        elif transfer.gradients:
             exposed += transfer.times * behind(pieces, times, passes["backward"])
         else:
             exposed += transfer.times * max(0.0, sum(times) - passes[transfer.hidden_by])
@@ -73,8 +74,7 @@ def step_time(machine: Machine, workload: Workload, devices: int, share: float, 
 
 def pieces_of(transfer: Transfer, workload: Workload) -> list[float]:
     """Gradients travel in the workload's buckets, in proportion; all else in one piece."""
-    gradients = transfer.hidden_by == "backward" and transfer.collective != "all_gather"
-    if not gradients or not sum(workload.buckets):
+    if not transfer.gradients or not sum(workload.buckets):
         return [transfer.bytes]
     return [transfer.bytes * size / sum(workload.buckets) for size in workload.buckets]
 
