@@ -7,7 +7,7 @@ from typing import Literal
 
 from largebatch.studies.cluster.machine import Pace
 
-Kind = Literal["all_reduce", "reduce_scatter", "all_gather"]
+Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all"]
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
 """Bytes of DDP's buckets: of the first to become ready, and of all others."""
 MOST_BUCKETS = 4096
@@ -16,7 +16,8 @@ MOST_BUCKETS = 4096
 
 @dataclass(frozen=True)
 class Transfer:
-    """A collective of all devices; ``bytes`` are those of the whole tensor that is summed, scattered or gathered."""
+    """A collective of all devices; ``bytes`` are those of the whole tensor that is summed, scattered or gathered;
+    of an all-to-all those that one device sends."""
 
     collective: Kind
     bytes: float
