@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,9 @@ import typer
 from largebatch.errors import UserError
 from largebatch.recipes import paths
 from largebatch.terminal.console import Console, tell
+
+MOST = 1e15
+"""Of a number that is an option."""
 
 
 def local_path(text: str) -> Path:
@@ -79,6 +83,13 @@ class group:
 
     def __exit__(self, *problem: Any) -> None:
         self.group.__exit__(*problem)
+
+
+def check_positive(numbers: Mapping[str, float | None]) -> None:
+    """Of options, by their names."""
+    for option, value in numbers.items():
+        if value is not None and not 0 < value < MOST:
+            raise UserError(f"--{option} {value:g} must be above 0{f' and below {MOST:g}' if value >= MOST else ''}")
 
 
 def check_folder(json_file: Path | None) -> None:

@@ -20,6 +20,7 @@ from largebatch.cli.frame import (
     With,
     check_folder,
     check_picture,
+    check_positive,
     command,
     wide_console,
     write_numbers,
@@ -92,6 +93,10 @@ def run(
         raise UserError(f"plan needs {missing}, as in {missing} {example}")
     numbers = {"price": price, "budget": budget, "critical-batch": critical_batch, "epochs": epochs}
     check_positive(numbers | {"device-hours": device_hours})
+    if lag and device_hours is None:
+        raise UserError(f"--lag {lag:g} is of saves that failures undo, and needs --device-hours H beside it")
+    if row is not None and target is None:
+        raise UserError(f"--row {row} chooses a row of a study, and needs --target beside it")
     if budget is not None and price is None:
         raise UserError(f"--budget {budget:g} needs --price P, what a device-hour costs")
     from largebatch.studies.cluster import machine as machines
@@ -112,12 +117,6 @@ def run(
     tell_plan(facts, console)
     write_numbers(json_file, content(facts), console)
     write_picture(picture, content(facts), console)
-
-
-def check_positive(numbers: dict[str, float | None]) -> None:
-    for option, value in numbers.items():
-        if value is not None and not 0 < value < 1e15:
-            raise UserError(f"--{option} {value:g} must be above 0")
 
 
 def failures_of(hours: float | None, restart: float | None, standing: float | None, lag: float) -> Failures | None:

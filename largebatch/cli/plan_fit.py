@@ -12,6 +12,7 @@ from largebatch.cli.frame import (
     PictureFile,
     check_folder,
     check_picture,
+    check_positive,
     command,
     local_path,
     wide_console,
@@ -44,8 +45,7 @@ def fit(
     """A machine fitted to measured steps, with intervals; rows of more devices predicted from those of few."""
     check_folder(json_file)
     check_picture(picture)
-    if gradients is not None and not 0 < gradients < 1e15:
-        raise UserError(f"--gradients {gradients:g} must be above 0")
+    check_positive({"gradients": gradients})
     if out is not None and (out.suffix not in (".yaml", ".yml") or not out.parent.is_dir()):
         raise UserError(f"--out {out} should be a file MACHINE.yaml in a folder that is there")
     from largebatch.records.files import write_text

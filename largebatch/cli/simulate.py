@@ -13,6 +13,7 @@ from largebatch.cli.frame import (
     PictureFile,
     check_folder,
     check_picture,
+    check_positive,
     command,
     local_path,
     wide_console,
@@ -82,9 +83,11 @@ def simulate(
     from largebatch.studies.cluster.simulation import ClusterSize, notes, simulation, tables
     from largebatch.studies.planning.devices import devices_of
 
-    for option, value in (("share", share), ("hours", hours), ("device-hours", device_hours), ("megabytes", megabytes)):
-        if value is not None and not 0 < value < 1e15:
-            raise UserError(f"--{option} {value:g} must be above 0")
+    check_positive({"share": share, "hours": hours, "device-hours": device_hours, "megabytes": megabytes})
+    of_failures = {"restart": restart, "standing": standing, "lag": lag or None, "saves": saves, "megabytes": megabytes}
+    given = [option for option, value in of_failures.items() if value is not None]
+    if device_hours is None and given:
+        raise UserError(f"--{given[0]} is of runs that fail, and needs --device-hours H beside it")
     cluster = machines.find(machine)
     sent = _workload(cluster, workload)
     sizes = [ClusterSize(number, share, accumulation) for number in devices_of(devices, cluster)]

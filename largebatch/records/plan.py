@@ -80,7 +80,7 @@ class PlannedPoint:
     device_hours: Number
     cost: Amount  # null: no price was given
     efficiency: Number  # examples per device and second, over the most of any point
-    strong: Amount  # speed over that of the fewest devices with this batch, per device; null: it does not fit there
+    strong: Amount  # efficiency over that on the fewest devices that have a place for this batch
     weak: Amount  # the same with this share of a device
     lost_share: Amount = None  # of the time with failures, to saves, repeated work and restarts
     checkpoint_minutes: Amount = None  # between checkpoints, the best by Young and Daly
@@ -117,7 +117,7 @@ class ClusterPlanRecord(FileRecord):
     cheapest: Count
     knee: Count
     chosen: Count
-    chosen_as: Name  # fastest, cheapest, knee, within, budget
+    chosen_as: Name  # knee, within, budget
     sure: Sequence[Name]  # how sure each number is, a sentence each
     lines: Sequence[Name]  # to type for the chosen point
     command: Text

@@ -181,6 +181,11 @@ def test_the_lines_to_type_are_the_point(ask):
     assert typed.epochs == pytest.approx(4000 / DIGITS, rel=1e-3)
 
 
+def test_a_run_of_less_than_a_batch_is_a_step(ask):
+    facts = planned(ask, "--devices", "1", "--batches", "100", "--critical-batch", "1e14", "--epochs", "1e-14")
+    assert [point.phases[0].steps for point in facts.points] == [1]
+
+
 def test_failures_are_a_line(ask):
     arguments = ("--device-hours", "1", "--restart", "1", "--standing", "0.1")
     facts = planned(ask, "--devices", "4", "epochs=2000", *arguments)
@@ -188,6 +193,18 @@ def test_failures_are_a_line(ask):
     young = math.sqrt(2 * 0.1 * 900) / 60
     assert point.checkpoint_minutes == pytest.approx(young, rel=0.05)
     assert point.lost_share == pytest.approx(math.sqrt(2 * 0.1 / 900) + 1 / 900, rel=0.05)  # to first order
+
+
+def test_a_run_that_comes_to_no_end_is_said_to(ask):
+    arguments = ("--device-hours", "0.001", "--restart", "3600", "--standing", "10")
+    code, out, _ = ask("tiny.yaml", "--machine", "cluster.yaml", "--devices", "4", *arguments)
+    assert code == 0
+    assert "failures on 4 devices: they come so often that" in out
+
+
+def test_what_is_left_out_has_the_reason_of_its_own_devices(ask):
+    _, out, _ = ask("tiny.yaml", "--machine", "cluster.yaml", "--devices", "1..16", "--batches", "100")
+    assert "left out: batch 100 on 8 and 16: on 8, " in " ".join(out.split())
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -221,6 +238,10 @@ def test_the_table_has_room_and_the_picture_is_drawn(ask, monkeypatch, width):
         (["--devices", "1", "--target", "mlperf/resnet"], "did you mean mlperf/resnet50?"),
         (["--devices", "1", "--workload", "vit"], "cluster has no pace of vit"),
         (["--devices", "1", "--device-hours", "9"], "--restart is missing"),
+        (["--devices", "1", "--lag", "9"], "--lag 9 is of saves that failures undo, and needs --device-hours H"),
+        (["--devices", "1", "--row", "lars"], "--row lars chooses a row of a study, and needs --target"),
+        (["--devices", "1", "--price", "1e20"], "--price 1e+20 must be above 0 and below 1e+15"),
+        (["--devices", "8..7"], "--devices 8..7 should ascend from 1 or more"),
         (["--devices", "1", "model={name: tiny_cnn}"], "machine cluster has no pace of tiny_cnn; it has: mlp"),
         (["--devices", "1", "--machine", "wrong.yaml"], "inside.bandwidth = -1"),
         (["--devices", "1", "--machine", "short.yaml"], "devices_per_node is missing"),

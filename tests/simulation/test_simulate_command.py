@@ -94,6 +94,8 @@ def test_measured_saves(ask):
         (("--stragglers", "nowhere"), "is missing"),
         (("--picture", "x.pdf"), "--picture x.pdf should end in .svg or .png"),
         ((*FAILING, "--saves", "cluster.yaml"), "cluster.yaml is not valid JSON"),
+        (("--saves", PAUSE), "--saves is of runs that fail, and needs --device-hours H"),
+        (("--restart", "5"), "--restart is of runs that fail, and needs --device-hours H"),
     ],
 )  # fmt: skip
 def test_mistakes(ask, arguments, sentence):

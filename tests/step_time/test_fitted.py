@@ -102,3 +102,20 @@ def test_the_command_writes_a_machine_that_is_read(rows, tmp_path):
     assert "512 devices: " in spoken
     assert machines.load(out).pace("resnet50").floor > 0
     assert machines.load(out).fit is not None
+
+
+@pytest.mark.parametrize(
+    "facts", ['{"kind": "scaling"}', '{"kind": "scaling", "worlds": []}', '{"kind": "throughput", "model": 3}']
+)
+def test_a_bench_that_is_not_whole(tmp_path, facts):
+    file = tmp_path / "bench.json"
+    file.write_text(facts)
+    with pytest.raises(UserError, match="is not whole: it lacks seconds of a step"):
+        fitted.machine_fit([file], None)
+
+
+def test_rows_that_no_machine_takes(tmp_path):
+    file = tmp_path / "ROWS.csv"
+    file.write_text("devices,batch,ms\n8,3200,50\n64,3200,20\n")
+    with pytest.raises(UserError, match="no machine like dgx-h100 takes steps as these rows have them"):
+        fitted.machine_fit([file], "dgx-h100", gradients=1e12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from step_time.clusters import PACE, machine
 
@@ -44,6 +46,11 @@ def test_a_file_is_read(tmp_path):
         ("per_example: 1.3e-4, ", "", "m.yaml: workloads.resnet50.per_example is missing"),
         ("[3e-3, 5e-3]", "[5e-3, 3e-3]", "intervals.floor = [0.005, 0.003] should ascend"),
         ("{floor: [3e-3", "{flor: [3e-3", "intervals.flor is of no number that stands here"),
+        (
+            "{bandwidth: 5e10}",
+            "{bandwidth: 5e10, intervals: {bandwidth: [0, 6e10]}}",
+            "[0, 6e+10] should begin above 0",
+        ),
     ],
 )
 def test_an_impossible_number_is_told_in_a_sentence(old, new, sentence):
@@ -84,6 +91,22 @@ def test_another_workload_computes_as_fast_by_its_flops():
 
 def test_the_package_has_the_machines_people_have():
     assert {"dgx-v100", "dgx-a100", "dgx-h100", "dgx-h200", "dgx-b200"} <= set(machines.names())
+
+
+@pytest.mark.parametrize(
+    ("fit", "sentence"),
+    [
+        ({"covariance": [[1.0]]}, "m.yaml: covariance should have 7 lines of 7 numbers"),
+        (
+            {"parameters": ["inside.width", *["inside.latency"] * 6]},
+            "fit.parameters has inside.width, which is no number",
+        ),
+    ],
+)
+def test_a_fit_that_is_not_of_its_machine(fit, sentence):
+    written = machines.find("dgx-b200").model_dump(mode="json")
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        machines.checked(written | {"fit": written["fit"] | fit}, "m.yaml")
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))

@@ -13,6 +13,8 @@ from step_time.clusters import PACE, machine
 from largebatch.studies.cluster.machine import Link, Machine, Pace
 from largebatch.studies.cluster.step import BACKWARD, collective_time, on_link, step_time
 from largebatch.studies.cluster.workload import Transfer, Workload, buckets_of, data_parallel
+from largebatch.studies.dry_run import trace
+from largebatch.studies.planning import sent
 
 FAST = {"inside": 1e30, "between": 1e30, "hop": 0.0}
 KINDS = ("all_reduce", "reduce_scatter", "all_gather")
@@ -150,3 +152,26 @@ def test_buckets_hold_all_bytes(gradients, first, others):
 def test_a_machine_that_is_not_full_has_a_node_more():
     full: Machine = machine()
     assert [full.nodes(devices) for devices in (1, 8, 9, 16, 17)] == [1, 1, 2, 2, 3]
+
+
+def test_gradients_beyond_any_model_have_few_buckets():
+    workload = data_parallel(PACE, 1e15)
+    assert len(workload.buckets) <= 4098
+    assert math.fsum(workload.buckets) == pytest.approx(1e15)
+
+
+def test_an_all_to_all_is_pairwise():
+    """4 of 8 devices are in a node: each sends an eighth of its bytes to every other one."""
+    slow = Machine(
+        name="m",
+        devices_per_node=4,
+        inside=Link(bandwidth=1e9, latency=1e-6),
+        between=Link(bandwidth=1e8, latency=1e-5),
+    )
+    expected = 3 * (1e-6 + 1e6 / 8 / 1e9) + 4 * (1e-5 + 4 * 1e6 / 8 / 1e8)
+    assert collective_time(slow, "all_to_all", 1e6, 8) == pytest.approx(expected)
+    assert collective_time(slow, "all_to_all", 1e6, 1) == collective_time(slow, "all_to_all", 0, 8) == 0
+
+
+def test_what_a_dry_run_counts_has_a_time():
+    assert set(trace.NAMES.values()) <= set(sent.KINDS)

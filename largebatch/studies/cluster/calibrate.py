@@ -19,7 +19,7 @@ from typing import Any
 from largebatch.errors import UserError
 from largebatch.studies.cluster.fit import TransferRow, fit, interval_of, seconds_of
 from largebatch.studies.cluster.machine import Link, Machine
-from largebatch.studies.cluster.rows import StepRow, StepRows, WorkloadFacts
+from largebatch.studies.cluster.rows import LONGEST, SHORTEST, StepRow, StepRows, WorkloadFacts
 from largebatch.studies.cluster.workload import Transfer
 
 KINDS = ("weak", "strong")
@@ -36,6 +36,13 @@ def read(file: Path) -> dict[str, Any]:
     kind = facts.get("kind") if isinstance(facts, dict) else None
     if kind not in ("scaling", "throughput"):
         raise UserError(f"{file} is of kind {str(kind)[:40]}; a machine is fitted to scaling or throughput")
+    try:
+        seconds = [row.seconds for row in (*rows_of(facts), *transfers_of(facts))]
+        this_host([facts])
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+        seconds = []
+    if not seconds or not all(SHORTEST <= value <= LONGEST for value in seconds):
+        raise UserError(f"the bench {file} is not whole: it lacks seconds of a step; measure it anew")
     return facts
 
 

@@ -33,6 +33,8 @@ from largebatch.errors import UserError
 SMALL = 1e-6
 """Of δ/M: below, W₀ near its branch point has lost more digits than Daly's series."""
 ROUNDED = 1e-9
+ENDLESS = 100.0
+"""Seconds for each of work, beyond which a run is said to come to no end."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,12 @@ def fit(rows: StepRows, base: Machine, transfers: Sequence[TransferRow] = ()) ->
         )  # fmt: skip
 
     start = np.array([math.log(prior.median) for prior in priors])
-    ended = least_squares(residuals, start, x_scale="jac", xtol=1e-12, ftol=1e-12, gtol=1e-12)
+    try:
+        ended = least_squares(residuals, start, x_scale="jac", xtol=1e-12, ftol=1e-12, gtol=1e-12)
+    except (OverflowError, ValueError):  # a number has left what floating point holds
+        raise UserError(
+            f"no machine like {base.name} takes steps as these rows have them; look at their seconds and gradient bytes"
+        ) from None
     apart = residuals(ended.x, 1.0)[: len(rows.rows)]
     row_error = math.sqrt((PRIOR_ROWS * ROW_ERROR**2 + float(apart @ apart)) / (PRIOR_ROWS + len(apart)))
     row_error = max(ROW_ERROR, row_error)

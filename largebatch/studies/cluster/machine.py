@@ -31,6 +31,8 @@ from largebatch.recipes.config.mistakes import sentence
 from largebatch.recipes.keys import Finite, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 FOLDER = Path(__file__).parent / "machines"
+LINK, PACE = ("bandwidth", "latency"), ("per_example", "floor", "fixed")
+"""Keys that are fitted (fit.py)."""
 
 Interval = tuple[NonNegativeFloat, NonNegativeFloat]
 Text = Annotated[str, Field(min_length=1)]
@@ -48,6 +50,8 @@ class Estimated(Section):
                 raise ValueError(f"intervals.{key} is of no number that stands here")
             if low > high:
                 raise ValueError(f"intervals.{key} = [{low:g}, {high:g}] should ascend")
+            if key == "bandwidth" and not low:
+                raise ValueError(f"intervals.bandwidth = [{low:g}, {high:g}] should begin above 0")
         return self
 
     def interval(self, key: str) -> tuple[float, float]:
@@ -114,6 +118,13 @@ class MachineFit(Section):
     parameters: tuple[Text, ...]
     covariance: tuple[tuple[Finite, ...], ...]
 
+    @pydantic.model_validator(mode="after")
+    def covariance_is_of_parameters(self) -> MachineFit:
+        number = len(self.parameters)
+        if [len(line) for line in self.covariance] != [number] * number:
+            raise ValueError(f"covariance should have {number} lines of {number} numbers, as there are parameters")
+        return self
+
     @property
     def most_devices(self) -> int:
         return max(row.devices for row in self.rows)
@@ -132,6 +143,15 @@ class Machine(Section):
     workloads: dict[str, Pace] = Field(default_factory=dict)
     sources: tuple[Text, ...] = ()
     fit: MachineFit | None = None
+
+    @pydantic.model_validator(mode="after")
+    def parameters_are_numbers_that_stand_here(self) -> Machine:
+        keys = {"inside": LINK, "between": LINK} | dict.fromkeys(self.workloads, PACE)
+        for parameter in self.fit.parameters if self.fit else ():
+            where, _, key = parameter.rpartition(".")
+            if key not in keys.get(where, ()):
+                raise ValueError(f"fit.parameters has {parameter[:60]}, which is no number that stands here")
+        return self
 
     def nodes(self, devices: int) -> int:
         return -(-devices // self.devices_per_node)

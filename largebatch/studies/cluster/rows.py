@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,9 @@ from largebatch.errors import UserError, suggestion
 TIMES = ("ms", "seconds", "examples_per_second")
 BYTES = ("gradient_bytes", "update_bytes")
 COLUMNS = ("family", "workload", "devices", "batch", "accumulation", *TIMES, *BYTES, "source")
+SHORTEST, LONGEST, LEAST_SHARE, MOST = 1e-9, 1e9, 1e-3, 1e15
+"""[s] of a step, examples of a device in a micro-batch, any number: beyond them a row is a mistake."""
+LINKS = ("inside", "between")
 RESNET50, BERT_LARGE = 25_557_032, 336_226_108
 """Parameters: torchvision's, and BERT-large's with both heads and tied embeddings."""
 
@@ -144,8 +146,17 @@ def _row(cells: dict[str, str], workload: str, where: str) -> StepRow:
         raise UserError(f"{where} has {' and '.join(times) or 'no time'}; give one of {', '.join(TIMES)}")
     value = _number(cells[times[0]], times[0], where, 0)
     seconds = {"ms": value / 1e3, "seconds": value, "examples_per_second": batch / value}[times[0]]
+    if not SHORTEST <= seconds <= LONGEST:
+        raise UserError(f"{where}: a step of {seconds:g} s; valid: {SHORTEST:g} to {LONGEST:g}")
     named = (cells.get("workload") or workload, cells.get("source") or None, cells.get("family") or None)
-    return StepRow(named[0], int(devices), batch, seconds, int(accumulation), named[1], named[2])
+    if named[0] in LINKS:
+        raise UserError(
+            f"{where}: a workload cannot be called {named[0]}, as a link of a machine is; choose another name"
+        )
+    row = StepRow(named[0], int(devices), batch, seconds, int(accumulation), named[1], named[2])
+    if row.share < LEAST_SHARE:
+        raise UserError(f"{where}: {row.share:g} examples of a device in a micro-batch; valid: {LEAST_SHARE:g} or more")
+    return row
 
 
 def _number(text: str, key: str, where: str, least: float, whole: bool = False) -> float:
@@ -153,7 +164,7 @@ def _number(text: str, key: str, where: str, least: float, whole: bool = False) 
         value = float(text)
     except ValueError:
         raise UserError(f"{where}: {key} = {text.strip()[:60] or 'nothing'} is no number") from None
-    if not math.isfinite(value) or value < least or value <= 0 or (whole and value != int(value)):
-        wanted = "a whole number from 1 on" if whole else "more than 0"
+    if not 0 < value <= MOST or value < least or (whole and value != int(value)):
+        wanted = f"{'a whole number from 1 on' if whole else 'more than 0'}, {MOST:g} at most"
         raise UserError(f"{where}: {key} = {text.strip()[:60]} should be {wanted}")
     return value

@@ -45,10 +45,6 @@ class _Sent:
     seconds: tuple[float, ...]
     ready: tuple[float, ...]
 
-    @property
-    def gradients(self) -> bool:
-        return self.transfer.hidden_by == "backward" and self.transfer.collective != "all_gather"
-
     def copies(self, remaining: int, accumulation: int) -> int:
         """In the micro-batch that ``remaining`` follow; where there is not one for each, the last ones have it."""
         whole, more = divmod(self.transfer.times, accumulation)
@@ -90,10 +86,10 @@ def _micro_batch(begin: np.ndarray, micro: np.ndarray, queue: list[_Sent]) -> np
     turn = np.maximum(begin + (1 - BACKWARD) * micro, free)
     free = turn
     for one in queue:
-        if one.transfer.hidden_by == "backward" and not one.gradients:
+        if one.transfer.hidden_by == "backward" and not one.transfer.gradients:
             free = free + sum(one.seconds)
     end = np.maximum(turn + BACKWARD * micro, free)
-    gradients = [pair for one in queue if one.gradients for pair in zip(one.ready, one.seconds, strict=True)]
+    gradients = [pair for one in queue if one.transfer.gradients for pair in zip(one.ready, one.seconds, strict=True)]
     for ready, seconds in sorted(gradients):
         free = np.maximum(free, turn + ready * (end - turn)) + seconds
     return np.maximum(end, free)

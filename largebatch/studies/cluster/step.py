@@ -10,9 +10,10 @@ all-gather inside. With α the latency of a hop and β the bytes/s of a device i
     tree                all-reduce                    2·⌈log₂ n⌉·α + 2·M/β              two trees, pipelined
                         reduce-scatter, all-gather    ⌈log₂ n⌉·α + (n − 1)/n·M/β        halving, doubling
 
-and the lesser of ring and tree counts, on each level alone. Ring: Patarasuk & Yuan 2009 (J. Parallel Distrib. Comput.
-69, 117); halving and doubling: Thakur, Rabenseifner & Gropp 2005 (Int. J. High Perform. Comput. Appl. 19, 49); two
-trees: Sanders, Speck & Träff 2009 (Parallel Comput. 35, 581), which NCCL has had since 2.4.
+and the lesser of ring and tree counts, on each level alone. An **all-to-all** in which each device sends M bytes is
+pairwise: (g − 1)·(α + M/(P·β)) inside, (P − g)·(α + g·M/(P·β)) between (Thakur et al.). Ring: Patarasuk & Yuan 2009 (J.
+Parallel Distrib. Comput. 69, 117); halving and doubling: Thakur, Rabenseifner & Gropp 2005 (Int. J. High Perform.
+Comput. Appl. 19, 49); two trees: Sanders, Speck & Träff 2009 (Parallel Comput. 35, 581), which NCCL has had since 2.4.
 
 **Overlap.** The backward pass is 2/3 of a micro-batch's computing, the forward pass 1/3. Bucket k of the gradients is
 ready when the backward pass is as far as the bytes of buckets 1…k are of all: r_k. One bucket travels at a time, in
@@ -57,11 +58,12 @@ def step_time(machine: Machine, workload: Workload, devices: int, share: float, 
     communication = exposed = 0.0
     for transfer in workload.transfers:
         pieces = pieces_of(transfer, workload)
-        times = [collective_time(machine, transfer.collective, piece, devices) for piece in pieces]
+        seconds = {piece: collective_time(machine, transfer.collective, piece, devices) for piece in set(pieces)}
+        times = [seconds[piece] for piece in pieces]
         communication += transfer.times * sum(times)
         if transfer.hidden_by is None:
             exposed += transfer.times * sum(times)
-        elif len(pieces) > 1 or (transfer.hidden_by == "backward" and transfer.collective != "all_gather"):
+        elif transfer.gradients:
             exposed += transfer.times * behind(pieces, times, passes["backward"])
         else:
             exposed += transfer.times * max(0.0, sum(times) - passes[transfer.hidden_by])
@@ -73,8 +75,7 @@ def step_time(machine: Machine, workload: Workload, devices: int, share: float, 
 
 def pieces_of(transfer: Transfer, workload: Workload) -> list[float]:
     """Gradients travel in the workload's buckets, in proportion; all else in one piece."""
-    gradients = transfer.hidden_by == "backward" and transfer.collective != "all_gather"
-    if not gradients or not sum(workload.buckets):
+    if not transfer.gradients or not sum(workload.buckets):
         return [transfer.bytes]
     return [transfer.bytes * size / sum(workload.buckets) for size in workload.buckets]
 
@@ -91,6 +92,8 @@ def behind(pieces: list[float], times: list[float], backward: float) -> float:
 def collective_time(machine: Machine, collective: Kind, bytes: float, devices: int) -> float:
     """Seconds of one collective of ``bytes`` over ``devices``, with nothing beside it."""
     inside, nodes = min(devices, machine.devices_per_node), machine.nodes(devices)
+    if collective == "all_to_all":
+        return pairwise(machine, bytes, devices)
     if nodes == 1:
         return on_link(machine.inside, collective, bytes, inside)
     between = on_link(machine.between, collective, bytes, nodes)
@@ -98,6 +101,15 @@ def collective_time(machine: Machine, collective: Kind, bytes: float, devices: i
         return on_link(machine.inside, collective, bytes, inside) + between
     scatter, gather = (on_link(machine.inside, kind, bytes, inside) for kind in ("reduce_scatter", "all_gather"))
     return scatter + between + gather
+
+
+def pairwise(machine: Machine, bytes: float, devices: int) -> float:
+    """An all-to-all in which each device sends its parts one after another; a node's devices share its network."""
+    if not bytes:
+        return 0.0
+    inside, part = min(devices, machine.devices_per_node), bytes / devices
+    near = (inside - 1) * (machine.inside.latency + part / machine.inside.bandwidth)
+    return near + (devices - inside) * (machine.between.latency + inside * part / machine.between.bandwidth)
 
 
 def on_link(link: Link, collective: Kind, bytes: float, members: int) -> float:

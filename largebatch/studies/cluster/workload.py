@@ -7,19 +7,27 @@ from typing import Literal
 
 from largebatch.studies.cluster.machine import Pace
 
-Kind = Literal["all_reduce", "reduce_scatter", "all_gather"]
+Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all"]
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
 """Bytes of DDP's buckets: of the first to become ready, and of all others."""
+MOST_BUCKETS = 4096
+"""Of gradients that would need more the buckets are larger."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """A collective of all devices; ``bytes`` are those of the whole tensor that is summed, scattered or gathered."""
+    """A collective of all devices; ``bytes`` are those of the whole tensor that is summed, scattered or gathered;
+    of an all-to-all those that one device sends."""
 
     collective: Kind
     bytes: float
     hidden_by: Literal["backward", "forward"] | None = None  # the pass of a micro-batch beside which it goes on
     times: int = 1  # a step; where it is every micro-batch, as many as there are
+
+    @property
+    def gradients(self) -> bool:
+        """Whether it becomes ready along the backward pass; weights that are gathered beside it are ready before."""
+        return self.hidden_by == "backward" and self.collective != "all_gather"
 
 
 @dataclass(frozen=True)
@@ -47,4 +55,5 @@ def data_parallel(pace: Pace, gradients: float | None = None, data_per_example: 
     """DDP: one all-reduce of the gradients, in buckets, beside the backward pass of the last micro-batch."""
     size = pace.gradient_bytes if gradients is None else gradients
     transfers = (Transfer("all_reduce", size, "backward"),) if size else ()
-    return Workload(pace, transfers, buckets_of(size), data_per_example)
+    buckets = buckets_of(size, others=max(BUCKET, size / MOST_BUCKETS))
+    return Workload(pace, transfers, buckets, data_per_example)

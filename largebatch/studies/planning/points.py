@@ -90,7 +90,7 @@ class LegOnMachine:
         sure = seconds_between(self.machine, self.workload, devices, lambda machine: timed(machine).total)
         return PlannedPhase(
             global_batch_size=self.leg.batch, micro_batch_size=cut.micro, accumulation_steps=cut.accumulation,
-            steps=math.ceil(expected.examples / self.leg.batch - 1e-9), examples=expected.examples,
+            steps=max(1, math.ceil(expected.examples / self.leg.batch - 1e-9)), examples=expected.examples,
             memory_gib=needs.bytes / GIB, compute_seconds=time.compute, fixed_seconds=time.fixed,
             communication_seconds=time.communication, exposed_seconds=time.exposed, data_seconds=time.data,
             step_seconds=time.total, step_seconds_low=sure.low, step_seconds_high=sure.high, basis=expected.basis,

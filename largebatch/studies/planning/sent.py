@@ -20,7 +20,7 @@ from largebatch.studies.cluster.workload import Kind, Transfer, Workload
 NOT_EVERY_STEP = ("loss record",)
 KINDS: dict[str, Kind] = {
     "all_reduce": "all_reduce", "reduce_scatter": "reduce_scatter", "all_gather": "all_gather",
-    "broadcast": "all_gather",
+    "broadcast": "all_gather", "all_to_all": "all_to_all",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import rich.table
 
 from largebatch.records.plan import ClusterPlanRecord, PlannedPoint
 from largebatch.report.numerals import ABSENT, TimeUnit, count, decimals, listing, rounded, time_unit
+from largebatch.studies.cluster.failures import ENDLESS
 from largebatch.studies.planning.choice import fastest_by_devices
 
 MOST_LEFT_OUT = 8  # sentences
@@ -124,6 +125,12 @@ def described(facts: ClusterPlanRecord, point: PlannedPoint) -> str:
 def of_failures(point: PlannedPoint) -> Iterator[str]:
     if point.lost_share is None or point.checkpoint_minutes is None:
         return
+    if (1 - point.lost_share) * ENDLESS < 1:
+        yield (
+            f"failures on {count(point.devices)} devices: they come so often that a run with such saves and restarts "
+            "comes to no end"
+        )
+        return
     every, whole = point.checkpoint_minutes / 60, point.hours / (1 - point.lost_share)
     unit, total = time_unit(every), time_unit(whole)
     yield (
@@ -134,14 +141,16 @@ def of_failures(point: PlannedPoint) -> Iterator[str]:
 
 
 def left_out(facts: ClusterPlanRecord) -> list[str]:
-    """By batch, the devices that lack it, and the first of their reasons."""
+    """By batch, the devices that lack it, and their reason, or that of the fewest where each has its own."""
     by_batch: dict[int, list[int]] = {}
-    reasons: dict[int, str] = {}
+    reasons: dict[int, list[str]] = {}
     for one in facts.left_out:
         by_batch.setdefault(one.global_batch_size, []).append(one.devices)
-        reasons.setdefault(one.global_batch_size, one.reason)
+        reasons.setdefault(one.global_batch_size, []).append(one.reason)
     said = [
-        f"left out: batch {count(batch)} on {listing(map(count, devices))}: {reasons[batch]}"
+        f"left out: batch {count(batch)} on {listing(map(count, devices))}: "
+        + (f"on {count(devices[0])}, " if len(set(reasons[batch])) > 1 else "")
+        + reasons[batch][0]
         for batch, devices in by_batch.items()
     ]
     more = len(said) - MOST_LEFT_OUT

@@ -120,7 +120,7 @@ def _of_branches(record: CriticalRecord, budget: RecipeBudget, path: Path) -> Bo
 
 def _of_noise(record: NoiseRecord, budget: RecipeBudget, path: Path) -> BoundTarget:
     """The lower end of its interval: a smaller critical batch costs more examples."""
-    scale = record.noise_scale_low or record.noise_scale
+    scale = record.noise_scale if record.noise_scale_low is None else record.noise_scale_low
     if not scale or scale <= 0:
         raise UserError(f"--target {path}: the noise scale is not bounded, so nothing follows from it")
     return BoundTarget(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from largebatch.records.plan import PlannedPoint
 from largebatch.report.numerals import count, listing
 from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.planning.memory import GIB, RESERVE
 from largebatch.studies.planning.pace import SAME
 from largebatch.studies.planning.target import (
     AT_MOST,
@@ -81,5 +82,8 @@ def _of_examples(target: ExamplesToTarget | None, points: Sequence[PlannedPoint]
 
 def _of_memory(machine: Machine, points: Sequence[PlannedPoint]) -> list[str]:
     most = max(phase.memory_gib for point in points for phase in point.phases)
-    room = "" if machine.memory is None else f" of {machine.memory / 2**30:.0f} GiB"
-    return [f"memory: a dry run's, linear in the micro-batch; at most {most:.1f} GiB{room}, 3 GiB left free"]
+    room = "" if machine.memory is None else f" of {machine.memory / GIB:.0f} GiB"
+    return [
+        f"memory: a dry run's, linear in the micro-batch; at most {most:.1f} GiB{room}, "
+        f"{RESERVE / GIB:.0f} GiB left free"
+    ]

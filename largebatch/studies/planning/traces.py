@@ -125,7 +125,7 @@ def _counted(calls: list[tuple[Any, int]], accumulation: int) -> list[TracedColl
 def _kept(file: Path) -> KeptTrace | None:
     """None where there is none, or one that cannot be read."""
     try:
-        return read(KeptTrace, json.loads(file.read_text()), file)
+        return read(KeptTrace, json.loads(file.read_text(encoding="utf-8")), file)
     except (OSError, ValueError, UserError):
         return None
 
