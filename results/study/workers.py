@@ -25,7 +25,7 @@ STUDY = {
     "batches": [256, 384, 512, 768, 1024, 1536],
     "target": {"score": 99},  # none reaches it: all runs are equally long
     "epochs": 0.5,
-    "every_epochs": 0.5,
+    "every_epochs": 0.25,
     "trials": 4,
     "seeds": 1,
     "hold_out": 10_000,

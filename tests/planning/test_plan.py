@@ -227,7 +227,7 @@ def test_the_table_has_room_and_the_picture_is_drawn(ask, monkeypatch, width):
     [
         (["--devices", "48", "--batches", "100"], "does not factor into so many; nearest that do: 20 or 100"),
         (["--devices", "6"], "nearest: 4 or 8"),
-        (["--devices", "1", "--machine", "nowhere"], "machine nowhere is not known"),
+        (["--devices", "1", "--machine", "nowhere"], "machine nowhere is neither a file, MACHINE.yaml, nor known"),
         (["--devices", "1", "--budget", "5"], "--budget 5 needs --price P"),
         (["--devices", "1", "--price", "-1"], "--price -1 must be above 0"),
         (["--devices", "1", "--within", "soon"], "is no time"),

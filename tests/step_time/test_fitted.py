@@ -69,7 +69,7 @@ def test_benches_need_no_machine():
     [
         ({}, "plan fit needs --machine"),
         ({"base": "dgx-h100", "most": 4}, "--most 4: no row has so few devices; the least is 8"),
-        ({"base": "dgx-h10"}, "machine dgx-h10 is not known; did you mean dgx-h100"),
+        ({"base": "dgx-h10"}, "machine dgx-h10 is neither a file, MACHINE.yaml, nor known; did you mean dgx-h100"),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence(rows, options, sentence):

@@ -62,7 +62,9 @@ def test_an_impossible_number_is_told_in_a_sentence(old, new, sentence):
 
 
 def test_what_is_not_there_is_told_in_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="machine dgx-h10 is not known; did you mean dgx-h100"):
+    with pytest.raises(
+        UserError, match="machine dgx-h10 is neither a file, MACHINE.yaml, nor known; did you mean dgx-h100"
+    ):
         machines.find("dgx-h10")
     with pytest.raises(UserError, match="cannot be read"):
         machines.find(str(tmp_path / "none.yaml"))

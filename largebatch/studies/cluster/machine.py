@@ -186,7 +186,7 @@ def find(name: str) -> Machine:
         return load(FOLDER / f"{name}.yaml")
     if Path(name).suffix in (".yaml", ".yml") or Path(name).exists():
         return load(Path(name))
-    raise UserError(f"machine {name} is not known{suggestion(name, names())}; or a file that says one, MACHINE.yaml")
+    raise UserError(f"machine {name} is neither a file, MACHINE.yaml, nor known{suggestion(name, names())}")
 
 
 def load(file: Path) -> Machine:

@@ -33,13 +33,17 @@ BASES = {
 def sentences(
     machine: Machine, workloads: Sequence[str], target: ExamplesToTarget | None, points: Sequence[PlannedPoint]
 ) -> list[str]:
+    most = max(point.devices for point in points)
     return [
-        *_of_steps(machine, workloads), *_of_work(workloads, points), *_of_examples(target, points),
+        *_of_steps(machine, workloads, most),
+        *_of_work(workloads, points),
+        *_of_examples(target, points),
         *_of_memory(machine, points),
-    ]  # fmt: skip
+        "hours are of training steps alone: no evaluations, checkpoints or starts",
+    ]
 
 
-def _of_steps(machine: Machine, workloads: Sequence[str]) -> list[str]:
+def _of_steps(machine: Machine, workloads: Sequence[str], most: int) -> list[str]:
     if machine.fit is None:
         return [f"step times: the model with the numbers that {machine.name} states; nothing was fitted"]
     rows = [row for row in machine.fit.rows if row.workload in workloads]
@@ -47,10 +51,18 @@ def _of_steps(machine: Machine, workloads: Sequence[str]) -> list[str]:
         return [f"step times: {machine.name} was fitted to other workloads than {listing(dict.fromkeys(workloads))}"]
     largest = max(abs(row.error) for row in rows)
     devices = sorted({row.devices for row in rows})
-    return [
+    said = [
         f"step times: the model, fitted to {len(rows)} rows of {count(devices[0])} to {count(devices[-1])} devices, "
         f"which it meets within {100 * largest:.1f} %"
     ]
+    if sources := list(dict.fromkeys(row.source for row in rows if row.source)):
+        said.append(
+            f"they are the steps of {listing(sources)}, tuned by who ran them: largebatch's own may take longer, and "
+            "`largebatch plan fit` takes what you measured"
+        )
+    if most > devices[-1]:
+        said.append(f"{count(most)} devices are more than any of these rows had: there the model stands alone")
+    return said
 
 
 def _of_work(workloads: Sequence[str], points: Sequence[PlannedPoint]) -> list[str]:
