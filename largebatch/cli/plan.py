@@ -89,8 +89,8 @@ def run(
     check_folder(json_file)
     check_picture(picture)
     if not devices or not machine:
-        missing, example = ("--devices", "8..1024") if not devices else ("--machine", "dgx-h100")
-        raise UserError(f"plan needs {missing}, as in {missing} {example}")
+        missing = "--devices 8..1024" if not devices else "--machine dgx-h100"
+        raise UserError(f"plan needs {missing.split()[0]}, as in {missing}")
     numbers = {"price": price, "budget": budget, "critical-batch": critical_batch, "epochs": epochs}
     check_positive(numbers | {"device-hours": device_hours})
     if lag and device_hours is None:
@@ -115,6 +115,10 @@ def run(
     )  # fmt: skip
     facts = made_plan(wish, lambda text: tell(console, text))
     tell_plan(facts, console)
+    keep(facts, json_file, picture, console)
+
+
+def keep(facts: ClusterPlanRecord, json_file: Path | None, picture: Path | None, console: rich.console.Console) -> None:
     write_numbers(json_file, content(facts), console)
     write_picture(picture, content(facts), console)
 

@@ -121,10 +121,9 @@ class Ddp(Engine):
             alone = distributed.world_size() == 1
             self.parts.end(list(self.model.parameters()), self._last, alone)
 
-    def step(self, measure: bool = False, alone: bool = False) -> Tensor | None:
+    def deal(self, alone: bool) -> None:
         if isinstance(self.optimizer, Muon):
             self.optimizer.deal_among(None if alone or distributed.world_size() == 1 else torch.distributed.group.WORLD)
-        return super().step(measure, alone)
 
     def squares_of_parts(self) -> Tensor | None:
         """After the last backward, on the device: (Σ over this rank's parts of ‖gᵢ/S‖², ‖ḡ‖²), gᵢ the mean gradient

@@ -132,6 +132,7 @@ class Engine(abc.ABC):
         With ``skips_nonfinite`` a gradient that is not finite is thrown away on all ranks, and nothing is updated; to
         know, the host waits for the device.
         """
+        self.deal(alone)
         norm = None
         if self.max_grad_norm is not None or measure or self.skips_nonfinite:
             self.scaler.unscale_(self.optimizer)
@@ -145,6 +146,9 @@ class Engine(abc.ABC):
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def deal(self, alone: bool) -> None:  # noqa: B027, most have nothing to tell
+        """Before each update: tell an optimizer that deals layers among which ranks. Layers that are cut say it."""
 
     def averaged_statistics(self) -> contextlib.AbstractContextManager[None]:
         """Training does not depend on when somebody evaluated: see the function of this name."""
