@@ -23,6 +23,8 @@ taken in float16, whose three more bits R needs. Five steps are 10·A²·B + 5·
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,18 +46,28 @@ def orthogonalised(matrices: list[Tensor], steps: int, form: str) -> list[Tensor
         return [newton_schulz(matrix, steps) for matrix in matrices]
     if form == "auto":
         small = [n for n, m in enumerate(matrices) if m.is_cuda or m.numel() <= SMALL]
-        stacked = dict(zip(small, orthogonalised([matrices[n] for n in small], steps, "batched"), strict=True))
+        stacked = dict(zip(small, in_stacks([matrices[n] for n in small], steps, iterated), strict=True))
         return [stacked[n] if n in stacked else newton_schulz(m, steps) for n, m in enumerate(matrices)]
+    return in_stacks(matrices, steps, gram_or_iterated if form == "gram" else iterated)
+
+
+def in_stacks(matrices: list[Tensor], steps: int, iterate: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+    """Those of one shape together."""
     ends: dict[int, Tensor] = {}
     alike: dict[tuple[int, int], list[int]] = {}
     for number, matrix in enumerate(matrices):
         alike.setdefault((min(matrix.shape), max(matrix.shape)), []).append(number)
-    for (rows, columns), numbers in alike.items():
+    for numbers in alike.values():
         stack = torch.stack([normalised(wide(matrices[number])) for number in numbers])
-        iterate = by_gram if form == "gram" and columns >= LONG * rows else iterated
         stack = iterate(stack if len(numbers) > 1 else stack[0], steps)
         ends |= dict(zip(numbers, stack.unbind() if len(numbers) > 1 else [stack], strict=True))
     return [ends[number] if is_wide(matrix) else ends[number].mT for number, matrix in enumerate(matrices)]
+
+
+def gram_or_iterated(x: Tensor, steps: int) -> Tensor:
+    """By the Gram matrix where the columns are many."""
+    rows, columns = x.shape[-2:]
+    return by_gram(x, steps) if columns >= LONG * rows else iterated(x, steps)
 
 
 def newton_schulz(matrix: Tensor, steps: int) -> Tensor:
