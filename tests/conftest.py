@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,25 @@ def recipe(tmp_path: Path) -> Write:
         return path
 
     return write
+
+
+@pytest.fixture
+def front_door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """The program in this process, by its words: exit code, what it printed, what it complained of."""
+
+    def answer(*words: object) -> tuple[int, str, str]:
+        from largebatch import cli
+
+        monkeypatch.setattr(sys, "argv", ["largebatch", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return answer
 
 
 @pytest.fixture

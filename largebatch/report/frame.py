@@ -9,6 +9,7 @@ from largebatch.report import svg
 from largebatch.report.looks import Look
 
 WIDTH, HEIGHT = 420, 300
+LEFT, RIGHT = 60, 24  # of a panel
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Picture:
     caption: str
     svg: str
     key: tuple[tuple[Look, str], ...]
+
+
+def panel(figure: Figure, bottom: float, tall: float, height: float) -> Axes:
+    """One of several upon one another in a picture of this ``height``, in points."""
+    return figure.add_axes((LEFT / WIDTH, bottom / height, 1 - (LEFT + RIGHT) / WIDTH, tall / height))
 
 
 def empty_axes(y_label: str, x_label: str) -> tuple[Figure, Axes]:

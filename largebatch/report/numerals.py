@@ -143,6 +143,12 @@ def time_unit(hours: float) -> TimeUnit:
     return TimeUnit("h", 1.0) if hours < 72 else TimeUnit("d", 24.0)
 
 
+def common_time_unit(hours: Iterable[float]) -> TimeUnit:
+    """Of several times: that of the middle one."""
+    times = sorted(hours)
+    return time_unit(times[len(times) // 2])
+
+
 def short(label: str) -> str:
     """What has room in a picture."""
     return label if len(label) <= 56 else label[:55] + "…"

@@ -15,12 +15,12 @@ from matplotlib.lines import Line2D
 from largebatch.records.plan import ClusterPlanRecord, PlannedPoint
 from largebatch.report import svg
 from largebatch.report.alone import Drawn
-from largebatch.report.frame import HEIGHT, WIDTH
+from largebatch.report.frame import HEIGHT, LEFT, WIDTH, panel
 from largebatch.report.looks import look
-from largebatch.report.numerals import TimeUnit, capital, count, plain, rounded, time_unit
+from largebatch.report.numerals import TimeUnit, capital, common_time_unit, count, plain, rounded
 from largebatch.report.scales import log
 
-LOWER, FOOT, GAP, HEAD, LEFT, RIGHT = 210, 44, 34, 32, 60, 24
+LOWER, FOOT, GAP, HEAD = 210, 44, 34, 32
 COLUMNS = 3  # of the key
 NAMED = ("fastest", "cheapest", "knee", "chosen")
 PERFECT: dict[str, Any] = {"color": svg.MUTED, "linewidth": 0.9}
@@ -35,9 +35,9 @@ def draw(facts: ClusterPlanRecord) -> Drawn:
     room = 17 * math.ceil(len(key) / COLUMNS) + 4
     height = HEIGHT + LOWER + room
     figure = Figure(figsize=(WIDTH / 72, height / 72))
-    upper = _panel(figure, room + FOOT + LOWER + GAP, HEIGHT - FOOT - GAP - HEAD, height)
-    lower = _panel(figure, room + FOOT, LOWER - HEAD + 12, height)
-    unit = _unit(facts)
+    upper = panel(figure, room + FOOT + LOWER + GAP, HEIGHT - FOOT - GAP - HEAD, height)
+    lower = panel(figure, room + FOOT, LOWER - HEAD + 12, height)
+    unit = common_time_unit(point.hours for point in facts.points)
     for place, batch in enumerate(_batches(facts)):
         _line(upper, facts, batch, place, [point.hours / unit.hours for point in _points(facts, batch)])
         _line(lower, facts, batch, place, [_worth(facts, point) for point in _points(facts, batch)])
@@ -49,15 +49,6 @@ def draw(facts: ClusterPlanRecord) -> Drawn:
         handletextpad=0.5, columnspacing=1.6, borderaxespad=0,
     )  # fmt: skip
     return Drawn(figure, f"{facts.title or facts.recipe}: time and cost", _caption(facts), _described(facts, unit))
-
-
-def _panel(figure: Figure, bottom: float, tall: float, height: float) -> Axes:
-    return figure.add_axes((LEFT / WIDTH, bottom / height, 1 - (LEFT + RIGHT) / WIDTH, tall / height))
-
-
-def _unit(facts: ClusterPlanRecord) -> TimeUnit:
-    times = sorted(point.hours for point in facts.points)
-    return time_unit(times[len(times) // 2])
 
 
 def _batches(facts: ClusterPlanRecord) -> list[int]:

@@ -16,11 +16,11 @@ from matplotlib.patches import Patch
 from largebatch.records.simulation import SimulatedCluster, SimulatedFailures, SimulationRecord
 from largebatch.report import svg
 from largebatch.report.alone import Drawn
-from largebatch.report.frame import HEIGHT, WIDTH
+from largebatch.report.frame import HEIGHT, LEFT, WIDTH, panel
 from largebatch.report.numerals import count, plain, rounded
 from largebatch.report.scales import log
 
-LOWER, FOOT, HEAD, LEFT, RIGHT, LINE = 200, 44, 32, 60, 24, 17
+LOWER, FOOT, HEAD, LINE = 200, 44, 32, 17
 ALIKE: dict[str, Any] = {"color": svg.MUTED, "linewidth": 1.1, "dashes": (5, 2)}
 SLOWED: dict[str, Any] = {"color": svg.ACCENT, "linewidth": 1.6}
 POINT: dict[str, Any] = {"color": svg.INK, "marker": "o", "markersize": 5.5, "markeredgecolor": svg.PAGE}
@@ -33,11 +33,11 @@ def draw(facts: SimulationRecord) -> Drawn:
     room, low = LINE * (3 if failing else 2), LOWER if failing else 0
     height = HEIGHT + low + room
     figure = Figure(figsize=(WIDTH / 72, height / 72))
-    upper = _panel(figure, room + FOOT + low, HEIGHT - FOOT - HEAD, height)
+    upper = panel(figure, room + FOOT + low, HEIGHT - FOOT - HEAD, height)
     _steps(upper, facts)
     panels = [upper]
     if failing:
-        panels.append(_panel(figure, room + FOOT, LOWER - HEAD, height))
+        panels.append(panel(figure, room + FOOT, LOWER - HEAD, height))
         _losses(panels[1], failing)
         upper.tick_params(axis="x", labelbottom=False)
     for axes in panels:
@@ -49,10 +49,6 @@ def draw(facts: SimulationRecord) -> Drawn:
     )  # fmt: skip
     title = f"{facts.workload} on {facts.machine}: steps{' and failures' if failing else ''}, simulated"
     return Drawn(figure, title, _caption(facts), _described(facts))
-
-
-def _panel(figure: Figure, bottom: float, tall: float, height: float) -> Axes:
-    return figure.add_axes((LEFT / WIDTH, bottom / height, 1 - (LEFT + RIGHT) / WIDTH, tall / height))
 
 
 def _devices(number: float) -> str:

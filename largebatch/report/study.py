@@ -135,7 +135,8 @@ def printed(facts: TargetsRecord) -> Iterator[Any]:
             yield row.searched.caption
             yield row.searched
         yield ""
-    yield targets.rows(facts)
-    yield targets.rows(facts).caption
+    together = targets.rows(facts)
+    yield together
+    yield together.caption
     yield from targets.paired(facts)
     yield targets.verdict(facts)

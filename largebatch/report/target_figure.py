@@ -19,12 +19,12 @@ from matplotlib.lines import Line2D
 from largebatch.records.curves import CurveToTarget, FittedLaw, ReachedPoint, TargetsRecord
 from largebatch.report import svg
 from largebatch.report.alone import Drawn
-from largebatch.report.frame import HEIGHT, WIDTH
+from largebatch.report.frame import HEIGHT, LEFT, WIDTH, panel
 from largebatch.report.looks import look
 from largebatch.report.numerals import capital, count, listing, plain, rounded, short
 from largebatch.report.scales import log
 
-LOWER, FOOT, GAP, HEAD, LEFT, RIGHT = 190, 44, 34, 32, 60, 24
+LOWER, FOOT, GAP, HEAD = 190, 44, 34, 32
 X_LABEL = "global batch size, examples (log scale)"
 PERFECT: dict[str, Any] = {"color": svg.MUTED, "linewidth": 0.9}
 CRITICAL: dict[str, Any] = {"color": svg.INK, "linewidth": 1.1, "dashes": (5, 2)}
@@ -38,8 +38,8 @@ def draw(facts: TargetsRecord) -> Drawn:
     room = 17 * math.ceil(len(key) / COLUMNS) + 4
     height = HEIGHT + LOWER + room
     figure = Figure(figsize=(WIDTH / 72, height / 72))
-    upper = _panel(figure, room + FOOT + LOWER + GAP, HEIGHT - FOOT - GAP - HEAD, height)
-    lower = _panel(figure, room + FOOT, LOWER - HEAD + 12, height)
+    upper = panel(figure, room + FOOT + LOWER + GAP, HEIGHT - FOOT - GAP - HEAD, height)
+    lower = panel(figure, room + FOOT, LOWER - HEAD + 12, height)
     for place, curve in enumerate(facts.curves):
         _rows(upper, curve, _colour(facts, place), place, steps=True, unit=1)
         _rows(lower, curve, _colour(facts, place), place, steps=False, unit=facts.epoch or 1)
@@ -53,10 +53,6 @@ def draw(facts: TargetsRecord) -> Drawn:
         handletextpad=0.5, columnspacing=1.6, borderaxespad=0,
     )  # fmt: skip
     return Drawn(figure, f"{facts.title}: steps to {facts.target or 'the target'}", _caption(facts), _described(facts))
-
-
-def _panel(figure: Figure, bottom: float, tall: float, height: float) -> Axes:
-    return figure.add_axes((LEFT / WIDTH, bottom / height, 1 - (LEFT + RIGHT) / WIDTH, tall / height))
 
 
 def _colour(facts: TargetsRecord, place: int) -> str:

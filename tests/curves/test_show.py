@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
-import sys
 from dataclasses import replace
 
 import pytest
 import rich.console
 
-from largebatch import cli
 from largebatch.records.curves import TargetsRecord
 from largebatch.records.typed import content, read
 from largebatch.report import targets
@@ -30,22 +29,10 @@ points:
 
 
 @pytest.fixture
-def ask(tmp_path, monkeypatch, capsys):
-    """The front door in this process: exit code, what it printed, what it complained of."""
+def ask(tmp_path, monkeypatch, front_door):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
-
-    def answer(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["largebatch", "study", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return answer
+    return functools.partial(front_door, "study")
 
 
 def test_without_a_name_it_lists_them(ask):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from planning.clusters import machine_file
 
-from largebatch import cli
 from largebatch.recipes import config
 from largebatch.records.plan import ClusterPlanRecord
 from largebatch.records.typed import read
@@ -40,26 +39,14 @@ def kept(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def ask(tmp_path, monkeypatch, capsys, recipe, kept):
-    """The front door in this process: exit code, what it printed, what it complained of."""
+def ask(tmp_path, monkeypatch, front_door, recipe, kept):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("LARGEBATCH_CACHE", str(kept))
     Path("points.yaml").write_text(POINTS)
     Path("cluster.yaml").write_text(yaml.safe_dump(machine_file()))
     recipe()
-
-    def answer(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["largebatch", "plan", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return answer
+    return functools.partial(front_door, "plan")
 
 
 def planned(ask, *arguments: str) -> ClusterPlanRecord:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from programs import REPOSITORY
 
-from largebatch import cli
 from largebatch.records.simulation import SimulationRecord
 from largebatch.records.typed import read
 
@@ -26,22 +24,14 @@ FAILING = ("--device-hours", "5000", "--restart", "60", "--hours", "0.2", "--run
 
 
 @pytest.fixture
-def ask(tmp_path, monkeypatch, capsys):
-    """The front door in this process: exit code, what it printed, what it complained of."""
+def ask(tmp_path, monkeypatch, front_door):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
     (tmp_path / "cluster.yaml").write_text(MACHINE)
 
     def answer(*arguments: str, workload: str = "images", devices: str = "8,4096") -> tuple[int, str, str]:
         asked = ["--machine", "cluster.yaml", "--workload", workload, "--share", "40", "--devices", devices]
-        monkeypatch.setattr(sys, "argv", ["largebatch", "plan", "simulate", *asked, "--steps", "3", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
+        return front_door("plan", "simulate", *asked, "--steps", "3", *arguments)
 
     return answer
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 from pydantic import BaseModel
 
-from largebatch.errors import suggestion
+from largebatch.errors import UserError, suggestion
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 JSON_KINDS = ("dict", "list", "str", "int", "float", "bool", "null", "[key]")  # of a model's argument, as pydantic says
 SHORT = reprlib.Repr()
@@ -18,6 +20,16 @@ SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlist, SHORT.maxdict, S
 def shown(value: Any) -> str:
     """The value as it was written, where that is short."""
     return SHORT.repr(value)
+
+
+def section_of(kind: type[Kind], written: object, source: str, no_keys: str) -> Kind:
+    """A section from a file of its own; UserError, one sentence, for what it cannot hold (``no_keys``: no mapping)."""
+    if not isinstance(written, dict):
+        raise UserError(no_keys)
+    try:
+        return kind.model_validate(written)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{source}: {sentence(error, kind)}") from None
 
 
 def sentence(error: pydantic.ValidationError, whole: type[BaseModel]) -> str:

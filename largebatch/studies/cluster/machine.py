@@ -27,7 +27,7 @@ from pydantic import Field
 
 from largebatch.errors import UserError, suggestion
 from largebatch.recipes import strict_yaml
-from largebatch.recipes.config.mistakes import sentence
+from largebatch.recipes.config.mistakes import section_of
 from largebatch.recipes.keys import Finite, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 FOLDER = Path(__file__).parent / "machines"
@@ -199,9 +199,4 @@ def load(file: Path) -> Machine:
 
 
 def checked(written: object, source: str) -> Machine:
-    if not isinstance(written, dict):
-        raise UserError(f"{source} should hold keys, as in devices_per_node: 8")
-    try:
-        return Machine.model_validate(written)
-    except pydantic.ValidationError as error:
-        raise UserError(f"{source}: {sentence(error, Machine)}") from None
+    return section_of(Machine, written, source, f"{source} should hold keys, as in devices_per_node: 8")

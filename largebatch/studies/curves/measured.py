@@ -17,8 +17,6 @@ import numpy as np
 
 RESAMPLES, SEED = 2000, 0
 LEVEL = 0.95
-FEWEST = 6
-"""Runs below which no interval between the smallest and the largest of them can hold a median with 95 %."""
 
 Middle = Literal["median", "mean"]
 

@@ -24,7 +24,7 @@ import pydantic
 from pydantic import Field
 
 from largebatch.errors import UserError, suggestion
-from largebatch.recipes.config.mistakes import sentence
+from largebatch.recipes.config.mistakes import section_of
 from largebatch.recipes.keys import LARGEST, PositiveFloat, PositiveInt, Section, Size, a_number
 from largebatch.recipes.strict_yaml import parse
 from largebatch.studies.curves.measured import Middle, TargetCurve, TargetPoint, TargetRun
@@ -110,10 +110,5 @@ def load(file: Path) -> PublishedCurve:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the points {file} cannot be read: {str(error)[:200]}") from None
-    written = parse(text, str(file))
-    if not isinstance(written, dict):
-        raise UserError(f"{file} holds no points: expected keys such as title, unit, points")
-    try:
-        return PublishedCurve.model_validate(written)
-    except pydantic.ValidationError as error:
-        raise UserError(f"{file}: {sentence(error, PublishedCurve)}") from None
+    no_keys = f"{file} holds no points: expected keys such as title, unit, points"
+    return section_of(PublishedCurve, parse(text, str(file)), str(file), no_keys)

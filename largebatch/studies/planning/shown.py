@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import rich.table
 
 from largebatch.records.plan import ClusterPlanRecord, PlannedPoint
-from largebatch.report.numerals import ABSENT, TimeUnit, count, decimals, listing, rounded, time_unit
+from largebatch.report.numerals import ABSENT, TimeUnit, common_time_unit, count, decimals, listing, rounded, time_unit
 from largebatch.studies.cluster.failures import ENDLESS
 from largebatch.studies.planning.choice import fastest_by_devices
 
@@ -17,7 +17,7 @@ MOST_LEFT_OUT = 8  # sentences
 def table(facts: ClusterPlanRecord, wide: bool) -> rich.table.Table:
     """``wide``: with what a narrow terminal has no room for."""
     priced = facts.price is not None
-    unit = unit_of(facts)
+    unit = common_time_unit(point.hours for point in facts.points)
     columns = ["devices", "batch", "share", "GiB", "ms/step", "eff.", *["strong", "weak"] * wide, "epochs", unit.sign]
     columns += [*["95 %"] * wide, "dev-h", *["cost"] * priced, ""]
     made = rich.table.Table(*columns, box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False)
@@ -34,12 +34,6 @@ def table(facts: ClusterPlanRecord, wide: bool) -> rich.table.Table:
         made.add_row(*cells(point, digits, wide, first=before != point.devices), marks)
         before = point.devices
     return made
-
-
-def unit_of(facts: ClusterPlanRecord) -> TimeUnit:
-    """Of the whole column: that of the middle of its times."""
-    times = sorted(point.hours for point in facts.points)
-    return time_unit(times[len(times) // 2])
 
 
 class ColumnDecimals:

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field
 
 from largebatch.errors import UserError
 from largebatch.recipes import config, strict_yaml
-from largebatch.recipes.config.mistakes import sentence
+from largebatch.recipes.config.mistakes import section_of
 from largebatch.recipes.config.search import Search
 from largebatch.recipes.keys import Finite, PositiveFloat, PositiveInt, Section
 from largebatch.records.comparison import SAMPLERS
@@ -114,12 +114,7 @@ def load(path: Path) -> StudyFile:
 
 
 def checked(written: Any, source: str) -> StudyFile:
-    if not isinstance(written, dict):
-        raise UserError(f"{source} should hold keys, as in name: quickstart")
-    try:
-        return StudyFile.model_validate(written)
-    except pydantic.ValidationError as error:
-        raise UserError(f"{source}: {sentence(error, StudyFile)}") from None
+    return section_of(StudyFile, written, source, f"{source} should hold keys, as in name: quickstart")
 
 
 def recipes_of(study: StudyFile, beside: Path) -> dict[str, dict[str, Any]]:
