@@ -140,7 +140,7 @@ def notes(facts: dict[str, Any]) -> list[str]:
         "gradient_bytes"
         for name in facts["without_gradient_bytes"]
     ]
-    said.append("an interval as wide as its prior is of a number that these rows say nothing of (docs/planning.md)")
+    said.append("an interval as wide as its prior is of a number that these rows say nothing of (docs/planning_step.md)")
     return said
 
 
