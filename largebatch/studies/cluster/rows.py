@@ -143,7 +143,7 @@ def read(file: Path, workload: str = "step", facts: WorkloadFacts | None = None)
         row = _row(cells, workload, where)
         rows.append(row)
         bytes_of = {key: _number(cells[key], key, where, 0) for key in BYTES if cells.get(key)}
-        of_row = WorkloadFacts(**bytes_of)
+        of_row = WorkloadFacts(bytes_of.get("gradient_bytes", 0.0), bytes_of.get("update_bytes", 0.0))
         if bytes_of and stated.setdefault(row.workload, of_row) != of_row:
             raise UserError(f"{where}: {row.workload} has other bytes than in a row before; state them alike")
     if not rows:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from largebatch.errors import UserError
 from largebatch.recipes import derive
 from largebatch.records.plan import LeftOut, PlannedPhase, PlannedPoint
-from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.cluster.machine import Machine, Precision
 from largebatch.studies.cluster.step import StepTime, step_time
 from largebatch.studies.planning.devices import divisors
 from largebatch.studies.planning.legs import PLENTY, Leg
@@ -44,7 +44,7 @@ class LegOnMachine:
 
     def __init__(self, leg: Leg, machine: Machine, workload: str, memory: StepMemory, size: int) -> None:
         self.leg, self.machine, self.workload, self.memory, self.size = leg, machine, workload, memory, size
-        self.precision = precision_on(leg.run, memory.traces.device)
+        self.precision: Precision = precision_on(leg.run, memory.traces.device)
 
     def cut(self, devices: int) -> Cut:
         """The largest micro-batch that fits; Unplanned says why there is none."""
