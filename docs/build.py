@@ -68,7 +68,7 @@ def run_directory() -> str:
     )  # fmt: skip
     parts += [
         "## Plans",
-        "The numbers of `largebatch plan`; [planning_command.md](planning_command.md) says what they mean.",
+        "The numbers of `largebatch plan`; [planning.md](planning.md) says what they mean.",
     ]
     parts += _record(plan.ClusterPlanRecord, plan.PlannedPoint, plan.PlannedPhase, plan.LeftOut)
     parts += [

@@ -37,6 +37,7 @@ class KeptTrace(FileRecord):
     evaluation_batch_size: Size  # [examples] of a rank and a forward pass, at most
     test_examples: Size  # [examples] that all ranks evaluate together
     flops: Number  # of an example
+    convolutions: Number  # [share] of these that are convolutions'
     collectives: Sequence[Annotated[TracedCollective, part(TracedCollective)]]
 
 
@@ -60,6 +61,9 @@ class PlannedPhase:
     step_seconds_high: Amount  # [s]
     work: Amount  # operations of an example over those that the pace was measured with; null: not known
     basis: Name  # what the examples rest on: measured, between, beyond, law, at most, budget
+    precision: Name  # the recipe's
+    precision_ratio: Number  # seconds of an example in it over those in the pace's
+    precision_basis: Name  # what that rests on: same, measured, at most and at least (of peaks), not said
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ def systems() -> dict[str, Any]:
 def hardware(name: str, written: dict[str, Any]) -> Machine:
     """A machine of which the datasheets are known, and nothing else."""
     links = {where: {"bandwidth": written[where], "peak": written[where]} for where in ("inside", "between")}
-    keys = {key: written[key] for key in ("devices_per_node", "memory", "memory_bandwidth") if key in written}
+    stated = ("devices_per_node", "devices_per_host", "launcher", "memory", "memory_bandwidth", "peaks")
+    keys = {key: written[key] for key in stated if key in written}
     return machines.checked({"name": name, "sources": [written["source"]], **keys, **links}, name)
 
 
@@ -67,7 +68,7 @@ def predictions(rows: StepRows, known: dict[str, Any]) -> list[dict[str, Any]]:
         fitted = fit(of_family.chosen(row for row in of_family.rows if row.devices <= FEW), base)
         for row in of_family.rows:
             seconds = seconds_of(fitted, row)
-            bounds = interval_of(fitted, lambda other, row=row: seconds_of(other, row), row.devices)
+            bounds = interval_of(fitted, lambda other, row=row: seconds_of(other, row), row.devices, row.workload)
             assert bounds is not None
             lines.append(
                 {"family": name, "workload": row.workload, "devices": row.devices, "share": row.share,
@@ -86,7 +87,7 @@ def left_out(rows: StepRows, known: dict[str, Any]) -> dict[str, float]:
         few = [row for row in of_family.rows if row.devices <= FEW]
         for row in few if len(few) > 1 else ():
             fitted = fit(of_family.chosen(other for other in few if other is not row), base)
-            bounds = interval_of(fitted, lambda other, row=row: seconds_of(other, row), row.devices)
+            bounds = interval_of(fitted, lambda other, row=row: seconds_of(other, row), row.devices, row.workload)
             assert bounds is not None
             errors.append(abs(seconds_of(fitted, row) / row.seconds - 1))
             inside += bounds[0] <= row.seconds <= bounds[1]
@@ -153,7 +154,7 @@ def lamb(rows: StepRows, known: dict[str, Any]) -> list[dict[str, Any]]:
                 for steps, flops, share in parts
             )
 
-        bounds = interval_of(fitted, minutes, 1024)
+        bounds = interval_of(fitted, minutes, 1024, "bert_large_9_to_1")
         found.append(
             {"fitted_on_at_most": most, "minutes": minutes(fitted), "interval": bounds, "published_minutes": 76.19,
              "error": minutes(fitted) / 76.19 - 1}
@@ -233,13 +234,23 @@ def _of_lamb(lines: list[dict[str, Any]]) -> list[str]:
     return text
 
 
+def with_times(machine: Machine, times: dict[str, Any]) -> Machine:
+    """What other precisions take, of the paces of which it was measured."""
+    paces = {
+        name: pace.model_copy(update={"times": times[name]}) if name in times else pace
+        for name, pace in machine.workloads.items()
+    }
+    sources = (*machine.sources, *([times["source"]] if times else []))
+    return machine.model_copy(update={"workloads": paces, "sources": sources})
+
+
 def write_machines(rows: StepRows, known: dict[str, Any]) -> None:
     for name, families in known["machines"].items():
         parts = [family(one, rows, known) for one in families]
         together = tuple(row for part, _ in parts for row in part.rows)
         facts = {workload: fact for part, _ in parts for workload, fact in part.facts.items()}
         base = parts[0][1].model_copy(update={"name": name})
-        fitted = fit(StepRows(together, facts), base)
+        fitted = with_times(fit(StepRows(together, facts), base), known["times"].get(name, {}))
         (machines.FOLDER / f"{name}.yaml").write_text(machines.written(fitted), encoding="utf-8")
         assert fitted.fit is not None
         print(f"{name}: {len(together)} rows, rms {fitted.fit.rms_error:.1%}, largest {fitted.fit.largest_error:.1%}")

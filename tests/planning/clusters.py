@@ -28,7 +28,8 @@ def trace(micro: int = 8, accumulation: int = 1, world: int = 2, **changes: Any)
     facts: dict[str, Any] = {
         "micro_batch_size": micro, "accumulation_steps": accumulation, "world_size": world,
         "bytes_by_part": {"weights": 1000, "activations": 100 * micro, "gathered blocks": 0},
-        "evaluation_bytes": 50, "evaluation_batch_size": 10, "test_examples": 100, "flops": 1e6, "collectives": [],
+        "evaluation_bytes": 50, "evaluation_batch_size": 10, "test_examples": 100, "flops": 1e6, "convolutions": 0.0,
+        "collectives": [],
     }  # fmt: skip
     return KeptTrace(**(facts | changes))
 
@@ -42,6 +43,7 @@ def point(devices: int, batch: int, hours: float, cost: float | None = None) -> 
         global_batch_size=batch, micro_batch_size=1, accumulation_steps=1, steps=1, examples=1.0, memory_gib=1.0,
         compute_seconds=1.0, fixed_seconds=0.0, communication_seconds=0.0, exposed_seconds=0.0, data_seconds=0.0,
         step_seconds=1.0, step_seconds_low=None, step_seconds_high=None, work=None, basis="law",
+        precision="fp32", precision_ratio=1.0, precision_basis="same",
     )  # fmt: skip
     return PlannedPoint(
         devices=devices, nodes=1, global_batch_size=batch, phases=[phase], examples=1.0, examples_low=None,

@@ -10,7 +10,7 @@ from planning.clusters import collective, machine, trace
 from largebatch.recipes import config
 from largebatch.studies.cluster.machine import Pace
 from largebatch.studies.cluster.step import step_time
-from largebatch.studies.planning.memory import RESERVE, StepMemory, StepNeeds
+from largebatch.studies.planning.memory import StepMemory, StepNeeds
 from largebatch.studies.planning.pace import pace_for, seconds_between
 from largebatch.studies.planning.sent import workload_of
 from largebatch.studies.planning.traces import TracedShape
@@ -61,8 +61,8 @@ def test_a_sharding_engine_is_traced_on_its_own_ranks():
 
 
 def test_room_is_left_beside_what_is_counted():
-    assert StepNeeds(1e10, (), 1.0).fits(1e10 + RESERVE)
-    assert not StepNeeds(1e10 + 1, (), 1.0).fits(1e10 + RESERVE)
+    assert StepNeeds(1e10, (), 1.0).fits(1e10 + 3e9, 3e9)
+    assert not StepNeeds(1e10 + 1, (), 1.0).fits(1e10 + 3e9, 3e9)
 
 
 def of(engine: str, rows: list, accumulation: int = 1, devices: int = 4, **changes):

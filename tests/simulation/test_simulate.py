@@ -56,7 +56,8 @@ def test_alike_devices_and_one_transfer_are_the_closed_form(
 ):
     times = micros if each else 1
     sent = Transfer(transfer.collective, transfer.bytes, transfer.hidden_by, times)
-    workload = Workload(pace, (sent,), buckets_of(transfer.bytes), data)
+    pace = pace.model_copy(update={"data_per_example": data})
+    workload = Workload(pace, (sent,), buckets_of(transfer.bytes))
     closed = step_time(machine, workload, devices, share, micros)
     steps = simulated(workload, devices, share, micros, machine=machine)
     assert steps.seconds == pytest.approx(np.full(3, closed.total), rel=1e-9)

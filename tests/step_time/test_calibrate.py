@@ -11,6 +11,7 @@ from programs import REPOSITORY
 from largebatch.errors import UserError
 from largebatch.studies.cluster import calibrate
 from largebatch.studies.cluster.fit import seconds_of
+from largebatch.studies.cluster.fitted import machine_fit
 from largebatch.studies.cluster.machine import Link, Machine, Pace
 from largebatch.studies.cluster.rows import StepRow
 from largebatch.studies.cluster.step import collective_time, step_time
@@ -49,13 +50,21 @@ def scaling(model: str, ranks: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
         }
         for world in ranks
     ]
-    return {"kind": "scaling", "recipe": "r", "model": model, "worlds": worlds, "machine": {"host_cpu": "some cores"}}
+    return {
+        "kind": "scaling",
+        "recipe": "r",
+        "precision": "fp32",
+        "model": model,
+        "worlds": worlds,
+        "machine": {"host_cpu": "some cores"},
+    }
 
 
 def throughput(model: str) -> dict[str, Any]:
     seconds = step_time(HOST, data_parallel(PACES[model]), 1, 256).total
     return {"kind": "throughput", "recipe": "r", "model": model, "global_batch_size": 256, "accumulation_steps": 1,
-            "trainer_examples_per_second": [256 / seconds], "machine": {"host_cpu": "some cores"}}  # fmt: skip
+            "trainer_examples_per_second": [256 / seconds], "machine": {"host_cpu": "some cores"}, "precision": "fp32",
+            "arithmetic": {"forward_flop_per_image": 1e6, "backward_flop_per_image": 2e6, "passes": 2}}  # fmt: skip
 
 
 def test_rows_of_worlds():
@@ -66,10 +75,16 @@ def test_rows_of_worlds():
         assert row.seconds == truth  # the median of three
 
 
-def test_another_model_is_predicted_by_its_throughput_alone():
+def test_another_model_is_predicted_by_its_throughput_alone(tmp_path):
     """The network is known from one model, how fast another computes from one rank: two and four ranks follow."""
-    machine = calibrate.calibrated([scaling("small", (1, 2, 4)), throughput("large")], gradients={"large": 6e6})
-    assert (machine.name, machine.devices_per_node) == ("some cores", 4)
+    files = [tmp_path / "scaling.json", tmp_path / "throughput.json"]
+    for file, facts in zip(files, (scaling("small", (1, 2, 4)), throughput("large")), strict=True):
+        file.write_text(json.dumps(facts))
+    machine, _ = machine_fit(files, None, gradients=6e6, name="host")
+    assert (machine.name, machine.devices_per_node) == ("host", 4)
+    assert machine.pace("large").gradient_bytes == 6e6
+    assert machine.pace("large").flops == 2 * 3e6
+    assert {pace.precision for pace in machine.workloads.values()} == {"fp32"}
     for ranks in (2, 4):
         row = StepRow("large", ranks, 256 * ranks, 1.0)
         truth = step_time(HOST, data_parallel(PACES["large"]), ranks, 256).total
@@ -114,5 +129,3 @@ def test_what_is_no_bench_is_told_in_a_sentence(tmp_path):
     file.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         calibrate.read(file)
-    with pytest.raises(UserError, match="at least one bench"):
-        calibrate.calibrated([])

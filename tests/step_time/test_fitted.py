@@ -13,6 +13,7 @@ from largebatch.cli import app
 from largebatch.errors import UserError
 from largebatch.studies.cluster import fitted
 from largebatch.studies.cluster import machine as machines
+from largebatch.studies.cluster.skeleton import SKELETON
 
 PUBLISHED = REPOSITORY / "results/plan/rows.csv"
 BENCH = REPOSITORY / "results/bench/scaling-cpu.json"
@@ -47,19 +48,29 @@ def test_large_rows_are_predicted_from_small_ones(rows):
     text = shown(facts)
     assert "predicted 1 rows, 1 within 15 %" in text
     assert "gradients" not in text
+    assert "resnet50: in which precision it was measured is not said" in text
+    assert machine.sources == ("largebatch plan fit of ROWS.csv", "all else is that of dgx-h100")
+    assert machine.peaks == machines.find("dgx-h100").peaks
 
 
 def test_what_is_not_known_to_be_sent_is_told(rows):
     machine, facts = fitted.machine_fit([rows], "dgx-h100")
     assert machine.pace("step").gradient_bytes == 0
     assert "step: how many bytes its gradients have is not known, so nothing is sent" in shown(facts)
-    assert fitted.machine_fit([rows], "dgx-h100", gradients=5e7)[0].pace("step").gradient_bytes == 5e7
+    assert "tell nothing of the links while it is not known how many bytes" in (fitted.refused(facts) or "")
+    machine, facts = fitted.machine_fit([rows], "dgx-h100", gradients=5e7)
+    assert machine.pace("step").gradient_bytes == 5e7
+    assert machine.name == "fitted"
+    assert fitted.refused(facts) is None
 
 
 def test_benches_need_no_machine():
     machine, facts = fitted.machine_fit([BENCH, REPOSITORY / "results/bench/throughput-cpu-mlp-256.json"], None)
     assert set(machine.workloads) == {"tiny_cnn", "mlp"}
     assert machine.pace("tiny_cnn").gradient_bytes == 103_912
+    assert machine.pace("mlp").flops == 50_816 + 51_456
+    assert {pace.precision for pace in machine.workloads.values()} == {"fp32"}
+    assert fitted.refused(facts) is None  # one rank of the other says nothing of links, and asks nothing of them
     assert facts["without_gradient_bytes"] == ["mlp"]
     assert all(abs(line["error"]) < 0.15 for line in facts["rows"])
 
@@ -67,7 +78,7 @@ def test_benches_need_no_machine():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "plan fit needs --machine"),
+        ({}, "or a file MACHINE.yaml, which largebatch plan fit --skeleton shows"),
         ({"base": "dgx-h100", "most": 4}, "--most 4: no row has so few devices; the least is 8"),
         ({"base": "dgx-h10"}, "machine dgx-h10 is neither a file, MACHINE.yaml, nor known; did you mean dgx-h100"),
     ],
@@ -102,6 +113,37 @@ def test_the_command_writes_a_machine_that_is_read(rows, tmp_path):
     assert "512 devices: " in spoken
     assert machines.load(out).pace("resnet50").floor > 0
     assert machines.load(out).fit is not None
+    assert machines.load(out).name == "ours"
+
+
+BAD = "devices,batch,ms,precision\n8,3200,57.4,fp16\n64,3200,10.9,fp16\n64,3200,80,fp16\n512,20480,9.2,fp16\n"
+
+
+def test_what_fits_badly_is_told_and_not_written(tmp_path, front_door):
+    file, out = tmp_path / "ROWS.csv", tmp_path / "ours.yaml"
+    file.write_text(BAD)
+    words = ["plan", "fit", str(file), "--machine", "dgx-h100", "--workload", "resnet50"]
+    code, text, refusal = front_door(*words, "--out", str(out))
+    assert code == 2
+    assert "ours.yaml is not written: the model is" in refusal
+    said = " ".join(text.split())
+    assert "warning: that is more than 10 %; worst are resnet50 on 64 at batch 3,200" in said
+    assert "fitted to 4 rows of 3 points, each of which counts once" in said
+    assert not out.exists()
+    machine, facts = fitted.machine_fit([file], "dgx-h100", workload="resnet50")
+    assert "--allow-error" in (fitted.refused(facts) or "")
+    assert machine.pace("resnet50").precision == "fp16"
+    assert machine.fit is not None
+    assert fitted.refused(facts, machine.fit.rms_error) is None
+    assert front_door(*words, "--out", str(out), "--allow-error", "9")[0] == 0
+    assert out.exists()
+
+
+def test_a_machine_to_fill_in(front_door):
+    assert front_door("plan", "fit", "--skeleton") == (0, SKELETON, "")
+    code, _, refusal = front_door("plan", "fit")
+    assert code == 2
+    assert "plan fit needs ROWS.csv" in refusal
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 
 import pytest
+from programs import REPOSITORY
 from step_time.clusters import PACE, machine
 
 from largebatch.errors import UserError
 from largebatch.recipes.strict_yaml import parse
 from largebatch.studies.cluster import machine as machines
-from largebatch.studies.cluster.fit import refit
-from largebatch.studies.cluster.machine import FOLDER, Link, Pace
+from largebatch.studies.cluster.fit import fit
+from largebatch.studies.cluster.machine import FOLDER, Link, Machine, Pace
+from largebatch.studies.cluster.rows import StepRow, StepRows, WorkloadFacts
+from largebatch.studies.cluster.skeleton import SKELETON
 
 TEXT = """
 name: two-nodes
 devices_per_node: 8
 inside: {bandwidth: 3e11, latency: 3e-6}
 between: {bandwidth: 5e10}
+peaks: {bf16: 9.9e14}
 workloads:
   resnet50: {per_example: 1.3e-4, floor: 4e-3, intervals: {floor: [3e-3, 5e-3]}}
 """
@@ -50,6 +54,20 @@ def test_a_file_is_read(tmp_path):
             "{bandwidth: 5e10}",
             "{bandwidth: 5e10, intervals: {bandwidth: [0, 6e10]}}",
             "[0, 6e+10] should begin above 0",
+        ),
+        (
+            "floor: 4e-3,",
+            "floor: 4e-3, precision: half,",
+            "m.yaml: workloads.resnet50.precision = 'half' is not known; valid: fp8, bf16",
+        ),
+        ("peaks: {bf16: 9.9e14}", "peaks: {bf16: 0}", "m.yaml: peaks.bf16 = 0 should be greater than 0"),
+        ("between: {", "devices_per_host: 3\nbetween: {", "devices_per_host = 3 should divide devices_per_node = 8"),
+        ("between: {", "launcher: mpi\nbetween: {", "m.yaml: launcher = 'mpi' is not known; valid: torchrun or none"),
+        ("between: {", "reserve: -1\nbetween: {", "m.yaml: reserve = -1 should be greater than or equal to 0"),
+        (
+            "floor: 4e-3,",
+            "floor: 4e-3, precision: bf16, flops: 2.4e11,",
+            "workloads.resnet50: flops over per_example are 1.85e+15 FLOP/s, and a device computes at most 9.9e+14",
         ),
     ],
 )
@@ -111,13 +129,28 @@ def test_a_fit_that_is_not_of_its_machine(fit, sentence):
         machines.checked(written | {"fit": written["fit"] | fit}, "m.yaml")
 
 
+def refitted(stated: Machine) -> Machine:
+    assert stated.fit is not None
+    rows = [
+        StepRow(row.workload, row.devices, row.batch, row.seconds, row.accumulation, row.source)
+        for row in stated.fit.rows
+    ]
+    facts = {
+        name: WorkloadFacts(pace.gradient_bytes, pace.update_bytes, pace.flops, pace.precision)
+        for name, pace in stated.workloads.items()
+    }
+    return fit(StepRows(tuple(rows), facts), stated.model_copy(update={"fit": None}))
+
+
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
 def test_a_machine_of_the_package_is_what_its_rows_say(name):
     """Fitted anew to the rows in its own file it is the same, to what rounding leaves."""
     stated = machines.find(name)
-    again = refit(stated)
+    again = refitted(stated)
     assert stated.name == name
     assert stated.sources
+    assert stated.peaks
+    assert all(pace.precision and pace.flops for pace in stated.workloads.values())
     assert again.fit is not None
     assert stated.fit is not None
     assert again.fit.rms_error == pytest.approx(stated.fit.rms_error, rel=0.02, abs=1e-4)
@@ -131,3 +164,15 @@ def test_a_machine_of_the_package_is_what_its_rows_say(name):
             assert getattr(pace, key) == pytest.approx(getattr(again.pace(workload), key), rel=0.01)
             low, high = pace.interval(key)
             assert low < getattr(pace, key) < high
+
+
+def test_the_skeleton_is_a_machine_with_every_key():
+    """As it is printed, and with what is commented out; the page shows it."""
+    assert machines.checked(parse(SKELETON, "skeleton"), "skeleton").name == "ours"
+    whole = re.sub(r"^( *)# (\w+:)", r"\1\2", SKELETON, flags=re.MULTILINE)
+    assert whole.count("\n") == SKELETON.count("\n")
+    read = machines.checked(parse(whole, "skeleton"), "skeleton")
+    assert read.model_fields_set == set(Machine.model_fields) - {"title", "fit"}
+    assert read.pace("resnet50").model_fields_set == set(Pace.model_fields) - {"intervals"}
+    assert read.inside.model_fields_set == set(Link.model_fields) - {"intervals"}
+    assert SKELETON in (REPOSITORY / "docs/planning_step.md").read_text()

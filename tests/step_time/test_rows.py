@@ -62,6 +62,7 @@ def test_a_family_of_several(tmp_path):
         ("devices,batch,ms\n8,8,1e300\n", "row 1: ms = 1e300 should be more than 0, 1e+15 at most"),
         ("devices,batch,ms\n800000,8,1\n", "row 1: 1e-05 examples of a device in a micro-batch; valid: 0.001 or more"),
         ("workload,devices,batch,ms\ninside,8,8,1\n", "row 1: a workload cannot be called inside"),
+        ("devices,batch,ms,precision\n8,8,1,half\n", "row 1: precision = half; valid: fp8, bf16, fp16, tf32, fp32"),
         ("devices,batch,ms\n8,8,-1\n", "row 1: ms = -1 should be more than 0"),
         ("devices,batch,ms\n8,8,nan\n", "row 1: ms = nan should be more than 0"),
         ("devices,batch,ms,gradient_bytes\n8,8,1,5\n8,8,1,6\n", "row 2: step has other bytes than in a row before"),
@@ -80,6 +81,27 @@ def test_a_file_that_is_no_text(tmp_path):
         rows.read(file)
     with pytest.raises(UserError, match="cannot be read"):
         rows.read(tmp_path / "none.csv")
+
+
+def test_a_precision_is_of_a_workload(tmp_path):
+    text = "family,workload,devices,batch,ms,precision\na,bert,8,8,1,fp16\na,bert,16,8,1,\nb,bert,8,8,2,fp8\n"
+    read = rows.read(written(tmp_path, text))
+    assert [read.of(family).facts["bert"].precision for family in ("a", "b")] == ["fp16", "fp8"]
+    with pytest.raises(UserError, match="bert has rows in fp16 and fp8, which are several paces; name them apart"):
+        read.chosen(read.rows)
+
+
+def test_sequences_without_padding_cost_half():
+    """Krell et al. 2021 pack MLPerf's sequences by 2.001; a sequence is 512 over that, and its attention is cheaper
+    than half of that of 512, for most are far shorter than the mean."""
+    length, square, _ = rows.WIKIPEDIA
+    assert 512 / length == pytest.approx(2.001, abs=1e-3)
+    assert length**2 < square < 512 * length
+    packed, whole = KNOWN["bert"].flops, KNOWN["bert_large_512"].flops
+    assert packed is not None
+    assert whole is not None
+    assert packed == pytest.approx(6 * 24 * 12 * 1024**2 * length + 24 * 12 * square * 1024, rel=0.02)
+    assert whole / packed == pytest.approx(2.05, abs=0.02)
 
 
 def test_what_is_known_of_the_models():

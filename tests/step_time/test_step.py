@@ -99,7 +99,8 @@ def test_other_units_of_time_and_size_change_nothing(devices, share, accumulatio
     def total(second: float, byte: float) -> float:
         pace = PACE.model_copy(update={key: second * getattr(PACE, key) for key in ("per_example", "floor", "fixed")})
         rates = {"inside": 1e11 * byte / second, "between": 1e10 * byte / second, "hop": 1e-5 * second}
-        workload = Workload(pace, (Transfer(kind, 1e8 * byte, hidden, 2),), (1e6 * byte, 9e7 * byte), 1e-4 * second)
+        pace = pace.model_copy(update={"data_per_example": 1e-4 * second})
+        workload = Workload(pace, (Transfer(kind, 1e8 * byte, hidden, 2),), (1e6 * byte, 9e7 * byte))
         return step_time(machine(**rates), workload, devices, share, accumulation).total
 
     assert total(second, byte) == pytest.approx(second * total(1, 1), rel=1e-9)
@@ -135,7 +136,7 @@ def test_without_buckets_all_gradients_are_ready_at_the_end():
 
 
 def test_data_are_waited_for_only_where_they_take_longer():
-    quick, slow = (Workload(PACE, data_per_example=seconds) for seconds in (1e-5, 1e-2))
+    quick, slow = (Workload(PACE.model_copy(update={"data_per_example": seconds})) for seconds in (1e-5, 1e-2))
     assert step_time(machine(), quick, 1, 100).data == 0
     late = step_time(machine(), slow, 1, 100, accumulation=2)
     assert late.data > 0

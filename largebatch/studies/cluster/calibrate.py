@@ -1,8 +1,8 @@
 """A machine from what ``bench scaling`` and ``bench throughput`` measured on it: their JSON, as rows of a fit.
 
 Every world of a scaling is a row at each of its batches, its all-reduce alone a measured transfer; a throughput is a
-row of one device. Rows of one model are of one workload, called after the model. How many bytes its gradients have a
-scaling says; a model that only a throughput has seen sends what is said of it in ``gradients``.
+row of one device. Rows of one model are of one workload, called after the model, in the precision of the bench. How
+many bytes its gradients have a scaling says, how many operations an example has a throughput.
 
 Ranks of one host share its memory and its clock, which the model knows nothing of: two ranks of a CPU compute a little
 slower than one, and the fit puts that where it fits least badly.
@@ -18,8 +18,8 @@ from typing import Any
 
 from largebatch.errors import UserError
 from largebatch.studies.cluster.fit import TransferRow, fit, interval_of, seconds_of
-from largebatch.studies.cluster.machine import Link, Machine
-from largebatch.studies.cluster.rows import LONGEST, SHORTEST, StepRow, StepRows, WorkloadFacts
+from largebatch.studies.cluster.machine import Link, Machine, Precision
+from largebatch.studies.cluster.rows import LONGEST, PRECISIONS, SHORTEST, StepRow, StepRows, WorkloadFacts
 from largebatch.studies.cluster.workload import Transfer
 
 KINDS = ("weak", "strong")
@@ -39,6 +39,7 @@ def read(file: Path) -> dict[str, Any]:
     try:
         seconds = [row.seconds for row in (*rows_of(facts), *transfers_of(facts))]
         this_host([facts])
+        facts_of(facts)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         seconds = []
     if not seconds or not all(SHORTEST <= value <= LONGEST for value in seconds):
@@ -46,34 +47,35 @@ def read(file: Path) -> dict[str, Any]:
     return facts
 
 
-def calibrated(
-    benches: Sequence[Mapping[str, Any]], base: Machine | None = None, gradients: Mapping[str, float] | None = None
-) -> Machine:
-    """The machine that these facts say; ``base`` is what is known of it beforehand."""
-    rows = [row for facts in benches for row in rows_of(facts)]
-    transfers = [row for facts in benches for row in transfers_of(facts)]
-    if not rows:
-        raise UserError("a machine needs the facts of at least one bench scaling or bench throughput")
-    sizes = dict(gradients or {}) | {facts["model"]: size for facts in benches if (size := gradient_bytes(facts))}
-    known = {row.workload: WorkloadFacts(gradient_bytes=sizes.get(row.workload, 0.0)) for row in rows}
-    return fit(StepRows(tuple(rows), known), base or this_host(benches), transfers)
-
-
 def rows_of(facts: Mapping[str, Any]) -> list[StepRow]:
     """A row for each world and batch; in the smallest world weak and strong scaling are one measurement."""
-    source = f"bench {facts['kind']}: {facts['recipe']}"
+    source, precision = f"bench {facts['kind']}: {facts['recipe']}", precision_of(facts)
     if facts["kind"] == "throughput":
         batch, parts = facts["global_batch_size"], facts["accumulation_steps"]
         seconds = batch / statistics.median(facts["trainer_examples_per_second"])
-        return [StepRow(facts["model"], 1, batch, seconds, parts, source)]
+        return [StepRow(facts["model"], 1, batch, seconds, parts, source, precision=precision)]
     found = []
     for number, world in enumerate(facts["worlds"]):
         for kind in KINDS if number else KINDS[:1]:
             one = world[kind]
             seconds = statistics.median(one["seconds_per_step"])
             batch, parts = one["global_batch_size"], one["accumulation_steps"]
-            found.append(StepRow(facts["model"], world["ranks"], batch, seconds, parts, source))
+            found.append(StepRow(facts["model"], world["ranks"], batch, seconds, parts, source, precision=precision))
     return found
+
+
+def precision_of(facts: Mapping[str, Any]) -> Precision | None:
+    """As the recipe has it; None in benches from before it was written."""
+    return next((one for one in PRECISIONS if one == facts.get("precision")), None)
+
+
+def facts_of(facts: Mapping[str, Any]) -> WorkloadFacts:
+    """What a bench says of its model."""
+    counted = facts.get("arithmetic")
+    flops = None
+    if isinstance(counted, Mapping) and counted.get("forward_flop_per_image"):
+        flops = counted.get("passes", 1) * (counted["forward_flop_per_image"] + counted["backward_flop_per_image"])
+    return WorkloadFacts(gradient_bytes(facts), flops=flops, precision=precision_of(facts))
 
 
 def transfers_of(facts: Mapping[str, Any]) -> list[TransferRow]:
@@ -111,7 +113,7 @@ def modelled(facts: Mapping[str, Any]) -> dict[str, Any]:
     if len(worlds) < 2:
         return dict(facts)
     rows = rows_of(facts)
-    known = {facts["model"]: WorkloadFacts(gradient_bytes(facts))}
+    known = {facts["model"]: facts_of(facts)}
     smallest = tuple(row for row in rows if row.devices == worlds[0]["ranks"])
     machine = fit(StepRows(smallest, known), this_host([facts]), transfers_of(facts))
     return {**facts, "worlds": [_with_model(world, facts["model"], machine) for world in worlds]}
@@ -122,6 +124,6 @@ def _with_model(world: Mapping[str, Any], model: str, machine: Machine) -> dict[
     for kind in KINDS:
         one = world[kind]
         row = StepRow(model, world["ranks"], one["global_batch_size"], 1.0, one["accumulation_steps"])
-        bounds = interval_of(machine, lambda other, row=row: seconds_of(other, row), world["ranks"])
+        bounds = interval_of(machine, lambda other, row=row: seconds_of(other, row), world["ranks"], model)
         found[kind] = {**one, "model_seconds_per_step": seconds_of(machine, row), "model_seconds_interval": bounds}
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,13 @@ from largebatch.report.numerals import count, listing
 from largebatch.studies.cluster import calibrate
 from largebatch.studies.cluster import machine as machines
 from largebatch.studies.cluster import rows as measured
-from largebatch.studies.cluster.fit import TransferRow, fit, interval_of, seconds_of
+from largebatch.studies.cluster.fit import FAR, TransferRow, fit, interval_of, seconds_of
 from largebatch.studies.cluster.machine import Machine
 from largebatch.studies.cluster.rows import StepRow, StepRows, WorkloadFacts
+
+ALLOWED = FAR
+"""Rms error of the rows, up to which a machine is written without more ado."""
+UNNAMED = "fitted"
 
 
 def gathered(
@@ -29,9 +35,10 @@ def gathered(
     benches = [calibrate.read(file) for file in files if file.suffix == ".json"]
     for facts in benches:
         rows += calibrate.rows_of(facts)
-        size = calibrate.gradient_bytes(facts)
-        if size or facts["model"] not in known:
-            known[facts["model"]] = WorkloadFacts(size) if size else stated or WorkloadFacts()
+        model, said = facts["model"], calibrate.facts_of(facts)
+        before = known.get(model, WorkloadFacts(gradients or 0.0))
+        size = said.gradient_bytes or before.gradient_bytes
+        known[model] = dataclasses.replace(before, gradient_bytes=size, flops=said.flops or before.flops)
     for file in files:
         if file.suffix != ".json":
             read = measured.read(file, workload or "step", stated)
@@ -54,7 +61,7 @@ def machine_fit(
     if base is None and len(benches) < len(files):
         raise UserError(
             "plan fit needs --machine, whose devices a node and links these rows had: one of "
-            f"{', '.join(machines.names())}, or a file MACHINE.yaml"
+            f"{', '.join(machines.names())}, or a file MACHINE.yaml, which largebatch plan fit --skeleton shows"
         )
     known = machines.find(base) if base else calibrate.this_host(benches)
     few = rows.chosen(row for row in rows.rows if most is None or row.devices <= most)
@@ -63,21 +70,60 @@ def machine_fit(
         raise UserError(f"--most {most}: no row has so few devices; the least is {fewest}")
     if unfitted := {row.workload for row in rows.rows} - set(few.facts):
         raise UserError(f"--most {most} leaves no row of {sorted(unfitted)[0]}; a pace needs one")
-    plain = known.model_copy(update={"workloads": {}, "fit": None, "name": name or known.name, "title": None})
-    machine = fit(few, plain, transfers)
+    plain = known.model_copy(
+        update={
+            "workloads": {}, "fit": None, "title": None, "sources": tuple(_sources(files, base, known.name)),
+        }
+    )  # fmt: skip
+    machine = fit(few, plain, transfers).model_copy(update={"name": name or UNNAMED})
     assert machine.fit is not None
     lines = [_line(machine, row, most) for row in rows.rows]
     facts = {
         "kind": "machine_fit", "title": f"Steps on {machine.name}: the model over what was measured",
         "command": command, "machine": machine.model_dump(mode="json"), "rows": lines,
         "without_gradient_bytes": sorted(name for name, fact in few.facts.items() if not fact.gradient_bytes),
+        "without_precision": sorted(name for name, fact in few.facts.items() if not fact.precision),
     }  # fmt: skip
     return machine, facts
 
 
+def _sources(files: Sequence[Path], base: str | None, name: str) -> list[str]:
+    said = [f"largebatch plan fit of {listing([file.name for file in files])}"]
+    return said if base is None else [*said, f"all else is that of {name}"]
+
+
+def refused(facts: dict[str, Any], allowed: float = ALLOWED) -> str | None:
+    """Why no plan should rest on this machine; ``allowed`` is the rms error of its rows."""
+    for name in facts["without_gradient_bytes"]:
+        if (many := {line["devices"] for line in _fitted(facts) if line["workload"] == name}) != {1}:
+            return (
+                f"{name}: rows of {listing([count(one) for one in sorted(many)])} devices tell nothing of the links "
+                "while it is not known how many bytes its gradients have; --gradients BYTES, or a column gradient_bytes"
+            )
+    if (rms := facts["machine"]["fit"]["rms_error"]) > allowed:
+        return (
+            f"the model is {100 * rms:.0f} % rms off the rows, worst {_worst(facts)}; look at those, or take it as it "
+            f"is: --allow-error {math.ceil(100 * rms) / 100:g}"
+        )
+    return None
+
+
+def _fitted(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [line for line in facts["rows"] if line["fitted"]]
+
+
+def _worst(facts: dict[str, Any]) -> str:
+    lines = sorted(_fitted(facts), key=lambda line: -abs(line["error"]))[:3]
+    return listing(
+        f"{line['workload']} on {count(line['devices'])} at batch {count(line['global_batch_size'])} "
+        f"({100 * line['error']:+.0f} %)"
+        for line in lines
+    )
+
+
 def _line(machine: Machine, row: StepRow, most: int | None) -> dict[str, Any]:
     seconds = seconds_of(machine, row)
-    bounds = interval_of(machine, lambda other: seconds_of(other, row), row.devices)
+    bounds = interval_of(machine, lambda other: seconds_of(other, row), row.devices, row.workload)
     assert bounds is not None
     return {
         "workload": row.workload, "devices": row.devices, "global_batch_size": row.batch,
@@ -127,20 +173,40 @@ def _of_numbers(machine: dict[str, Any]) -> rich.table.Table:
 
 
 def notes(facts: dict[str, Any]) -> list[str]:
-    fitted = [abs(line["error"]) for line in facts["rows"] if line["fitted"]]
+    fitted = [abs(line["error"]) for line in _fitted(facts)]
+    points = {
+        tuple(line[key] for key in ("workload", "devices", "global_batch_size", "accumulation_steps"))
+        for line in _fitted(facts)
+    }
     others = [abs(line["error"]) for line in facts["rows"] if not line["fitted"]]
-    said = [f"fitted to {count(len(fitted))} rows, of which the largest error is {100 * max(fitted):.1f} %"]
+    repeats = f" of {count(len(points))} points, each of which counts once" if len(points) < len(fitted) else ""
+    rms = facts["machine"]["fit"]["rms_error"]
+    said = [
+        f"fitted to {count(len(fitted))} rows{repeats}; it is {100 * rms:.1f} % rms off them, at most "
+        f"{100 * max(fitted):.1f} %"
+    ]
+    if doubt := facts["machine"]["fit"]["doubt"]:
+        said.append(f"warning: {doubt}")
+    if rms > ALLOWED:
+        said.append(f"warning: that is more than {100 * ALLOWED:.0f} %; worst are {_worst(facts)}")
     if others:
         near = sum(error <= 0.15 for error in others)
         said.append(
             f"predicted {count(len(others))} rows, {count(near)} within 15 %, at most {100 * max(others):.1f} % off"
         )
     said += [
-        f"{name}: how many bytes its gradients have is not known, so nothing is sent; --gradients BYTES, or a column "
-        "gradient_bytes"
+        f"{name}: how many bytes its gradients have is not known, so nothing is sent, and the links are the priors'; "
+        "--gradients BYTES, or a column gradient_bytes"
         for name in facts["without_gradient_bytes"]
     ]
-    said.append("an interval as wide as its prior is of a number that these rows say nothing of (docs/planning.md)")
+    said += [
+        f"{name}: in which precision it was measured is not said, so that a plan takes it as it stands; a column "
+        "precision says it"
+        for name in facts["without_precision"]
+    ]
+    said.append(
+        "an interval as wide as its prior is of a number that these rows say nothing of (docs/planning_step.md)"
+    )
     return said
 
 

@@ -5,7 +5,6 @@ name: dgx-h100
 title: DGX H100, 8 devices a node, 8 x NDR 400
 devices_per_node: 8
 memory: 8.0e10                    # bytes of a device
-memory_bandwidth: 3.35e12         # bytes/s of a device
 inside: {bandwidth: 3.2e11, latency: 3e-6}      # bytes/s that a device sends; seconds of a hop
 between: {bandwidth: 2.8e11, latency: 1e-5}     # bytes/s that a node sends, all its cards together
 workloads:
@@ -13,14 +12,15 @@ workloads:
 sources: [who says so]
 ```
 
-All in seconds, bytes and bytes/s. ``intervals`` are 95 % intervals of what was fitted; a number without one was stated.
-``peak`` of a link is what its datasheet says, where the bandwidth is what was fitted.
+All in seconds, bytes, bytes/s and FLOP/s; skeleton.py has every key. ``intervals`` are 95 % intervals of what was
+fitted; a number without one was stated. ``peak`` of a link is what its datasheet says, where the bandwidth is what was
+fitted.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -36,6 +36,11 @@ LINK, PACE = ("bandwidth", "latency"), ("per_example", "floor", "fixed")
 
 Interval = tuple[NonNegativeFloat, NonNegativeFloat]
 Text = Annotated[str, Field(min_length=1)]
+Precision = Literal["fp8", "bf16", "fp16", "tf32", "fp32", "fp64"]
+"""In which a workload's products are computed. ``fp32`` is what torch makes of float32: products in it, convolutions on
+NVIDIA's devices in TF32; ``tf32`` has both in TF32."""
+RESERVE = 3.0 * 2**30
+"""[bytes]"""
 
 
 class Estimated(Section):
@@ -74,9 +79,12 @@ class Pace(Estimated):
     per_example: PositiveFloat  # [s]
     floor: NonNegativeFloat = 0.0  # [s] of a micro-batch, however small: launches, small kernels
     fixed: NonNegativeFloat = 0.0  # [s] of a step, however many micro-batches it has: the optimizer
+    precision: Precision | None = None  # that it was measured in, where that is known
+    times: dict[Precision, PositiveFloat] = Field(default_factory=dict)  # the seconds of an example in others, measured
     flops: PositiveFloat | None = None  # forward and backward of one example, where they are known
     gradient_bytes: NonNegativeFloat = 0.0  # that the devices sum in a step
     update_bytes: NonNegativeFloat = 0.0  # that the optimizer reads and writes in a step
+    data_per_example: NonNegativeFloat = 0.0  # [s] that reading and decoding one takes whoever feeds the device
 
     def computing(self, share: float) -> float:
         return self.floor + self.per_example * share
@@ -85,11 +93,14 @@ class Pace(Estimated):
         """Of a workload that computes like this one: as many FLOP/s, the same floor."""
         if self.flops is None:
             raise UserError("a pace without flops tells nothing of other workloads; add flops of one example to it")
-        ratio = flops / self.flops
+        return self.slower(flops / self.flops).model_copy(update={"flops": flops})
+
+    def slower(self, ratio: float) -> Pace:
+        """With so many times the seconds of an example, and the same floor."""
         intervals = dict(self.intervals)
         if bounds := intervals.get("per_example"):
             intervals["per_example"] = (ratio * bounds[0], ratio * bounds[1])
-        return self.model_copy(update={"per_example": ratio * self.per_example, "flops": flops, "intervals": intervals})
+        return self.model_copy(update={"per_example": ratio * self.per_example, "intervals": intervals})
 
 
 class FittedRow(Section):
@@ -115,6 +126,7 @@ class MachineFit(Section):
     rms_error: NonNegativeFloat  # of fitted over measured seconds − 1
     largest_error: NonNegativeFloat
     row_error: PositiveFloat  # standard deviation of a row about the model, relative
+    doubt: Text | None = None  # another machine that meets the rows better, and was not taken
     parameters: tuple[Text, ...]
     covariance: tuple[tuple[Finite, ...], ...]
 
@@ -125,19 +137,24 @@ class MachineFit(Section):
             raise ValueError(f"covariance should have {number} lines of {number} numbers, as there are parameters")
         return self
 
-    @property
-    def most_devices(self) -> int:
-        return max(row.devices for row in self.rows)
+    def most_devices(self, workload: str) -> int:
+        """Of its own rows; 1 of a workload without any."""
+        return max((row.devices for row in self.rows if row.workload == workload), default=1)
 
 
 class Machine(Section):
-    """A file."""
+    """A file. A node is what ``inside`` connects, a host what one launcher is started on: of a rack that is one NVLink
+    domain a node is the rack, and a host one of its trays."""
 
     name: Text
     title: str | None = None
     devices_per_node: PositiveInt
+    devices_per_host: PositiveInt | None = None  # where a node is several hosts
+    launcher: Literal["torchrun", "none"] = "torchrun"  # none: largebatch does not run there
     memory: PositiveFloat | None = None  # [bytes] of a device
+    reserve: NonNegativeFloat = RESERVE  # [bytes] of it, for what a dry run does not count
     memory_bandwidth: PositiveFloat | None = None  # [bytes/s] of a device
+    peaks: dict[Precision, PositiveFloat] = Field(default_factory=dict)  # [FLOP/s] dense, of a device
     inside: Link
     between: Link
     workloads: dict[str, Pace] = Field(default_factory=dict)
@@ -153,8 +170,59 @@ class Machine(Section):
                 raise ValueError(f"fit.parameters has {parameter[:60]}, which is no number that stands here")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def a_node_is_of_whole_hosts(self) -> Machine:
+        if self.devices_per_node % self.host:
+            raise ValueError(
+                f"devices_per_host = {self.devices_per_host} should divide devices_per_node = {self.devices_per_node}"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def no_pace_is_above_the_peak(self) -> Machine:
+        for name in self.workloads:
+            if said := self.above_peak(name):
+                raise ValueError(said)
+        return self
+
+    def above_peak(self, workload: str) -> str | None:
+        """What is wrong with a pace that computes faster than a device can."""
+        pace = self.workloads[workload]
+        peak = self.peak(pace.precision) if pace.precision else max(self.peaks.values(), default=None)
+        if pace.flops is None or peak is None or (rate := pace.flops / pace.per_example) <= peak:
+            return None
+        return (
+            f"workloads.{workload}: flops over per_example are {rate:.3g} FLOP/s, and a device computes at most "
+            f"{peak:.3g} in {pace.precision or 'any precision'} (peaks); flops too many, or per_example too small"
+        )
+
+    def peak(self, precision: Precision) -> float | None:
+        """The most that is computed in it; of fp32 the TF32 of its convolutions."""
+        if precision == "fp32":
+            return max((self.peaks[key] for key in ("fp32", "tf32") if key in self.peaks), default=None)
+        return self.peaks.get(precision)
+
+    @property
+    def host(self) -> int:
+        """Devices."""
+        return self.devices_per_host or self.devices_per_node
+
     def nodes(self, devices: int) -> int:
         return -(-devices // self.devices_per_node)
+
+    def hosts(self, devices: int) -> int:
+        return -(-devices // self.host)
+
+    def in_a_node(self, devices: int) -> int:
+        """Of so many, spread over as few nodes as they need, in whole hosts."""
+        if devices <= self.host:
+            return devices
+        nodes = self.nodes(devices)
+        return self.host * -(-devices // (nodes * self.host))
+
+    def cards(self, devices: int) -> float:
+        """Which share of a node's network cards so many have: those of the hosts that they are on."""
+        return self.hosts(self.in_a_node(devices)) * self.host / self.devices_per_node
 
     def pace(self, workload: str) -> Pace:
         if workload not in self.workloads:

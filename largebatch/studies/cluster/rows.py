@@ -9,22 +9,27 @@ resnet50,64,3200,10.90,1,MLPerf v3.0
 ``devices``, ``batch`` (of all devices) and one of ``ms``, ``seconds``, ``examples_per_second`` have to be there.
 ``accumulation`` is 1 where it is left out, ``workload`` the same for all. ``family`` tells apart rows of several
 machines in one file. What a workload sends and updates is known of those below; else ``gradient_bytes`` and
-``update_bytes`` say it.
+``update_bytes`` say it. ``precision`` is of a workload, too, and those of several are several workloads.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from largebatch.errors import UserError, suggestion
+from largebatch.report.numerals import listing
+from largebatch.studies.cluster.machine import Precision
 
 TIMES = ("ms", "seconds", "examples_per_second")
 BYTES = ("gradient_bytes", "update_bytes")
-COLUMNS = ("family", "workload", "devices", "batch", "accumulation", *TIMES, *BYTES, "source")
+COLUMNS = ("family", "workload", "devices", "batch", "accumulation", *TIMES, *BYTES, "precision", "source")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SHORTEST, LONGEST, LEAST_SHARE, MOST = 1e-9, 1e9, 1e-3, 1e15
 """[s] of a step, examples of a device in a micro-batch, any number: beyond them a row is a mistake."""
 LINKS = ("inside", "between")
@@ -34,29 +39,37 @@ RESNET50, BERT_LARGE = 25_557_032, 336_226_108
 
 @dataclass(frozen=True)
 class WorkloadFacts:
-    """What a step sends, what its optimizer moves through memory, what one example computes; 0 or None: unknown."""
+    """What a step sends, what its optimizer moves through memory, what one example computes and in which precision; 0
+    or None: unknown."""
 
     gradient_bytes: float = 0.0
     update_bytes: float = 0.0
     flops: float | None = None
+    precision: Precision | None = None
 
 
-def _bert(length: int, predicted: int) -> float:
+WIKIPEDIA = (255.83, 98_826.0, 38.2)
+"""Of MLPerf's 16,279,552 sequences of at most 512 tokens, without padding: mean length, mean of its square, mean of the
+15 % that are predicted, 76 at most. From the histogram of lengths with Krell et al. 2021 (Efficient sequence packing
+without cross-contamination, arXiv:2107.02027): 512 over the first is the 2.001 by which they say packing shortens."""
+
+
+def _bert(length: float, square: float, predicted: float) -> float:
     """FLOP of one sequence, forward and backward: 6 for each weight of a matrix product and token, of 24 layers of
     width 1,024 and of the head at the predicted tokens; 12·length for each layer, width and token in the attention."""
     layers, width, vocabulary = 24, 1024, 30_522
     return (
         6 * 12 * layers * width**2 * length
-        + 12 * layers * width * length**2
+        + 12 * layers * width * square
         + 6 * predicted * width * (vocabulary + width)
     )
 
 
 KNOWN = {  # gradients in half precision; passes over memory as bench optimizer counts them: LARS 7, LAMB 10, of 4 bytes
     "resnet50": WorkloadFacts(2 * RESNET50, 7 * 4 * RESNET50, 24_299_077_632),  # 224, torch's FlopCounterMode
-    "bert": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(512, 76)),  # MLPerf's, large, 512
-    "bert_large_128": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(128, 20)),
-    "bert_large_512": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(512, 80)),
+    "bert": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(*WIKIPEDIA)),  # MLPerf's, large
+    "bert_large_128": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(128, 128**2, 20)),
+    "bert_large_512": WorkloadFacts(2 * BERT_LARGE, 10 * 4 * BERT_LARGE, _bert(512, 512**2, 80)),
 }
 
 
@@ -71,6 +84,7 @@ class StepRow:
     accumulation: int = 1
     source: str | None = None
     family: str | None = None
+    precision: Precision | None = None
 
     @property
     def share(self) -> float:
@@ -91,8 +105,20 @@ class StepRows:
         return self.chosen(row for row in self.rows if row.family == family)
 
     def chosen(self, rows: Iterable[StepRow]) -> StepRows:
+        """With the precision that these state."""
         kept = tuple(rows)
-        return StepRows(kept, {name: self.facts[name] for name in dict.fromkeys(row.workload for row in kept)})
+        names = dict.fromkeys(row.workload for row in kept)
+        return StepRows(kept, {name: _precise(self.facts[name], name, kept) for name in names})
+
+
+def _precise(facts: WorkloadFacts, name: str, rows: Iterable[StepRow]) -> WorkloadFacts:
+    stated = list(dict.fromkeys(row.precision for row in rows if row.workload == name and row.precision))
+    if len(stated) > 1:
+        raise UserError(
+            f"{name} has rows in {listing([str(one) for one in stated])}, which are several paces; name them apart in "
+            "the column workload"
+        )
+    return dataclasses.replace(facts, precision=stated[0]) if stated else facts
 
 
 def read(file: Path, workload: str = "step", facts: WorkloadFacts | None = None) -> StepRows:
@@ -117,7 +143,7 @@ def read(file: Path, workload: str = "step", facts: WorkloadFacts | None = None)
         row = _row(cells, workload, where)
         rows.append(row)
         bytes_of = {key: _number(cells[key], key, where, 0) for key in BYTES if cells.get(key)}
-        of_row = WorkloadFacts(**bytes_of)
+        of_row = WorkloadFacts(bytes_of.get("gradient_bytes", 0.0), bytes_of.get("update_bytes", 0.0))
         if bytes_of and stated.setdefault(row.workload, of_row) != of_row:
             raise UserError(f"{where}: {row.workload} has other bytes than in a row before; state them alike")
     if not rows:
@@ -153,10 +179,21 @@ def _row(cells: dict[str, str], workload: str, where: str) -> StepRow:
         raise UserError(
             f"{where}: a workload cannot be called {named[0]}, as a link of a machine is; choose another name"
         )
-    row = StepRow(named[0], int(devices), batch, seconds, int(accumulation), named[1], named[2])
+    precision = _precision(cells, where)
+    row = StepRow(named[0], int(devices), batch, seconds, int(accumulation), named[1], named[2], precision)
     if row.share < LEAST_SHARE:
         raise UserError(f"{where}: {row.share:g} examples of a device in a micro-batch; valid: {LEAST_SHARE:g} or more")
     return row
+
+
+def _precision(cells: dict[str, str], where: str) -> Precision | None:
+    text = cells.get("precision")
+    for precision in PRECISIONS:
+        if text == precision:
+            return precision
+    if text:
+        raise UserError(f"{where}: precision = {text[:60]}; valid: {', '.join(PRECISIONS)}")
+    return None
 
 
 def _number(text: str, key: str, where: str, least: float, whole: bool = False) -> float:

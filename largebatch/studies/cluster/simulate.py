@@ -66,7 +66,7 @@ def simulated_steps(
     alone = sum(one.transfer.times * sum(one.seconds) for one in sent if one.transfer.hidden_by is None)
     compute = accumulation * micro
     busy = now + alone + workload.pace.fixed
-    seconds = np.maximum(busy, accumulation * share * workload.data_per_example)
+    seconds = np.maximum(busy, accumulation * share * workload.pace.data_per_example)
     return SimulatedSteps(seconds, slowest, compute, now + alone - compute)
 
 

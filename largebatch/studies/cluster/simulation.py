@@ -109,7 +109,7 @@ def _cluster(
 def _slower(workload: Workload, factor: float) -> Workload:
     pace = workload.pace
     slower = pace.model_copy(update={"per_example": factor * pace.per_example, "floor": factor * pace.floor})
-    return Workload(slower, workload.transfers, workload.buckets, workload.data_per_example)
+    return Workload(slower, workload.transfers, workload.buckets)
 
 
 def _failures(

@@ -2,9 +2,10 @@
 
     T = A·(floor + a·n) + fixed + exposed + data        A micro-batches of n examples on each of P devices
 
-**A collective** of M bytes over P devices, g of them in a node, on N = ⌈P/g⌉ nodes, is hierarchical: a
+**A collective** of M bytes over P devices, at most g of them in a node, on N = ⌈P/g⌉ nodes, is hierarchical: a
 reduce-scatter inside the nodes, an all-reduce between them in which a node's devices each carry their part, an
-all-gather inside. With α the latency of a hop and β the bytes/s of a device inside or of a node between,
+all-gather inside. Nodes of several hosts are filled evenly, by whole hosts, and send by the cards of those that take
+part. With α the latency of a hop and β the bytes/s of a device inside or of a node between,
 
     ring, n members     reduce-scatter, all-gather    (n − 1)·α + (n − 1)/n·M/β         all-reduce: both
     tree                all-reduce                    2·⌈log₂ n⌉·α + 2·M/β              two trees, pipelined
@@ -69,7 +70,7 @@ def step_time(machine: Machine, workload: Workload, devices: int, share: float, 
             exposed += transfer.times * max(0.0, sum(times) - passes[transfer.hidden_by])
     compute = accumulation * micro
     busy = compute + workload.pace.fixed + exposed
-    data = max(0.0, accumulation * share * workload.data_per_example - busy)
+    data = max(0.0, accumulation * share * workload.pace.data_per_example - busy)
     return StepTime(compute, workload.pace.fixed, communication, exposed, data)
 
 
@@ -91,12 +92,12 @@ def behind(pieces: list[float], times: list[float], backward: float) -> float:
 
 def collective_time(machine: Machine, collective: Kind, bytes: float, devices: int) -> float:
     """Seconds of one collective of ``bytes`` over ``devices``, with nothing beside it."""
-    inside, nodes = min(devices, machine.devices_per_node), machine.nodes(devices)
+    inside, nodes = machine.in_a_node(devices), machine.nodes(devices)
     if collective == "all_to_all":
         return pairwise(machine, bytes, devices)
     if nodes == 1:
         return on_link(machine.inside, collective, bytes, inside)
-    between = on_link(machine.between, collective, bytes, nodes)
+    between = on_link(cards_of(machine, devices), collective, bytes, nodes)
     if collective != "all_reduce":
         return on_link(machine.inside, collective, bytes, inside) + between
     scatter, gather = (on_link(machine.inside, kind, bytes, inside) for kind in ("reduce_scatter", "all_gather"))
@@ -107,9 +108,17 @@ def pairwise(machine: Machine, bytes: float, devices: int) -> float:
     """An all-to-all in which each device sends its parts one after another; a node's devices share its network."""
     if not bytes:
         return 0.0
-    inside, part = min(devices, machine.devices_per_node), bytes / devices
+    inside, part, between = machine.in_a_node(devices), bytes / devices, cards_of(machine, devices)
     near = (inside - 1) * (machine.inside.latency + part / machine.inside.bandwidth)
-    return near + (devices - inside) * (machine.between.latency + inside * part / machine.between.bandwidth)
+    return near + (devices - inside) * (between.latency + inside * part / between.bandwidth)
+
+
+def cards_of(machine: Machine, devices: int) -> Link:
+    """The network between nodes, as a node of so many devices in all has it: of a part of its hosts the cards."""
+    share = machine.cards(devices)
+    if share == 1:
+        return machine.between
+    return machine.between.model_copy(update={"bandwidth": share * machine.between.bandwidth})
 
 
 def on_link(link: Link, collective: Kind, bytes: float, members: int) -> float:

@@ -38,7 +38,6 @@ class Workload:
     pace: Pace
     transfers: tuple[Transfer, ...] = ()
     buckets: tuple[float, ...] = field(default=())
-    data_per_example: float = 0.0  # [s] that whoever reads the examples of a device needs for one
 
 
 def buckets_of(gradients: float, first: float = FIRST_BUCKET, others: float = BUCKET) -> tuple[float, ...]:
@@ -51,9 +50,9 @@ def buckets_of(gradients: float, first: float = FIRST_BUCKET, others: float = BU
     return tuple(sizes)
 
 
-def data_parallel(pace: Pace, gradients: float | None = None, data_per_example: float = 0.0) -> Workload:
+def data_parallel(pace: Pace, gradients: float | None = None) -> Workload:
     """DDP: one all-reduce of the gradients, in buckets, beside the backward pass of the last micro-batch."""
     size = pace.gradient_bytes if gradients is None else gradients
     transfers = (Transfer("all_reduce", size, "backward"),) if size else ()
     buckets = buckets_of(size, others=max(BUCKET, size / MOST_BUCKETS))
-    return Workload(pace, transfers, buckets, data_per_example)
+    return Workload(pace, transfers, buckets)

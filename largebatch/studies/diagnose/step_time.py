@@ -29,7 +29,7 @@ def measure(directory: Path, machine: Machine, workload: str | None = None, comm
     def of(other: Machine) -> StepTime:
         return step_time(other, data_parallel(other.pace(name), stated), ranks, micro, parts)
 
-    time, bounds = of(machine), interval_of(machine, lambda other: of(other).total, ranks)
+    time, bounds = of(machine), interval_of(machine, lambda other: of(other).total, ranks, name)
     record = StepTimeRecord(
         **circumstances_of(command), directory=str(directory), ranks=ranks, run=run.plan.name,
         title=run.plan.title, model=run.recipe.model.name if run.recipe.model else None,

@@ -68,6 +68,7 @@ class Traced:
     evaluation_bytes: int  # activations and gathered blocks of an evaluation's forward pass
     collectives: list[tuple[Collective, int]]  # with how many times a step
     flops: int
+    convolutions: int  # of these
 
     @property
     def total_bytes(self) -> int:
@@ -119,8 +120,14 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     times = [(call, alike if call.moment == 1 and shown > 1 else 1) for call in found]
     return Traced(
         stage.micro_batch_size, stage.accumulation_steps, parts, of_evaluation, times,
-        flops.get_total_flops() * stage.accumulation_steps // shown,
+        *(counted * stage.accumulation_steps // shown for counted in (flops.get_total_flops(), convolutions_of(flops))),
     )  # fmt: skip
+
+
+def convolutions_of(flops: FlopCounterMode) -> int:
+    """What of the operations are convolutions', which may have a precision of their own."""
+    counted = flops.get_flop_counts().get("Global", {})
+    return sum(number for operation, number in counted.items() if "convolution" in str(operation))
 
 
 class Held(Part):

@@ -29,29 +29,30 @@ def parse(option: str, text: str) -> list[int]:
 
 
 def devices_of(text: str, machine: Machine) -> list[int]:
-    """Whole nodes, or less than one."""
+    """Whole hosts, or less than one."""
     numbers = parse("devices", text)
-    node = machine.devices_per_node
+    host = machine.host
+    what = "host" if machine.devices_per_host else "node"
     for number in numbers:
         if number > MOST:
             raise UserError(f"--devices {text[:60]}: at most {count(MOST)} can be planned")
-        if number > node and number % node:
-            near = number // node * node
+        if number > host and number % host:
+            near = number // host * host
             raise UserError(
-                f"--devices {text}: a node of {machine.name} has {node} devices, and {number} are no whole nodes; "
-                f"nearest: {near} or {near + node}"
+                f"--devices {text}: a {what} of {machine.name} has {host} devices, and {number} are no whole {what}s; "
+                f"nearest: {near} or {near + host}"
             )
     return numbers
 
 
 def nearest(devices: int, batches: Iterable[int], machine: Machine) -> list[int]:
-    """Below and above, numbers of devices of whole nodes that divide one of the batches."""
-    node = machine.devices_per_node
+    """Below and above, numbers of devices of whole hosts that divide one of the batches."""
+    host = machine.host
     fitting = {
         number
         for batch in batches
         for number in divisors(batch)
-        if number <= MOST and (number <= node or number % node == 0)
+        if number <= MOST and (number <= host or number % host == 0)
     }
     below = max((number for number in fitting if number < devices), default=None)
     above = min((number for number in fitting if number > devices), default=None)

@@ -15,11 +15,13 @@ SAME_LENGTH = 0.01
 
 
 def lines_of(recipe: PlannedRecipe, machine: Machine, point: PlannedPoint) -> list[str]:
-    """One for each machine, which is the same on all of them."""
-    nodes, node = point.nodes, min(point.devices, machine.devices_per_node)
-    where = f"NPROC_PER_NODE={node} "
-    if nodes > 1:
-        where = f"NNODES={nodes} RDZV_ENDPOINT=HOST:29500 {where}"
+    """One for each host, which is the same on all of them."""
+    if machine.launcher == "none":
+        return [f"# nothing: largebatch does not run on {machine.name}, of which its file has times alone"]
+    hosts = machine.hosts(point.devices)
+    where = f"NPROC_PER_NODE={min(point.devices, machine.host)} "
+    if hosts > 1:
+        where = f"NNODES={hosts} RDZV_ENDPOINT=HOST:29500 {where}"
     settings = [*recipe.overrides, *settings_of(recipe, point)]
     words = ["launch/torchrun.sh", "train", str(recipe.path), *settings]
     return [where + shlex.join(words)]

@@ -20,6 +20,7 @@ from largebatch.studies.planning.lines import lines_of, of_length
 from largebatch.studies.planning.memory import StepMemory
 from largebatch.studies.planning.pace import pace_name
 from largebatch.studies.planning.points import LegOnMachine, Unplanned, compared, left_out, point_of
+from largebatch.studies.planning.precision import precision_on, precision_ratio
 from largebatch.studies.planning.sources import NamedSource, RecipeBudget, source_named, stated_law
 from largebatch.studies.planning.sure import sentences
 from largebatch.studies.planning.traces import Traces
@@ -63,6 +64,8 @@ def made_plan(wish: PlanWish, note: Callable[[str], None]) -> ClusterPlanRecord:
         number: pace_name(wish.machine, laid, wish.workload)
         for number, laid in enumerate(config.of_phases(recipe.run), start=1)
     }
+    for name in workloads.values():
+        precision_ratio(wish.machine, name, precision_on(recipe.run, wish.device))  # which may refuse
     points, left = [], []
     kept: dict[int, Traces] = {}
     for batch in batches:

@@ -4,7 +4,8 @@ Activations are linear in the micro-batch, to what a trace shows: two traces say
 not depend on the micro-batch, but on whether gradients are accumulated and, where an engine shards, on the ranks. An
 evaluation's activations are taken in proportion to its batch, which falls with a rank's share of the test set.
 
-A device is taken to hold what the dry run counts and RESERVE beside it: the context, the libraries' own memory, gaps.
+A device is taken to hold what the dry run counts and the machine's ``reserve`` beside it: the context, the libraries'
+own memory, gaps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from largebatch.records.plan import KeptTrace, TracedCollective
 from largebatch.studies.planning.traces import TracedShape, Traces
 
 GIB = 2**30
-RESERVE = 3 * GIB
 PASSING = ("activations", "gathered blocks")
 SMALL, LARGER = 8, 4
 """The smaller micro-batch that is traced, or the next multiple that the recipe asks for; how often the other is it."""
@@ -30,9 +30,10 @@ class StepNeeds:
     bytes: float
     collectives: tuple[TracedCollective, ...]
     flops: float  # of an example
+    convolutions: float = 0.0  # their share of these
 
-    def fits(self, memory: float) -> bool:
-        return self.bytes + RESERVE <= memory
+    def fits(self, memory: float, reserve: float) -> bool:
+        return self.bytes + reserve <= memory
 
 
 class StepMemory:
@@ -85,7 +86,7 @@ class StepMemory:
             for ranks in (world, first.world_size)
         )
         evaluation = first.evaluation_bytes * evaluated / traced
-        return StepNeeds(stays + max(passing, evaluation), tuple(staying.collectives), first.flops)
+        return StepNeeds(stays + max(passing, evaluation), tuple(staying.collectives), first.flops, first.convolutions)
 
 
 def passing_bytes(trace: KeptTrace) -> int:

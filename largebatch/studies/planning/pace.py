@@ -27,6 +27,15 @@ class SecondsBetween:
     low: float | None
     high: float | None
 
+    def reaching(self, seconds: float, middle: float) -> SecondsBetween:
+        """As far as a bound lies from the middle."""
+        low, high = self.low, self.high
+        if seconds < middle:
+            low = seconds if low is None else min(low, seconds)
+        else:
+            high = seconds if high is None else max(high, seconds)
+        return SecondsBetween(low, high)
+
 
 def workload_names(run: config.Run) -> list[str]:
     """What a machine may call it, the more exact first: ``bert_large_128``, ``bert_large``, ``bert``."""
@@ -46,7 +55,7 @@ def pace_name(machine: Machine, run: config.Run, stated: str | None) -> str:
     known = ", ".join(sorted(machine.workloads)) or "none"
     raise UserError(
         f"machine {machine.name} has no pace of {names[-1]}; it has: {known}; --workload NAME takes one of them, "
-        "largebatch plan fit ROWS.csv makes one of measured rows"
+        "largebatch plan fit ROWS.csv makes one of measured rows, plan fit --skeleton shows a MACHINE.yaml"
     )
 
 
@@ -64,7 +73,7 @@ def ratio_of(pace: Pace, flops: float) -> float | None:
 
 def seconds_between(machine: Machine, name: str, devices: int, seconds: Callable[[Machine], float]) -> SecondsBetween:
     """Of a step's ``seconds`` on a machine like this one."""
-    fitted = fit.interval_of(machine, seconds, devices)
+    fitted = fit.interval_of(machine, seconds, devices, name)
     if fitted is not None:
         return SecondsBetween(*fitted)
     middle = seconds(machine)

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from largebatch.errors import UserError
 from largebatch.recipes import derive
 from largebatch.records.plan import LeftOut, PlannedPhase, PlannedPoint
-from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.cluster.machine import Machine, Precision
 from largebatch.studies.cluster.step import StepTime, step_time
 from largebatch.studies.planning.devices import divisors
 from largebatch.studies.planning.legs import PLENTY, Leg
-from largebatch.studies.planning.memory import GIB, RESERVE, StepMemory, StepNeeds
+from largebatch.studies.planning.memory import GIB, StepMemory, StepNeeds
 from largebatch.studies.planning.pace import SecondsBetween, pace_for, ratio_of, seconds_between
+from largebatch.studies.planning.precision import precision_on, precision_ratio
 from largebatch.studies.planning.sent import workload_of
 from largebatch.studies.planning.target import ExamplesNeeded
 
@@ -43,6 +44,7 @@ class LegOnMachine:
 
     def __init__(self, leg: Leg, machine: Machine, workload: str, memory: StepMemory, size: int) -> None:
         self.leg, self.machine, self.workload, self.memory, self.size = leg, machine, workload, memory, size
+        self.precision: Precision = precision_on(leg.run, memory.traces.device)
 
     def cut(self, devices: int) -> Cut:
         """The largest micro-batch that fits; Unplanned says why there is none."""
@@ -61,11 +63,11 @@ class LegOnMachine:
         limit = self.machine.memory
         for part in allowed or [plan.micro_batch_size]:
             cut = Cut(part, share // part)
-            if limit is None or self.needs(devices, cut).fits(limit):
+            if limit is None or self.needs(devices, cut).fits(limit, self.machine.reserve):
                 return cut
-        least = self.needs(devices, cut).bytes
+        least, beside = self.needs(devices, cut).bytes, self.machine.reserve
         raise Unplanned(
-            f"micro-batch {cut.micro:,} needs {least / GIB:.1f} GiB and {RESERVE / GIB:.0f} beside it, and a device of "
+            f"micro-batch {cut.micro:,} needs {least / GIB:.1f} GiB and {beside / GIB:.1f} beside it, and a device of "
             f"{self.machine.name} has {(limit or 0) / GIB:.1f}"
         )
 
@@ -81,13 +83,17 @@ class LegOnMachine:
         expected = self.leg.target.needed(self.leg.batch)
         engine = self.leg.run.engine.name
 
-        def timed(machine: Machine) -> StepTime:
-            pace = pace_for(machine, self.workload, needs.flops)
+        precise = precision_ratio(self.machine, self.workload, self.precision, needs.convolutions)
+
+        def timed(machine: Machine, ratio: float = precise.ratio) -> StepTime:
+            pace = pace_for(machine, self.workload, needs.flops).slower(ratio)
             workload = workload_of(machine, pace, engine, needs.collectives, cut.accumulation, devices)
             return step_time(machine, workload, devices, cut.micro, cut.accumulation)
 
         time = timed(self.machine)
         sure = seconds_between(self.machine, self.workload, devices, lambda machine: timed(machine).total)
+        if precise.bound:
+            sure = sure.reaching(timed(self.machine, 1.0).total, time.total)
         return PlannedPhase(
             global_batch_size=self.leg.batch, micro_batch_size=cut.micro, accumulation_steps=cut.accumulation,
             steps=max(1, math.ceil(expected.examples / self.leg.batch - 1e-9)), examples=expected.examples,
@@ -95,6 +101,7 @@ class LegOnMachine:
             communication_seconds=time.communication, exposed_seconds=time.exposed, data_seconds=time.data,
             step_seconds=time.total, step_seconds_low=sure.low, step_seconds_high=sure.high, basis=expected.basis,
             work=ratio_of(self.machine.pace(self.workload), needs.flops),
+            precision=self.precision, precision_ratio=precise.ratio, precision_basis=precise.basis,
         ), expected  # fmt: skip
 
 

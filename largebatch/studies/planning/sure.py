@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from largebatch.records.plan import PlannedPoint
 from largebatch.report.numerals import count, listing
 from largebatch.studies.cluster.machine import Machine
-from largebatch.studies.planning.memory import GIB, RESERVE
+from largebatch.studies.planning.memory import GIB
 from largebatch.studies.planning.pace import SAME
+from largebatch.studies.planning.precision import said_of
 from largebatch.studies.planning.target import (
     AT_MOST,
     BETWEEN,
@@ -37,6 +38,7 @@ def sentences(
     return [
         *_of_steps(machine, workloads, most),
         *_of_work(workloads, points),
+        *_of_precision(machine, workloads, points),
         *_of_examples(target, points),
         *_of_memory(machine, points),
         "hours are of training steps alone: no evaluations, checkpoints or starts",
@@ -80,6 +82,14 @@ def _of_work(workloads: Sequence[str], points: Sequence[PlannedPoint]) -> list[s
     return list(dict.fromkeys(found))
 
 
+def _of_precision(machine: Machine, workloads: Sequence[str], points: Sequence[PlannedPoint]) -> list[str]:
+    found = [
+        said_of(name, machine, phase.precision, phase.precision_ratio, phase.precision_basis)
+        for name, phase in zip(workloads, points[0].phases, strict=True)
+    ]
+    return [said for said in dict.fromkeys(found) if said]
+
+
 def _of_examples(target: ExamplesToTarget | None, points: Sequence[PlannedPoint]) -> list[str]:
     by_basis: dict[str, set[int]] = {}
     for point in points:
@@ -97,5 +107,5 @@ def _of_memory(machine: Machine, points: Sequence[PlannedPoint]) -> list[str]:
     room = "" if machine.memory is None else f" of {machine.memory / GIB:.0f} GiB"
     return [
         f"memory: a dry run's, linear in the micro-batch; at most {most:.1f} GiB{room}, "
-        f"{RESERVE / GIB:.0f} GiB left free"
+        f"{machine.reserve / GIB:.1f} GiB left free"
     ]

@@ -95,7 +95,8 @@ class Traces:
             micro_batch_size=shape.micro, accumulation_steps=shape.accumulation, world_size=shape.world,
             bytes_by_part=traced.bytes_by_part, evaluation_bytes=traced.evaluation_bytes,
             evaluation_batch_size=job.decided.evaluating.batch_size, test_examples=len(job.dataset.test),
-            flops=traced.flops / examples, collectives=_counted(traced.collectives, shape.accumulation),
+            flops=traced.flops / examples, convolutions=traced.convolutions / traced.flops if traced.flops else 0.0,
+            collectives=_counted(traced.collectives, shape.accumulation),
         )  # fmt: skip
         with contextlib.suppress(OSError):  # a plan needs no folder that can be written
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -240,7 +240,7 @@ def notes(facts: dict[str, Any]) -> list[str]:
     else:
         said.append("%: examples/s over those of the first row, over how many times as many ranks there are")
     if any("model_seconds_per_step" in world["weak"] for world in worlds):
-        said.append("model: what a step should take by the first row and the all-reduces alone (docs/planning.md)")
+        said.append("model: what a step should take by the first row and the all-reduces alone (docs/planning_step.md)")
     said.append(
         "exposed: ms of a step in which gradients are summed and nothing hides it, the wait for slower ranks in it"
     )
