@@ -28,7 +28,22 @@ def local_path(text: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
-Recipe = Annotated[Path, typer.Argument(metavar="CONFIG", help="a recipe file", show_default=False, parser=local_path)]
+def recipe_file(text: str) -> Path:
+    """A file, or that of a name of ``recipe list``; what is neither stays what was typed."""
+    path = local_path(text)
+    if path.exists():
+        return path
+    from largebatch.studies.reading import found
+
+    return found(str(text)) or path
+
+
+Recipe = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="a recipe file, or a name of recipe list", show_default=False, parser=recipe_file
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the recipe", show_default=False),

@@ -22,6 +22,7 @@ from largebatch.cli.frame import (
     check_picture,
     check_positive,
     command,
+    recipe_file,
     wide_console,
     write_numbers,
     write_picture,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from largebatch.records.plan import ClusterPlanRecord
     from largebatch.studies.planning.interruptions import Failures
 
-WIDE = 110  # columns, from which on the table has all of its own
-
 
 class PlanGroup(typer.core.TyperGroup):
     """Its commands, and recipes in their place."""
@@ -43,8 +42,11 @@ class PlanGroup(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
-            if not Path(args[0]).exists():
-                raise UserError(f"plan {args[0]} is neither a recipe nor known{suggestion(args[0], known)}")
+            if not recipe_file(args[0]).exists():
+                from largebatch.studies.reading import recipe_names
+
+                names = [*known, *recipe_names()]
+                raise UserError(f"plan {args[0]} is neither a recipe nor known{suggestion(args[0], names)}")
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 
@@ -143,7 +145,7 @@ def tell_plan(facts: ClusterPlanRecord, console: rich.console.Console) -> None:
     for sentence in shown.headline(facts):
         tell(console, sentence)
     console.print()
-    console.print(shown.table(facts, console.width >= WIDE))
+    console.print(shown.table(facts), crop=False)
     console.print()
     for sentence in shown.sentences(facts):
         tell(console, sentence)

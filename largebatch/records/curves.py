@@ -143,6 +143,9 @@ class CurveToTarget:
     law: Annotated[FittedLaw | None, part(FittedLaw)]  # null: fewer than two batches reached the target
     perfect_until: Annotated[MeasuredRange | None, part(MeasuredRange)]  # of the points
     helps_until: Annotated[MeasuredRange | None, part(MeasuredRange)]  # of the points
+    model: Table | None = None  # the recipe's section: name, and what shapes it; null: not said
+    data: Text = None  # the data set's name
+    optimizer: Text = None  # its name
     searched: Sequence[Annotated[SearchedBatch, part(SearchedBatch)]] | None = None  # of a study
     rules: Sequence[Annotated[RuleOfKey, part(RuleOfKey)]] | None = None  # of a study
 
@@ -156,6 +159,8 @@ class TargetsRecord(FileRecord):
     title: Name
     source: Text
     target: Text  # in words
+    score: Text = None  # its key among an evaluation's numbers; null: not said
+    score_target: Amount = None  # the value that was to be reached
     unit: Name  # the plural of an example
     epoch: Amount  # [examples] of an epoch; null: not known
     middle: Name  # median or mean, of the runs of a point

@@ -41,7 +41,7 @@ def point(devices: int, batch: int, hours: float, cost: float | None = None) -> 
     phase = PlannedPhase(
         global_batch_size=batch, micro_batch_size=1, accumulation_steps=1, steps=1, examples=1.0, memory_gib=1.0,
         compute_seconds=1.0, fixed_seconds=0.0, communication_seconds=0.0, exposed_seconds=0.0, data_seconds=0.0,
-        step_seconds=1.0, step_seconds_low=None, step_seconds_high=None, work=None, basis="law",
+        step_seconds=1.0, step_seconds_low=None, step_seconds_high=None, work=None, borrowed=False, basis="law",
     )  # fmt: skip
     return PlannedPoint(
         devices=devices, nodes=1, global_batch_size=batch, phases=[phase], examples=1.0, examples_low=None,

@@ -35,11 +35,24 @@ def sentences(
 ) -> list[str]:
     most = max(point.devices for point in points)
     return [
-        *_of_steps(machine, workloads, most),
+        *(_borrowed(machine, workloads, points) or _of_steps(machine, workloads, most)),
         *_of_work(workloads, points),
         *_of_examples(target, points),
         *_of_memory(machine, points),
-        "hours are of training steps alone: no evaluations, checkpoints or starts",
+        "hours are of training steps alone: no evaluations, checkpoints or starts"
+        if points[0].interrupted is None
+        else "hours are of training steps, saves and restarts: no evaluations or starts",
+    ]
+
+
+def _borrowed(machine: Machine, workloads: Sequence[str], points: Sequence[PlannedPoint]) -> list[str]:
+    """Where --workload names the pace of another model."""
+    lent = [name for name, phase in zip(workloads, points[0].phases, strict=True) if phase.borrowed]
+    if not lent:
+        return []
+    return [
+        f"step times: borrowed from {listing(dict.fromkeys(lent))} by --workload, as {machine.name} has no pace of the "
+        "recipe's model: neither they nor the hours have an interval"
     ]
 
 
