@@ -54,6 +54,20 @@ PictureFile = Annotated[
 ]
 
 
+DeviceHours = Annotated[
+    float | None, typer.Option(metavar="H", help="hours in which a device fails once, on average: 50000")
+]
+Restart = Annotated[
+    float | None, typer.Option(metavar="S", help="seconds from a failure until the run works again: 300")
+]
+Standing = Annotated[
+    float | None, typer.Option(metavar="S", help="seconds for which a save lets the run stand still: 10")
+]
+Lag = Annotated[
+    float, typer.Option(metavar="S", help="seconds more until a save can be read: 60; 0 where the run waits for it")
+]
+
+
 def load_parts(context: typer.Context, files: list[Path] | None) -> None:
     """Import the files of ``--with``, before anything of the command looks at a recipe."""
     from largebatch.recipes import registry
@@ -105,6 +119,13 @@ def check_positive(numbers: Mapping[str, float | None]) -> None:
     for option, value in numbers.items():
         if value is not None and not 0 < value < MOST:
             raise UserError(f"--{option} {value:g} must be above 0{f' and below {MOST:g}' if value >= MOST else ''}")
+
+
+def check_most(numbers: Mapping[str, float | None], most: Mapping[str, float]) -> None:
+    """Of options, by their names."""
+    for option, value in numbers.items():
+        if value is not None and value > most.get(option, MOST):
+            raise UserError(f"--{option} {value:g} is beyond what can be simulated; valid: at most {most[option]:,.0f}")
 
 
 def check_folder(json_file: Path | None) -> None:

@@ -13,10 +13,14 @@ import typer
 import typer.core
 
 from largebatch.cli.frame import (
+    DeviceHours,
     JsonFile,
+    Lag,
     Overrides,
     PictureFile,
     Recipe,
+    Restart,
+    Standing,
     With,
     check_folder,
     check_picture,
@@ -61,28 +65,64 @@ app = typer.Typer(
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
-    devices: Annotated[str, typer.Option(metavar="8..1024", help="a range by doublings, or numbers: 8,48,64")] = "",
-    machine: Annotated[str, typer.Option(metavar="NAME", help="of the package, or a file MACHINE.yaml")] = "",
+    devices: Annotated[
+        str, typer.Option(metavar="8..1024", help="how many devices: doublings 8..1024, or numbers 8,48,64")
+    ] = "",
+    machine: Annotated[
+        str, typer.Option(metavar="NAME", help="of which machines: dgx-h100 of the package, or a file MACHINE.yaml")
+    ] = "",
     batches: Annotated[
-        str | None, typer.Option(metavar="1024..65536", help="or numbers; else those that the target makes sensible")
+        str | None,
+        typer.Option(
+            metavar="1024..65536", help="global batches, in examples; else those that the target makes sensible"
+        ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="examples to it: mlperf/resnet50, points.yaml, a study, a run's diagnosis"),
+        typer.Option(
+            metavar="NAME",
+            help="how many examples are needed, to what: mlperf/resnet50, points.yaml, a study, a run's diagnosis",
+        ),
     ] = None,
-    row: Annotated[str | None, typer.Option(metavar="LABEL", help="of a study with several")] = None,
-    critical_batch: Annotated[float | None, typer.Option(metavar="N", help="examples: B_crit of the law")] = None,
-    epochs: Annotated[float | None, typer.Option(metavar="N", help="that small batches need, beside it")] = None,
-    price: Annotated[float | None, typer.Option(metavar="P", help="of a device-hour")] = None,
-    within: Annotated[str | None, typer.Option(metavar="1h", help="choose the cheapest that takes no longer")] = None,
-    budget: Annotated[float | None, typer.Option(metavar="P", help="choose the fastest that costs no more")] = None,
-    device_hours: Annotated[float | None, typer.Option(metavar="H", help="in which a device fails once")] = None,
-    restart: Annotated[float | None, typer.Option(metavar="S", help="seconds from a failure to work")] = None,
-    standing: Annotated[float | None, typer.Option(metavar="S", help="seconds that a save halts the run")] = None,
-    lag: Annotated[float, typer.Option(metavar="S", help="seconds from then on until it can be read")] = 0.0,
-    workload: Annotated[str | None, typer.Option(metavar="NAME", help="the machine's pace to take")] = None,
-    examples: Annotated[int | None, typer.Option(metavar="N", min=1, help="of a training set that is not here")] = None,
-    classes: Annotated[int | None, typer.Option(metavar="N", min=1, help="of a data set that does not say")] = None,
+    row: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="which row of the study that --target names: lars")
+    ] = None,
+    critical_batch: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="critical batch, in examples, at which twice the least are needed: 20000"),
+    ] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N", help="epochs that small batches need, beside --critical-batch; else the recipe's: 35"
+        ),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(metavar="P", help="what a device costs in an hour, in any currency: 2.5")
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(metavar="1h", help="choose the cheapest that takes no longer, in s, min, h or d: 45min"),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="choose the fastest that costs no more, in the currency of --price: 500"),
+    ] = None,
+    device_hours: DeviceHours = None,
+    restart: Restart = None,
+    standing: Standing = None,
+    lag: Lag = 0.0,
+    workload: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="take the machine's pace of another model, without an interval: resnet50"),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="size of a training set that is not on this machine: 1281167"),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="classes, or tokens, of a data set that does not say: 30522")
+    ] = None,
     json_file: JsonFile = None,
     picture: PictureFile = None,
     parts: With = None,

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from largebatch.cli.frame import (
+    DeviceHours,
     JsonFile,
+    Lag,
     PictureFile,
+    Restart,
+    Standing,
     check_folder,
+    check_most,
     check_picture,
     check_positive,
     command,
@@ -32,58 +37,116 @@ if TYPE_CHECKING:
 
 HOUR = 3600.0
 SEVERAL_HOURS = 24.0
+MOST = {  # of options; devices and draws together have limits of their own
+    "share": 1e6, "accumulation": 4096, "hours": 1e6, "steps": 1e9, "draws": 1e5, "runs": 1e5, "device-hours": 1e12,
+    "restart": 1e7, "standing": 1e7, "lag": 1e7, "megabytes": 1e9, "price": 1e9, "measured-on": 1e6, "seed": 2**63 - 1,
+}  # fmt: skip
 
 
 OfRanks = Annotated[
-    Path | None, typer.Option("--stragglers", metavar="RUN", help="deviation of a run with record.ranks_every_steps",
-                              parser=local_path)
-]  # fmt: skip
+    Path | None,
+    typer.Option(
+        "--stragglers",
+        metavar="RUN",
+        help="take the deviation of steps from a run with record.ranks_every_steps",
+        parser=local_path,
+    ),
+]
 Saves = Annotated[
-    Path | None, typer.Option("--saves", metavar="RUN", help="both, of the checkpoints of a run; or facts of kind "
-                              "checkpoint_pause", parser=local_path)
-]  # fmt: skip
+    Path | None,
+    typer.Option(
+        "--saves",
+        metavar="RUN",
+        help="take --standing and --lag from the checkpoints of a run, or from a file of kind checkpoint_pause",
+        parser=local_path,
+    ),
+]
 MeasuredOn = Annotated[
-    int | None, typer.Option("--measured-on", metavar="N", min=1, help="devices whose slowest one the pace waited for; "
-                             "else those of a node")
-]  # fmt: skip
+    int | None,
+    typer.Option(
+        "--measured-on",
+        metavar="N",
+        min=1,
+        help="devices whose slowest one the machine's pace waited for: 1; else those of a node",
+    ),
+]
+OfRun = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="length of the run, of which hours and cost are told: 27450, as a plan says it"
+    ),
+]
+Price = Annotated[float | None, typer.Option(metavar="P", help="what a device costs in an hour, in any currency: 2.5")]
 Megabytes = Annotated[
-    float | None, typer.Option("--megabytes", metavar="N", help="of a checkpoint, where it is not as large as those of "
-                               "RUN")
-]  # fmt: skip
+    float | None,
+    typer.Option(
+        "--megabytes", metavar="N", help="size of a checkpoint, where it is not that of the run of --saves: 205"
+    ),
+]
 
 
 def simulate(
-    machine: Annotated[str, typer.Option(metavar="NAME", help="of the package, or a file MACHINE.yaml")],
-    workload: Annotated[str, typer.Option(metavar="NAME", help="a pace of the machine")],
-    share: Annotated[float, typer.Option(metavar="N", help="examples of a device in a micro-batch")],
-    devices: Annotated[str, typer.Option(metavar="8..4096", help="a range by doublings, or numbers: 8,48,64")],
-    accumulation: Annotated[int, typer.Option(metavar="N", min=1, help="micro-batches of a step")] = 1,
-    step_deviation: Annotated[float, typer.Option(metavar="D", help="of ln seconds, from step to step")] = 0.0,
-    device_deviation: Annotated[float, typer.Option(metavar="D", help="the same, from device to device")] = 0.0,
+    machine: Annotated[
+        str, typer.Option(metavar="NAME", help="the cluster's devices and links: dgx-h100, or a file MACHINE.yaml")
+    ],
+    workload: Annotated[
+        str, typer.Option(metavar="NAME", help="the model, as the machine's file calls its pace: resnet50")
+    ],
+    share: Annotated[float, typer.Option(metavar="N", help="examples of a device in a micro-batch: 40")],
+    devices: Annotated[
+        str, typer.Option(metavar="8..4096", help="sizes of the cluster: doublings 8..4096, or numbers 8,48,64")
+    ],
+    accumulation: Annotated[
+        int, typer.Option(metavar="N", min=1, help="micro-batches of a device in a step: 4; else one")
+    ] = 1,
+    steps: OfRun = None,
+    price: Price = None,
+    step_deviation: Annotated[
+        float, typer.Option(metavar="D", help="how far a device's steps differ, the deviation of ln seconds: 0.02")
+    ] = 0.0,
+    device_deviation: Annotated[
+        float, typer.Option(metavar="D", help="how far devices differ from one another, of ln seconds: 0.01")
+    ] = 0.0,
     stragglers: OfRanks = None,
     measured_on: MeasuredOn = None,
-    device_hours: Annotated[float | None, typer.Option(metavar="H", help="in which a device fails once")] = None,
-    restart: Annotated[float | None, typer.Option(metavar="S", help="seconds from a failure to work")] = None,
-    standing: Annotated[float | None, typer.Option(metavar="S", help="seconds that a save halts the run")] = None,
-    lag: Annotated[float, typer.Option(metavar="S", help="seconds from then on until it can be read")] = 0.0,
+    device_hours: DeviceHours = None,
+    restart: Restart = None,
+    standing: Standing = None,
+    lag: Lag = 0.0,
     saves: Saves = None,
     megabytes: Megabytes = None,
-    hours: Annotated[float, typer.Option(metavar="H", help="of work in a run with failures")] = SEVERAL_HOURS,
-    runs: Annotated[int, typer.Option(metavar="N", min=2, help="with failures, of each size")] = 200,
-    steps: Annotated[int, typer.Option(metavar="N", min=2, help="on each of ten clusters of a size")] = 40,
-    seed: Annotated[int, typer.Option(metavar="N", min=0)] = 0,
+    hours: Annotated[
+        float | None,
+        typer.Option(metavar="H", help="length of a run with failures, in hours of work, where no --steps is said: 24"),
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(metavar="N", min=2, help="how many runs with failures are simulated for each size")
+    ] = 200,
+    draws: Annotated[
+        int, typer.Option(metavar="N", min=2, help="how many steps are simulated on each of ten clusters of a size")
+    ] = 40,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="of the random numbers")] = 0,
     json_file: JsonFile = None,
     picture: PictureFile = None,
 ) -> None:
-    """Steps with stragglers and runs with failures on up to a million devices, beside their closed forms."""
+    """Steps with stragglers and runs with failures on up to 100,000 devices, beside their closed forms."""
     check_folder(json_file)
     check_picture(picture)
     from largebatch.records.typed import content
     from largebatch.studies.cluster import machine as machines
-    from largebatch.studies.cluster.simulation import ClusterSize, notes, simulation, tables
+    from largebatch.studies.cluster.simulation import ClusterSize, RunLength, notes, simulation, tables
     from largebatch.studies.planning.devices import devices_of
 
-    check_positive({"share": share, "hours": hours, "device-hours": device_hours, "megabytes": megabytes})
+    numbers = {
+        "share": share, "accumulation": accumulation, "hours": hours, "steps": steps, "draws": draws, "runs": runs,
+        "device-hours": device_hours, "megabytes": megabytes, "price": price, "measured-on": measured_on,
+    }  # fmt: skip
+    check_positive(numbers)
+    check_most({**numbers, "restart": restart, "standing": standing, "lag": lag, "seed": seed}, MOST)
+    if steps is not None and hours is not None:
+        raise UserError(f"--steps {steps} and --hours {hours:g} both say how long the run is; give one of them")
+    if price is not None and steps is None and device_hours is None:
+        raise UserError(f"--price {price:g} is of a run, and needs --steps N, how many it has")
     of_failures = {"restart": restart, "standing": standing, "lag": lag or None, "saves": saves, "megabytes": megabytes}
     given = [option for option, value in of_failures.items() if value is not None]
     if device_hours is None and given:
@@ -95,11 +158,13 @@ def simulate(
     failing = None
     if device_hours is not None:
         times, of_saves = _times(restart, standing, lag, saves, megabytes)
-        failing, said = _failing(device_hours, times, hours, runs), said + of_saves
+        failing, said = _failing(device_hours, times, hours or SEVERAL_HOURS, runs), said + of_saves
     console = wide_console()
-    facts = simulation(cluster, sent, workload, sizes, law, failing, steps, seed, " ".join(said) or None, command())
+    sources, length = " ".join(said) or None, RunLength(steps, price)
+    facts = simulation(cluster, sent, workload, sizes, law, failing, draws, seed, sources, command(), length)
     for made in tables(facts):
-        console.print(made)
+        console.print(made, crop=False)
+        console.print()
     for sentence in notes(facts):
         tell(console, sentence)
     write_numbers(json_file, content(facts), console)

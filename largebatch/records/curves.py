@@ -15,6 +15,9 @@ from largebatch.records.typed import Amount, Count, FileRecord, Flag, Name, Numb
 
 Line = Sequence[Sequence[Number]]
 
+PERFECT = 1.2
+"""Examples against the least ones, up to which scaling is called perfect (Zhang et al. 2024, arXiv:2410.21676)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReachedPoint:
@@ -92,6 +95,7 @@ class SearchedBatch:
     reached: Count  # of them, to the target
     chosen: Table | None  # the values of the best; null: every one failed
     at_edge: Sequence[Name]  # keys whose best value lies at an edge of what was tried
+    outside: Sequence[Name] | None = None  # keys whose best value lies outside of the range that was stated
     good: Sequence[Annotated[RegionOfKey, part(RegionOfKey)]]  # empty: none reached the target
 
 

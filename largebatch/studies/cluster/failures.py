@@ -147,6 +147,7 @@ class SavesOfRun:
     steps: int
     every: int
     saves: int
+    """Between the pieces: the steps after the last are at most as many as ``every``."""
 
     def seconds(self, times: CheckpointTimes, mean: float, step: float) -> float:
         """On average, of steps of ``step`` seconds; infinite where it is beyond any number."""
@@ -167,11 +168,13 @@ def best_saves(times: CheckpointTimes, mean: float, step: float, steps: int) -> 
 
 def cut(times: CheckpointTimes, step: float, steps: int, pieces: int) -> SavesOfRun:
     """Into so many, as nearly equal as whole steps are. No save overtakes the one before; the end overtakes none."""
-    every = max(1, math.ceil((times.lag - times.standing) / step), math.ceil(steps / pieces))
-    saves = math.ceil(steps / every) - 1
-    while saves and (steps - saves * every) * step < times.lag:
-        saves -= 1
-    return SavesOfRun(steps, every, saves)
+    least = max(1, math.ceil((times.lag - times.standing) / step))
+    for fewer in range(min(pieces, math.ceil(steps / least)), 0, -1):
+        every = max(least, math.ceil(steps / fewer))
+        saves = math.ceil(steps / every) - 1
+        if not saves or (steps - saves * every) * step >= times.lag:
+            return SavesOfRun(steps, every, saves)
+    return SavesOfRun(steps, steps, 0)
 
 
 def time_lost(times: CheckpointTimes, mean: float, interval: float) -> TimeLost:

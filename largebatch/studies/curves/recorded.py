@@ -8,13 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from largebatch.records.curves import CurveToTarget, FittedLaw, ReachedPoint, TargetsRecord
+from largebatch.records.curves import PERFECT, CurveToTarget, FittedLaw, ReachedPoint, TargetsRecord
 from largebatch.studies.curves import published
 from largebatch.studies.curves.law import Bounds, LawFit, fit
 from largebatch.studies.curves.measured import CurveParts, MiddleOfRuns, TargetCurve
 from largebatch.studies.curves.scaling import (
     NOTHING_LOST,
-    PERFECT,
     helps_until,
     helps_until_measured,
     scales_until,

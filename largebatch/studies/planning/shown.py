@@ -141,8 +141,9 @@ def described(facts: ClusterPlanRecord, point: PlannedPoint) -> str:
     if low is not None or high is not None:
         between = f" ({unit.between(low, high)})"
     cost = f", cost {rounded(point.expected_cost)}" if point.cost is not None else ""
+    steps = count(sum(phase.steps for phase in point.phases))
     return (
-        f"{where}: {unit.of(point.expected_hours)} {unit.sign}{between}, "
+        f"{where}: {unit.of(point.expected_hours)} {unit.sign}{between}, {steps} steps, "
         f"{rounded(point.expected_device_hours)} device-hours{cost}{_saved(point)}{_short(facts, point)}"
     )
 

@@ -134,6 +134,7 @@ def _searched(cell: Cell, trials: dict[int, Trial]) -> SearchedBatch:
         reached=sum(map(reached_by, in_order)),
         chosen=top and top.values,
         at_edge=edges(cell.search.plan.space, in_order),
+        outside=[] if top is None else cell.search.plan.space.outside(top.values),
         good=_good(in_order),
     )
 
