@@ -33,9 +33,9 @@ def recipe_file(text: str) -> Path:
     path = local_path(text)
     if path.exists():
         return path
-    from largebatch.studies.reading import found
+    from largebatch.studies.reading import listed_as
 
-    return found(str(text)) or path
+    return listed_as(str(text)) or path
 
 
 Recipe = Annotated[

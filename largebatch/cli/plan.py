@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import rich.console
 import typer
@@ -30,6 +30,21 @@ from largebatch.cli.frame import (
     wide_console,
     write_numbers,
     write_picture,
+)
+from largebatch.cli.plan_options import (
+    Batches,
+    Budget,
+    Classes,
+    CriticalBatch,
+    Devices,
+    Examples,
+    Lent,
+    OnMachine,
+    Price,
+    Row,
+    SmallEpochs,
+    Target,
+    Within,
 )
 from largebatch.errors import UserError, suggestion
 from largebatch.records.typed import content
@@ -65,64 +80,23 @@ app = typer.Typer(
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
-    devices: Annotated[
-        str, typer.Option(metavar="8..1024", help="how many devices: doublings 8..1024, or numbers 8,48,64")
-    ] = "",
-    machine: Annotated[
-        str, typer.Option(metavar="NAME", help="of which machines: dgx-h100 of the package, or a file MACHINE.yaml")
-    ] = "",
-    batches: Annotated[
-        str | None,
-        typer.Option(
-            metavar="1024..65536", help="global batches, in examples; else those that the target makes sensible"
-        ),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="how many examples are needed, to what: mlperf/resnet50, points.yaml, a study, a run's diagnosis",
-        ),
-    ] = None,
-    row: Annotated[
-        str | None, typer.Option(metavar="LABEL", help="which row of the study that --target names: lars")
-    ] = None,
-    critical_batch: Annotated[
-        float | None,
-        typer.Option(metavar="N", help="critical batch, in examples, at which twice the least are needed: 20000"),
-    ] = None,
-    epochs: Annotated[
-        float | None,
-        typer.Option(
-            metavar="N", help="epochs that small batches need, beside --critical-batch; else the recipe's: 35"
-        ),
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option(metavar="P", help="what a device costs in an hour, in any currency: 2.5")
-    ] = None,
-    within: Annotated[
-        str | None,
-        typer.Option(metavar="1h", help="choose the cheapest that takes no longer, in s, min, h or d: 45min"),
-    ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(metavar="P", help="choose the fastest that costs no more, in the currency of --price: 500"),
-    ] = None,
+    devices: Devices = "",
+    machine: OnMachine = "",
+    batches: Batches = None,
+    target: Target = None,
+    row: Row = None,
+    critical_batch: CriticalBatch = None,
+    epochs: SmallEpochs = None,
+    price: Price = None,
+    within: Within = None,
+    budget: Budget = None,
     device_hours: DeviceHours = None,
     restart: Restart = None,
     standing: Standing = None,
     lag: Lag = 0.0,
-    workload: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="take the machine's pace of another model, without an interval: resnet50"),
-    ] = None,
-    examples: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="size of a training set that is not on this machine: 1281167"),
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="classes, or tokens, of a data set that does not say: 30522")
-    ] = None,
+    workload: Lent = None,
+    examples: Examples = None,
+    classes: Classes = None,
     json_file: JsonFile = None,
     picture: PictureFile = None,
     parts: With = None,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from largebatch.cli.frame import (
     DeviceHours,
@@ -20,10 +18,28 @@ from largebatch.cli.frame import (
     check_picture,
     check_positive,
     command,
-    local_path,
     wide_console,
     write_numbers,
     write_picture,
+)
+from largebatch.cli.plan_options import Price
+from largebatch.cli.simulate_options import (
+    Accumulation,
+    Cluster,
+    DeviceDeviation,
+    Draws,
+    Hours,
+    MeasuredOn,
+    Megabytes,
+    OfRanks,
+    OfRun,
+    PaceOf,
+    Runs,
+    Saves,
+    Seed,
+    Share,
+    Sizes,
+    StepDeviation,
 )
 from largebatch.errors import UserError
 from largebatch.terminal.console import tell
@@ -43,70 +59,16 @@ MOST = {  # of options; devices and draws together have limits of their own
 }  # fmt: skip
 
 
-OfRanks = Annotated[
-    Path | None,
-    typer.Option(
-        "--stragglers",
-        metavar="RUN",
-        help="take the deviation of steps from a run with record.ranks_every_steps",
-        parser=local_path,
-    ),
-]
-Saves = Annotated[
-    Path | None,
-    typer.Option(
-        "--saves",
-        metavar="RUN",
-        help="take --standing and --lag from the checkpoints of a run, or from a file of kind checkpoint_pause",
-        parser=local_path,
-    ),
-]
-MeasuredOn = Annotated[
-    int | None,
-    typer.Option(
-        "--measured-on",
-        metavar="N",
-        min=1,
-        help="devices whose slowest one the machine's pace waited for: 1; else those of a node",
-    ),
-]
-OfRun = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", min=1, help="length of the run, of which hours and cost are told: 27450, as a plan says it"
-    ),
-]
-Price = Annotated[float | None, typer.Option(metavar="P", help="what a device costs in an hour, in any currency: 2.5")]
-Megabytes = Annotated[
-    float | None,
-    typer.Option(
-        "--megabytes", metavar="N", help="size of a checkpoint, where it is not that of the run of --saves: 205"
-    ),
-]
-
-
 def simulate(
-    machine: Annotated[
-        str, typer.Option(metavar="NAME", help="the cluster's devices and links: dgx-h100, or a file MACHINE.yaml")
-    ],
-    workload: Annotated[
-        str, typer.Option(metavar="NAME", help="the model, as the machine's file calls its pace: resnet50")
-    ],
-    share: Annotated[float, typer.Option(metavar="N", help="examples of a device in a micro-batch: 40")],
-    devices: Annotated[
-        str, typer.Option(metavar="8..4096", help="sizes of the cluster: doublings 8..4096, or numbers 8,48,64")
-    ],
-    accumulation: Annotated[
-        int, typer.Option(metavar="N", min=1, help="micro-batches of a device in a step: 4; else one")
-    ] = 1,
+    machine: Cluster,
+    workload: PaceOf,
+    share: Share,
+    devices: Sizes,
+    accumulation: Accumulation = 1,
     steps: OfRun = None,
     price: Price = None,
-    step_deviation: Annotated[
-        float, typer.Option(metavar="D", help="how far a device's steps differ, the deviation of ln seconds: 0.02")
-    ] = 0.0,
-    device_deviation: Annotated[
-        float, typer.Option(metavar="D", help="how far devices differ from one another, of ln seconds: 0.01")
-    ] = 0.0,
+    step_deviation: StepDeviation = 0.0,
+    device_deviation: DeviceDeviation = 0.0,
     stragglers: OfRanks = None,
     measured_on: MeasuredOn = None,
     device_hours: DeviceHours = None,
@@ -115,17 +77,10 @@ def simulate(
     lag: Lag = 0.0,
     saves: Saves = None,
     megabytes: Megabytes = None,
-    hours: Annotated[
-        float | None,
-        typer.Option(metavar="H", help="length of a run with failures, in hours of work, where no --steps is said: 24"),
-    ] = None,
-    runs: Annotated[
-        int, typer.Option(metavar="N", min=2, help="how many runs with failures are simulated for each size")
-    ] = 200,
-    draws: Annotated[
-        int, typer.Option(metavar="N", min=2, help="how many steps are simulated on each of ten clusters of a size")
-    ] = 40,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="of the random numbers")] = 0,
+    hours: Hours = None,
+    runs: Runs = 200,
+    draws: Draws = 40,
+    seed: Seed = 0,
     json_file: JsonFile = None,
     picture: PictureFile = None,
 ) -> None:
@@ -137,20 +92,13 @@ def simulate(
     from largebatch.studies.cluster.simulation import ClusterSize, RunLength, notes, simulation, tables
     from largebatch.studies.planning.devices import devices_of
 
-    numbers = {
-        "share": share, "accumulation": accumulation, "hours": hours, "steps": steps, "draws": draws, "runs": runs,
-        "device-hours": device_hours, "megabytes": megabytes, "price": price, "measured-on": measured_on,
-    }  # fmt: skip
-    check_positive(numbers)
-    check_most({**numbers, "restart": restart, "standing": standing, "lag": lag, "seed": seed}, MOST)
-    if steps is not None and hours is not None:
-        raise UserError(f"--steps {steps} and --hours {hours:g} both say how long the run is; give one of them")
-    if price is not None and steps is None and device_hours is None:
-        raise UserError(f"--price {price:g} is of a run, and needs --steps N, how many it has")
-    of_failures = {"restart": restart, "standing": standing, "lag": lag or None, "saves": saves, "megabytes": megabytes}
-    given = [option for option, value in of_failures.items() if value is not None]
-    if device_hours is None and given:
-        raise UserError(f"--{given[0]} is of runs that fail, and needs --device-hours H beside it")
+    _check_numbers(
+        {
+            "share": share, "accumulation": accumulation, "hours": hours, "steps": steps, "draws": draws, "runs": runs,
+            "device-hours": device_hours, "megabytes": megabytes, "price": price, "measured-on": measured_on,
+        },
+        {"restart": restart, "standing": standing, "lag": lag or None, "seed": seed, "saves": saves},
+    )  # fmt: skip
     cluster = machines.find(machine)
     sent = _workload(cluster, workload)
     sizes = [ClusterSize(number, share, accumulation) for number in devices_of(devices, cluster)]
@@ -169,6 +117,21 @@ def simulate(
         tell(console, sentence)
     write_numbers(json_file, content(facts), console)
     write_picture(picture, content(facts), console)
+
+
+def _check_numbers(positive: dict[str, float | None], others: dict[str, Any]) -> None:
+    """Each alone, and which go together."""
+    check_positive(positive)
+    check_most({**positive, **others, "saves": None}, MOST)
+    steps, hours, price, device_hours = (positive[name] for name in ("steps", "hours", "price", "device-hours"))
+    if steps is not None and hours is not None:
+        raise UserError(f"--steps {steps:g} and --hours {hours:g} both say how long the run is; give one of them")
+    if price is not None and steps is None and device_hours is None:
+        raise UserError(f"--price {price:g} is of a run, and needs --steps N, how many it has")
+    given = {**others, "megabytes": positive["megabytes"]}
+    of_failures = [name for name in ("restart", "standing", "lag", "saves", "megabytes") if given[name] is not None]
+    if device_hours is None and of_failures:
+        raise UserError(f"--{of_failures[0]} is of runs that fail, and needs --device-hours H beside it")
 
 
 def _workload(machine: Machine, name: str) -> Workload:

@@ -98,7 +98,7 @@ def compare(
         described = comparison.rows[index]
         chosen = chosen_values(described.search)
         for seed, folder in enumerate(described.runs):
-            run_once(row, (*chosen, f"seed={seed}"), out / folder, command, console, row.id)
+            run_once(row, (*chosen, f"seed={seed}"), out / folder, command, console)
     return out
 
 
@@ -202,7 +202,7 @@ def searched(
         for number, values in enumerate(one.values, start=one.first):
             folder, status, reached, worth = out / row.id / names.SEARCH / f"trial-{number:02}", "failed", None, None
             if search.takes(values):
-                result = run_once(row, of_trial(row, values, tuning), folder, command, console, row.id)
+                result = run_once(row, of_trial(row, values, tuning), folder, command, console)
                 status, reached = result.status, result.reached
                 worth = result.record and worth_of(result.record, score)
             trials[number] = Trial(values, worth)
@@ -221,9 +221,10 @@ def searched(
 
 
 def run_once(
-    row: ComparedRecipe, more: tuple[str, ...], directory: Path, command: str, console: rich.console.Console, of: str
-) -> Result:
-    """Train, or read what was trained before; a diverged run is a result like another. ``of`` is the row in words."""
+    row: ComparedRecipe, more: tuple[str, ...], directory: Path, command: str, console: rich.console.Console,
+    of: str | None = None,
+) -> Result:  # fmt: skip
+    """Train, or read what was trained before; a diverged run is a result like another. ``of``: the row in words."""
     run = row.run(*more, config.setting("record.dir", str(directory)))
     done = distributed.gather(finished_before(run, directory))[0]
     if done is not None:
@@ -232,7 +233,7 @@ def run_once(
     if result.status == "stopped":
         raise Interrupted(result)
     if distributed.is_first():
-        tell(console, one_line(of, directory, result))
+        tell(console, one_line(of or row.id, directory, result))
     return result
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from largebatch.records.plan import KeptTrace, PlannedPhase, PlannedPoint, TracedCollective
+from largebatch.records.plan import ClusterPlanRecord, KeptTrace, PlannedPhase, PlannedPoint, TracedCollective
+from largebatch.records.typed import read
 from largebatch.studies.cluster.machine import Machine, checked
 
 FREE = {"bandwidth": 1e30}  # a network that costs nothing
@@ -48,3 +51,10 @@ def point(devices: int, batch: int, hours: float, cost: float | None = None) -> 
         examples_high=None, epochs=1.0, hours=hours, hours_low=None, hours_high=None, device_hours=devices * hours,
         cost=cost, efficiency=1.0, strong=None, weak=None,
     )  # fmt: skip
+
+
+def planned(ask: Any, *arguments: str) -> ClusterPlanRecord:
+    """The facts of a plan of the tiny recipe, through the program's door."""
+    code, _, err = ask("tiny.yaml", "--machine", "cluster.yaml", "--json", "plan.json", *arguments)
+    assert (code, err) == (0, "")
+    return read(ClusterPlanRecord, json.loads(Path("plan.json").read_text()), "plan.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import shlex
@@ -10,11 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from planning.clusters import PACE, machine_file
+from planning.clusters import PACE, machine_file, planned
 
 from largebatch.recipes import config
-from largebatch.records.plan import ClusterPlanRecord
-from largebatch.records.typed import read
 from largebatch.studies.dry_run import Cluster, dry_run
 from largebatch.studies.planning import traces
 from largebatch.studies.planning.memory import StepMemory
@@ -22,37 +19,6 @@ from largebatch.studies.planning.traces import Traces
 
 pytestmark = [pytest.mark.worlds, pytest.mark.usefixtures("one_thread")]
 DIGITS = 1500
-POINTS = """
-title: digits
-unit: digits
-points:
-  25: {examples: {1000: 1}}
-  100: {examples: {2000: 1}}
-  200: {examples: {4000: 1}}
-"""
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory) -> Path:
-    """Traces of all tests here: the second plan of a recipe makes none."""
-    return tmp_path_factory.mktemp("kept")
-
-
-@pytest.fixture
-def ask(tmp_path, monkeypatch, front_door, recipe, kept):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("LARGEBATCH_CACHE", str(kept))
-    Path("points.yaml").write_text(POINTS)
-    Path("cluster.yaml").write_text(yaml.safe_dump(machine_file()))
-    recipe()
-    return functools.partial(front_door, "plan")
-
-
-def planned(ask, *arguments: str) -> ClusterPlanRecord:
-    code, _, err = ask("tiny.yaml", "--machine", "cluster.yaml", "--json", "plan.json", *arguments)
-    assert (code, err) == (0, "")
-    return read(ClusterPlanRecord, json.loads(Path("plan.json").read_text()), "plan.json")
 
 
 def test_without_a_network_every_number_is_a_closed_form(ask):

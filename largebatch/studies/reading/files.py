@@ -40,13 +40,13 @@ def located(name: str) -> Path:
     """The recipe file at this path, or with this name in the listing."""
     if Path(name).is_file():
         return Path(name)
-    if (file := found(name)) is not None:
+    if (file := listed_as(name)) is not None:
         return file
     known = list(names_in(folder_of()))
     raise UserError(f"{name} is neither a recipe file nor a name in {folder_of()}{suggestion(name, known)}")
 
 
-def found(name: str) -> Path | None:
+def listed_as(name: str) -> Path | None:
     """The file with this name in the listing."""
     return recipe_names().get(name.removesuffix(".yaml"))
 
