@@ -53,6 +53,7 @@ def test_a_row_of_a_study(ask):
     assert [point.phases[0].basis for point in facts.points] == ["measured", "between"]
     assert (facts.points[0].examples_low, facts.points[0].examples_high) == pytest.approx((3000, 3000 * 1.04))
     assert (facts.unchecked, facts.target_optimizer, facts.target_score) == ([], "sgd", 90)
+    assert "intervals of examples hold at most 75 % where a batch has few seeds, not 95" in facts.sure
     code, _, err = ask("tiny.yaml", "--machine", "cluster.yaml", *arguments)
     assert code == 2
     assert "has several rows; choose one: --row sgd | --row lars" in err

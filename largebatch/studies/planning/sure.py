@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from largebatch.records.plan import PlannedPoint
 from largebatch.report.numerals import count, listing
 from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.curves.measured import LEVEL
 from largebatch.studies.planning.memory import GIB, RESERVE
 from largebatch.studies.planning.pace import SAME
 from largebatch.studies.planning.target import (
@@ -102,6 +103,14 @@ def _of_examples(target: ExamplesToTarget | None, points: Sequence[PlannedPoint]
     found = [f"examples: {said}"]
     if isinstance(target, PointsTarget) and BETWEEN in by_basis and target.missed is not None:
         found.append(f"the line between neighbours misses a measured batch by {100 * target.missed:.1f} % rms")
+    if isinstance(target, PointsTarget):
+        asked = by_basis.get(MEASURED, set())
+        levels = [one.level for one in target.reached if one.batch in asked and one.level and one.level < LEVEL]
+        if levels:
+            found.append(
+                f"intervals of examples hold at most {100 * max(levels):.0f} % where a batch has few seeds, not "
+                f"{100 * LEVEL:.0f}"
+            )
     return found
 
 
