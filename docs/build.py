@@ -70,7 +70,9 @@ def run_directory() -> str:
         "## Plans",
         "The numbers of `largebatch plan`; [planning.md](planning.md) says what they mean.",
     ]
-    parts += _record(plan.ClusterPlanRecord, plan.PlannedPoint, plan.PlannedPhase, plan.LeftOut)
+    parts += _record(
+        plan.ClusterPlanRecord, plan.PlannedPoint, plan.PlannedInterruptions, plan.PlannedPhase, plan.LeftOut
+    )
     parts += [
         "## Simulated clusters",
         "The numbers of `largebatch plan simulate` ([planning_simulation.md](planning_simulation.md)).",

@@ -40,7 +40,8 @@ def study(
     Args:
         keys: those of a study's file: ``name``, ``recipes``, ``batches``, ``target``, ``epochs``, ``every_epochs``,
             ``trials``, ``seeds``, ``search``, ... ``recipes`` may hold what :func:`largebatch.recipe` takes or makes;
-            ``{"recipe": one, "id": "row", "search": {...}}`` says more of a row.
+            ``{"recipe": one, "id": "row", "search": {...}}`` says more of a row. A recipe's keys need neither
+            ``batch`` nor ``epochs``: they are the study's.
         out: the folder; else ``studies/NAME``.
         model, dataset, task, optimizer: of every row, as in :func:`largebatch.train`.
         verbose: print a line for each run.
@@ -56,7 +57,7 @@ def study(
     with contextlib.ExitStack() as stack:
         stack.enter_context(one_at_a_time())
         rows, runs = [], []
-        for row in map(_row, keys.get("recipes") or ()):
+        for row in (_row(one, keys) for one in keys.get("recipes") or ()):
             run = stack.enter_context(standing_in(row["recipe"], handed))
             rows.append({**row, "recipe": run.name, "id": row.get("id") or run.name})
             runs.append(run)
@@ -67,8 +68,14 @@ def study(
         return _made(folder, Console(quiet=not (verbose and distributed.is_first())))
 
 
-def _row(one: Any) -> dict[str, Any]:
-    return dict(one) if isinstance(one, Mapping) and "recipe" in one else {"recipe": one}
+def _row(one: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Batch and budget that a recipe's own keys leave out are the study's."""
+    row = dict(one) if isinstance(one, Mapping) and "recipe" in one else {"recipe": one}
+    batches = keys.get("batches")
+    if isinstance(recipe := row["recipe"], Mapping) and batches:
+        budget = {} if "steps" in recipe or "epochs" not in keys else {"epochs": keys["epochs"]}
+        row["recipe"] = {"batch": {"global_batch_size": batches[0]}, **budget, **recipe}
+    return row
 
 
 def _made(folder: StudyFolder, console: Any) -> TargetsRecord:

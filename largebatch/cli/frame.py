@@ -28,7 +28,22 @@ def local_path(text: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
-Recipe = Annotated[Path, typer.Argument(metavar="CONFIG", help="a recipe file", show_default=False, parser=local_path)]
+def recipe_file(text: str) -> Path:
+    """A file, or that of a name of ``recipe list``; what is neither stays what was typed."""
+    path = local_path(text)
+    if path.exists():
+        return path
+    from largebatch.studies.reading import listed_as
+
+    return listed_as(str(text)) or path
+
+
+Recipe = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="a recipe file, or a name of recipe list", show_default=False, parser=recipe_file
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="override keys of the recipe", show_default=False),
@@ -36,6 +51,20 @@ Overrides = Annotated[
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="the numbers", parser=local_path)]
 PictureFile = Annotated[
     Path | None, typer.Option("--picture", metavar="FILE", help="a picture: .svg, .png", parser=local_path)
+]
+
+
+DeviceHours = Annotated[
+    float | None, typer.Option(metavar="H", help="hours in which a device fails once, on average: 50000")
+]
+Restart = Annotated[
+    float | None, typer.Option(metavar="S", help="seconds from a failure until the run works again: 300")
+]
+Standing = Annotated[
+    float | None, typer.Option(metavar="S", help="seconds for which a save lets the run stand still: 10")
+]
+Lag = Annotated[
+    float, typer.Option(metavar="S", help="seconds more until a save can be read: 60; 0 where the run waits for it")
 ]
 
 
@@ -90,6 +119,13 @@ def check_positive(numbers: Mapping[str, float | None]) -> None:
     for option, value in numbers.items():
         if value is not None and not 0 < value < MOST:
             raise UserError(f"--{option} {value:g} must be above 0{f' and below {MOST:g}' if value >= MOST else ''}")
+
+
+def check_most(numbers: Mapping[str, float | None], most: Mapping[str, float]) -> None:
+    """Of options, by their names."""
+    for option, value in numbers.items():
+        if value is not None and value > most.get(option, MOST):
+            raise UserError(f"--{option} {value:g} is beyond what can be simulated; valid: at most {most[option]:,.0f}")
 
 
 def check_folder(json_file: Path | None) -> None:

@@ -6,25 +6,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import rich.console
 import typer
 import typer.core
 
 from largebatch.cli.frame import (
+    DeviceHours,
     JsonFile,
+    Lag,
     Overrides,
     PictureFile,
     Recipe,
+    Restart,
+    Standing,
     With,
     check_folder,
     check_picture,
     check_positive,
     command,
+    recipe_file,
     wide_console,
     write_numbers,
     write_picture,
+)
+from largebatch.cli.plan_options import (
+    Batches,
+    Budget,
+    Classes,
+    CriticalBatch,
+    Devices,
+    Examples,
+    Lent,
+    OnMachine,
+    Price,
+    Row,
+    SmallEpochs,
+    Target,
+    Within,
 )
 from largebatch.errors import UserError, suggestion
 from largebatch.records.typed import content
@@ -34,8 +54,6 @@ if TYPE_CHECKING:
     from largebatch.records.plan import ClusterPlanRecord
     from largebatch.studies.planning.interruptions import Failures
 
-WIDE = 110  # columns, from which on the table has all of its own
-
 
 class PlanGroup(typer.core.TyperGroup):
     """Its commands, and recipes in their place."""
@@ -43,8 +61,11 @@ class PlanGroup(typer.core.TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
-            if not Path(args[0]).exists():
-                raise UserError(f"plan {args[0]} is neither a recipe nor known{suggestion(args[0], known)}")
+            if not recipe_file(args[0]).exists():
+                from largebatch.studies.reading import recipe_names
+
+                names = [*known, *recipe_names()]
+                raise UserError(f"plan {args[0]} is neither a recipe nor known{suggestion(args[0], names)}")
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 
@@ -59,28 +80,23 @@ app = typer.Typer(
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
-    devices: Annotated[str, typer.Option(metavar="8..1024", help="a range by doublings, or numbers: 8,48,64")] = "",
-    machine: Annotated[str, typer.Option(metavar="NAME", help="of the package, or a file MACHINE.yaml")] = "",
-    batches: Annotated[
-        str | None, typer.Option(metavar="1024..65536", help="or numbers; else those that the target makes sensible")
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="examples to it: mlperf/resnet50, points.yaml, a study, a run's diagnosis"),
-    ] = None,
-    row: Annotated[str | None, typer.Option(metavar="LABEL", help="of a study with several")] = None,
-    critical_batch: Annotated[float | None, typer.Option(metavar="N", help="examples: B_crit of the law")] = None,
-    epochs: Annotated[float | None, typer.Option(metavar="N", help="that small batches need, beside it")] = None,
-    price: Annotated[float | None, typer.Option(metavar="P", help="of a device-hour")] = None,
-    within: Annotated[str | None, typer.Option(metavar="1h", help="choose the cheapest that takes no longer")] = None,
-    budget: Annotated[float | None, typer.Option(metavar="P", help="choose the fastest that costs no more")] = None,
-    device_hours: Annotated[float | None, typer.Option(metavar="H", help="in which a device fails once")] = None,
-    restart: Annotated[float | None, typer.Option(metavar="S", help="seconds from a failure to work")] = None,
-    standing: Annotated[float | None, typer.Option(metavar="S", help="seconds that a save halts the run")] = None,
-    lag: Annotated[float, typer.Option(metavar="S", help="seconds from then on until it can be read")] = 0.0,
-    workload: Annotated[str | None, typer.Option(metavar="NAME", help="the machine's pace to take")] = None,
-    examples: Annotated[int | None, typer.Option(metavar="N", min=1, help="of a training set that is not here")] = None,
-    classes: Annotated[int | None, typer.Option(metavar="N", min=1, help="of a data set that does not say")] = None,
+    devices: Devices = "",
+    machine: OnMachine = "",
+    batches: Batches = None,
+    target: Target = None,
+    row: Row = None,
+    critical_batch: CriticalBatch = None,
+    epochs: SmallEpochs = None,
+    price: Price = None,
+    within: Within = None,
+    budget: Budget = None,
+    device_hours: DeviceHours = None,
+    restart: Restart = None,
+    standing: Standing = None,
+    lag: Lag = 0.0,
+    workload: Lent = None,
+    examples: Examples = None,
+    classes: Classes = None,
     json_file: JsonFile = None,
     picture: PictureFile = None,
     parts: With = None,
@@ -143,7 +159,7 @@ def tell_plan(facts: ClusterPlanRecord, console: rich.console.Console) -> None:
     for sentence in shown.headline(facts):
         tell(console, sentence)
     console.print()
-    console.print(shown.table(facts, console.width >= WIDE))
+    console.print(shown.table(facts), crop=False)
     console.print()
     for sentence in shown.sentences(facts):
         tell(console, sentence)

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from largebatch.cli.frame import (
+    DeviceHours,
     JsonFile,
+    Lag,
     PictureFile,
+    Restart,
+    Standing,
     check_folder,
+    check_most,
     check_picture,
     check_positive,
     command,
-    local_path,
     wide_console,
     write_numbers,
     write_picture,
+)
+from largebatch.cli.plan_options import Price
+from largebatch.cli.simulate_options import (
+    Accumulation,
+    Cluster,
+    DeviceDeviation,
+    Draws,
+    Hours,
+    MeasuredOn,
+    Megabytes,
+    OfRanks,
+    OfRun,
+    PaceOf,
+    Runs,
+    Saves,
+    Seed,
+    Share,
+    Sizes,
+    StepDeviation,
 )
 from largebatch.errors import UserError
 from largebatch.terminal.console import tell
@@ -32,62 +53,52 @@ if TYPE_CHECKING:
 
 HOUR = 3600.0
 SEVERAL_HOURS = 24.0
-
-
-OfRanks = Annotated[
-    Path | None, typer.Option("--stragglers", metavar="RUN", help="deviation of a run with record.ranks_every_steps",
-                              parser=local_path)
-]  # fmt: skip
-Saves = Annotated[
-    Path | None, typer.Option("--saves", metavar="RUN", help="both, of the checkpoints of a run; or facts of kind "
-                              "checkpoint_pause", parser=local_path)
-]  # fmt: skip
-MeasuredOn = Annotated[
-    int | None, typer.Option("--measured-on", metavar="N", min=1, help="devices whose slowest one the pace waited for; "
-                             "else those of a node")
-]  # fmt: skip
-Megabytes = Annotated[
-    float | None, typer.Option("--megabytes", metavar="N", help="of a checkpoint, where it is not as large as those of "
-                               "RUN")
-]  # fmt: skip
+MOST = {  # of options; devices and draws together have limits of their own
+    "share": 1e6, "accumulation": 4096, "hours": 1e6, "steps": 1e9, "draws": 1e5, "runs": 1e5, "device-hours": 1e12,
+    "restart": 1e7, "standing": 1e7, "lag": 1e7, "megabytes": 1e9, "price": 1e9, "measured-on": 1e6, "seed": 2**63 - 1,
+}  # fmt: skip
 
 
 def simulate(
-    machine: Annotated[str, typer.Option(metavar="NAME", help="of the package, or a file MACHINE.yaml")],
-    workload: Annotated[str, typer.Option(metavar="NAME", help="a pace of the machine")],
-    share: Annotated[float, typer.Option(metavar="N", help="examples of a device in a micro-batch")],
-    devices: Annotated[str, typer.Option(metavar="8..4096", help="a range by doublings, or numbers: 8,48,64")],
-    accumulation: Annotated[int, typer.Option(metavar="N", min=1, help="micro-batches of a step")] = 1,
-    step_deviation: Annotated[float, typer.Option(metavar="D", help="of ln seconds, from step to step")] = 0.0,
-    device_deviation: Annotated[float, typer.Option(metavar="D", help="the same, from device to device")] = 0.0,
+    machine: Cluster,
+    workload: PaceOf,
+    share: Share,
+    devices: Sizes,
+    accumulation: Accumulation = 1,
+    steps: OfRun = None,
+    price: Price = None,
+    step_deviation: StepDeviation = 0.0,
+    device_deviation: DeviceDeviation = 0.0,
     stragglers: OfRanks = None,
     measured_on: MeasuredOn = None,
-    device_hours: Annotated[float | None, typer.Option(metavar="H", help="in which a device fails once")] = None,
-    restart: Annotated[float | None, typer.Option(metavar="S", help="seconds from a failure to work")] = None,
-    standing: Annotated[float | None, typer.Option(metavar="S", help="seconds that a save halts the run")] = None,
-    lag: Annotated[float, typer.Option(metavar="S", help="seconds from then on until it can be read")] = 0.0,
+    device_hours: DeviceHours = None,
+    restart: Restart = None,
+    standing: Standing = None,
+    lag: Lag = 0.0,
     saves: Saves = None,
     megabytes: Megabytes = None,
-    hours: Annotated[float, typer.Option(metavar="H", help="of work in a run with failures")] = SEVERAL_HOURS,
-    runs: Annotated[int, typer.Option(metavar="N", min=2, help="with failures, of each size")] = 200,
-    steps: Annotated[int, typer.Option(metavar="N", min=2, help="on each of ten clusters of a size")] = 40,
-    seed: Annotated[int, typer.Option(metavar="N", min=0)] = 0,
+    hours: Hours = None,
+    runs: Runs = 200,
+    draws: Draws = 40,
+    seed: Seed = 0,
     json_file: JsonFile = None,
     picture: PictureFile = None,
 ) -> None:
-    """Steps with stragglers and runs with failures on up to a million devices, beside their closed forms."""
+    """Steps with stragglers and runs with failures on up to 100,000 devices, beside their closed forms."""
     check_folder(json_file)
     check_picture(picture)
     from largebatch.records.typed import content
     from largebatch.studies.cluster import machine as machines
-    from largebatch.studies.cluster.simulation import ClusterSize, notes, simulation, tables
+    from largebatch.studies.cluster.simulation import ClusterSize, RunLength, notes, simulation, tables
     from largebatch.studies.planning.devices import devices_of
 
-    check_positive({"share": share, "hours": hours, "device-hours": device_hours, "megabytes": megabytes})
-    of_failures = {"restart": restart, "standing": standing, "lag": lag or None, "saves": saves, "megabytes": megabytes}
-    given = [option for option, value in of_failures.items() if value is not None]
-    if device_hours is None and given:
-        raise UserError(f"--{given[0]} is of runs that fail, and needs --device-hours H beside it")
+    _check_numbers(
+        {
+            "share": share, "accumulation": accumulation, "hours": hours, "steps": steps, "draws": draws, "runs": runs,
+            "device-hours": device_hours, "megabytes": megabytes, "price": price, "measured-on": measured_on,
+        },
+        {"restart": restart, "standing": standing, "lag": lag or None, "seed": seed, "saves": saves},
+    )  # fmt: skip
     cluster = machines.find(machine)
     sent = _workload(cluster, workload)
     sizes = [ClusterSize(number, share, accumulation) for number in devices_of(devices, cluster)]
@@ -95,15 +106,32 @@ def simulate(
     failing = None
     if device_hours is not None:
         times, of_saves = _times(restart, standing, lag, saves, megabytes)
-        failing, said = _failing(device_hours, times, hours, runs), said + of_saves
+        failing, said = _failing(device_hours, times, hours or SEVERAL_HOURS, runs), said + of_saves
     console = wide_console()
-    facts = simulation(cluster, sent, workload, sizes, law, failing, steps, seed, " ".join(said) or None, command())
+    sources, length = " ".join(said) or None, RunLength(steps, price)
+    facts = simulation(cluster, sent, workload, sizes, law, failing, draws, seed, sources, command(), length)
     for made in tables(facts):
-        console.print(made)
+        console.print(made, crop=False)
+        console.print()
     for sentence in notes(facts):
         tell(console, sentence)
     write_numbers(json_file, content(facts), console)
     write_picture(picture, content(facts), console)
+
+
+def _check_numbers(positive: dict[str, float | None], others: dict[str, Any]) -> None:
+    """Each alone, and which go together."""
+    check_positive(positive)
+    check_most({**positive, **others, "saves": None}, MOST)
+    steps, hours, price, device_hours = (positive[name] for name in ("steps", "hours", "price", "device-hours"))
+    if steps is not None and hours is not None:
+        raise UserError(f"--steps {steps:g} and --hours {hours:g} both say how long the run is; give one of them")
+    if price is not None and steps is None and device_hours is None:
+        raise UserError(f"--price {price:g} is of a run, and needs --steps N, how many it has")
+    given = {**others, "megabytes": positive["megabytes"]}
+    of_failures = [name for name in ("restart", "standing", "lag", "saves", "megabytes") if given[name] is not None]
+    if device_hours is None and of_failures:
+        raise UserError(f"--{of_failures[0]} is of runs that fail, and needs --device-hours H beside it")
 
 
 def _workload(machine: Machine, name: str) -> Workload:

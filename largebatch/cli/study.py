@@ -64,6 +64,8 @@ def run(
     study = files.load(file)
     folder = StudyFolder(out or Path("studies") / study.name)
     folder.begin(study, files.recipes_of(study, file.resolve().parent))
+    if not quiet:
+        tell_few_trials(folder)
     if workers > 1:
         from largebatch.studies.study.work import work_beside
 
@@ -81,6 +83,15 @@ def run(
             end_of_run(stop.result, console)
     if not quiet:
         tell_findings(folder)
+
+
+def tell_few_trials(folder: Any) -> None:
+    from largebatch.report import targets
+
+    cells = folder.cells()
+    keys = max(len(cell.search.plan.space.axes) for cell in cells)
+    if cells[0].trials < targets.FEW_TRIALS:
+        tell(wide_console(), targets.few_trials_in_words(cells[0].trials, keys))
 
 
 def tell_findings(folder: Any) -> None:

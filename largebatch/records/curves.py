@@ -15,6 +15,9 @@ from largebatch.records.typed import Amount, Count, FileRecord, Flag, Name, Numb
 
 Line = Sequence[Sequence[Number]]
 
+PERFECT = 1.2
+"""Examples against the least ones, up to which scaling is called perfect (Zhang et al. 2024, arXiv:2410.21676)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReachedPoint:
@@ -92,6 +95,7 @@ class SearchedBatch:
     reached: Count  # of them, to the target
     chosen: Table | None  # the values of the best; null: every one failed
     at_edge: Sequence[Name]  # keys whose best value lies at an edge of what was tried
+    outside: Sequence[Name] | None = None  # keys whose best value lies outside of the range that was stated
     good: Sequence[Annotated[RegionOfKey, part(RegionOfKey)]]  # empty: none reached the target
 
 
@@ -143,6 +147,9 @@ class CurveToTarget:
     law: Annotated[FittedLaw | None, part(FittedLaw)]  # null: fewer than two batches reached the target
     perfect_until: Annotated[MeasuredRange | None, part(MeasuredRange)]  # of the points
     helps_until: Annotated[MeasuredRange | None, part(MeasuredRange)]  # of the points
+    model: Table | None = None  # the recipe's section: name, and what shapes it; null: not said
+    data: Text = None  # the data set's name
+    optimizer: Text = None  # its name
     searched: Sequence[Annotated[SearchedBatch, part(SearchedBatch)]] | None = None  # of a study
     rules: Sequence[Annotated[RuleOfKey, part(RuleOfKey)]] | None = None  # of a study
 
@@ -156,6 +163,8 @@ class TargetsRecord(FileRecord):
     title: Name
     source: Text
     target: Text  # in words
+    score: Text = None  # its key among an evaluation's numbers; null: not said
+    score_target: Amount = None  # the value that was to be reached
     unit: Name  # the plural of an example
     epoch: Amount  # [examples] of an epoch; null: not known
     middle: Name  # median or mean, of the runs of a point

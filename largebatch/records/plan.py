@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -60,10 +61,26 @@ class PlannedPhase:
     step_seconds_low: Amount  # [s] of its 95 % interval; null: the machine states no interval
     step_seconds_high: Amount  # [s]
     work: Amount  # operations of an example over those that the pace was measured with; null: not known
+    borrowed: Flag  # whether the pace is of another model, by --workload; its interval says nothing then
     basis: Name  # what the examples rest on: measured, between, beyond, law, at most, budget
     precision: Name  # the recipe's
     precision_ratio: Number  # seconds of an example in it over those in the pace's
     precision_basis: Name  # what that rests on: same, measured, at most and at least (of peaks), not said
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedInterruptions:
+    """A point whose devices fail now and then, saved at the best interval; on average."""
+
+    hours: Amount  # null: failures come so often that the run comes to no end
+    hours_low: Amount  # of its 95 % interval; null: not known
+    hours_high: Amount
+    device_hours: Amount
+    cost: Amount  # null: no price was given
+    lost: Number  # [share] of these hours, to saves, repeated work and restarts
+    saves: Count  # in the run, before its end
+    minutes_between_saves: Amount  # null: it is over before a save would pay
+    failures: Amount  # of the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +103,32 @@ class PlannedPoint:
     efficiency: Number  # examples per device and second, over the most of any point
     strong: Amount  # efficiency over that on the fewest devices that have a place for this batch
     weak: Amount  # the same with this share of a device
-    lost_share: Amount = None  # of the time with failures, to saves, repeated work and restarts
-    checkpoint_minutes: Amount = None  # between checkpoints, the best by Young and Daly
+    reported: Amount = None  # what the recipe's source reports at this batch, of the plan's ``reported_number``
+    short: Flag = None  # whether that is below the target; null: not known
+    interrupted: Annotated[PlannedInterruptions | None, part(PlannedInterruptions)] = None  # null: nothing was said
+
+    @property
+    def expected_hours(self) -> float:
+        """Failures included, where they were told; infinite where the run comes to no end."""
+        return self.hours if self.interrupted is None else _or_infinite(self.interrupted.hours)
+
+    @property
+    def expected_device_hours(self) -> float:
+        return self.device_hours if self.interrupted is None else _or_infinite(self.interrupted.device_hours)
+
+    @property
+    def expected_cost(self) -> float:
+        """Of points with a price."""
+        return _or_infinite(self.cost if self.interrupted is None else self.interrupted.cost)
+
+    @property
+    def expected_between(self) -> tuple[float | None, float | None]:
+        own = self.interrupted or self
+        return own.hours_low, own.hours_high
+
+
+def _or_infinite(number: float | None) -> float:
+    return math.inf if number is None else number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +155,12 @@ class ClusterPlanRecord(FileRecord):
     unit: Name  # the plural of an example
     dataset_size: Size  # [examples]
     critical_batch_size: Amount  # [examples] null: not known
+    optimizer: Name  # the recipe's
+    target_optimizer: Text  # whose examples those are; null: not said
+    target_score: Amount  # the target as a number of an evaluation; null: not said
+    reported_number: Text  # the key of that number, or of what the recipe's source reports
+    reported_by: Text  # the recipe's source
+    unchecked: Sequence[Name]  # what of the target could not be held against the recipe, a sentence each
     price: Amount  # of a device-hour
     points: Sequence[Annotated[PlannedPoint, part(PlannedPoint)]]
     left_out: Sequence[Annotated[LeftOut, part(LeftOut)]]

@@ -31,6 +31,21 @@ class SimulatedFailures:
     simulated_slowdown_high: Number  # 5 % have more
     failures: Number  # of a simulated run, on average
     steps: Size  # of a simulated run
+    saves: Whole = None  # in it; null: not said
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedRun:
+    """A run of a stated length on one cluster, in hours and money; failures included where devices fail."""
+
+    steps: Size
+    hours: Number  # in closed form, with the slowest device's mean
+    simulated_hours: Number  # mean
+    simulated_hours_error: Number  # standard error of that mean
+    simulated_hours_low: Amount  # 5 % of the runs have less; null: devices never fail
+    simulated_hours_high: Amount  # 5 % have more
+    device_hours: Number  # simulated
+    cost: Amount  # of these; null: no price was given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +65,7 @@ class SimulatedCluster:
     simulated_step_high: Number  # [s] 5 % are longer
     failures: Annotated[SimulatedFailures | None, part(SimulatedFailures)]  # null: devices never fail
     seconds: Number  # [s] that the simulation took
+    run: Annotated[SimulatedRun | None, part(SimulatedRun)] = None  # null: no length was stated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +84,9 @@ class SimulationRecord(FileRecord):
     restart_seconds: Amount  # [s] from a failure to work
     steps: Size  # simulated on each of ten clusters of a size
     runs: Count  # with failures, simulated for each size
-    run_hours: Amount  # [h] of work in such a run
+    run_hours: Amount  # [h] of work in such a run; null: it has ``run_steps``
+    run_steps: Whole = None  # of a run, as stated
+    price: Amount = None  # of a device-hour
     seed: Whole
     sources: Text  # of what is stated
     command: Text

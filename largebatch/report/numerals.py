@@ -88,10 +88,10 @@ def _signed(number: float, places: int) -> str:
 
 def rounded(number: float | None) -> str:
     """Three significant digits, thousands set off: ``46,900``, ``84``, ``0.013``."""
-    if number is None:
+    if number is None or math.isnan(number):
         return ABSENT
-    if not number:
-        return "0"
+    if not number or math.isinf(number):
+        return "0" if not number else "∞"
     return count(round(number, 2 - math.floor(math.log10(abs(number))))) if abs(number) >= 100 else f"{number:.3g}"
 
 

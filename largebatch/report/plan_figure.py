@@ -37,9 +37,9 @@ def draw(facts: ClusterPlanRecord) -> Drawn:
     figure = Figure(figsize=(WIDTH / 72, height / 72))
     upper = panel(figure, room + FOOT + LOWER + GAP, HEIGHT - FOOT - GAP - HEAD, height)
     lower = panel(figure, room + FOOT, LOWER - HEAD + 12, height)
-    unit = common_time_unit(point.hours for point in facts.points)
+    unit = common_time_unit(_hours(facts))
     for place, batch in enumerate(_batches(facts)):
-        _line(upper, facts, batch, place, [point.hours / unit.hours for point in _points(facts, batch)])
+        _line(upper, facts, batch, place, [point.expected_hours / unit.hours for point in _points(facts, batch)])
         _line(lower, facts, batch, place, [_worth(facts, point) for point in _points(facts, batch)])
     _perfect(facts, upper, unit)
     _scales(facts, upper, lower, unit)
@@ -59,8 +59,15 @@ def _points(facts: ClusterPlanRecord, batch: int) -> list[PlannedPoint]:
     return [point for point in facts.points if point.global_batch_size == batch]
 
 
+def _hours(facts: ClusterPlanRecord) -> list[float]:
+    """Of all points that come to their end, or without failures where none does."""
+    ended = [point.expected_hours for point in facts.points if math.isfinite(point.expected_hours)]
+    return ended or [point.hours for point in facts.points]
+
+
 def _worth(facts: ClusterPlanRecord, point: PlannedPoint) -> float:
-    return point.device_hours if point.cost is None else point.cost
+    """Infinite, and so nowhere, where failures let it come to no end."""
+    return point.expected_device_hours if point.cost is None else point.expected_cost
 
 
 def _line(axes: Axes, facts: ClusterPlanRecord, batch: int, place: int, heights: Sequence[float]) -> None:
@@ -79,22 +86,25 @@ def _style(place: int) -> dict[str, Any]:
 def _first(facts: ClusterPlanRecord) -> PlannedPoint:
     """The fastest on the fewest devices."""
     fewest = min(point.devices for point in facts.points)
-    return min((point for point in facts.points if point.devices == fewest), key=lambda point: point.hours)
+    return min((point for point in facts.points if point.devices == fewest), key=lambda point: point.expected_hours)
 
 
 def _perfect(facts: ClusterPlanRecord, upper: Axes, unit: TimeUnit) -> None:
     first, most = _first(facts), max(point.devices for point in facts.points)
     ends = [first.devices, most]
-    upper.plot(ends, [first.hours / unit.hours * first.devices / devices for devices in ends], zorder=1, **PERFECT)
+    hours = first.expected_hours / unit.hours
+    upper.plot(ends, [hours * first.devices / devices for devices in ends], zorder=1, **PERFECT)
 
 
 def _scales(facts: ClusterPlanRecord, upper: Axes, lower: Axes, unit: TimeUnit) -> None:
     devices = sorted({point.devices for point in facts.points})
     first = _first(facts)
-    times = [point.hours / unit.hours for point in facts.points]
-    times.append(first.hours / unit.hours * first.devices / devices[-1])
+    times = [hours / unit.hours for hours in _hours(facts)]
+    if math.isfinite(first.expected_hours):
+        times.append(first.expected_hours / unit.hours * first.devices / devices[-1])
+    worth = [value for point in facts.points if math.isfinite(value := _worth(facts, point))]
     log(upper, "y", times, plain, margin=1.25)
-    log(lower, "y", [_worth(facts, point) for point in facts.points], _short, margin=1.6)
+    log(lower, "y", worth or [1.0], _short, margin=1.6)
     for axes in (upper, lower):
         log(axes, "x", devices, count, margin=1.25)
         axes.set_xticks(devices if len(devices) <= 9 else devices[:: -(-len(devices) // 9)])
@@ -123,7 +133,9 @@ def _rings(facts: ClusterPlanRecord, upper: Axes, lower: Axes, unit: TimeUnit) -
     most, sides = max(devices), {max(devices): "right", min(devices): "left"}
     for place, words in names.items():
         point = facts.points[place]
-        height = point.hours / unit.hours
+        height = point.expected_hours / unit.hours
+        if not math.isfinite(height):
+            continue
         upper.plot([point.devices], [height], zorder=3, **RING)
         lower.plot([point.devices], [_worth(facts, point)], zorder=3, **RING)
         lower.annotate(
@@ -144,10 +156,12 @@ def _key(facts: ClusterPlanRecord) -> Iterator[Line2D]:
 
 def _caption(facts: ClusterPlanRecord) -> str:
     machine = facts.machine_title or facts.machine
+    alone = "Training steps alone: no evaluations, checkpoints or starts."
+    if any(point.interrupted for point in facts.points):
+        alone = "Training steps, saves and restarts: no evaluations or starts."
     return (
-        f"On {machine}, engine {facts.engine}; examples to the target: {facts.target}. Training steps alone: no "
-        "evaluations, checkpoints or starts. The knee is the most devices at which a device-hour buys at least 80 % of "
-        "what it buys on the fewest."
+        f"On {machine}, engine {facts.engine}; examples to the target: {facts.target}. {alone} The knee is the most "
+        "devices at which a device-hour buys at least 80 % of what it buys on the fewest."
     )
 
 
@@ -157,6 +171,6 @@ def _described(facts: ClusterPlanRecord, unit: TimeUnit) -> str:
         point = facts.points[getattr(facts, name)]
         said.append(
             f"{capital(name)}: batch {count(point.global_batch_size)} on {count(point.devices)} devices, "
-            f"{unit.of(point.hours)} {unit.sign}, {rounded(point.device_hours)} device-hours."
+            f"{unit.of(point.expected_hours)} {unit.sign}, {rounded(point.expected_device_hours)} device-hours."
         )
     return " ".join(said)

@@ -111,12 +111,13 @@ def _caption(facts: SimulationRecord) -> str:
         f"{plain(facts.device_deviation)} from device to device, beyond the slowest of "
         f"{count(facts.measured_on_devices)}; bars above hold 90 % of the steps."
     ]
+    length = f"{count(facts.run_steps)} steps" if facts.run_steps else f"{plain(facts.run_hours)} h of work"
     if facts.device_hours is not None:
         said.append(
             f"A device fails once in {count(facts.device_hours)} hours; a save halts the run for "
             f"{rounded(facts.standing_seconds)} s and can be read {rounded(facts.lag_seconds)} s later, a restart "
             f"takes {rounded(facts.restart_seconds)} s; saves at the best interval. Points below are means of "
-            f"{count(facts.runs)} runs of {plain(facts.run_hours)} h of work, bars hold 90 % of the runs."
+            f"{count(facts.runs)} runs of {length}, bars hold 90 % of the runs."
         )
     if facts.sources:
         said.append(facts.sources)

@@ -81,6 +81,8 @@ def html(facts: TargetsRecord) -> str:
         facts=facts,
         setting=setting(facts),
         verdict=targets.verdict(facts),
+        answers=targets.answers(facts),
+        warning=targets.few_trials(facts),
         rows=targets.rows(facts),
         picture=_picture(facts),
         settings=_settings(facts),
@@ -114,6 +116,7 @@ def _settings(facts: TargetsRecord) -> list[Picture]:
 
 def markdown(facts: TargetsRecord) -> str:
     parts = [f"# {escaped(facts.title)}", escaped(setting(facts)), f"**{escaped(targets.verdict(facts))}**"]
+    parts += [escaped(said) for said in (targets.answers(facts), targets.few_trials(facts)) if said]
     parts += [markdown_table(targets.rows(facts))]
     if paired := list(targets.paired(facts)):
         parts += ["## Rows in pairs", escaped(paired[0]), bullets(paired[1:])]
@@ -140,3 +143,4 @@ def printed(facts: TargetsRecord) -> Iterator[Any]:
     yield together.caption
     yield from targets.paired(facts)
     yield targets.verdict(facts)
+    yield from (said for said in (targets.answers(facts), targets.few_trials(facts)) if said)

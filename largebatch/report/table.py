@@ -12,24 +12,35 @@ from largebatch.report.numerals import ABSENT, count, decimals, interval, plain,
 from largebatch.report.run import RecordedRun
 from largebatch.report.summary import Comparison, MeasuredRow, SeedMean
 from largebatch.report.verdict import best_large_batch
+from largebatch.terminal.columns import kept, widest
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 MOST_BESIDE = 3  # columns
+GAP, LONGEST_WORD = 2, 24  # characters
 AT_EDGE = "(at an edge)"
 AT_EDGE_MEANS = "the best that was tried lies within a tenth of an end of what was tried, and a better may lie beyond"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A narrow terminal leaves ``wide`` columns out; the page sets ``under`` ones below their neighbour."""
+    """A narrow terminal leaves ``wide`` columns out, and where that is not enough others, those of the highest ``rank``
+    first; the page sets ``under`` ones below their neighbour."""
 
     title: str
     unit: str = ""
     number: bool = True
     wide: bool = False
     under: bool = False
+    rank: int = 0
+
+    @property
+    def in_lines(self) -> str:
+        """A word below the other, keys cut at their dots."""
+        if not self.number:
+            return self.title
+        return "\n".join([*self.title.replace(".", ".\n").split(" "), *self.unit.split(" ")]).rstrip()
 
     @property
     def heading(self) -> str:
@@ -68,20 +79,23 @@ class TextTable:
         ]
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        """All columns from 130 characters on, the essential ones below."""
+        """All columns from 130 characters on, the essential ones below, of these as many as have room: none is cut."""
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        shown = [index for index, column in enumerate(self.columns) if options.max_width >= 130 or not column.wide]
-        table = RichTable(box=None, padding=(0, 2, 0, 0), show_edge=False)
-        for index in shown:
+        asked = [index for index, column in enumerate(self.columns) if options.max_width >= 130 or not column.wide]
+        widths, ranks = [self._least(index) for index in asked], [self.columns[index].rank for index in asked]
+        shown = [asked[place] for place in kept(widths, ranks, options.max_width, GAP)]
+        table = RichTable(box=None, padding=(0, GAP, 0, 0), show_edge=False, pad_edge=False)
+        for place, index in enumerate(shown):
             column = self.columns[index]
-            heading = "\n".join([*column.title.split(" "), column.unit]) if column.number else column.title
             table.add_column(
-                heading.rstrip(),
+                column.in_lines,
                 justify="right" if column.number else "left",
                 vertical="bottom",
                 no_wrap=column.number,
+                overflow="fold",
+                min_width=self._least(index) if place or column.number else None,
             )
         for line in self.lines:
             cells = [Text(line.cells[index]) for index in shown]
@@ -89,9 +103,20 @@ class TextTable:
                 cells[0].append(f" ({line.mark})", style="dim")
             table.add_row(*cells)
         yield table
+        if absent := [self.columns[index].heading for index in asked if index not in shown]:
+            yield Text(f"no room for: {'; '.join(absent)}", style="dim")
         for line in self.lines:
             if line.trouble:
                 yield Text(f"{line.cells[0]}: {line.trouble}", style="red")
+
+    def _least(self, index: int) -> int:
+        """Characters that a column of numbers needs, or the longest word of a text, which may be folded where it is
+        longer than LONGEST_WORD."""
+        column, cells = self.columns[index], [line.cells[index] for line in self.lines]
+        if column.number:
+            return max(map(widest, [column.in_lines, *cells]))
+        words = " ".join([column.title, *cells]).split()
+        return min(LONGEST_WORD, max(map(widest, words), default=0))
 
 
 def results(comparison: Comparison) -> TextTable:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from largebatch.records.curves import (
+    PERFECT,
     CurveToTarget,
     FittedLaw,
     ReachedPoint,
@@ -14,21 +15,35 @@ from largebatch.records.curves import (
 )
 from largebatch.records.typed import finite
 from largebatch.report.numerals import ABSENT, count, listing, plain, rounded, short
-from largebatch.report.table import AT_EDGE, Column, TableLine, TextTable
+from largebatch.report.table import Column, TableLine, TextTable
 
 FEWEST = 6  # runs of a point, with fewer of which no interval holds a median with 95 %
-AS_FEW = 1.2  # times the fewest examples of any row, up to which a batch costs none (Zhang et al. 2024)
+FEW_TRIALS = 8  # of a search, with fewer of which its best is luck
 
 
 def points(facts: TargetsRecord, curve: CurveToTarget) -> TextTable:
     """A line for each batch."""
     keys = list(dict.fromkeys(key for point in curve.points for key in point.settings))
     timed = any(point.seconds is not None for point in curve.points)
-    columns = [Column("batch"), *map(Column, keys), Column("runs"), Column(unit_of(facts)), Column("95\u00a0%")]
-    columns += [Column("steps"), Column("fit"), Column("error", "%")]
-    columns += [Column("training", "s")] * timed
+    columns = [
+        Column("batch"),
+        *(Column(key, rank=2) for key in keys),
+        Column("runs", rank=1),
+        Column(unit_of(facts)),
+        _interval_column(curve),
+    ]
+    columns += [Column("steps"), Column("fit", rank=3), Column("error", "%", rank=4)]
+    columns += [Column("training", "s", rank=5)] * timed
     lines = (TableLine(curve.label, _point(facts, point, keys, timed)) for point in curve.points)
     return TextTable(f"{_titled(facts, curve)}: to {facts.target or 'the target'}", tuple(columns), tuple(lines))
+
+
+def _interval_column(curve: CurveToTarget) -> Column:
+    """Named for what such intervals can hold."""
+    levels = {point.level for point in curve.points if point.level is not None}
+    if levels and min(levels) >= 0.95:
+        return Column("95\u00a0%", rank=1)
+    return Column("interval", f"at\u00a0most {100 * levels.pop():.0f}\u00a0%" if len(levels) == 1 else "", rank=1)
 
 
 def _titled(facts: TargetsRecord, curve: CurveToTarget) -> str:
@@ -59,11 +74,12 @@ def rows(facts: TargetsRecord) -> TextTable:
     """A line for each row: what it needs at its best batch, up to which batch as few, and what a step costs there."""
     columns = (
         Column("row", number=False), Column(f"fewest {unit_of(facts)}"), Column("at batch"),
-        Column("as few up to"), Column("steps there"), Column("a step there", "s"), Column("B_crit"),
-        Column("95\u00a0%"), Column("fewest steps"), Column("at batch"),
+        Column("as few up to"), Column("steps there", rank=1), Column("a step there", "s", rank=3),
+        Column("B_crit", rank=2), Column("95\u00a0% of B_crit", rank=5), Column("fewest steps", rank=4),
+        Column("at batch", rank=4),
     )  # fmt: skip
     lines = tuple(TableLine(curve.label, _row(facts, curve)) for curve in facts.curves)
-    caption = f"As few: at most {AS_FEW:g} times the fewest {facts.unit} of any row, {_fewest_in_words(facts)}."
+    caption = f"As few: at most {PERFECT:g} times the fewest {facts.unit} of any row, {_fewest_in_words(facts)}."
     return TextTable(caption, columns, lines)
 
 
@@ -105,7 +121,7 @@ def as_few(facts: TargetsRecord, curve: CurveToTarget) -> ReachedPoint | None:
     """The largest batch of the row at which it needs as few examples as the best of any row."""
     if (fewest := _fewest(facts)) is None:
         return None
-    limit = AS_FEW * fewest[1].examples
+    limit = PERFECT * fewest[1].examples
     few = [point for point in curve.points if point.exact and point.examples <= limit]
     return max(few, key=lambda point: point.global_batch_size, default=None)
 
@@ -122,12 +138,47 @@ def verdict(facts: TargetsRecord) -> str:
     )
     cost = f", {rounded(point.seconds / point.steps)} s each" if point.seconds else ""
     said = (
-        f"Up to batch {count(size)} no more than {AS_FEW:g} times the fewest {facts.unit} of any row "
+        f"Up to batch {count(size)} no more than {PERFECT:g} times the fewest {facts.unit} of any row "
         f"({_fewest_in_words(facts)}) are needed: with {curve.label}, in {count(point.steps)} steps{cost}."
     )
     if any(row.points and row.points[-1].global_batch_size > size for row in facts.curves):
         return said
     return f"{said} It is the largest batch that was measured."
+
+
+def answers(facts: TargetsRecord) -> str | None:
+    """What the verdict rests on, and the two other answers to where nothing is lost, of the row that it names."""
+    named = [(curve, point) for curve in facts.curves if (point := as_few(facts, curve)) is not None]
+    if not named or len({curve.label for curve in facts.curves}) < 2:
+        return None
+    curve, _ = max(named, key=lambda one: (one[1].global_batch_size, -one[1].examples))
+    points, law = curve.perfect_until, curve.law
+    if points is None or law is None:
+        return None
+    until = f"{count(points.low)} at least"
+    if points.high is not None:
+        until = f"somewhere between {count(points.low)} and {count(points.high)}"
+    fitted = "whatever the batch" if law.perfect_until is None else f"up to {rounded(law.perfect_until)}"
+    return (
+        f"That rests on measured points, against the best of all rows. Against its own smaller batches {curve.label} "
+        f"loses nothing up to {until} by its points, and {fitted} by the fitted law, a line through all of them that "
+        "no single one has to lie on."
+    )
+
+
+def few_trials(facts: TargetsRecord) -> str | None:
+    """A warning where a search had too few of them."""
+    if facts.trials is None or facts.trials >= FEW_TRIALS:
+        return None
+    keys = max((len(one.chosen or {}) for curve in facts.curves for one in curve.searched or ()), default=0)
+    return few_trials_in_words(facts.trials, keys) if keys else None
+
+
+def few_trials_in_words(trials: int, keys: int) -> str:
+    return (
+        f"{trials} trials for {keys} key{'s' * (keys != 1)} are few: with fewer than {FEW_TRIALS} the best of a search "
+        "is luck, and so is a row's place among the others"
+    )
 
 
 def notes(facts: TargetsRecord, curve: CurveToTarget) -> Iterator[str]:
@@ -180,7 +231,8 @@ def _ends(curve: CurveToTarget, law: FittedLaw) -> Iterator[str]:
             _placed(batch, curve) for batch in (law.nothing_lost_until, law.perfect_until, law.helps_until)
         )
         yield (
-            f"by the fit nothing is lost (5 % more examples than E_min) up to batch {nothing}, perfect scaling (20 %) "
+            f"by the fit nothing is lost (5 % more examples than E_min) up to batch {nothing}, perfect scaling "
+            f"({100 * (PERFECT - 1):.0f} %) "
             f"ends at {perfect}, and from {helps} on a doubling saves less than a tenth of the steps"
         )
     perfect, helps = curve.perfect_until, curve.helps_until
@@ -215,7 +267,7 @@ def searched(curve: CurveToTarget) -> TextTable:
 
 def _search(one: SearchedBatch) -> tuple[str, ...]:
     values = ", ".join(
-        f"{key} {value if (number := finite(value)) is None else plain(number)}{f' {AT_EDGE}' * (key in one.at_edge)}"
+        f"{key} {value if (number := finite(value)) is None else plain(number)}{_edge(one, key)}"
         for key, value in (one.chosen or {}).items()
     )
     return (
@@ -227,24 +279,43 @@ def _search(one: SearchedBatch) -> tuple[str, ...]:
     )
 
 
+def _edge(one: SearchedBatch, key: str) -> str:
+    """Of which range it lies at an edge, or beyond it: the search moves on where its best lies at an end."""
+    beyond = "beyond the stated range" * (key in (one.outside or ()))
+    edge = "at an edge of what was tried" * (key in one.at_edge)
+    said = ", ".join(word for word in (beyond, edge) if word)
+    return f" ({said})" if said else ""
+
+
 def _region(region: RegionOfKey) -> str:
     """``≤ 0.1 to 0.3``: open below, no trial there was worse."""
     below, high = "≤ " * bool(region.open_below), f"{plain(region.high)}{' ≤' * bool(region.open_above)}"
     return f"{below}{plain(region.low)} to {high}" if region.low < region.high else f"{below}{high}"
 
 
+RULES = {
+    "none": "it stays the same at every batch",
+    "linear": "it rises in proportion to the batch",
+    "square root": "it rises as the square root of the batch",
+    "power": "it follows a power of the batch",
+    "surge": "it rises with the batch up to a peak, and falls beyond it",
+}
+
+
 def rules(curve: CurveToTarget) -> Iterator[str]:
     """How each key's best value follows the batch."""
     for rule in curve.rules or ():
         shown = f"1 − {rule.key}" if rule.complement else rule.key
-        fits = f"the rule {rule.decided} fits best" if rule.decided else "no rule is decided"
+        fits = f"what fits best is that {RULES.get(rule.decided or '', rule.decided)}"
+        if not rule.decided:
+            fits = "these batches do not tell whether it follows the batch, or how: several rules fit equally well"
         yield f"best {shown} along the batch: {fits}; {_power(rule)}"
 
 
 def _power(rule: RuleOfKey) -> str:
     if rule.power_low is None or rule.power_high is None:
-        return "its power is not bounded"
-    return f"a power of {rule.power_low:.2f} to {rule.power_high:.2f}".replace("-", "−")
+        return "as batch^p, any p would do"
+    return f"as batch^p, p lies between {rule.power_low:.2f} and {rule.power_high:.2f}".replace("-", "−")
 
 
 def paired(facts: TargetsRecord) -> Iterator[str]:

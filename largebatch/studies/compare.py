@@ -221,9 +221,10 @@ def searched(
 
 
 def run_once(
-    row: ComparedRecipe, more: tuple[str, ...], directory: Path, command: str, console: rich.console.Console
-) -> Result:
-    """Train, or read what was trained before; a diverged run is a result like another."""
+    row: ComparedRecipe, more: tuple[str, ...], directory: Path, command: str, console: rich.console.Console,
+    of: str | None = None,
+) -> Result:  # fmt: skip
+    """Train, or read what was trained before; a diverged run is a result like another. ``of``: the row in words."""
     run = row.run(*more, config.setting("record.dir", str(directory)))
     done = distributed.gather(finished_before(run, directory))[0]
     if done is not None:
@@ -232,7 +233,7 @@ def run_once(
     if result.status == "stopped":
         raise Interrupted(result)
     if distributed.is_first():
-        tell(console, one_line(directory, result))
+        tell(console, one_line(of or row.id, directory, result))
     return result
 
 
@@ -247,16 +248,23 @@ def finished_before(run: config.Run, directory: Path) -> ResultRecord | None:
     return None if record.differences(there, run.science()) else result
 
 
-def one_line(directory: Path, result: Result) -> str:
+def one_line(of: str, directory: Path, result: Result) -> str:
     ended = result.record
-    name = "/".join(directory.parts[-3 if directory.parts[-2] == names.SEARCH else -2 :])
+    name = f"{of}, {_which(directory)}"
     if result.status == "failed" or ended is None:
-        return f"{name:<32} {result.status}: {result.reason}"
+        return f"{name:<40} {result.status}: {result.reason}"
     on = str(ended.evaluated_on).replace("_", "-")
     told = "" if result.reached is None else result.score.of(result.reached)
     return (
-        f"{name:<32} {told:>8} {on}  peak lr {ended.peak_lr:<8.4g} {ended.steps:>6} steps  {ended.seconds_total:6.1f} s"
+        f"{name:<40} {told:>8} {on}  peak lr {ended.peak_lr:<8.4g} {ended.steps:>6} steps  {ended.seconds_total:6.1f} s"
     )
+
+
+def _which(directory: Path) -> str:
+    """``trial 3``, ``seed 0``, ``seed 0 of trial 3's values``: by what its folder is called."""
+    above, (what, _, number) = directory.parts[-2], directory.name.rpartition("-")
+    best, _, trial = above.rpartition("-")
+    return f"{what} {int(number)}" + (f" of trial {int(trial)}'s values" if best == "best" else "")
 
 
 def keep(out: Path, comparison: ComparisonRecord) -> None:

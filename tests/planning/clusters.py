@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from largebatch.records.plan import KeptTrace, PlannedPhase, PlannedPoint, TracedCollective
+from largebatch.records.plan import ClusterPlanRecord, KeptTrace, PlannedPhase, PlannedPoint, TracedCollective
+from largebatch.records.typed import read
 from largebatch.studies.cluster.machine import Machine, checked
 
 FREE = {"bandwidth": 1e30}  # a network that costs nothing
@@ -42,7 +45,7 @@ def point(devices: int, batch: int, hours: float, cost: float | None = None) -> 
     phase = PlannedPhase(
         global_batch_size=batch, micro_batch_size=1, accumulation_steps=1, steps=1, examples=1.0, memory_gib=1.0,
         compute_seconds=1.0, fixed_seconds=0.0, communication_seconds=0.0, exposed_seconds=0.0, data_seconds=0.0,
-        step_seconds=1.0, step_seconds_low=None, step_seconds_high=None, work=None, basis="law",
+        step_seconds=1.0, step_seconds_low=None, step_seconds_high=None, work=None, borrowed=False, basis="law",
         precision="fp32", precision_ratio=1.0, precision_basis="same",
     )  # fmt: skip
     return PlannedPoint(
@@ -50,3 +53,10 @@ def point(devices: int, batch: int, hours: float, cost: float | None = None) -> 
         examples_high=None, epochs=1.0, hours=hours, hours_low=None, hours_high=None, device_hours=devices * hours,
         cost=cost, efficiency=1.0, strong=None, weak=None,
     )  # fmt: skip
+
+
+def planned(ask: Any, *arguments: str) -> ClusterPlanRecord:
+    """The facts of a plan of the tiny recipe, through the program's door."""
+    code, _, err = ask("tiny.yaml", "--machine", "cluster.yaml", "--json", "plan.json", *arguments)
+    assert (code, err) == (0, "")
+    return read(ClusterPlanRecord, json.loads(Path("plan.json").read_text()), "plan.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import shlex
@@ -10,11 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from planning.clusters import machine_file
+from planning.clusters import PACE, machine_file, planned
 
 from largebatch.recipes import config
-from largebatch.records.plan import ClusterPlanRecord
-from largebatch.records.typed import read
 from largebatch.studies.dry_run import Cluster, dry_run
 from largebatch.studies.planning import traces
 from largebatch.studies.planning.memory import StepMemory
@@ -22,37 +19,6 @@ from largebatch.studies.planning.traces import Traces
 
 pytestmark = [pytest.mark.worlds, pytest.mark.usefixtures("one_thread")]
 DIGITS = 1500
-POINTS = """
-title: digits
-unit: digits
-points:
-  25: {examples: {1000: 1}}
-  100: {examples: {2000: 1}}
-  200: {examples: {4000: 1}}
-"""
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory) -> Path:
-    """Traces of all tests here: the second plan of a recipe makes none."""
-    return tmp_path_factory.mktemp("kept")
-
-
-@pytest.fixture
-def ask(tmp_path, monkeypatch, front_door, recipe, kept):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("LARGEBATCH_CACHE", str(kept))
-    Path("points.yaml").write_text(POINTS)
-    Path("cluster.yaml").write_text(yaml.safe_dump(machine_file()))
-    recipe()
-    return functools.partial(front_door, "plan")
-
-
-def planned(ask, *arguments: str) -> ClusterPlanRecord:
-    code, _, err = ask("tiny.yaml", "--machine", "cluster.yaml", "--json", "plan.json", *arguments)
-    assert (code, err) == (0, "")
-    return read(ClusterPlanRecord, json.loads(Path("plan.json").read_text()), "plan.json")
 
 
 def test_without_a_network_every_number_is_a_closed_form(ask):
@@ -173,20 +139,148 @@ def test_a_run_of_less_than_a_batch_is_a_step(ask):
     assert [point.phases[0].steps for point in facts.points] == [1]
 
 
-def test_failures_are_a_line(ask):
-    arguments = ("--device-hours", "1", "--restart", "1", "--standing", "0.1")
-    facts = planned(ask, "--devices", "4", "epochs=2000", *arguments)
-    (point,) = facts.points
+def test_failures_are_in_hours_and_costs_and_in_every_row(ask):
+    arguments = ("--device-hours", "1", "--restart", "1", "--standing", "0.1", "--price", "2")
+    facts = planned(ask, "--devices", "2,4", "epochs=2000", *arguments)
+    point = facts.points[-1]
+    assert point.interrupted is not None
     young = math.sqrt(2 * 0.1 * 900) / 60
-    assert point.checkpoint_minutes == pytest.approx(young, rel=0.05)
-    assert point.lost_share == pytest.approx(math.sqrt(2 * 0.1 / 900) + 1 / 900, rel=0.05)  # to first order
+    assert point.interrupted.minutes_between_saves == pytest.approx(young, rel=0.05)
+    assert point.interrupted.lost == pytest.approx(math.sqrt(2 * 0.1 / 900) + 1 / 900, rel=0.05)  # to first order
+    assert point.interrupted.hours == pytest.approx(point.hours / (1 - point.interrupted.lost))
+    assert point.expected_cost == pytest.approx(2 * 4 * point.interrupted.hours)
+    assert point.interrupted.failures == pytest.approx(3600 * point.interrupted.hours / 900)
+    _, out, _ = ask("tiny.yaml", "--machine", "cluster.yaml", "--devices", "2,4", "epochs=2000", *arguments)
+    assert "lost" in out.split("\n\n")[1]
+    assert "of it lost to failures and saves, best" in out
+
+
+def test_a_run_that_is_over_before_a_save_would_pay_saves_nothing(ask):
+    facts = planned(ask, "--devices", "4", "--device-hours", "100", "--restart", "30", "--standing", "10")
+    (point,) = facts.points
+    assert point.interrupted is not None
+    assert (point.interrupted.saves, point.interrupted.minutes_between_saves) == (0, None)
+    mean, work = 360000 / 4, 3600 * point.hours
+    expected = mean * math.exp(30 / mean) * math.expm1(work / mean)
+    assert point.interrupted.hours == pytest.approx(expected / 3600)
+    _, out, _ = ask(
+        "tiny.yaml", "--machine", "cluster.yaml", "--devices", "4", "--device-hours", "100", "--restart", "30",
+        "--standing", "10",
+    )  # fmt: skip
+    assert "over before a save would pay" in out
+
+
+def test_failures_move_what_fits_a_time(ask):
+    """They let the run take half as long again."""
+    whole = planned(ask, "--devices", "4", "epochs=2000").points[0].hours
+    failures = ("--device-hours", "1", "--restart", "300", "--standing", "9")
+    within = f"{3600 * whole * 1.2:.3f}s"
+    assert planned(ask, "--devices", "4", "epochs=2000", "--within", within).chosen_as == "within"
+    code, _, err = ask(
+        "tiny.yaml", "--machine", "cluster.yaml", "--devices", "4", "epochs=2000", "--within", within, *failures
+    )
+    assert code == 2
+    assert "the fastest takes" in err
+    assert " more), batch 100 on 4 devices" in err
 
 
 def test_a_run_that_comes_to_no_end_is_said_to(ask):
-    arguments = ("--device-hours", "0.001", "--restart", "3600", "--standing", "10")
-    code, out, _ = ask("tiny.yaml", "--machine", "cluster.yaml", "--devices", "4", *arguments)
+    arguments = ("--device-hours", "0.001", "--restart", "3600", "--standing", "10", "--price", "3")
+    code, out, _ = ask("tiny.yaml", "--machine", "cluster.yaml", "--devices", "2,4", *arguments, "--picture", "p.svg")
     assert code == 0
-    assert "failures on 4 devices: they come so often that" in out
+    assert "on 2 devices: failures come so often that a run" in out
+    assert "no end" in out.split("\n\n")[1]
+
+
+AGREEING = """
+title: digits
+unit: digits
+score: {accuracy_percent: 90}
+model: {name: mlp, width: 16, depth: 1}
+data: {name: digits}
+optimizer: {name: lars}
+points:
+  25: {examples: {1000: 1}}
+  100: {examples: {2000: 1}}
+  200: {examples: {4000: 1}}
+"""
+
+
+def test_points_of_another_optimizer_and_batches_at_which_the_source_stays_short_are_said(ask, recipe):
+    Path("mine.yaml").write_text(AGREEING)
+    reported = {25: {"top1": 92}, 100: {"top1": 90}, 200: {"top1": 66.04}}
+    recipe(expect={"top1": 92, "source": "Who 2017, table 1", "by_batch_size": reported})
+    arguments = ("--devices", "1", "--batches", "25,100,200", "--target", "mine.yaml")
+    facts = planned(ask, *arguments)
+    assert [(one.reported, one.short) for one in facts.points] == [(92, False), (90, False), (66.04, True)]
+    assert (facts.optimizer, facts.target_optimizer, facts.target_score) == ("sgd", "lars", 90)
+    assert facts.unchecked == []
+    _, out, _ = ask("tiny.yaml", "--machine", "cluster.yaml", *arguments)
+    said = " ".join(out.split())
+    assert "points are of lars, the recipe trains by sgd" in said
+    assert (
+        "short: the recipe's own source (Who 2017, table 1) ends below accuracy 90 % there, with 66.04 % at 200" in said
+    )
+    assert [("short" in line) for line in out.split("\n\n")[1].splitlines()[1:]] == [False, False, True]
+    _, out, _ = ask("tiny.yaml", "--machine", "cluster.yaml", "--devices", "1", "--batches", "25,200")
+    assert "(Who 2017, table 1) reports accuracy 92 % at 25 and 66.04 % at 200" in " ".join(out.split())
+
+
+def test_what_points_do_not_say_was_not_checked(ask):
+    facts = planned(ask, "--devices", "1", "--target", "points.yaml")
+    assert facts.unchecked == [
+        "points.yaml does not say of which model it is: that it is mlp was not checked",
+        "points.yaml does not say of which data it is: that they are digits was not checked",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"{name: mlp, width: 16, depth: 1}": "{name: timm/resnet18}"},
+            "is of model timm/resnet18, and the recipe trains mlp",
+        ),
+        ({"width: 16": "width: 64"}, "is of model mlp with width 64, and the recipe has model.width = 16"),
+        ({"{name: digits}": "{name: mnist}"}, "is of data mnist, and the recipe trains on digits"),
+        ({"{name: mlp, width: 16, depth: 1}": "{width: 16}"}, "model should have a name"),
+        ({"{accuracy_percent: 90}": "{accuracy_percent: high}"}, "score.accuracy_percent = 'high'"),
+    ],
+)  # fmt: skip
+def test_a_target_of_something_else_is_refused(ask, changed, said):
+    text = AGREEING
+    for before, after in changed.items():
+        text = text.replace(before, after)
+    Path("mine.yaml").write_text(text)
+    code, _, err = ask("tiny.yaml", "--machine", "cluster.yaml", "--devices", "1", "--target", "mine.yaml")
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_borrowed_pace_has_no_interval(ask):
+    paces = {"mlp": {**PACE, "intervals": {"per_example": [0.9e-3, 1.1e-3]}}}
+    Path("cluster.yaml").write_text(yaml.safe_dump(machine_file(workloads=paces)))
+    own = planned(ask, "--devices", "1", "--target", "points.yaml").points[0]
+    assert own.hours_low is not None
+    paces = {"small": paces["mlp"]}
+    Path("cluster.yaml").write_text(yaml.safe_dump(machine_file(workloads=paces)))
+    facts = planned(ask, "--devices", "1", "--target", "points.yaml", "--workload", "small")
+    lent = facts.points[0]
+    assert lent.phases[0].borrowed
+    assert (lent.hours, lent.hours_low, lent.hours_high) == (own.hours, None, None)
+    assert any("borrowed from small by --workload" in sentence for sentence in facts.sure)
+
+
+def test_a_recipe_is_found_by_its_name(ask):
+    Path("configs/mine").mkdir(parents=True)
+    Path("tiny.yaml").rename("configs/mine/tiny.yaml")
+    code, _, err = ask("mine/tiny", "--machine", "cluster.yaml", "--devices", "1", "--json", "plan.json")
+    assert (code, err) == (0, "")
+    assert "train configs/mine/tiny.yaml" in json.loads(Path("plan.json").read_text())["lines"][0]
+    code, _, err = ask("mine/tina")
+    assert code == 2
+    assert "did you mean mine/tiny?" in err
 
 
 def test_what_is_left_out_has_the_reason_of_its_own_devices(ask):
@@ -194,7 +288,7 @@ def test_what_is_left_out_has_the_reason_of_its_own_devices(ask):
     assert "left out: batch 100 on 8 and 16: on 8, " in " ".join(out.split())
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [40, 80, 120])
 def test_the_table_has_room_and_the_picture_is_drawn(ask, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     code, out, _ = ask(
@@ -205,7 +299,12 @@ def test_the_table_has_room_and_the_picture_is_drawn(ask, monkeypatch, width):
     table = out.split("\n\n")[1]
     assert "…" not in table
     assert max(map(len, table.splitlines())) <= width
-    assert ("95 %" in table) == (width == 120)
+    heading, *lines = table.splitlines()
+    assert ("95 %" in heading) == (width == 120)
+    assert ("eff." in heading) == (width > 40)
+    assert heading.split()[:2] == ["devices", "batch"]
+    assert lines[0].split()[:2] == ["1", "25"]
+    assert "no room for: " in table or width == 120
     assert "batch 100" in Path("plan.svg").read_text()
 
 
@@ -218,7 +317,7 @@ def test_the_table_has_room_and_the_picture_is_drawn(ask, monkeypatch, width):
         (["--devices", "1", "--budget", "5"], "--budget 5 needs --price P"),
         (["--devices", "1", "--price", "-1"], "--price -1 must be above 0"),
         (["--devices", "1", "--within", "soon"], "is no time"),
-        (["--devices", "1", "--within", "0.001s"], "--within 0.0 s: the fastest takes"),
+        (["--devices", "1", "--within", "0.001s"], "--within 0.001 s: the fastest takes"),
         (["--devices", "1", "--epochs", "3"], "need --critical-batch N"),
         (["--devices", "1", "--target", "points.yaml", "--critical-batch", "9"], "give one of them"),
         (["--devices", "1", "--target", "one.yaml"], "has 1 batch size at which the target was reached"),
@@ -230,6 +329,7 @@ def test_the_table_has_room_and_the_picture_is_drawn(ask, monkeypatch, width):
         (["--devices", "1", "--price", "1e20"], "--price 1e+20 must be above 0 and below 1e+15"),
         (["--devices", "8..7"], "--devices 8..7 should ascend from 1 or more"),
         (["--devices", "1", "model={name: tiny_cnn}"], "machine cluster has no pace of tiny_cnn; it has: mlp"),
+        (["--devices", "1", "model={name: timm/mlp}"], "--workload mlp takes the closest"),
         (["--devices", "1", "--machine", "wrong.yaml"], "inside.bandwidth = -1"),
         (["--devices", "1", "--machine", "short.yaml"], "devices_per_node is missing"),
         (["--machine", "cluster.yaml"], "plan needs --devices"),

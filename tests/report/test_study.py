@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -38,7 +39,7 @@ def row(label: str, least: float, critical: float, batches: tuple[int, ...] = (3
         SearchedBatch(
             global_batch_size=batch, trials=16, refused=1, reached=12,
             chosen={"lr.base": 0.01 * batch**0.5, "optimizer.momentum": 0.9, "lr.decay": "cosine"},
-            at_edge=["lr.base"] if batch == 32 else [],
+            at_edge=["lr.base"] if batch == 32 else [], outside=["lr.base"] if batch <= 128 else [],
             good=[RegionOfKey(key="lr.base", low=0.005, high=0.02, open_below=True, open_above=False)],
         )
         for batch in (*batches, 8192)
@@ -89,6 +90,10 @@ def test_the_sentence_names_the_largest_batch_that_needs_as_few(facts):
     assert said.startswith("Up to batch 128 no more than 1.2 times the fewest examples of any row")
     assert f"with {HOSTILE}" in said
     assert "steps, 0.0099 s each" in said
+    assert "against the best of all rows. Against its own smaller batches <script>" in (targets.answers(facts) or "")
+    assert "loses nothing up to somewhere between 128 and 512 by its points, and up to 400 by" in str(
+        targets.answers(facts)
+    )
     momentum, other = targets.rows(facts).lines
     assert momentum.cells[1:4] == ("0.195", "32", "–")
     assert other.cells[3] == "128"
@@ -107,7 +112,10 @@ def test_page_text_and_terminal_hold_the_same_numbers(facts, tmp_path):
         assert number in html
         assert number in text
         assert number in shown.getvalue()
-    assert "lr.base 0.05657 (at an edge)" in html
+    assert "lr.base 0.05657 (beyond the stated range, at an edge of what was tried)" in html
+    assert "lr.base 0.1131 (beyond the stated range)" in html
+    assert "what fits best is that it rises as the square root of the batch" in html
+    assert "several rules fit equally well; as batch^p, any p would do" in text
     assert "at batch 8,192 no run over the seeds ended yet" in html
     assert "not decided (1): momentum and" in html
     assert html.count("<figure>") == 3, "the curves, and a picture for each key"
@@ -136,3 +144,34 @@ def test_a_row_without_a_run_over_the_seeds_is_told(facts):
     made = TargetsRecord(**{**{key: getattr(facts, key) for key in facts.__dataclass_fields__}, "curves": [waiting]})
     assert "No row reached accuracy 84" in study.html(made)
     assert "no run over the seeds ended yet" in study.markdown(made)
+
+
+def test_intervals_are_named_for_what_they_can_hold(facts):
+    """Of three runs 75 % at most; of six it is called 95 %."""
+    (heading,) = [one.heading for one in targets.points(facts, facts.curves[0]).columns if "interval" in one.title]
+    assert heading.replace("\u00a0", " ") == "interval, at most 75 %"
+    runs = tuple(TargetRun(seed, 1000.0 + seed) for seed in range(6))
+    many = curve_record(TargetCurve("many", (TargetPoint(32, runs), TargetPoint(64, runs))))
+    assert "95\u00a0%" in [one.title for one in targets.points(facts, many).columns]
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"), [(3, "3 trials for 3 keys are few"), (7, "7 trials for 3 keys"), (8, None)]
+)
+def test_a_search_of_few_trials_is_warned_of(facts, trials, said):
+    few = dataclasses.replace(facts, trials=trials)
+    assert (targets.few_trials(few) or "").startswith(said or "")
+    assert (said is None) == (targets.few_trials(few) is None)
+    assert ("is luck" in study.html(few)) == ("is luck" in study.markdown(few)) == (said is not None)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_number_is_cut_whatever_the_terminal(facts, width):
+    shown = io.StringIO()
+    console = Console(file=shown, width=width)
+    for part in study.printed(facts):
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+    text = shown.getvalue()
+    assert "…" not in text
+    assert text.count("2,048") >= 4, "a line for the batch in the points and the search of both rows"
+    assert "no room for: " in text or width == 120

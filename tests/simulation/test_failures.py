@@ -15,8 +15,10 @@ from largebatch.errors import UserError
 from largebatch.studies.cluster.failures import (
     CheckpointTimes,
     best_interval,
+    best_saves,
     best_steps,
     between_failures,
+    cut,
     daly_interval,
     expected_seconds,
     piece_seconds,
@@ -171,3 +173,25 @@ def test_what_cannot_be_is_told(call, sentence):
     with pytest.raises(UserError) as told:
         call()
     assert sentence in str(told.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 120), st.floats(0, 3), st.floats(0, 8), st.floats(0, 50), st.floats(5, 1e4))
+def test_the_saves_of_a_run_are_the_best_of_all_numbers_of_pieces(steps, standing, lag, restart, mean):
+    times = CheckpointTimes(standing, lag, restart)
+    chosen = best_saves(times, mean, 1.0, steps)
+    every = [cut(times, 1.0, steps, pieces).seconds(times, mean, 1.0) for pieces in range(1, steps + 1)]
+    assert chosen.seconds(times, mean, 1.0) <= min(every) * 1.002  # whole steps make the way there uneven
+    assert chosen.saves * chosen.every < steps
+    assert chosen.every >= math.ceil(lag - standing)
+    assert not chosen.saves or steps - chosen.saves * chosen.every >= lag
+
+
+def test_a_run_that_is_over_before_a_save_would_pay_saves_nothing():
+    """And loses what one failure too many undoes: M·e^(R/M)·(e^(W/M) − 1), to first order W/2 + R a failure."""
+    times, mean, work = CheckpointTimes(10, 0, 300), 50_000.0 * 3600 / 64, 136.0
+    chosen = best_saves(times, mean, 0.02, 6800)
+    assert chosen.saves == 0
+    seconds = chosen.seconds(times, mean, 0.02)
+    assert seconds == pytest.approx(mean * math.exp(300 / mean) * math.expm1(work / mean))
+    assert seconds - work == pytest.approx(work / mean * (work / 2 + 300), rel=1e-3)

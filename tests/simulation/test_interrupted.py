@@ -130,3 +130,21 @@ def test_sums_of_steps_have_their_mean_and_deviation(count):
 def test_devices_that_never_fail():
     run = interrupted_run(SECOND, 25, 10, CheckpointTimes(2, 3, 50), math.inf, np.random.default_rng(0))
     assert (run.working, run.saving, run.repeating, run.restarting, run.failures) == (25, 9, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "times", "mean"),
+    [
+        (300, 1000, CheckpointTimes(5, 0, 60), 400.0),  # no save at all
+        (300, 100, CheckpointTimes(5, 0, 60), 400.0),
+        (250, 100, CheckpointTimes(2, 40, 30), 200.0),  # 50 s after the last save, which can be read after 40
+    ],
+)  # fmt: skip
+def test_a_run_that_is_not_saved_at_its_end_has_the_mean_of_the_closed_form(steps, every, times, mean):
+    random, saves = np.random.default_rng(3), math.ceil(steps / every) - 1
+    made = [interrupted_run(SECOND, steps, every, times, mean, random, saved=False) for _ in range(4000)]
+    expected = expected_seconds(times, mean, every, saves, steps - saves * every)
+    assert close([run.seconds for run in made], expected)
+    assert {run.working for run in made} == {float(steps)}
+    assert min(run.seconds for run in made) == steps + saves * times.standing, "nothing is waited for at the end"
+    assert close([run.failures for run in made], expected / mean, 4.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from programs import REPOSITORY
@@ -31,7 +32,8 @@ def ask(tmp_path, monkeypatch, front_door):
 
     def answer(*arguments: str, workload: str = "images", devices: str = "8,4096") -> tuple[int, str, str]:
         asked = ["--machine", "cluster.yaml", "--workload", workload, "--share", "40", "--devices", devices]
-        return front_door("plan", "simulate", *asked, "--steps", "3", *arguments)
+        asked = asked[:-2] if "--devices" in arguments else asked
+        return front_door("plan", "simulate", *asked, "--draws", "3", *arguments)
 
     return answer
 
@@ -56,10 +58,45 @@ def test_devices_that_are_alike_and_never_fail(ask):
     code, out, _ = ask(devices="8")
     assert code == 0
     assert "failures" not in out
-    (line,) = [line for line in out.splitlines() if line.startswith("│")]
-    step = line.split("│")[3].strip()
-    assert line.split("│")[4].strip() == step
-    assert line.split("│")[5].strip() == f"{step} ± 0.00"
+    (line,) = [line for line in out.splitlines() if line.split()[:2] == ["8", "40"]]
+    step = line.split()[2]
+    assert line.split()[3:7] == [step, step, "±", "0.00"]
+    assert "how long a run takes: --steps N" in out
+
+
+def test_a_run_in_hours_and_money(ask, tmp_path):
+    """The closed form of a run that no save would pay for, beside a thousand of them."""
+    failing = ("--device-hours", "5000", "--restart", "60", "--standing", "5", "--runs", "1000")
+    arguments = ("--steps", "90000", "--price", "2", "--json", "n.json")
+    code, out, err = ask(*arguments, *failing)
+    assert (code, err) == (0, "")
+    facts = read(SimulationRecord, json.loads((tmp_path / "n.json").read_text()), "n.json")
+    few, many = facts.clusters
+    assert few.failures.saves == 0
+    mean, work = 5000 * 3600 / 8, 90000 * few.simulated_step_seconds
+    expected = mean * math.exp(60 / mean) * math.expm1(work / mean)
+    assert 3600 * few.run.hours == pytest.approx(expected, rel=1e-6)
+    assert many.failures.saves > 0
+    assert many.failures.saves * many.failures.steps_between_saves < 90000
+    assert abs(many.run.simulated_hours - many.run.hours) < 4 * many.run.simulated_hours_error
+    assert many.run.cost == pytest.approx(2 * 4096 * many.run.simulated_hours)
+    assert many.run.simulated_hours_low < many.run.simulated_hours < many.run.simulated_hours_high
+    assert "a run of 90,000 steps with failures" in out
+    assert "on 8 devices fewer than 10 failures were drawn" in out
+    ask(*arguments)
+    never = read(SimulationRecord, json.loads((tmp_path / "n.json").read_text()), "n.json").clusters[0]
+    assert 3600 * never.run.hours == pytest.approx(90000 * never.slowed_step_seconds)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_number_of_a_narrow_table_is_cut(ask, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = ask(*FAILING[:-2], "--runs", "2", "--standing", "1", "--price", "3")
+    assert code == 0
+    assert "…" not in out
+    tables, _, _ = out.partition("alike: closed form")
+    assert max(len(line.rstrip()) for line in tables.splitlines()) <= width
+    assert sum(line.split()[:1] == ["4,096"] for line in tables.splitlines()) == 3
 
 
 def test_measured_saves(ask):
@@ -84,6 +121,12 @@ def test_measured_saves(ask):
         (("--stragglers", "nowhere"), "is missing"),
         (("--picture", "x.pdf"), "--picture x.pdf should end in .svg or .png"),
         ((*FAILING, "--saves", "cluster.yaml"), "cluster.yaml is not valid JSON"),
+        (("--steps", "5", "--hours", "5"), "both say how long the run is; give one of them"),
+        (("--price", "5"), "--price 5 is of a run, and needs --steps N"),
+        (("--steps", "9" * 12), "--steps 1e+12 is beyond what can be simulated; valid: at most 1,000,000,000"),
+        (("--draws", "99999"), "on each of 10 clusters are too many draws; valid: at most 24,414 steps"),
+        (("--devices", "200000"), "200,000 devices are not simulated; valid: 1 to 100,000"),
+        ((*FAILING, "--standing", "1e9"), "--standing 1e+09 is beyond what can be simulated; valid: at most 10,000"),
         (("--saves", PAUSE), "--saves is of runs that fail, and needs --device-hours H"),
         (("--restart", "5"), "--restart is of runs that fail, and needs --device-hours H"),
     ],

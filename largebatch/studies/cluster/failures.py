@@ -8,6 +8,11 @@ seconds, with a save after the last, takes on average
 
     T(k) = k·M·e^{(R + ℓ)/M}·(e^{(τ + δ)/M} − 1) + M·e^{R/M}·(e^{ℓ/M} − 1)
 
+A run that ends with w seconds of work after its last save, w ≥ ℓ, need not save them: in the place of the second term
+stands M·e^{R/M}·(e^{w/M} − 1), for until the save can be read its ℓ seconds count as those waited for do, and from then
+on whatever fails costs a restart and w anew. With no save at all that is everything. Which k is best for a run of W
+seconds is looked for: near W/τ, and none where W is short.
+
 With ℓ = 0 it is Daly's complete model. The ℓ of an asynchronous save costs what a restart longer by ℓ would (and once
 the wait for the last one): only a piece that follows a failure has to outlive it. So the best τ, that of the least
 T/(k·τ), depends on neither R nor ℓ. It solves (1 − τ/M)·e^{(τ + δ)/M} = 1, with Lambert's W:
@@ -33,6 +38,8 @@ from largebatch.errors import UserError
 SMALL = 1e-6
 """Of δ/M: below, W₀ near its branch point has lost more digits than Daly's series."""
 ROUNDED = 1e-9
+NEAR = 3
+"""Pieces, or steps of one, beside those of a long run that are tried for a short one."""
 ENDLESS = 100.0
 """Seconds for each of work, beyond which a run is said to come to no end."""
 
@@ -124,10 +131,50 @@ def piece_seconds(times: CheckpointTimes, mean: float, interval: float) -> float
         return math.inf
 
 
-def expected_seconds(times: CheckpointTimes, mean: float, interval: float, pieces: int) -> float:
-    """T(k)"""
-    last = piece_seconds(CheckpointTimes(0, 0, times.restart), mean, times.lag)  # the wait until it can be read
-    return pieces * piece_seconds(times, mean, interval) + last
+def expected_seconds(
+    times: CheckpointTimes, mean: float, interval: float, pieces: int, after: float | None = None
+) -> float:
+    """T(k); with w seconds of work ``after`` the last save the run is over unsaved."""
+    last = times.lag if after is None else after
+    unsaved = piece_seconds(CheckpointTimes(0, 0, times.restart), mean, last)
+    return (pieces * piece_seconds(times, mean, interval) if pieces else 0.0) + unsaved
+
+
+@dataclass(frozen=True)
+class SavesOfRun:
+    """Of a run that is not saved at its end: every how many steps it is, and how often."""
+
+    steps: int
+    every: int
+    saves: int
+    """Between the pieces: the steps after the last are at most as many as ``every``."""
+
+    def seconds(self, times: CheckpointTimes, mean: float, step: float) -> float:
+        """On average, of steps of ``step`` seconds; infinite where it is beyond any number."""
+        after = max(times.lag * (self.saves > 0), (self.steps - self.saves * self.every) * step)
+        return expected_seconds(times, mean, self.every * step, self.saves, after)
+
+
+def best_saves(times: CheckpointTimes, mean: float, step: float, steps: int) -> SavesOfRun:
+    """Those by which a run of so many steps is over soonest on average."""
+
+    around = max(1, round(min(steps, steps * step / best_interval(times.standing, mean)))) if times.standing else steps
+    every = math.ceil(steps / around)
+    by_pieces = {max(1, min(steps, around + more)) for more in range(-NEAR, NEAR + 1)}
+    by_steps = {math.ceil(steps / max(1, every + more)) for more in range(-NEAR, NEAR + 1)}
+    found = [cut(times, step, steps, pieces) for pieces in sorted({1} | by_pieces | by_steps)]
+    return min(found, key=lambda one: one.seconds(times, mean, step))
+
+
+def cut(times: CheckpointTimes, step: float, steps: int, pieces: int) -> SavesOfRun:
+    """Into so many, as nearly equal as whole steps are. No save overtakes the one before; the end overtakes none."""
+    least = max(1, math.ceil((times.lag - times.standing) / step))
+    for fewer in range(min(pieces, math.ceil(steps / least)), 0, -1):
+        every = max(least, math.ceil(steps / fewer))
+        saves = math.ceil(steps / every) - 1
+        if not saves or (steps - saves * every) * step >= times.lag:
+            return SavesOfRun(steps, every, saves)
+    return SavesOfRun(steps, steps, 0)
 
 
 def time_lost(times: CheckpointTimes, mean: float, interval: float) -> TimeLost:

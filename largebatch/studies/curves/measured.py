@@ -41,6 +41,15 @@ class TargetPoint:
 
 
 @dataclass(frozen=True)
+class CurveParts:
+    """What was trained: a recipe's section ``model``, the names of its data and its optimizer; None: not said."""
+
+    model: Mapping[str, object] | None = None
+    data: str | None = None
+    optimizer: str | None = None
+
+
+@dataclass(frozen=True)
 class TargetCurve:
     """A row of a study: its points by ascending batch. ``unit`` is the plural of an example."""
 

@@ -4,6 +4,10 @@
 title: MLPerf ResNet-50 v1.5 / ImageNet, LARS
 source: mlcommons/logging, training_4.0.0/rcps_resnet.json
 target: accuracy 75.9 %
+score: {accuracy_percent: 75.9}         # the target as a number, by its key in an evaluation
+model: {name: resnet50}     # these three as in a recipe: a plan refuses points of another model or of other data
+data: {name: imagenet}
+optimizer: {name: lars}
 unit: images                # the plural of an example
 epoch: 1281167              # examples of an epoch, where points are in epochs
 middle: mean                # of the runs of a point; else the median
@@ -18,16 +22,16 @@ points:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
 
 from largebatch.errors import UserError, suggestion
 from largebatch.recipes.config.mistakes import section_of
-from largebatch.recipes.keys import LARGEST, PositiveFloat, PositiveInt, Section, Size, a_number
+from largebatch.recipes.keys import LARGEST, Finite, PositiveFloat, PositiveInt, Section, Size, a_number
 from largebatch.recipes.strict_yaml import parse
-from largebatch.studies.curves.measured import Middle, TargetCurve, TargetPoint, TargetRun
+from largebatch.studies.curves.measured import CurveParts, Middle, TargetCurve, TargetPoint, TargetRun
 
 FOLDER = Path(__file__).parent / "points"
 Needed = Annotated[float, Field(gt=0, le=LARGEST), pydantic.BeforeValidator(a_number)]
@@ -43,16 +47,33 @@ class PublishedPoint(Section):
     unreached: Runs | None = None
 
 
+class NamedPart(Section):
+    """What of a recipe's section is said of points."""
+
+    name: Annotated[str, Field(min_length=1)]
+
+
 class PublishedCurve(Section):
     """A file."""
 
     title: Annotated[str, Field(min_length=1)]
     source: str | None = None
     target: str | None = None
+    score: Annotated[dict[str, Finite], Field(min_length=1, max_length=1)] | None = None
+    model: dict[str, pydantic.JsonValue] | None = None
+    data: NamedPart | None = None
+    optimizer: NamedPart | None = None
     unit: str = "examples"
     epoch: PositiveInt | None = None
     middle: Middle = "median"
     points: Annotated[dict[Size, PublishedPoint], Field(min_length=1)]
+
+    @pydantic.field_validator("model")
+    @classmethod
+    def has_a_name(cls, model: dict[str, Any] | None) -> dict[str, Any] | None:
+        if model is not None and not (isinstance(name := model.get("name"), str) and name):
+            raise ValueError("model should have a name, as in model: {name: resnet50}")
+        return model
 
     @pydantic.model_validator(mode="after")
     def in_one_unit(self) -> PublishedCurve:
@@ -68,6 +89,15 @@ class PublishedCurve(Section):
     def curve(self) -> TargetCurve:
         points = tuple(self._point(batch) for batch in sorted(self.points))
         return TargetCurve(self.title, points, self.unit, self.middle)
+
+    @property
+    def of(self) -> CurveParts:
+        return CurveParts(self.model, self.data and self.data.name, self.optimizer and self.optimizer.name)
+
+    @property
+    def goal(self) -> tuple[str, float] | None:
+        """Key and value of the target."""
+        return next(iter(self.score.items())) if self.score else None
 
     def _point(self, batch: int) -> TargetPoint:
         written = self.points[batch]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from largebatch.records.curves import CurveToTarget, FittedLaw, ReachedPoint, TargetsRecord
+from largebatch.records.curves import PERFECT, CurveToTarget, FittedLaw, ReachedPoint, TargetsRecord
 from largebatch.studies.curves import published
 from largebatch.studies.curves.law import Bounds, LawFit, fit
-from largebatch.studies.curves.measured import MiddleOfRuns, TargetCurve
+from largebatch.studies.curves.measured import CurveParts, MiddleOfRuns, TargetCurve
 from largebatch.studies.curves.scaling import (
     NOTHING_LOST,
-    PERFECT,
     helps_until,
     helps_until_measured,
     scales_until,
@@ -29,13 +29,14 @@ def measure(name: str, command: str) -> TargetsRecord:
     points = published.load(published.located(name))
     return TargetsRecord(
         name=published.short_name(name), title=points.title, source=points.source, target=points.target,
+        score=points.goal and points.goal[0], score_target=points.goal and points.goal[1],
         unit=points.unit, epoch=points.epoch, middle=points.middle, command=command,
-        curves=[curve_record(points.curve())],
+        curves=[curve_record(points.curve(), points.of)],
     )  # fmt: skip
 
 
-def curve_record(curve: TargetCurve) -> CurveToTarget:
-    """A row with its law."""
+def curve_record(curve: TargetCurve, of: CurveParts | None = None) -> CurveToTarget:
+    """A row with its law; what it is ``of``, where that is known."""
     middles = curve.middles()
     fitted = fit(middles)
     return CurveToTarget(
@@ -46,6 +47,7 @@ def curve_record(curve: TargetCurve) -> CurveToTarget:
         law=_law(fitted, [middle.batch for middle in middles]) if fitted else None,
         perfect_until=scales_until_measured(middles),
         helps_until=helps_until_measured(middles),
+        **dataclasses.asdict(of or CurveParts()),
     )
 
 

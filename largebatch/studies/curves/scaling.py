@@ -16,12 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from largebatch.records.curves import MeasuredRange
+from largebatch.records.curves import PERFECT, MeasuredRange
 from largebatch.studies.curves.law import ScalingLaw
 from largebatch.studies.curves.measured import MiddleOfRuns
 
-PERFECT = 1.2
-"""Examples against the least ones, up to which scaling is called perfect."""
 NOTHING_LOST = 1.05
 """The same, up to which it is said that nothing is lost."""
 HELPS = 0.1

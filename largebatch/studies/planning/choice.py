@@ -1,18 +1,20 @@
 """Which point is the fastest, the cheapest, the knee; and the one for a time or a budget.
 
 A number of devices is worth its fastest point. The knee is the most devices at which a device-hour still buys KNEE of
-what it buys on the fewest: D(n₀)/D(n) ≥ 0.8, with D(n) the device-hours of the whole training on n of them.
+what it buys on the fewest: D(n₀)/D(n) ≥ 0.8, with D(n) the device-hours of the whole training on n of them. Where
+failures were told, hours and costs are those with them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from largebatch.errors import UserError
 from largebatch.records.plan import PlannedPoint
-from largebatch.report.numerals import count, duration, rounded
+from largebatch.report.numerals import count, rounded, time_unit
 
 KNEE = 0.8
 UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -30,49 +32,71 @@ class NamedPlaces:
 
 
 def choice_of(points: Sequence[PlannedPoint], within: float | None = None, budget: float | None = None) -> NamedPlaces:
-    """``within`` [h]: the cheapest that takes no longer; ``budget``: the fastest that costs no more."""
+    """``within`` [h]: the cheapest that takes no longer; ``budget``: the fastest that costs no more, of these."""
     places = range(len(points))
-    fastest = min(places, key=lambda place: (points[place].hours, points[place].device_hours))
-    cheapest = min(places, key=lambda place: (points[place].device_hours, points[place].hours))
+    fastest = min(places, key=lambda place: (points[place].expected_hours, points[place].device_hours))
+    cheapest = min(places, key=lambda place: (points[place].expected_device_hours, points[place].hours))
     knee = knee_of(points)
     if within is None and budget is None:
         return NamedPlaces(fastest, cheapest, knee, knee, "knee")
-    in_time = [place for place in places if within is None or points[place].hours <= within]
-    if within is not None and not in_time:
-        best = points[fastest]
-        raise UserError(
-            f"--within {duration(3600 * within)}: the fastest takes {duration(3600 * best.hours)}, batch "
-            f"{count(best.global_batch_size)} on {count(best.devices)} devices"
-        )
-    paid = [place for place in in_time if budget is None or cost_of(points[place]) <= budget]
-    if not paid:
-        best = points[min(in_time, key=lambda place: cost_of(points[place]))]
-        which = "the cheapest" if within is None else f"the cheapest within {duration(3600 * within)}"
-        raise UserError(
-            f"--budget {rounded(budget)}: {which} costs {rounded(best.cost)}, batch {count(best.global_batch_size)} "
-            f"on {count(best.devices)} devices"
-        )
+    fitting = [
+        place
+        for place in places
+        if (within is None or points[place].expected_hours <= within)
+        and (budget is None or points[place].expected_cost <= budget)
+    ]
+    if not fitting:
+        raise UserError(nothing_within(points, within, budget))
     if budget is None:
-        return NamedPlaces(fastest, cheapest, knee, min(paid, key=lambda place: points[place].device_hours), "within")
-    return NamedPlaces(fastest, cheapest, knee, min(paid, key=lambda place: points[place].hours), "budget")
+        chosen = min(fitting, key=lambda place: points[place].expected_device_hours)
+        return NamedPlaces(fastest, cheapest, knee, chosen, "within")
+    chosen = min(fitting, key=lambda place: points[place].expected_hours)
+    return NamedPlaces(fastest, cheapest, knee, chosen, "budget")
 
 
-def cost_of(point: PlannedPoint) -> float:
-    assert point.cost is not None
-    return point.cost
+def nothing_within(points: Sequence[PlannedPoint], within: float | None, budget: float | None) -> str:
+    """Which limit fails, and by how much; of two that hold one at a time, both."""
+    in_time = [point for point in points if within is not None and point.expected_hours <= within]
+    paid = [point for point in points if budget is not None and point.expected_cost <= budget]
+    each = bool(in_time and paid)
+    said = []
+    if within is not None and (each or not in_time):
+        best = min(paid if each else points, key=lambda point: point.expected_hours)
+        unit = time_unit(within)
+        which = f"the fastest for {rounded(budget)}" if each else "the fastest"
+        takes = _more(unit.of(best.expected_hours), unit.of(best.expected_hours - within), unit.sign)
+        said.append(f"--within {unit.of(within)} {unit.sign}: {which} takes {takes}, {_where(best)}")
+    if budget is not None and (each or not paid):
+        best = min(in_time if each else points, key=lambda point: point.expected_cost)
+        which = "the cheapest in that time" if each else "the cheapest"
+        costs = _more(rounded(best.expected_cost), rounded(best.expected_cost - budget), "")
+        said.append(f"--budget {rounded(budget)}: {which} costs {costs}, {_where(best)}")
+    return "; ".join(said)
+
+
+def _more(number: str, over: str, unit: str) -> str:
+    return f"{number} {unit}".rstrip() + f" ({over} {unit}".rstrip() + " more)"
+
+
+def _where(point: PlannedPoint) -> str:
+    endless = "" if point.expected_hours < math.inf else ", and comes to no end with these failures"
+    return f"batch {count(point.global_batch_size)} on {count(point.devices)} devices{endless}"
 
 
 def knee_of(points: Sequence[PlannedPoint]) -> int:
-    best = fastest_by_devices(points)
-    first = points[best[min(best)]].device_hours
-    return best[max(devices for devices, place in best.items() if first / points[place].device_hours >= KNEE)]
+    """The first point, where failures let none come to its end."""
+    best = {n: place for n, place in fastest_by_devices(points).items() if points[place].expected_hours < math.inf}
+    if not best:
+        return 0
+    first = points[best[min(best)]].expected_device_hours
+    return best[max(n for n, place in best.items() if first / points[place].expected_device_hours >= KNEE)]
 
 
 def fastest_by_devices(points: Sequence[PlannedPoint]) -> dict[int, int]:
     """Number of devices -> the place of its fastest point."""
     best: dict[int, int] = {}
     for place, point in enumerate(points):
-        if point.devices not in best or point.hours < points[best[point.devices]].hours:
+        if point.devices not in best or point.expected_hours < points[best[point.devices]].expected_hours:
             best[point.devices] = place
     return best
 

@@ -12,6 +12,7 @@ from largebatch.records.circumstances import commit, versions
 from largebatch.records.plan import ClusterPlanRecord, LeftOut, PlannedPoint
 from largebatch.report.numerals import count, listing
 from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.planning.agreement import number_of, with_reported
 from largebatch.studies.planning.choice import choice_of
 from largebatch.studies.planning.devices import nearest
 from largebatch.studies.planning.interruptions import Failures, with_failures
@@ -21,7 +22,7 @@ from largebatch.studies.planning.memory import StepMemory
 from largebatch.studies.planning.pace import pace_name
 from largebatch.studies.planning.points import LegOnMachine, Unplanned, compared, left_out, point_of
 from largebatch.studies.planning.precision import precision_on, precision_ratio
-from largebatch.studies.planning.sources import NamedSource, RecipeBudget, source_named, stated_law
+from largebatch.studies.planning.sources import NamedSource, RecipeBudget, agreed, source_named, stated_law
 from largebatch.studies.planning.sure import sentences
 from largebatch.studies.planning.traces import Traces
 from largebatch.studies.reading import training_examples
@@ -119,7 +120,7 @@ def source_of(wish: PlanWish, recipe: PlannedRecipe) -> NamedSource | None:
     plan = derive.plan_of(recipe.run, recipe.size, 1, PLENTY)
     budget = RecipeBudget(recipe.first_batch, plan.budget_examples)
     if wish.target is not None:
-        return source_named(wish.target, wish.row, budget)
+        return agreed(source_named(wish.target, wish.row, budget), recipe.run)
     assert wish.critical_batch is not None
     least = None if wish.epochs is None else wish.epochs * recipe.size
     return NamedSource(stated_law(wish.critical_batch, least, budget))
@@ -156,7 +157,9 @@ def recorded(
     wish: PlanWish, recipe: PlannedRecipe, source: NamedSource | None, workloads: Sequence[str],
     points: Sequence[PlannedPoint], left: Sequence[LeftOut],
 ) -> ClusterPlanRecord:  # fmt: skip
+    goal = source.parts.goal if source else None
     points = compared(sorted(points, key=lambda point: (point.devices, point.global_batch_size)))
+    points = with_reported(points, recipe.run, goal)
     if wish.failures is not None:
         points = [with_failures(point, wish.failures) for point in points]
     choice = choice_of(points, wish.within, wish.budget)
@@ -172,7 +175,10 @@ def recorded(
         recipe=str(wish.recipe), title=recipe.run.title, machine=wish.machine.name, machine_title=wish.machine.title,
         workload=", ".join(dict.fromkeys(workloads)), engine=recipe.run.engine.name, target=words,
         unit=source.unit if source else "examples", dataset_size=recipe.size,
-        critical_batch_size=target.critical if target else wish.critical_batch, price=wish.price, points=points,
+        critical_batch_size=target.critical if target else wish.critical_batch, optimizer=recipe.run.optimizer.name,
+        target_optimizer=source.parts.of.optimizer if source else None, target_score=goal and goal.value,
+        reported_number=number_of(recipe.run, goal), reported_by=recipe.run.expect and recipe.run.expect.source,
+        unchecked=list(source.unchecked) if source else [], price=wish.price, points=points,
         left_out=sorted(left, key=lambda one: (one.global_batch_size, one.devices)),
         fastest=choice.fastest, cheapest=choice.cheapest, knee=choice.knee, chosen=choice.chosen,
         chosen_as=choice.chosen_as,

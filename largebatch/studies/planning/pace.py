@@ -7,6 +7,7 @@ machine whose numbers were stated with intervals, what each of them moves the st
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,11 +53,19 @@ def pace_name(machine: Machine, run: config.Run, stated: str | None) -> str:
     for name in names:
         if name in machine.workloads:
             return name
-    known = ", ".join(sorted(machine.workloads)) or "none"
+    known = sorted(machine.workloads)
+    near = closest(names[-1], known)
+    takes = f"--workload {near} takes the closest" if near else "--workload NAME takes one of them"
     raise UserError(
-        f"machine {machine.name} has no pace of {names[-1]}; it has: {known}; --workload NAME takes one of them, "
+        f"machine {machine.name} has no pace of {names[-1]}; it has: {', '.join(known) or 'none'}; {takes}, "
         "largebatch plan fit ROWS.csv makes one of measured rows, plan fit --skeleton shows a MACHINE.yaml"
     )
+
+
+def closest(name: str, known: list[str]) -> str | None:
+    """``resnet50`` to ``timm/resnet50``; else the one that is spelled most like it."""
+    bare = name.rpartition("/")[2].lower()
+    return bare if bare in known else next(iter(difflib.get_close_matches(bare, known, n=1, cutoff=0.5)), None)
 
 
 def pace_for(machine: Machine, name: str, flops: float) -> Pace:

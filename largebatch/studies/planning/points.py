@@ -21,7 +21,7 @@ from largebatch.studies.cluster.step import StepTime, step_time
 from largebatch.studies.planning.devices import divisors
 from largebatch.studies.planning.legs import PLENTY, Leg
 from largebatch.studies.planning.memory import GIB, StepMemory, StepNeeds
-from largebatch.studies.planning.pace import SecondsBetween, pace_for, ratio_of, seconds_between
+from largebatch.studies.planning.pace import SecondsBetween, pace_for, ratio_of, seconds_between, workload_names
 from largebatch.studies.planning.precision import precision_on, precision_ratio
 from largebatch.studies.planning.sent import workload_of
 from largebatch.studies.planning.target import ExamplesNeeded
@@ -40,10 +40,11 @@ class Cut:
 
 
 class LegOnMachine:
-    """One leg, whose memory is known."""
+    """One leg, whose memory is known. A pace of another model is borrowed."""
 
     def __init__(self, leg: Leg, machine: Machine, workload: str, memory: StepMemory, size: int) -> None:
         self.leg, self.machine, self.workload, self.memory, self.size = leg, machine, workload, memory, size
+        self.borrowed = workload not in workload_names(leg.run)
         self.precision: Precision = precision_on(leg.run, memory.traces.device)
 
     def cut(self, devices: int) -> Cut:
@@ -91,16 +92,18 @@ class LegOnMachine:
             return step_time(machine, workload, devices, cut.micro, cut.accumulation)
 
         time = timed(self.machine)
-        sure = seconds_between(self.machine, self.workload, devices, lambda machine: timed(machine).total)
-        if precise.bound:
-            sure = sure.reaching(timed(self.machine, 1.0).total, time.total)
+        sure = SecondsBetween(None, None)
+        if not self.borrowed:
+            sure = seconds_between(self.machine, self.workload, devices, lambda machine: timed(machine).total)
+            if precise.bound:
+                sure = sure.reaching(timed(self.machine, 1.0).total, time.total)
         return PlannedPhase(
             global_batch_size=self.leg.batch, micro_batch_size=cut.micro, accumulation_steps=cut.accumulation,
             steps=max(1, math.ceil(expected.examples / self.leg.batch - 1e-9)), examples=expected.examples,
             memory_gib=needs.bytes / GIB, compute_seconds=time.compute, fixed_seconds=time.fixed,
             communication_seconds=time.communication, exposed_seconds=time.exposed, data_seconds=time.data,
             step_seconds=time.total, step_seconds_low=sure.low, step_seconds_high=sure.high, basis=expected.basis,
-            work=ratio_of(self.machine.pace(self.workload), needs.flops),
+            borrowed=self.borrowed, work=ratio_of(self.machine.pace(self.workload), needs.flops),
             precision=self.precision, precision_ratio=precise.ratio, precision_basis=precise.basis,
         ), expected  # fmt: skip
 
@@ -134,20 +137,35 @@ def total(values: Iterable[float | None]) -> float | None:
 def hours_between(
     planned: Sequence[tuple[PlannedPhase, ExamplesNeeded]], hours: float
 ) -> tuple[float | None, float | None]:
-    """Relative distances of the step's and the examples' ends, in squares; what has no interval counts as sure."""
+    """What steps and examples move the hours by.
+
+    Phases share the machine's fit and the source of their examples, so that all of their steps are long, or all of
+    their examples many, together (correlation 1): within each of the two kinds the phases' distances add up. Steps
+    and examples have nothing in common, and their sums add in squares: √((Σ h_p·s_p)² + (Σ h_p·e_p)²), with h_p the
+    hours of phase p and s_p, e_p relative distances of an end. A kind of which nothing has an interval counts as sure;
+    with a borrowed pace the hours have none.
+    """
+    if any(phase.borrowed for phase, _ in planned):
+        return None, None
     ends: list[float | None] = []
-    for side in ("low", "high"):
-        away, known = 0.0, False
-        for phase, needed in planned:
-            share = phase.steps * phase.step_seconds / 3600
-            sure = SecondsBetween(phase.step_seconds_low, phase.step_seconds_high)
-            for end, middle in ((getattr(sure, side), phase.step_seconds), (getattr(needed, side), needed.examples)):
-                if end is not None:
-                    known = True
-                    away += (share * (end / middle - 1)) ** 2
-        ends.append(hours + (math.sqrt(away) if side == "high" else -math.sqrt(away)) if known else None)
+    for side, sign in (("low", -1), ("high", 1)):
+        steps = [(phase, getattr(phase, f"step_seconds_{side}"), phase.step_seconds) for phase, _ in planned]
+        examples = [(phase, getattr(needed, side), needed.examples) for phase, needed in planned]
+        moved = [_moved(kind) for kind in (steps, examples)]
+        known = [one for one in moved if one is not None]
+        ends.append(hours + sign * math.hypot(*known) if known else None)
     low, high = ends
     return low if low is None else max(0.0, low), high
+
+
+def _moved(kind: Sequence[tuple[PlannedPhase, float | None, float]]) -> float | None:
+    """Hours that an end, of as many as are known, lies away from the middle; None where none is."""
+    moved = [
+        phase.steps * phase.step_seconds / 3600 * abs(end / middle - 1)
+        for phase, end, middle in kind
+        if end is not None
+    ]
+    return math.fsum(moved) if moved else None
 
 
 def compared(points: Sequence[PlannedPoint]) -> list[PlannedPoint]:

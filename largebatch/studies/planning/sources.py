@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from largebatch.errors import UserError, suggestion
+from largebatch.recipes import config
 from largebatch.records import names
 from largebatch.records.curves import CurveToTarget, ReachedPoint, TargetsRecord
 from largebatch.records.diagnoses import CriticalRecord, NoiseRecord
@@ -15,7 +17,8 @@ from largebatch.records.typed import read
 from largebatch.report.numerals import count, rounded
 from largebatch.studies.curves import published
 from largebatch.studies.curves.law import ScalingLaw
-from largebatch.studies.curves.measured import MiddleOfRuns, MiddleValue
+from largebatch.studies.curves.measured import CurveParts, MiddleOfRuns, MiddleValue
+from largebatch.studies.planning.agreement import ScoreGoal, SourceParts, check
 from largebatch.studies.planning.target import BoundTarget, ExamplesToTarget, LawTarget, points_target
 
 CURVES = "curves.json"  # of a study
@@ -35,6 +38,9 @@ class NamedSource:
 
     target: ExamplesToTarget
     unit: str = "examples"
+    name: str = ""
+    parts: SourceParts = field(default_factory=SourceParts)
+    unchecked: tuple[str, ...] = ()  # what of it could not be held against the recipe
 
 
 def source_named(name: str, row: str | None, budget: RecipeBudget) -> NamedSource:
@@ -48,7 +54,13 @@ def source_named(name: str, row: str | None, budget: RecipeBudget) -> NamedSourc
         raise UserError(f"--row {row} chooses a row of a study, and {name} has one curve; leave it out")
     points = published.load(published.located(name))
     words = f"{published.short_name(name)}: {points.title}{f', {points.target}' if points.target else ''}"
-    return NamedSource(points_target(words, points.curve().middles(), name), points.unit)
+    parts = SourceParts(points.of, points.goal and ScoreGoal(*points.goal))
+    return NamedSource(points_target(words, points.curve().middles(), name), points.unit, name, parts)
+
+
+def agreed(source: NamedSource, run: config.Run) -> NamedSource:
+    """UserError where it is of another model or other data than the recipe."""
+    return dataclasses.replace(source, unchecked=tuple(check(source.name, source.parts.of, run)))
 
 
 def _within_folder(folder: Path) -> Path:
@@ -71,17 +83,34 @@ def _of_json(path: Path, row: str | None, budget: RecipeBudget) -> NamedSource:
     if kind == TargetsRecord.kind:
         return _of_study(read(TargetsRecord, facts, path), row, path)
     if kind == CriticalRecord.kind:
-        return NamedSource(_of_branches(read(CriticalRecord, facts, path), budget, path))
+        critical = read(CriticalRecord, facts, path)
+        return _diagnosed(critical, critical.optimizer, _of_branches(critical, budget, path), path)
     if kind == NoiseRecord.kind:
-        return NamedSource(_of_noise(read(NoiseRecord, facts, path), budget, path))
+        noise = read(NoiseRecord, facts, path)
+        return _diagnosed(noise, None, _of_noise(noise, budget, path), path)
     raise UserError(f"--target {path} is of kind {str(kind)[:40]!r}; valid: targets, critical, noise")
+
+
+def _diagnosed(
+    record: CriticalRecord | NoiseRecord, optimizer: str | None, target: ExamplesToTarget, path: Path
+) -> NamedSource:
+    model = {"name": record.model} if record.model else None
+    return NamedSource(target, name=str(path), parts=SourceParts(CurveParts(model, record.data, optimizer)))
 
 
 def _of_study(record: TargetsRecord, row: str | None, path: Path) -> NamedSource:
     curve = _row_of(record, row, path)
     points = [_middle(point) for point in curve.points]
     words = f"{record.name}: {curve.label}{f', {record.target}' if record.target else ''}"
-    return NamedSource(points_target(words, points, f"{path}, row {curve.label},"), record.unit)
+    parts = SourceParts(CurveParts(curve.model, curve.data, curve.optimizer), _goal_of(record))
+    name = f"{path}, row {curve.label},"
+    return NamedSource(points_target(words, points, name), record.unit, name.removesuffix(","), parts)
+
+
+def _goal_of(record: TargetsRecord) -> ScoreGoal | None:
+    if record.score is None or record.score_target is None:
+        return None
+    return ScoreGoal(record.score, record.score_target)
 
 
 def _row_of(record: TargetsRecord, row: str | None, path: Path) -> CurveToTarget:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from largebatch.records.plan import PlannedPoint
 from largebatch.report.numerals import count, listing
 from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.curves.measured import LEVEL
 from largebatch.studies.planning.memory import GIB
 from largebatch.studies.planning.pace import SAME
 from largebatch.studies.planning.precision import said_of
@@ -36,12 +37,25 @@ def sentences(
 ) -> list[str]:
     most = max(point.devices for point in points)
     return [
-        *_of_steps(machine, workloads, most),
+        *(_borrowed(machine, workloads, points) or _of_steps(machine, workloads, most)),
         *_of_work(workloads, points),
         *_of_precision(machine, workloads, points),
         *_of_examples(target, points),
         *_of_memory(machine, points),
-        "hours are of training steps alone: no evaluations, checkpoints or starts",
+        "hours are of training steps alone: no evaluations, checkpoints or starts"
+        if points[0].interrupted is None
+        else "hours are of training steps, saves and restarts: no evaluations or starts",
+    ]
+
+
+def _borrowed(machine: Machine, workloads: Sequence[str], points: Sequence[PlannedPoint]) -> list[str]:
+    """Where --workload names the pace of another model."""
+    lent = [name for name, phase in zip(workloads, points[0].phases, strict=True) if phase.borrowed]
+    if not lent:
+        return []
+    return [
+        f"step times: borrowed from {listing(dict.fromkeys(lent))} by --workload, as {machine.name} has no pace of the "
+        "recipe's model: neither they nor the hours have an interval"
     ]
 
 
@@ -99,6 +113,14 @@ def _of_examples(target: ExamplesToTarget | None, points: Sequence[PlannedPoint]
     found = [f"examples: {said}"]
     if isinstance(target, PointsTarget) and BETWEEN in by_basis and target.missed is not None:
         found.append(f"the line between neighbours misses a measured batch by {100 * target.missed:.1f} % rms")
+    if isinstance(target, PointsTarget):
+        asked = by_basis.get(MEASURED, set())
+        levels = [one.level for one in target.reached if one.batch in asked and one.level and one.level < LEVEL]
+        if levels:
+            found.append(
+                f"intervals of examples hold at most {100 * max(levels):.0f} % where a batch has few seeds, not "
+                f"{100 * LEVEL:.0f}"
+            )
     return found
 
 

@@ -40,11 +40,23 @@ def located(name: str) -> Path:
     """The recipe file at this path, or with this name in the listing."""
     if Path(name).is_file():
         return Path(name)
-    known = names_in(folder_of())
-    found = known.get(name.removesuffix(".yaml"))
-    if found is None:
-        raise UserError(f"{name} is neither a recipe file nor a name in {folder_of()}{suggestion(name, list(known))}")
-    return found
+    if (file := listed_as(name)) is not None:
+        return file
+    known = list(names_in(folder_of()))
+    raise UserError(f"{name} is neither a recipe file nor a name in {folder_of()}{suggestion(name, known)}")
+
+
+def listed_as(name: str) -> Path | None:
+    """The file with this name in the listing."""
+    return recipe_names().get(name.removesuffix(".yaml"))
+
+
+def recipe_names() -> dict[str, Path]:
+    """The listing's names and files; none where there is no listing."""
+    try:
+        return names_in(folder_of())
+    except UserError:
+        return {}
 
 
 def listing(folder: Path) -> list[Listed]:

@@ -141,6 +141,10 @@ class Space:
         """The keys at an edge of which it lies."""
         return tuple(axis.key for axis in self.axes if axis.at_edge(best[axis.key], column(tried, axis.key)))
 
+    def outside(self, values: Values) -> list[str]:
+        """The keys whose value is none of these: a space that was moved tries such."""
+        return [axis.key for axis in self.axes if not -CLOSE <= axis.place(values[axis.key]) <= 1 + CLOSE]
+
     def ends(self) -> list[tuple[str, Any]]:
         """Every key with the extremes that it takes, or all its values."""
         pairs = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from largebatch.recipes import config
 from largebatch.records.curves import (
     CurveToTarget,
     RegionOfKey,
@@ -18,7 +19,7 @@ from largebatch.records.curves import (
 )
 from largebatch.records.run import ResultRecord
 from largebatch.records.typed import finite
-from largebatch.studies.curves.measured import TargetCurve, TargetPoint, TargetRun
+from largebatch.studies.curves.measured import CurveParts, TargetCurve, TargetPoint, TargetRun
 from largebatch.studies.curves.pairs import PairedStatement, can_be_decided, statements
 from largebatch.studies.curves.recorded import curve_record
 from largebatch.studies.curves.rules import TriedSetting, good_region, rule_of
@@ -44,6 +45,8 @@ def findings(folder: StudyFolder, command: str) -> TargetsRecord | None:
         title=study.name,
         source=None,
         target=f"{first.score.name} {first.score.of(study.target.score)}",
+        score=first.score.key,
+        score_target=study.target.score,
         unit="examples",
         epoch=float(whole_size(first)),
         middle="median",
@@ -110,10 +113,15 @@ def whole_size(cell: Cell) -> int:
 
 def _recorded(row: RowFindings) -> CurveToTarget:
     return dataclasses.replace(
-        curve_record(row.curve),
+        curve_record(row.curve, parts_of(row.cells[0][0].recipe.run())),
         searched=[_searched(cell, trials) for cell, trials in row.cells],
         rules=list(_rules(row)),
     )
+
+
+def parts_of(run: config.Run) -> CurveParts:
+    model = {key: value for key, value in run.as_written()["model"].items() if value not in (None, [])}
+    return CurveParts(model, run.data.name, run.optimizer.name)
 
 
 def _searched(cell: Cell, trials: dict[int, Trial]) -> SearchedBatch:
@@ -126,6 +134,7 @@ def _searched(cell: Cell, trials: dict[int, Trial]) -> SearchedBatch:
         reached=sum(map(reached_by, in_order)),
         chosen=top and top.values,
         at_edge=edges(cell.search.plan.space, in_order),
+        outside=[] if top is None else cell.search.plan.space.outside(top.values),
         good=_good(in_order),
     )
 

@@ -21,6 +21,7 @@ from largebatch.records.comparison import Tuning
 from largebatch.records.run import ResultRecord
 from largebatch.run.assemble import dataset_of, task_of
 from largebatch.studies.rows import ComparedRecipe
+from largebatch.studies.search import of_row
 from largebatch.studies.search.of_row import QUIET, RowSearch, judged, settings
 from largebatch.studies.search.rounds import Round, rounds
 from largebatch.studies.search.space import Values
@@ -140,7 +141,7 @@ def due(cell: Cell, outcomes: Outcomes) -> Iterator[PlannedRun]:
     for one in rounds(cell.search.plan, trials):
         for number, values in enumerate(one.values, start=one.first):
             if number not in trials:
-                yield PlannedRun(cell.trial_folder(number), of_trial(cell, values, one, trials))
+                yield PlannedRun(cell.trial_folder(number), of_round(cell, values, one, trials))
 
 
 def _seeds(cell: Cell, outcomes: Outcomes) -> Iterator[PlannedRun]:
@@ -152,8 +153,9 @@ def _seeds(cell: Cell, outcomes: Outcomes) -> Iterator[PlannedRun]:
             yield PlannedRun(folder, (*settings(values), f"seed={seed}", *QUIET))
 
 
-def of_trial(cell: Cell, values: Values, one: Round, trials: Mapping[int, Trial]) -> tuple[str, ...]:
-    overrides = (*settings(values), *judged(cell.tuning), f"seed={cell.tuning.seed}", *QUIET)
+def of_round(cell: Cell, values: Values, one: Round, trials: Mapping[int, Trial]) -> tuple[str, ...]:
+    """What a trial changes, and when it is given up."""
+    overrides = of_row.of_trial(cell.recipe, values, cell.tuning)
     if (epochs := given_up_after(cell, [trials[number] for number in range(one.first)])) is not None:
         overrides += (config.setting("evaluate.stop_at.give_up_epochs", epochs),)
     return overrides

@@ -51,7 +51,8 @@ def make_one(
         for job in due(cell, outcomes):
             with folder.claimed(job.folder) as mine:
                 if mine and job.folder not in folder.outcomes([cell]):
-                    run_once(cell.recipe, job.overrides, folder.out / job.folder, command, console)
+                    words = f"{cell.row} at batch {cell.batch:,}"
+                    run_once(cell.recipe, job.overrides, folder.out / job.folder, command, console, words)
                     return True
     return False
 
