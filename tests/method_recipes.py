@@ -110,6 +110,15 @@ METHODS: dict[str, dict[str, Any]] = {
         },
     },
     "lecture_adam": {"optimizer": {"name": "adam", "variant": "lecture"}, "lr": {"base": 0.002}},
+    "mixed": {
+        "data": {"name": "digits", "augment": "crop_flip", "mix": {"mixup": 0.4, "cutmix": 1.0, "per": "pair"}},
+        "loss": {"name": "bce", "label_smoothing": 0.1, "threshold": 0.2},
+    },
+    "mixed_by_batches_with_sam": {
+        "data": {"name": "digits", "mix": {"mixup": 0.4, "cutmix": 1.0, "probability": 0.8}},
+        "loss": {"label_smoothing": 0.1},
+        "sam": {"rho": 0.1, "m": 20},
+    },
     "regression": {
         "model": {"name": "mlp", "width": 16, "depth": 1},
         "data": {"name": "diabetes"},

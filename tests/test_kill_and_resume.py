@@ -65,7 +65,7 @@ OFTEN = {
 }
 WHOLE_WEIGHTS = "needs engine.name = ddp, which keeps whole weights on every rank"
 REFUSED = {  # on every engine that cuts weights into shards, and in which words
-    **dict.fromkeys(("sam", "sam_of_examples", "sam_with_norm"), f"sam {WHOLE_WEIGHTS}"),
+    **dict.fromkeys(("sam", "sam_of_examples", "sam_with_norm", "mixed_by_batches_with_sam"), f"sam {WHOLE_WEIGHTS}"),
     "adascale": f"lr.scaling = adascale {WHOLE_WEIGHTS}",
     **dict.fromkeys(("post_local_sgd", "post_local_sgd_with_ema"), f"averaging.name = post_local_sgd {WHOLE_WEIGHTS}"),
     "swap": f"averaging.name = swap {WHOLE_WEIGHTS}",
@@ -73,7 +73,7 @@ REFUSED = {  # on every engine that cuts weights into shards, and in which words
 SWAPS = [moment for moment in MOMENTS if "SWAP" in moment]
 ONLY = {  # moments that other methods never come to
     **dict.fromkeys(SWAPS, ("swap",)),
-    "at weights uphill": ("sam", "sam_of_examples", "sam_with_norm"),
+    "at weights uphill": ("sam", "sam_of_examples", "sam_with_norm", "mixed_by_batches_with_sam"),
     "between the gain and its step": ("adascale",),
     "between a step and its moving average": ("ema", "post_local_sgd_with_ema"),
     "while statistics are recomputed": ("precise_statistics", "swap"),

@@ -60,7 +60,7 @@ class TensorSplit:
             mine = slice(rank * held, (rank + 1) * held)
             draws = augmentation.step_draws(self.augment, seed, step, stage.global_batch_size)
             numbers += [draw[mine] for draw in draws]
-        on_device = _sent(np.stack(numbers), placement.device)
+        on_device = sent(np.stack(numbers), placement.device)
         for micro in range(stage.accumulation_steps):
             part = slice(micro * stage.micro_batch_size, (micro + 1) * stage.micro_batch_size)
             indices, *drawn = (row[part] for row in on_device)
@@ -105,7 +105,7 @@ class ResidentSplit(TensorSplit):
         return normalised(images.permute(0, 3, 1, 2), self.statistics, placement), labels
 
 
-def _sent(numbers: np.ndarray, device: torch.device) -> Tensor:
+def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
     """``numbers`` on the device without making the host wait for it."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -21,6 +21,7 @@ import numpy as np
 from largebatch.errors import UserError
 from largebatch.plan import order
 
+PAIR = 2  # examples that mixup and cutmix mix with each other: micro-batches hold whole pairs
 TOKEN_PIXELS = 392  # what a token counts like: 256 sequences of 128 tokens are as many as 256 images of 224 pixels
 
 

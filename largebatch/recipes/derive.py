@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from largebatch.errors import UserError
 from largebatch.plan import batch, phases, schedules
-from largebatch.plan.batch import BatchPlan, MicroBatch
+from largebatch.plan.batch import PAIR, BatchPlan, MicroBatch
 from largebatch.plan.phases import Span
 from largebatch.plan.schedules import Schedule
 from largebatch.recipes import config, methods
@@ -125,6 +125,9 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             stated, within = wish.size or stated, wish.within or within
             why.append(wish.why)
     multiple = 1
+    if run.data.mix is not None:
+        multiple = PAIR
+        why.append("data.mix, which mixes two by two")
     if bn is not None:
         why.append(f"batch.bn_batch_size = {bn}")
         if within is not None and bn > within:
@@ -135,7 +138,7 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             synchronised_ranks(run, world_size)
             stated = stated or share
         else:
-            multiple = bn
+            multiple = math.lcm(multiple, bn)
     return MicroBatch(stated, largest, multiple, within, " and ".join(why))
 
 

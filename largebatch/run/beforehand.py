@@ -99,6 +99,7 @@ def beside_the_reference(run: config.Run) -> tuple[str, ...]:
         "batch.ramp": run.batch.ramp is not None,
         "phases": run.phases is not None,
         "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
+        "data.mix": run.data.mix is not None,
         "model.weights": run.model.weights is not None,
         "model.frozen": bool(run.model.frozen),
         f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",

@@ -21,6 +21,7 @@ from largebatch.recipes.registry import Registry
 
 if TYPE_CHECKING:
     from largebatch.data.dataset import Split, Splits
+    from largebatch.recipes.config.mixing import Mix
 
 USUAL_DECODER = "turbo"
 
@@ -34,6 +35,7 @@ class Asked:
     image_size: Sizes | None = None  # the side of what an image set gives, and how it grows; unset: 224
     augment: str = "auto"  # one of largebatch.data.augment; auto: the set's standard
     color_jitter: float = 0.0  # s changes brightness, contrast and saturation each by a factor in 1 ± s
+    mix: Mix | None = None  # mixup and cutmix of training batches
     hold_out: int = 0  # training examples that become ``test`` and leave ``train``; the test set is not read
     decode: str = USUAL_DECODER  # who makes pixels of JPEG: turbo, pillow, nvjpeg, dali
     workers: int | None = None  # processes of a rank that read images; unset: one per processor, at most 8
@@ -184,7 +186,16 @@ def build(name: str, *, image_size: Sizes | int | None = None, **keys: Any) -> S
 def built(asked: Asked) -> Splits:
     found = known(asked.name)
     check(found, asked)
-    return found.build(asked)
+    return finished(found.build(asked), asked)
+
+
+def finished(splits: Splits, asked: Asked) -> Splits:
+    """The data set with what is done to whole training batches."""
+    if asked.mix is None:
+        return splits
+    from largebatch.data.mixed import with_mixing
+
+    return with_mixing(splits, asked.mix)
 
 
 def check(known: DataSet, asked: Asked) -> None:

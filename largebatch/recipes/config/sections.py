@@ -9,6 +9,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from largebatch.recipes.config.mistakes import shown
+from largebatch.recipes.config.mixing import Mix
 from largebatch.recipes.keys import (
     Folder,
     Fraction,
@@ -62,6 +63,7 @@ class Data(Section):
     image_size: ImageSizes | None = None  # a number is that side throughout; unset: 224
     augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
     color_jitter: Fraction = 0.0  # brightness, contrast and saturation each by a factor in 1 ± this; image sets only
+    mix: Mix | None = None  # mixup, cutmix
     hold_out: NonNegativeInt = 0  # training examples set aside and evaluated in place of the test set
     decode: Literal["turbo", "pillow", "nvjpeg", "dali"] = "turbo"  # who makes pixels of JPEG
     workers: NonNegativeInt | None = None  # processes (threads of dali) that read and decode images
@@ -190,7 +192,23 @@ class TaskSection(BaseModel):
 
 
 class Loss(Section):
+    """Of a classification; a task's own keys say the same."""
+
+    name: Literal["cross_entropy", "bce"] = "cross_entropy"  # bce: each class for itself, yes or no
     label_smoothing: Fraction = 0.0
+    threshold: Fraction | None = None  # bce only, like the next: labels above it are 1, the others 0
+    classes: Literal["mean", "sum"] = "mean"  # of an example's losses over the classes
+
+    @pydantic.model_validator(mode="after")
+    def no_idle_key(self) -> Loss:
+        if self.name != "bce" and (idle := [key for key in ("threshold", "classes") if key in self.changed()]):
+            raise ValueError(f"loss.{idle[0]} = {getattr(self, idle[0])} has no effect without loss.name = bce")
+        return self
+
+    def changed(self) -> dict[str, Any]:
+        """What is not as it is without a word, by the keys of a task."""
+        fields = type(self).model_fields
+        return {key: value for key in fields if (value := getattr(self, key)) != fields[key].default}
 
 
 class RegimeAdaptation(Section):

@@ -88,6 +88,8 @@ def measure(
         raise UserError(f"--seconds {seconds:g} in {repeats} windows leave nothing to time; give more of them")
     if beside := [method.where for method in run.methods.values() if method.ALONE or method.saved(0)]:
         raise UserError(f"bench batch measures updates of one set of weights; leave {' and '.join(beside)} out")
+    if run.data.mix is not None:
+        raise UserError("bench batch measures updates that do not augment; add data.mix=null")
     device = distributed.choose_device(run.device)
     dataset = dataset_of(run)
     if not isinstance(dataset.train, TensorSplit):
