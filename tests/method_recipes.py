@@ -114,6 +114,17 @@ METHODS: dict[str, dict[str, Any]] = {
         "data": {"name": "digits", "augment": "crop_flip", "mix": {"mixup": 0.4, "cutmix": 1.0, "per": "pair"}},
         "loss": {"name": "bce", "label_smoothing": 0.1, "threshold": 0.2},
     },
+    "erased_and_repeated": {
+        "data": {
+            "name": "digits",
+            "augment": "crop_flip",
+            "policy": "trivial_augment_wide",
+            "repeats": 3,
+            "erase": {"probability": 0.5, "mode": "pixel"},
+            "mix": {"mixup": 0.4},
+        },
+        "batch": {"global_batch_size": 120, "micro_batch_size": 20},
+    },
     "mixed_by_batches_with_sam": {
         "data": {"name": "digits", "mix": {"mixup": 0.4, "cutmix": 1.0, "probability": 0.8}},
         "loss": {"label_smoothing": 0.1},

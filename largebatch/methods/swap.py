@@ -102,13 +102,14 @@ class Swap(Method):
                 f"training examples{of}"
             )
         largest = min(largest_micro_batch, run.batch.micro_batch_size or largest_micro_batch)
-        return batch.resolve(
+        found = batch.resolve(
             dataset_size=plan.dataset_size,
             global_batch_size=self.worker_batch_size,
             epochs=self.epochs,
             seed=(run.seed + 1) * 1_000_003 % 2**32,
             micro=MicroBatch(size, largest, math.lcm(bn, pairs)),
         )
+        return dataclasses.replace(found, repeats=plan.repeats)
 
 
 @dataclasses.dataclass(frozen=True)

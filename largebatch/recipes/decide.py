@@ -119,8 +119,7 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
         until = (sizes.until_epoch or 0) * run.stretch
         early = ", which the run does not reach" if until > epochs else ""
         found.append(Beside("data.image_size", f"images of {' '.join(derive.words_of_sizes(run) or ())}{early}"))
-    if run.data.mix is not None:
-        found.append(Beside("data.mix", run.data.mix.words))
+    found += [Beside(key, words) for key, words in derive.words_of_augmentation(run).items()]
     if late := [epoch for epoch, _ in derive.growth_of(run)[0] if epoch >= epochs]:
         found.append(Beside("batch.ramp", f"no growth at epoch {derive.listed(late)}, after the end of the run"))
     if run.model.frozen:

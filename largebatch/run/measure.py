@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator
 import torch
 
 from largebatch.data import Split
-from largebatch.data.mixed import unmixed
+from largebatch.data.finished import as_read
 from largebatch.data.resident import TensorSplit
 from largebatch.machine import distributed, watchdog
 from largebatch.models import batch_norm
@@ -68,7 +68,7 @@ class Measure:
         with self._shown():
             if not evaluated:
                 yield self._evaluated(self.evaluated_on, self.job.dataset.test)
-            if asked or (asked is None and isinstance(unmixed(split), TensorSplit)):
+            if asked or (asked is None and isinstance(as_read(split), TensorSplit)):
                 yield self._evaluated("train", split)
             if self._recomputes:
                 kept = {name: buffer.clone() for name, buffer in self.engine.statistics().items()}

@@ -12,7 +12,7 @@ from scipy.stats import beta, chi2_contingency, ks_2samp
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam, mixup_target
 
 from largebatch import data
-from largebatch.data.mixed import MixedSplit, mixed, neighbours
+from largebatch.data.finished import FinishedSplit, mixed, neighbours
 from largebatch.data.mixing import step_mixing
 from largebatch.data.resident import ResidentSplit, TensorSplit
 from largebatch.errors import UserError
@@ -141,9 +141,9 @@ def test_layout_and_kind_stay():
     assert neighbours(torch.arange(6)).tolist() == [1, 0, 3, 2, 5, 4]
 
 
-def numbered_and_mixed(per: str) -> MixedSplit:
+def numbered_and_mixed(per: str) -> FinishedSplit:
     plain = ResidentSplit(pixels(20, 6, 3), np.arange(20), PLAIN, "crop_flip")
-    return MixedSplit(plain, Mix(mixup=0.5, cutmix=1.0, per=per), 20)
+    return FinishedSplit(plain, Mix(mixup=0.5, cutmix=1.0, per=per), 20)
 
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 2), (2, 6), (3, 4), (3, 2), (6, 2)])
@@ -251,7 +251,7 @@ def test_classes_that_nobody_states_are_asked_for():
 
 
 def test_mixup_of_numbers_that_are_no_images():
-    split = MixedSplit(TensorSplit((torch.randn(12, 5), torch.arange(12) % 3)), Mix(mixup=0.5, per="pair"), 3)
+    split = FinishedSplit(TensorSplit((torch.randn(12, 5), torch.arange(12) % 3)), Mix(mixup=0.5, per="pair"), 3)
     (step,) = split.steps(plan_of(12, 12, micro=6, steps=1), 0, 0, CPU, 0)
     for inputs, shares in step:
         assert inputs.shape == (6, 5)

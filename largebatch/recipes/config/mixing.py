@@ -1,4 +1,4 @@
-"""The section of mixup and cutmix."""
+"""The sections of random erasing, of mixup and cutmix."""
 
 from __future__ import annotations
 
@@ -7,9 +7,31 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from largebatch.recipes.keys import NonNegativeFloat, Number, Section
+from largebatch.recipes.keys import NonNegativeFloat, Number, PositiveFloat, Section
 
 Probability = Annotated[float, Field(ge=0, le=1), Number]
+
+
+class Erase(Section):
+    """A rectangle of some images is put out: a share of its area, sides in a ratio between two, anywhere."""
+
+    probability: Annotated[float, Field(gt=0, le=1), Number] = 0.5
+    mode: Literal["constant", "color", "pixel"] = "constant"  # the mean; or normal numbers for each channel, each pixel
+    area: tuple[PositiveFloat, PositiveFloat] = (0.02, 1 / 3)  # of the image's
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.3, 1 / 0.3)  # of height to width
+
+    @pydantic.model_validator(mode="after")
+    def in_order(self) -> Erase:
+        for key, (least, most) in (("area", self.area), ("ratio", self.ratio)):
+            if least > most or (key == "area" and most > 1):
+                bound = " and at most 1" if key == "area" else ""
+                raise ValueError(f"data.erase.{key} = [{least:g}, {most:g}] should be two numbers in order{bound}")
+        return self
+
+    @property
+    def words(self) -> str:
+        area = " to ".join(f"{100 * share:.3g}" for share in self.area)
+        return f"{area} % of an image erased ({self.mode}) with probability {self.probability:g}"
 
 
 class Mix(Section):

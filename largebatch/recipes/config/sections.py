@@ -9,7 +9,8 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from largebatch.recipes.config.mistakes import shown
-from largebatch.recipes.config.mixing import Mix
+from largebatch.recipes.config.mixing import Erase, Mix
+from largebatch.recipes.config.policies import PolicyName
 from largebatch.recipes.keys import (
     Folder,
     Fraction,
@@ -61,8 +62,12 @@ class Data(Section):
     name: str
     root: Place | None = None  # folder of the files; else $LARGEBATCH_DATA, else the cache folder
     image_size: ImageSizes | None = None  # a number is that side throughout; unset: 224
+    crop: Annotated[float, Field(gt=0, le=1), Number] = 0.875  # of the short side is seen in a test
     augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
+    policy: PolicyName | None = None  # rand_augment, trivial_augment_wide, auto_augment, timm/rand-m9-mstd0.5-inc1
     color_jitter: Fraction = 0.0  # brightness, contrast and saturation each by a factor in 1 ± this; image sets only
+    repeats: PositiveInt = 1  # of each image within a global batch, with draws of its own
+    erase: Erase | None = None  # random erasing
     mix: Mix | None = None  # mixup, cutmix
     hold_out: NonNegativeInt = 0  # training examples set aside and evaluated in place of the test set
     decode: Literal["turbo", "pillow", "nvjpeg", "dali"] = "turbo"  # who makes pixels of JPEG

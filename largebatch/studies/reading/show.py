@@ -123,10 +123,10 @@ def of_largest_examples(run: config.Run) -> config.Data:
 
 def asked_of(data: config.Data) -> Asked:
     """With the largest side of all."""
-    others = {"image_size", "length", "evaluate_length", "max_predictions", "if_changed", "mix"}
+    others = {"image_size", "length", "evaluate_length", "max_predictions", "if_changed", "mix", "erase"}
     keys = data.model_dump(exclude=others)
     side, length = (None if size is None else constant(size) for size in (data.side, data.length))
-    return Asked(**keys, image_size=side, length=length, mix=data.mix)
+    return Asked(**keys, image_size=side, length=length, mix=data.mix, erase=data.erase)
 
 
 Origin = Callable[..., str]
@@ -192,8 +192,8 @@ def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
         rows.append(("  then", f"{stage.global_batch_size:,} = {made_of}", when, origin("batch.ramp")))
     if (words := derive.words_of_sizes(run)) and derive.sides_of(run) is None:
         rows.append(("images", *words, origin("data.image_size")))
-    if run.data.mix is not None:
-        rows.append(("mixed", run.data.mix.words, "", origin("data.mix")))
+    for key, words in derive.words_of_augmentation(run).items():
+        rows.append((key.removeprefix("data."), words, "", origin(key)))
     if run.batch.bn_batch_size is None:
         sizes = dict.fromkeys(f"{stage.micro_batch_size:,}" for stage in plan.stages)
         rows.append(("batch norm over", ", ".join(sizes), "the micro-batch", "default"))
