@@ -98,6 +98,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "batch": {"global_batch_size": 120, "bn_batch_size": 20},
         "ema": {"decay": 0.9, "every_steps": 2},
     },
+    "ema_that_begins_small": {"ema": {"decay": 0.9, "every_steps": 2, "warmup": True}},
     "regime_adaptation": {
         "batch": {"global_batch_size": 120},
         "regime_adaptation": {"reference_batch_size": 60},

@@ -75,7 +75,7 @@ ONLY = {  # moments that other methods never come to
     **dict.fromkeys(SWAPS, ("swap",)),
     "at weights uphill": ("sam", "sam_of_examples", "sam_with_norm", "mixed_by_batches_with_sam"),
     "between the gain and its step": ("adascale",),
-    "between a step and its moving average": ("ema", "post_local_sgd_with_ema"),
+    "between a step and its moving average": ("ema", "ema_that_begins_small", "post_local_sgd_with_ema"),
     "while statistics are recomputed": ("precise_statistics", "swap"),
     "before workers are averaged": ("post_local_sgd", "post_local_sgd_with_ema"),
 }
@@ -131,6 +131,7 @@ CORE = [  # every engine, every method, every moment
                           "before the evaluation at the end"]),
     ("ddp alone", "swap", ["between two workers of SWAP"]),
     ("fsdp on 2", "ema", ["between a step and its moving average"]),
+    ("ddp on 2", "ema_that_begins_small", ["between a step and its moving average"]),
     ("ddp alone", "regime_adaptation", ["while a save is copied"]),
     ("ddp alone", "lecture_adam", ["in the middle of a file"]),
     ("ddp on 2", "mixed", ["between a gradient and its step", "between a save and its name"]),

@@ -120,6 +120,8 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
         early = ", which the run does not reach" if until > epochs else ""
         found.append(Beside("data.image_size", f"images of {' '.join(derive.words_of_sizes(run) or ())}{early}"))
     found += [Beside(key, words) for key, words in derive.words_of_augmentation(run).items()]
+    if run.lr.layer_decay is not None:
+        found.append(Beside("lr.layer_decay", f"lr × {run.lr.layer_decay:g} for each layer below the last"))
     if late := [epoch for epoch, _ in derive.growth_of(run)[0] if epoch >= epochs]:
         found.append(Beside("batch.ramp", f"no growth at epoch {derive.listed(late)}, after the end of the run"))
     if run.model.frozen:

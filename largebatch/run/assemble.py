@@ -91,9 +91,11 @@ def assemble(
         if part:
             engine.measure_parts(part)
             break
+    decay = run.lr.layer_decay
+    scales = None if decay is None else models.layer_scales(model, run.model.name, decay)
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, run.optimizer.not_adapted)
-    groups = optim.parameter_groups(model, run.weight_decay.value, table)
+    groups = optim.parameter_groups(model, run.weight_decay.value, table, scales)
     optimizer = optimizer_of(decided.optimizer, groups, decided.lr_at(0), precision, run.engine.name, model)
     matrices = optim.orthogonalised_names(optimizer)
     table = [row._replace(orthogonalised=row.name in matrices) for row in table]
