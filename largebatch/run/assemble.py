@@ -143,6 +143,11 @@ def task_of(run: config.Run, dataset: data.Splits) -> Task:
         )
     blank = dataset.blank(1)
     nested.check(blank, f"data.name = {run.data.name}")
+    if run.evaluate.flips and len(dataset.input_shape) != 3:
+        shape = "×".join(map(str, dataset.input_shape)) or "one number"
+        raise UserError(
+            f"evaluate.flips = true mirrors images, and data.name = {run.data.name} has inputs of {shape}; leave it out"
+        )
     task.check_data(blank, run.data.name)
     for method in run.methods.values():
         if method.EQUAL_UNITS and task.units_vary:

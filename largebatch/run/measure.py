@@ -23,7 +23,7 @@ from largebatch.machine import distributed, watchdog
 from largebatch.models import batch_norm
 from largebatch.run.assemble import Job
 from largebatch.run.parts import Parts
-from largebatch.steps.evaluate import Evaluation, evaluate
+from largebatch.steps.evaluate import Evaluation, evaluate, with_mirror_images
 
 OTHER_ORDER = 0x5EED  # batch norm's statistics are recomputed in an order of their own
 
@@ -88,6 +88,8 @@ class Measure:
         rank, world = distributed.rank(), distributed.world_size()
         batches = split.batches(rank, world, self.job.decided.evaluating.batch_size, self.job.placement)
         forward = functools.partial(self.engine.predict, self.job.task)
+        if self.job.decided.evaluating.flips:
+            forward = with_mirror_images(forward)
         evaluation = evaluate(self.engine.model, self.job.task, forward, batches, self.job.device)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
         self.last[name] = evaluation

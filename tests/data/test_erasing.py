@@ -137,3 +137,24 @@ def test_what_cannot_be_erased_is_one_sentence(data, sentence):
     }  # fmt: skip
     with pytest.raises(UserError, match=re.escape(sentence)):
         assemble(config.from_dict(written), torch.device("cpu"))
+
+
+def test_mirror_images_are_averaged_with_images():
+    from largebatch.steps.evaluate import with_mirror_images
+
+    images, weights = torch.randn(5, 3, 4, 6), torch.randn(3 * 4 * 6, 7)
+    found = with_mirror_images(lambda batch: batch[0].flatten(1) @ weights)((images, torch.arange(5)))
+    mirrored = torch.tensor(np.ascontiguousarray(images.numpy()[:, :, :, ::-1]))
+    torch.testing.assert_close(found, 0.5 * images.flatten(1) @ weights + 0.5 * mirrored.flatten(1) @ weights)
+
+
+def test_mirror_images_need_images():
+    written = {
+        "name": "tiny", "model": {"name": "mlp", "width": 4, "depth": 1}, "data": {"name": "diabetes"}, "epochs": 1,
+        "batch": {"global_batch_size": 38}, "optimizer": {"name": "sgd"}, "lr": {"base": 0.1}, "device": "cpu",
+        "evaluate": {"flips": True},
+    }  # fmt: skip
+    with pytest.raises(
+        UserError, match="evaluate.flips = true mirrors images, and data.name = diabetes has inputs of 10"
+    ):
+        assemble(config.from_dict(written), torch.device("cpu"))

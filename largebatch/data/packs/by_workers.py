@@ -38,7 +38,7 @@ class Viewed(Decoded):
     """Views of raw pixels."""
 
     def take(self, row: int, data: bytes, draw: Draw) -> None:
-        pixels = np.frombuffer(data, np.uint8)
+        pixels = np.frombuffer(bytearray(data), np.uint8)  # a copy, which torch may write to
         side = round((len(pixels) / 3) ** 0.5)
         self.views[row] = resized_view(pixels.reshape(side, side, 3), draw(side, side), self.side)
 

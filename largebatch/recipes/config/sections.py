@@ -273,6 +273,7 @@ class Evaluate(Section):
     every_epochs: PositiveFloat = 1.0  # and always at the end
     batch_size: PositiveInt = 1000  # examples per rank and forward
     train: Switch | None = None  # at the end also the training set, unaugmented; unset: if it is a small one
+    flips: Switch = False  # outputs are the mean of those of an image and of its mirror image
     median_of: PositiveInt = 1  # the result is the median accuracy of the last so many evaluations
 
 
