@@ -25,7 +25,7 @@ from largebatch.data.dali import DaliSplit
 from largebatch.data.dataset import Split, Splits
 from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
-from largebatch.data.packs.by_workers import Pixels, PixelsByWorkers
+from largebatch.data.packs.by_workers import PixelsByWorkers, PixelSource
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
 from largebatch.data.packs.split import PackedSplit
 from largebatch.data.passed_over import told_of
@@ -169,7 +169,7 @@ def _split(source: Any, how: Reading, training: bool) -> Split:
     policy = how.policy if training else None
     if isinstance(source, PixelPack) and policy is not None:
         return PixelsByWorkers(
-            Pixels(source), how.sizes, how.augment, how.color_jitter, how.decode, how.workers, helpers=how.helpers,
+            PixelSource(source), how.sizes, how.augment, how.color_jitter, how.decode, how.workers, helpers=how.helpers,
             policy=policy, crop=how.crop,
         )  # fmt: skip
     if isinstance(source, PixelPack):

@@ -15,7 +15,7 @@ from largebatch.data.packs.pack import PixelPack
 from largebatch.data.workers import CollectedImages, Decoded, WorkerSplit
 
 
-class Pixels:
+class PixelSource:
     """A pack as a source of images, whose bytes are their pixels."""
 
     def __init__(self, pack: PixelPack) -> None:
@@ -30,8 +30,8 @@ class Pixels:
     def read(self, index: int) -> bytes:
         return self.pack.gather(np.array([index])).tobytes()
 
-    def part(self, chosen: np.ndarray) -> Pixels:
-        return Pixels(self.pack.part(chosen))
+    def part(self, chosen: np.ndarray) -> PixelSource:
+        return PixelSource(self.pack.part(chosen))
 
 
 class Viewed(Decoded):
