@@ -111,6 +111,7 @@ def test_a_folder_looks_the_same_with_any_number_of_workers(image_root):
         assert torch.equal(images, others)
 
 
+@pytest.mark.worlds  # packing starts processes
 def test_packed_pixels_are_changed_by_workers(image_root, tmp_path):
     packed(image_root, tmp_path / "pack", size=24)
     found, (whole, parts) = images_of(tmp_path / "pack")
