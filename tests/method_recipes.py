@@ -98,6 +98,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "batch": {"global_batch_size": 120, "bn_batch_size": 20},
         "ema": {"decay": 0.9, "every_steps": 2},
     },
+    "ema_that_begins_small": {"ema": {"decay": 0.9, "every_steps": 2, "warmup": True}},
     "regime_adaptation": {
         "batch": {"global_batch_size": 120},
         "regime_adaptation": {"reference_batch_size": 60},
@@ -110,6 +111,26 @@ METHODS: dict[str, dict[str, Any]] = {
         },
     },
     "lecture_adam": {"optimizer": {"name": "adam", "variant": "lecture"}, "lr": {"base": 0.002}},
+    "mixed": {
+        "data": {"name": "digits", "augment": "crop_flip", "mix": {"mixup": 0.4, "cutmix": 1.0, "per": "pair"}},
+        "loss": {"name": "bce", "label_smoothing": 0.1, "threshold": 0.2},
+    },
+    "erased_and_repeated": {
+        "data": {
+            "name": "digits",
+            "augment": "crop_flip",
+            "policy": "trivial_augment_wide",
+            "repeats": 3,
+            "erase": {"probability": 0.5, "mode": "pixel"},
+            "mix": {"mixup": 0.4},
+        },
+        "batch": {"global_batch_size": 120, "micro_batch_size": 20},
+    },
+    "mixed_by_batches_with_sam": {
+        "data": {"name": "digits", "mix": {"mixup": 0.4, "cutmix": 1.0, "probability": 0.8}},
+        "loss": {"label_smoothing": 0.1},
+        "sam": {"rho": 0.1, "m": 20},
+    },
     "regression": {
         "model": {"name": "mlp", "width": 16, "depth": 1},
         "data": {"name": "diabetes"},

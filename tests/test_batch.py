@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import re
 
@@ -108,3 +110,35 @@ def test_marks_are_the_first_steps_that_reach_an_epoch():
 def test_an_order_cannot_be_changed_by_its_reader():
     with pytest.raises(ValueError, match="read-only"):
         epoch_order(10, 0, 0)[0] = 3
+
+
+@pytest.mark.parametrize(("size", "batch", "repeats"), [(20, 12, 3), (20, 10, 3), (7, 5, 2), (100, 2, 3), (12, 12, 4)])
+def test_repeats_are_an_example_so_often_in_a_row_of_the_stream_cut_into_batches(size, batch, repeats):
+    """A dumber statement: the stream with every example written down ``repeats`` times."""
+    plan = dataclasses.replace(resolve(dataset_size=size, global_batch_size=batch, steps=30, seed=4), repeats=repeats)
+    plain = resolve(dataset_size=size, global_batch_size=1, steps=30 * batch, seed=4)
+    stream = [int(plain.examples_of(place).indices[0]) for place in range(30 * batch // repeats + 1)]
+    written_down = [example for example in stream for _ in range(repeats)]
+    positions = []
+    for step in range(plan.steps):
+        found = plan.examples_of(step)
+        assert sorted(found.indices.tolist()) == sorted(written_down[step * batch : (step + 1) * batch])
+        assert [written_down[place] for place in found.positions.tolist()] == found.indices.tolist()
+        assert found.epochs.tolist() == [place // repeats // size for place in found.positions.tolist()]
+        positions += found.positions.tolist()
+        if batch >= 2 * repeats and batch % repeats == 0:  # whoever is mixed with its neighbour is mixed with another
+            assert all(one != other for one, other in itertools.pairwise(found.indices.tolist()))
+    assert sorted(positions) == list(range(30 * batch))
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_repeats_are_the_same_in_any_world(world):
+    whole, parts = (
+        dataclasses.replace(resolve(dataset_size=20, global_batch_size=12, steps=9, world_size=w), repeats=3)
+        for w in (1, world)
+    )
+    for step in range(9):
+        joined = [
+            np.concatenate(shares) for shares in zip(*(parts.examples_of(step, r) for r in range(world)), strict=True)
+        ]
+        assert all(np.array_equal(one, other) for one, other in zip(whole.examples_of(step), joined, strict=True))

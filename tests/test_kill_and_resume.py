@@ -65,7 +65,7 @@ OFTEN = {
 }
 WHOLE_WEIGHTS = "needs engine.name = ddp, which keeps whole weights on every rank"
 REFUSED = {  # on every engine that cuts weights into shards, and in which words
-    **dict.fromkeys(("sam", "sam_of_examples", "sam_with_norm"), f"sam {WHOLE_WEIGHTS}"),
+    **dict.fromkeys(("sam", "sam_of_examples", "sam_with_norm", "mixed_by_batches_with_sam"), f"sam {WHOLE_WEIGHTS}"),
     "adascale": f"lr.scaling = adascale {WHOLE_WEIGHTS}",
     **dict.fromkeys(("post_local_sgd", "post_local_sgd_with_ema"), f"averaging.name = post_local_sgd {WHOLE_WEIGHTS}"),
     "swap": f"averaging.name = swap {WHOLE_WEIGHTS}",
@@ -73,9 +73,9 @@ REFUSED = {  # on every engine that cuts weights into shards, and in which words
 SWAPS = [moment for moment in MOMENTS if "SWAP" in moment]
 ONLY = {  # moments that other methods never come to
     **dict.fromkeys(SWAPS, ("swap",)),
-    "at weights uphill": ("sam", "sam_of_examples", "sam_with_norm"),
+    "at weights uphill": ("sam", "sam_of_examples", "sam_with_norm", "mixed_by_batches_with_sam"),
     "between the gain and its step": ("adascale",),
-    "between a step and its moving average": ("ema", "post_local_sgd_with_ema"),
+    "between a step and its moving average": ("ema", "ema_that_begins_small", "post_local_sgd_with_ema"),
     "while statistics are recomputed": ("precise_statistics", "swap"),
     "before workers are averaged": ("post_local_sgd", "post_local_sgd_with_ema"),
 }
@@ -131,8 +131,12 @@ CORE = [  # every engine, every method, every moment
                           "before the evaluation at the end"]),
     ("ddp alone", "swap", ["between two workers of SWAP"]),
     ("fsdp on 2", "ema", ["between a step and its moving average"]),
+    ("ddp on 2", "ema_that_begins_small", ["between a step and its moving average"]),
     ("ddp alone", "regime_adaptation", ["while a save is copied"]),
     ("ddp alone", "lecture_adam", ["in the middle of a file"]),
+    ("ddp on 2", "mixed", ["between a gradient and its step", "between a save and its name"]),
+    ("ddp alone", "mixed_by_batches_with_sam", ["at weights uphill"]),
+    ("fsdp on 2", "erased_and_repeated", ["in an evaluation"]),
     ("fsdp on 2", "regression", ["in an evaluation"]),
     ("zero 1 on 2", "multilabel", ["between a save and its name"]),
     ("zero 1 on 2", "masked_lm", ["in an evaluation"]),

@@ -530,18 +530,20 @@ def test_seconds_belong_to_what_this_process_did(worlds):
     assert swap["seconds_per_step"] == pytest.approx(swap["seconds_training"] / executed)
 
 
+@pytest.mark.parametrize("method", ["ema", "ema_that_begins_small"])
 @pytest.mark.worlds
-def test_the_moving_average_by_hand(tmp_path):
+def test_the_moving_average_by_hand(tmp_path, method):
     taken: list[dict[str, torch.Tensor]] = []
 
     def take(job, step):
         taken.append({n: p.detach().clone() for n, p in job.engine.model.named_parameters()})
 
     with beside(before=lambda job, step: None if taken else take(job, step), after=take):
-        directory = finished("ema", tmp_path)
+        directory = finished(method, tmp_path)
     average = taken[0]
-    for step in range(2, 26, 2):
-        average = {n: 0.9 * average[n] + 0.1 * taken[step][n] for n in average}
+    for number, step in enumerate(range(2, 26, 2)):
+        decay = min(0.9, (1 + number) / (10 + number)) if method == "ema_that_begins_small" else 0.9
+        average = {n: decay * average[n] + (1 - decay) * taken[step][n] for n in average}
     for name, tensor in checkpoint(directory)["parts"]["ema"].items():
         torch.testing.assert_close(tensor, average[name], rtol=1e-12, atol=1e-13)
     assert same({n: checkpoint(directory)["model"][n] for n in taken[-1]}, taken[-1])
@@ -618,6 +620,7 @@ REFUSED = {
     "engine.name=fsdp": ("sam", "sam needs engine.name = ddp"),
     "sam={rho: 0.1}": ("adascale", "lr.scaling = adascale measures gradients at the weights"),
     "batch.ramp={at_epochs: [1], factor: 2}": ("adascale", "both change what a step is worth"),
+    "ema={warmup: true}": ("post_local_sgd", "ema.warmup = true counts the steps of one set of weights, and averaging"),
     "ema={decay: 0.9}": ("swap", "averaging.name = swap ends with an average of its own"),
     "averaging.lr={base: 1, scaling: adascale, reference_batch_size: 5}": ("swap", "averaging.lr.scaling = adascale"),
     "averaging.lr.scaling=linear": ("swap", "averaging.lr: lr.scaling = linear needs lr.reference_batch_size"),

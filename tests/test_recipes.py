@@ -89,6 +89,13 @@ C1 = {**KESKAR, "model.name": "keskar_c1", "data.augment": "none"}
 ADASCALE = {"epochs": 100, "lr.scaling": "adascale", "optimizer.momentum": 0.9, "model.name": "resnet18_small"}
 
 
+RSB = {  # as mmpretrain's files of it say; the accuracy of A1 is the abstract's
+    "optimizer.name": "lamb", "optimizer.variant": "apex", "max_grad_norm": 1.0, "weight_decay.skip": ("norm", "bias"),
+    "loss.name": "bce", "data.mix.cutmix": 1.0, "data.crop": 0.95, "lr.decay.name": "cosine", "lr.decay.end_lr": 1e-6,
+    "model.name": "timm/resnet50",
+}  # fmt: skip
+
+
 def mlperf(lr, warmup, momentum, decay, bn, epochs, steps) -> At:
     keys = ("optimizer.momentum", "weight_decay.value", "batch.bn_batch_size", "epochs")
     return At(lr, warmup, steps, 75.9, took=steps, says=dict(zip(keys, (momentum, decay, bn, epochs), strict=True)))
@@ -119,6 +126,56 @@ PAPERS = {
         32768,
         {"steps": 2512, "batch.bn_batch_size": 64, "optimizer.nesterov": True},
         {32768: At(math.nan, math.nan, 2512, 75.9, took=2512)},
+    ),
+    # Wightman et al. 2021
+    "imagenet/rsb2021-a1": Paper(
+        2048,
+        {
+            **RSB, "epochs": 600, "weight_decay.value": 0.01, "data.mix.mixup": 0.2, "data.repeats": 3,
+            "data.policy": "timm/rand-m7-mstd0.5-inc1", "model.model_extra": {"drop_path_rate": 0.05},
+        },
+        {2048: At(0.005, 5, math.ceil(600 * 1_281_167 / 2048), 80.4)},
+    ),
+    "imagenet/rsb2021-a2": Paper(
+        2048,
+        {
+            **RSB, "epochs": 300, "weight_decay.value": 0.02, "data.mix.mixup": 0.1, "data.repeats": 3,
+            "data.policy": "timm/rand-m7-mstd0.5-inc1", "model.model_extra": {"drop_path_rate": 0.05},
+        },
+        {2048: At(0.005, 5, 187_671, 79.8)},
+    ),
+    "imagenet/rsb2021-a3": Paper(
+        2048,
+        {
+            **RSB, "epochs": 100, "weight_decay.value": 0.02, "data.mix.mixup": 0.1, "data.repeats": 1,
+            "data.policy": "timm/rand-m6-mstd0.5-inc1", "data.image_size.last": 160, "data.image_size.evaluate": 224,
+        },
+        {2048: At(0.008, 5, 62_557, 78.1)},
+    ),
+    # torchvision's command line of ResNet-50's second weights
+    "imagenet/torchvision2021": Paper(
+        8 * 128,
+        {
+            "epochs": 600, "optimizer.name": "sgd", "optimizer.momentum": 0.9, "weight_decay.value": 2e-5,
+            "weight_decay.skip": ("norm",), "loss.label_smoothing": 0.1, "data.mix.mixup": 0.2, "data.mix.cutmix": 1.0,
+            "data.policy": "trivial_augment_wide", "data.erase.probability": 0.1, "data.repeats": 4,
+            "data.image_size.last": 176, "data.image_size.evaluate": 224, "data.crop": round(224 / 232, 4),
+            "lr.decay.name": "cosine", "lr.warmup.start": 0.01 * 0.5, "batch.bn_batch_size": 128,
+            "ema.decay": round(1 - (1 - 0.99998) * 32 * 1024 / 600, 6), "ema.every_steps": 32,
+        },
+        {1024: At(0.5, 5)},
+    ),
+    # Touvron et al. 2020, the defaults of main.py of facebookresearch/deit and its README
+    "imagenet/deit2021": Paper(
+        4 * 256,
+        {
+            "epochs": 300, "optimizer.name": "adamw", "optimizer.eps": 1e-8, "weight_decay.value": 0.05,
+            "loss.label_smoothing": 0.1, "data.mix.mixup": 0.8, "data.mix.cutmix": 1.0, "data.repeats": 3,
+            "data.policy": "timm/rand-m9-mstd0.5-inc1", "data.erase.probability": 0.25, "data.erase.mode": "pixel",
+            "lr.warmup.start": 1e-6, "lr.decay.end_lr": 1e-5, "ema.decay": 0.99996,
+            "model.model_extra": {"drop_path_rate": 0.1},
+        },
+        {1024: At(5e-4 * 1024 / 512, 5, 375_342, 79.9)},
     ),
     # Leclerc et al. 2023, rn50_16_epochs.yaml of the authors
     "imagenet/ffcv2023": Paper(
@@ -386,6 +443,7 @@ UNVERIFIED = {  # numbers from memory: their lines say so
     "imagenet/akiba2017": ["{value: 1e-4", "bn_batch_size: 32"],
     "cifar10/swap2020": ["resnet9", "4096", "1.2", "98", "512", "30  ", "0.15"],
     "cifar10/sam2021": ["width: 10"],
+    "imagenet/rsb2021-a1": ["label_smoothing: 0.1"],
 }
 
 

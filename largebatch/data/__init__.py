@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from largebatch.data.sets import Asked, build, built
+from largebatch.data.sets import Asked, build, built, finished
 from largebatch.data.sizes import Sizes
 
 if TYPE_CHECKING:
     from largebatch.data.dataset import Placement, Split, Splits
 
-__all__ = ["Asked", "Placement", "Sizes", "Split", "Splits", "build", "built"]
+__all__ = ["Asked", "Placement", "Sizes", "Split", "Splits", "build", "built", "finished"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from largebatch.data.augment import resized_crop_box
+from largebatch.data.sizes import CENTRE
 
 DECODERS = ("pillow", "turbo")
 JPEG = b"\xff\xd8\xff"  # how every JPEG file begins
-_CENTRE_FRACTION = 0.875
 _LONGEST = 8  # short sides; of a longer image the ends are never seen in an evaluation
 _BITS_PER_SAMPLE = 258  # TIFF's tag; 12 bits have mode I;16, too
 _WITH_ALPHA = {"RGBa": "RGBA", "La": "LA", "P": "RGBA"}  # what Pillow does not convert at once, or not in silence
@@ -54,13 +54,13 @@ class Window(NamedTuple):
 Draw = Callable[[int, int], Window]  # width and height -> window
 
 
-def evaluation_window(width: int, height: int, size: int) -> Window:
-    """The central ``size`` × ``size`` of the image resized to a short side of size / 0.875.
+def evaluation_window(width: int, height: int, size: int, crop: float = CENTRE) -> Window:
+    """The central ``size`` × ``size`` of the image resized to a short side of size / ``crop``.
 
     Of an image more than 8 times as long as it is wide the middle alone is resized, so that a thread of pixels takes no
     more memory than any image.
     """
-    short = round(size / _CENTRE_FRACTION)
+    short = round(size / crop)
     stored = min(width, height)
     region = _middle(width, height, _LONGEST * stored)
     wide, tall = (max(short, round((end - start) * short / stored)) for start, end in (region[::2], region[1::2]))
@@ -73,12 +73,14 @@ def _middle(width: int, height: int, longest: int) -> tuple[int, int, int, int]:
     return left, upper, width - left, height - upper
 
 
-def training_window(width: int, height: int, size: int, augment: str, rng: np.random.Generator) -> Window:
+def training_window(
+    width: int, height: int, size: int, augment: str, rng: np.random.Generator, crop: float = CENTRE
+) -> Window:
     """A random window as :mod:`largebatch.data.augment` defines ``augment``: the box first, then the flip."""
     if augment.startswith("resized_crop"):
         window = Window(resized_crop_box(width, height, rng), (size, size))
     else:
-        window = evaluation_window(width, height, size)
+        window = evaluation_window(width, height, size, crop)
     if augment.endswith("flip"):
         window = window._replace(flip=bool(rng.integers(0, 2)))
     return window

@@ -77,7 +77,9 @@ class DeviceDecodedSplit(WorkerSplit):
         part = slice(row, row + 1)
         request = Request(indices[part], None if positions is None else positions[part], side)
         form = functools.partial(Decoded, decode="pillow")
-        again = Reader(reader.source, form, reader.augment, reader.color_jitter, reader.seed, reader.at_most)
+        again = Reader(
+            reader.source, form, reader.augment, reader.color_jitter, reader.seed, reader.at_most, crop=reader.crop
+        )
         found = self._accepted(again[request])
         for mine, new in (
             (answer.labels, found.labels),

@@ -25,6 +25,7 @@ from largebatch.data.dali import DaliSplit
 from largebatch.data.dataset import Split, Splits
 from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
+from largebatch.data.packs.by_workers import PixelsByWorkers, PixelSource
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
 from largebatch.data.packs.split import PackedSplit
 from largebatch.data.passed_over import told_of
@@ -54,8 +55,10 @@ class Reading:
     """How a set's images are to be seen and read."""
 
     sizes: Sizes
+    crop: float
     augment: str
     color_jitter: float
+    policy: str | None
     decode: str
     workers: int
     unreadable_share: float
@@ -71,12 +74,19 @@ class ImageSplits(NamedTuple):
 
 def image_set(known: Photographs, asked: Asked) -> Splits:
     """The data set under ``asked.root``; images held out of those to train on, at random, replace its test set."""
+    if asked.policy is not None and asked.decode in ("nvjpeg", "dali"):
+        raise UserError(
+            f"data.policy = {asked.policy} changes images where workers have decoded them, and data.decode = "
+            f"{asked.decode} decodes later; valid: turbo, pillow"
+        )
     if asked.decode not in SPLITS:
         raise UserError(f"data.decode = {asked.decode!r} is not a decoder{suggestion(asked.decode, list(SPLITS))}")
     reading = Reading(
         sizes_of(asked),
+        asked.crop,
         known.augmentation(asked),
         asked.color_jitter,
+        asked.policy,
         asked.decode,
         min(MOST_WORKERS, processors()) if asked.workers is None else asked.workers,
         asked.unreadable_share,
@@ -85,6 +95,11 @@ def image_set(known: Photographs, asked: Asked) -> Splits:
     where = _place(known, asked.root)
     found = _found(where, known.number_of_classes, asked)
     train, test = _divided(where, found, known, asked.hold_out)
+    if asked.repeats > 1 and isinstance(train, ShardedImages) and train.remote:
+        raise UserError(
+            f"data.repeats = {asked.repeats} asks for the images of a batch again, and shards in a store are read in "
+            "their own order; valid: shards on this host, a folder or a pack, or data.repeats = 1"
+        )
     pixels, facts = _check_pixels(where, train, reading)
     splits = _split(train, reading, training=True), _split(test, reading, training=False)
     made = known.outline(asked, splits, f"{found.form}, {where}", len(train.classes))
@@ -151,8 +166,14 @@ def _found(where: str, classes_expected: int | None, asked: Asked) -> ImageSplit
 
 
 def _split(source: Any, how: Reading, training: bool) -> Split:
+    policy = how.policy if training else None
+    if isinstance(source, PixelPack) and policy is not None:
+        return PixelsByWorkers(
+            PixelSource(source), how.sizes, how.augment, how.color_jitter, how.decode, how.workers, helpers=how.helpers,
+            policy=policy, crop=how.crop,
+        )  # fmt: skip
     if isinstance(source, PixelPack):
-        return PackedSplit(source, how.sizes, how.augment, how.color_jitter)
+        return PackedSplit(source, how.sizes, how.augment, how.color_jitter, how.crop)
     in_store = isinstance(source, ShardedImages) and source.remote
     return SPLITS[how.decode](
         source,
@@ -166,6 +187,8 @@ def _split(source: Any, how: Reading, training: bool) -> Split:
         ahead=source.ahead if in_store else None,
         at_the_end=source.end_ahead if in_store else None,
         helpers=how.helpers,
+        policy=policy,
+        crop=how.crop,
     )
 
 
@@ -185,7 +208,7 @@ def _check_pixels(where: str, train: Any, how: Reading) -> tuple[str, dict[str, 
     ):
         if idle:
             raise UserError(f"{key} has no effect: {where} is a pack of pixels, with nothing to decode; leave it out")
-    left, _, right, _ = centre_box(train.size)
+    left, _, right, _ = centre_box(train.size, how.crop)
     enlarged = {"tests": f"enlarged from {right - left}"} if how.sizes.evaluate > right - left else {}
     return f"packed at {train.size} a side", enlarged
 

@@ -14,6 +14,7 @@ from typing import Any
 from largebatch.data.dataset import Splits
 from largebatch.data.decode import evaluation_window
 from largebatch.data.resident import ResidentSplit
+from largebatch.data.sizes import CENTRE
 from largebatch.data.statistics import IMAGENET
 
 
@@ -25,7 +26,8 @@ def prepared(dataset: Splits) -> dict[str, Any]:
     height = shape[1]
     whole = isinstance(dataset.test, ResidentSplit)  # images come as they are, all of one size
     statistics = dataset.test.statistics if isinstance(dataset.test, ResidentSplit) else IMAGENET
-    short = min(evaluation_window(height, height, height).resized)
+    crop = getattr(dataset.test, "crop", CENTRE)
+    short = min(evaluation_window(height, height, height, crop).resized)
     return {
         "classes": list(dataset.classes),
         "input_size": list(shape),

@@ -15,7 +15,9 @@ from torch import Tensor
 from largebatch.data import augment as augmentation
 from largebatch.data import nested
 from largebatch.data.dataset import Placement, normalised, share
+from largebatch.data.draws import keys_of
 from largebatch.data.nested import Batch
+from largebatch.data.policies import policed
 from largebatch.data.sets import leaves_some
 from largebatch.data.statistics import Statistics
 from largebatch.plan.batch import BatchPlan
@@ -28,6 +30,7 @@ class TensorSplit:
     """Examples that are rows of ``tensors``, a batch of all of them; read from wherever the placement asks."""
 
     augment = "none"
+    policy: str | None = None
 
     def __init__(self, tensors: Batch) -> None:
         nested.check(tensors, "the data set")
@@ -54,22 +57,29 @@ class TensorSplit:
     def _micro_batches(self, plan: BatchPlan, rank: int, step: int, placement: Placement, seed: int) -> Iterator[Batch]:
         everything = self.resident(placement.device)
         stage = plan.at(step)
-        numbers = [plan.examples_of(step, rank).indices]
+        positions, _, mine_of_all = plan.examples_of(step, rank)
+        numbers = [mine_of_all]
         if self.augment != "none":
             held = stage.global_batch_size // plan.world_size
             mine = slice(rank * held, (rank + 1) * held)
             draws = augmentation.step_draws(self.augment, seed, step, stage.global_batch_size)
             numbers += [draw[mine] for draw in draws]
-        on_device = _sent(np.stack(numbers), placement.device)
+        on_device = sent(np.stack(numbers), placement.device)
         for micro in range(stage.accumulation_steps):
             part = slice(micro * stage.micro_batch_size, (micro + 1) * stage.micro_batch_size)
             indices, *drawn = (row[part] for row in on_device)
             picked = nested.rows_of(everything, indices)
             if drawn:
                 picked = self.augmented(picked, *drawn)
+            if self.policy is not None:
+                keys = keys_of(seed, positions[part], mine_of_all[part])
+                picked = self.policed(picked, keys)
             yield self.given(picked, placement)
 
     def augmented(self, batch: Batch, *drawn: Tensor) -> Batch:
+        raise NotImplementedError
+
+    def policed(self, batch: Batch, keys: np.ndarray) -> Batch:
         raise NotImplementedError
 
     def given(self, batch: Batch, placement: Placement) -> Batch:
@@ -86,13 +96,27 @@ class TensorSplit:
 class ResidentSplit(TensorSplit):
     """``images`` uint8 (N, H, W, C) and what belongs to each: ``labels`` (N,), or several (N, L) of 0 and 1."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, statistics: Statistics, augment: str = "none") -> None:
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        statistics: Statistics,
+        augment: str = "none",
+        policy: str | None = None,
+    ) -> None:
         assert images.dtype == np.uint8
         assert images.ndim == 4
         kept = labels.astype(np.int64 if labels.ndim == 1 else np.float32)
         super().__init__((torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(kept)))
         self.statistics = statistics
-        self.augment = augment
+        self.augment, self.policy = augment, policy
+
+    def policed(self, batch: Batch, keys: np.ndarray) -> Batch:
+        """On the CPU, image by image, wherever they live."""
+        images, labels = batch
+        assert self.policy is not None
+        copied = images.cpu() if images.device.type != "cpu" else images.clone()
+        return policed(copied, self.policy, keys).to(images.device, non_blocking=True), labels
 
     def augmented(self, batch: Batch, *drawn: Tensor) -> Batch:
         images, labels = batch
@@ -105,7 +129,7 @@ class ResidentSplit(TensorSplit):
         return normalised(images.permute(0, 3, 1, 2), self.statistics, placement), labels
 
 
-def _sent(numbers: np.ndarray, device: torch.device) -> Tensor:
+def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
     """``numbers`` on the device without making the host wait for it."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from largebatch.plan.batch import BatchPlan
 
+CENTRE = 0.875  # of the short side is seen where nothing is drawn: 224 of 256
+
 
 @dataclass(frozen=True)
 class Sizes:

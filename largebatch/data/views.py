@@ -23,15 +23,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from largebatch.data.augment import Box
+from largebatch.data.sizes import CENTRE
 
-CENTRE = 0.875  # of the side: 224 of 256
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
 
 
-def centre_box(side: int) -> Box:
-    """What is seen of an image of ``side`` × ``side`` where nothing is drawn."""
-    inner = round(CENTRE * side)
+def centre_box(side: int, crop: float = CENTRE) -> Box:
+    """What is seen of an image of ``side`` × ``side`` where nothing is drawn: ``crop`` of each side."""
+    inner = round(crop * side)
     start = (side - inner) // 2
     return start, start, start + inner, start + inner
 

@@ -27,9 +27,11 @@ from largebatch.data import augment as augmentation
 from largebatch.data import views as viewing
 from largebatch.data.dataset import Placement, normalised, share
 from largebatch.data.decode import Draw, Window, evaluation_window, training_window, view, why_unreadable
+from largebatch.data.draws import keys_of
 from largebatch.data.nested import Batch
+from largebatch.data.policies import policed
 from largebatch.data.processes import Helpers, answered
-from largebatch.data.sizes import Sizes
+from largebatch.data.sizes import CENTRE, Sizes
 from largebatch.data.sources import ImageSource
 from largebatch.data.statistics import IMAGENET
 from largebatch.data.streams import in_steps, one_ahead
@@ -107,9 +109,12 @@ class Reader(Dataset):
         color_jitter: float,
         seed: int,
         at_most: int | None,
+        policy: str | None = None,
+        crop: float = CENTRE,
     ) -> None:
+        self.crop = crop
         self.source, self.form, self.seed, self.at_most = source, form, seed, at_most
-        self.augment, self.color_jitter = augment, color_jitter
+        self.augment, self.color_jitter, self.policy = augment, color_jitter, policy
 
     def __getitem__(self, request: Request) -> Answer | Refusal:
         count = len(request.indices)
@@ -120,9 +125,9 @@ class Reader(Dataset):
 
         def draw(width: int, height: int) -> Window:
             if request.positions is None:
-                return evaluation_window(width, height, request.side)
+                return evaluation_window(width, height, request.side, self.crop)
             rng = augmentation.example_generator(self.seed, int(request.positions[row]))
-            window = training_window(width, height, request.side, self.augment, rng)
+            window = training_window(width, height, request.side, self.augment, rng, self.crop)
             if coloured:  # drawn last: the window is the same without
                 factors[row], orders[row] = (drawn[0] for drawn in augmentation.color_draws(self.color_jitter, 1, rng))
             return window
@@ -134,7 +139,10 @@ class Reader(Dataset):
             read[row] = found
         labels = torch.from_numpy(self.source.labels[read])
         colours = torch.from_numpy(factors), torch.from_numpy(orders)
-        return Answer(request._replace(indices=read), batch.whole(), labels, *colours, unreadable)
+        images = batch.whole()
+        if self.policy is not None and request.positions is not None:
+            images = policed(images, self.policy, keys_of(self.seed, request.positions, request.indices))
+        return Answer(request._replace(indices=read), images, labels, *colours, unreadable)
 
     def _first_readable(self, index: int, unreadable: Reasons, take: Callable[[bytes], None]) -> int | Refusal:
         """The index of the image taken: ``index`` or the next that can be; those that cannot join ``unreadable``."""
@@ -160,7 +168,8 @@ class WorkerSplit:
     ``unreadable``: what a training split met of them, and how many it may; None: every image must be readable.
     ``epoch_order``: where the source, not the plan, says in which order an epoch goes through it. ``ahead`` is told, in
     the trainer's process, which position is asked for next, and ``at_the_end`` that nobody asks any more. ``helpers``
-    hears of a worker that dies.
+    hears of a worker that dies. ``policy``: one of :mod:`largebatch.data.policies`, of training images. ``crop`` of the
+    short side is seen where no window is drawn.
     """
 
     def __init__(
@@ -176,7 +185,10 @@ class WorkerSplit:
         ahead: Ahead | None = None,
         at_the_end: Callable[[], object] | None = None,
         helpers: Helpers | None = None,
+        policy: str | None = None,
+        crop: float = CENTRE,
     ) -> None:
+        self.policy, self.crop = policy, crop
         self.source, self.sizes, self.workers = source, sizes, workers
         self.augment, self.color_jitter, self.decode = augment, color_jitter, decode
         self.unreadable, self.epoch_order = unreadable, epoch_order
@@ -205,12 +217,14 @@ class WorkerSplit:
             if self.epoch_order is not None:
                 for epoch in np.unique(epochs):
                     here = epochs == epoch
-                    indices[here] = self.epoch_order(plan.seed, int(epoch))[positions[here] - epoch * len(self)]
+                    indices[here] = self.epoch_order(plan.seed, int(epoch))[
+                        positions[here] // plan.repeats - epoch * len(self)
+                    ]
             size, side = plan.at(step).micro_batch_size, self.sizes.at(step, plan)
             for start in range(0, len(indices), size):
                 part = slice(start, start + size)
                 if self.ahead is not None:
-                    self.ahead(int(positions[start]), plan.seed)
+                    self.ahead(int(positions[start]) // plan.repeats, plan.seed)
                 yield Request(indices[part], positions[part], side)
 
     def _evaluation_requests(self, mine: range, batch_size: int) -> Iterator[Request]:
@@ -222,7 +236,9 @@ class WorkerSplit:
     def _read(self, requests: Iterator[Request], placement: Placement, seed: int) -> Generator[Batch, None, None]:
         """The batches asked for, on the device. Closing it (or dropping it) ends its workers."""
         at_most = None if self.unreadable is None else self.unreadable.at_most
-        reader = Reader(self.source, self._form(), self.augment, self.color_jitter, seed, at_most)
+        reader = Reader(
+            self.source, self._form(), self.augment, self.color_jitter, seed, at_most, self.policy, self.crop
+        )
         return one_ahead(self._batches(reader, requests, placement), placement.device)
 
     def _batches(

@@ -1,6 +1,7 @@
 """An exponential moving average of the weights, evaluated beside the trained ones.
 
     w_ema ← d·w_ema + (1 − d)·w        after every so many steps; batch norm's statistics as well
+    d_t = min(d, (1 + t)/(10 + t))     with a warm-up, after t averages before: TensorFlow's ExponentialMovingAverage
 
 Where workers step alone it follows their mean, whenever they are averaged.
 """
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from largebatch.methods import Built, Method, Part, in_steps
-from largebatch.recipes.keys import Number, PositiveInt
+from largebatch.recipes.keys import Number, PositiveInt, Switch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,10 +36,16 @@ class Ema(Method):
 
     decay: Annotated[float, Field(gt=0, lt=1), Number] = 0.999
     every_steps: PositiveInt = 1
+    warmup: Switch = False  # the decay begins small: min(decay, (1 + t)/(10 + t)) after t averages
 
     @property
     def words(self) -> str:
-        return f"EMA of the weights, decay {self.decay:g} every {in_steps(self.every_steps)}"
+        begins = ", which begins at 0.1," if self.warmup else ""
+        return f"EMA of the weights, decay {self.decay:g}{begins} every {in_steps(self.every_steps)}"
+
+    def decay_after(self, averages: int) -> float:
+        """That of the next, where so many were made."""
+        return min(self.decay, (1 + averages) / (10 + averages)) if self.warmup else self.decay
 
     def refusals(self, run: Run, precision: str) -> Iterator[str]:
         for other in run.methods.values():
@@ -46,6 +53,8 @@ class Ema(Method):
                 yield (
                     f"{other.where} ends with an average of its own; ema would follow only what came before: choose one"
                 )
+            if self.warmup and other.ALONE:
+                yield f"ema.warmup = true counts the steps of one set of weights, and {other.where} has several"
         if getattr(run.engine, "weights", "fp32") == "bf16":
             yield "ema cannot follow weights that are kept in bf16; valid: engine.weights = fp32"
 
@@ -63,7 +72,7 @@ class MovingAverageOfRun(Part):
         from largebatch.optim.averages import MovingAverage
         from largebatch.optim.shards import local
 
-        self.engine, self.every_steps, self.key = job.engine, method.every_steps, job.task.score.key
+        self.engine, self.method, self.key = job.engine, method, job.task.score.key
         self.statistics = job.engine.statistics()
 
         def live() -> list[Tensor]:
@@ -73,8 +82,9 @@ class MovingAverageOfRun(Part):
         self.average = MovingAverage(live, method.decay)
 
     def after(self, step: Step) -> None:
-        if step.together if step.workers > 1 else (step.number + 1) % self.every_steps == 0:
-            self.average.follow()
+        every = self.method.every_steps
+        if step.together if step.workers > 1 else (step.number + 1) % every == 0:
+            self.average.follow(self.method.decay_after(step.number // every))  # counted by steps: a resume knows it
 
     def views(self) -> Mapping[str, AbstractContextManager[Any]]:
         return {"ema": self.average.applied()}

@@ -24,7 +24,7 @@ from pydantic import Field
 from largebatch.errors import UserError
 from largebatch.methods import Beyond, Built, Decision, Diverged, Method, Part, PartRecorder, Running
 from largebatch.plan import batch
-from largebatch.plan.batch import BatchPlan, MicroBatch
+from largebatch.plan.batch import PAIR, BatchPlan, MicroBatch
 from largebatch.plan.score import ACCURACY
 from largebatch.recipes import derive, moments
 from largebatch.recipes.config.learning_rate import LearningRate
@@ -92,20 +92,24 @@ class Swap(Method):
                 f"averaging.workers = {self.workers} does not fit {plan.world_size} ranks; it should be a multiple of "
                 "them"
             )
-        units = {"batch.bn_batch_size": bn, **{wish.why.partition(" =")[0]: wish.size or 1 for wish in wishes}}
+        pairs = PAIR if run.data.mix is not None else 1
+        units = {"batch.bn_batch_size": bn, "data.mix's pairs": pairs}
+        units |= {wish.why.partition(" =")[0]: wish.size or 1 for wish in wishes}
         if self.worker_batch_size > plan.dataset_size or any(self.worker_batch_size % unit for unit in units.values()):
             of = "".join(f" and a multiple of {key} = {unit}" for key, unit in units.items() if unit > 1)
             raise UserError(
                 f"averaging.worker_batch_size = {self.worker_batch_size} should be at most the {plan.dataset_size} "
                 f"training examples{of}"
             )
-        return batch.resolve(
+        largest = min(largest_micro_batch, run.batch.micro_batch_size or largest_micro_batch)
+        found = batch.resolve(
             dataset_size=plan.dataset_size,
             global_batch_size=self.worker_batch_size,
             epochs=self.epochs,
             seed=(run.seed + 1) * 1_000_003 % 2**32,
-            micro=MicroBatch(size, min(largest_micro_batch, run.batch.micro_batch_size or largest_micro_batch), bn),
+            micro=MicroBatch(size, largest, math.lcm(bn, pairs)),
         )
+        return dataclasses.replace(found, repeats=plan.repeats)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,10 +33,11 @@ from largebatch.models.arguments import check_arguments, check_truth
 from largebatch.models.bert import bert
 from largebatch.models.frozen import freeze
 from largebatch.models.heads import initialise_head
+from largebatch.models.layers import layer_scales
 from largebatch.models.weights import begin_with, file_of
 from largebatch.recipes.registry import Registry
 
-__all__ = ["SMALL", "begin_with", "build", "file_of", "freeze", "initialise_head", "register"]
+__all__ = ["SMALL", "begin_with", "build", "file_of", "freeze", "initialise_head", "layer_scales", "register"]
 
 SMALL: dict[str, Callable[..., nn.Module]] = {
     "tiny_cnn": small.tiny_cnn,

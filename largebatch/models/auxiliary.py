@@ -11,6 +11,7 @@ They exist with ``aux_logits: true`` and in training alone: what is evaluated, p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -24,12 +25,19 @@ def logits_of(outputs: Any) -> Any:
     return outputs.logits if type(outputs).__name__ in WEIGHTS else outputs
 
 
-def cross_entropy(outputs: Any, labels: Tensor, label_smoothing: float = 0.0, reduction: str = "sum") -> Tensor:
-    """The training loss, that of auxiliary classifiers included where there are any."""
-    logits, *auxiliary = outputs if type(outputs).__name__ in WEIGHTS else (outputs,)
-    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
+def summed(outputs: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """``loss`` of the logits, that of auxiliary classifiers included where there are any."""
+    if type(outputs).__name__ not in WEIGHTS:
+        return loss(outputs)
+    logits, *auxiliary = outputs
+    total = loss(logits)
     for other in auxiliary:
         if other is not None:
-            part = F.cross_entropy(other, labels, label_smoothing=label_smoothing, reduction=reduction)
-            loss = loss + WEIGHTS[type(outputs).__name__] * part
-    return loss
+            total = total + WEIGHTS[type(outputs).__name__] * loss(other)
+    return total
+
+
+def cross_entropy(outputs: Any, labels: Tensor, label_smoothing: float = 0.0, reduction: str = "sum") -> Tensor:
+    """The training loss; ``labels`` are classes (m,) or shares of them (m, C)."""
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "reduction": reduction}
+    return summed(outputs, lambda logits: F.cross_entropy(logits, labels, **options))

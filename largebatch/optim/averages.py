@@ -20,8 +20,9 @@ class MovingAverage:
         self.tensors = [tensor.detach().clone() for tensor in live()]
 
     @torch.no_grad()
-    def follow(self) -> None:
-        torch._foreach_lerp_(self.tensors, self.live(), 1.0 - self.decay)
+    def follow(self, decay: float | None = None) -> None:
+        """By another ``decay`` than usual, if one is given."""
+        torch._foreach_lerp_(self.tensors, self.live(), 1.0 - (self.decay if decay is None else decay))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ list skips nothing. A recipe may name more by patterns (``*.gamma``), which matc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from largebatch.optim.loading import Group
 
 OWN = "own"
 KINDS = ("norm", "bias", OWN, "weight")
+SCALE = "lr_scale"  # of a group: what the run's learning rate is multiplied by
 
 
 class Treatment(NamedTuple):
@@ -79,26 +80,33 @@ def check_skipped(argument: str, skipped: Collection[str], names: list[str]) -> 
 
 def as_given(groups: Iterable[Group]) -> list[Group]:
     """Parameter groups as they are given to an optimizer: settings that it fills in itself are left out."""
-    keep = ("params", "names", "weight_decay", "adapt")
+    keep = ("params", "names", "weight_decay", "adapt", SCALE)
     return [{key: group[key] for key in keep if key in group} for group in groups]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, table: list[Treatment]) -> list[Group]:
-    """At most four groups, one per combination that occurs, for any torch optimizer."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, table: list[Treatment], scales: Mapping[str, float] | None = None
+) -> list[Group]:
+    """One group for each combination that occurs, for any torch optimizer: four, times how many ``scales`` there are.
+
+    ``scales``: of the lr, by tensor, which a group has as ``lr_scale``.
+    """
     parameters = dict(model.named_parameters())
     if missing := [row.name for row in table if row.name not in parameters]:
         raise UserError(f"the table is of another model: this one has no {missing[0]}")
-    groups: dict[tuple[bool, bool], list[str]] = {}
+    groups: dict[tuple[bool, bool, float | None], list[str]] = {}
     for row in table:
-        groups.setdefault((row.decayed, row.adapted), []).append(row.name)
+        scale = None if scales is None else scales[row.name]
+        groups.setdefault((row.decayed, row.adapted, scale), []).append(row.name)
     return [
         {
             "params": [parameters[name] for name in names],
             "names": names,
             "weight_decay": weight_decay if decayed else 0.0,
             "adapt": adapted,
+            **({} if scale is None else {SCALE: scale}),
         }
-        for (decayed, adapted), names in groups.items()
+        for (decayed, adapted, scale), names in groups.items()
     ]
 
 

@@ -6,6 +6,10 @@ may cross an epoch's edge and no example is dropped. Rank ``r`` of ``w`` takes t
 ``B/w`` positions of it: the examples of a step do not depend on the world. A budget of ``E`` epochs
 over ``N`` examples is ``ceil(E·N/B)`` full steps; the last one is completed from the next epoch. With phases or a ramp
 ``B`` changes at the first step that begins at or after the stated epoch: the stream stays, the cuts change.
+
+With ``repeats`` m (repeated augmentation: Hoffer et al. 2020, arXiv:1901.09335) each example of the stream stands there
+m times, one after another, and is drawn for as often. An epoch stays N positions, of N/m examples, so that m epochs see
+every example m times. DeiT's sampler draws the N/m of each epoch anew.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import numpy as np
 from largebatch.errors import UserError
 from largebatch.plan import order
 
+PAIR = 2  # examples that mixup and cutmix mix with each other: micro-batches hold whole pairs
 TOKEN_PIXELS = 392  # what a token counts like: 256 sequences of 128 tokens are as many as 256 images of 224 pixels
 
 
@@ -28,7 +33,7 @@ class Examples(NamedTuple):
     """The examples of one rank in one step; three arrays of length B / world."""
 
     positions: np.ndarray  # int64, place in the stream of epochs: unique over the whole run
-    epochs: np.ndarray  # int64, which epoch each position lies in
+    epochs: np.ndarray  # int64, whose order each follows; with repeats an order is that of so many epochs
     indices: np.ndarray  # int64, which example of the training set it is
 
 
@@ -52,6 +57,7 @@ class BatchPlan:
     budget_examples: int  # what the schedules call the end: epochs · N, or steps · B
     seed: int
     stages: tuple[Stage, ...]
+    repeats: int = 1  # of each example within a global batch
 
     @property
     def global_batch_size(self) -> int:
@@ -95,10 +101,26 @@ class BatchPlan:
 
     def examples_of(self, step: int, rank: int = 0) -> Examples:
         """What ``rank`` trains on in ``step``, in order; micro-batches are consecutive slices of it."""
-        share = self.at(step).global_batch_size // self.world_size
+        size = self.at(step).global_batch_size
+        share = size // self.world_size
+        if self.repeats > 1:
+            return self._repeated(self.examples_before(step), size, slice(rank * share, (rank + 1) * share))
         start = self.examples_before(step) + rank * share
         positions = np.arange(start, start + share, dtype=np.int64)
         return Examples(positions, *order.of_stream(self.dataset_size, self.seed, start, share))
+
+    def _repeated(self, start: int, size: int, mine: slice) -> Examples:
+        """Of the global batch of ``size`` from position ``start`` on; position p is example p // repeats of the stream.
+
+        A batch has the first of each example's positions, then the second of each, and so on: equal ones lie far apart.
+        """
+        positions = np.arange(start, start + size, dtype=np.int64)
+        positions = positions[np.argsort(positions % self.repeats, kind="stable")][mine]
+        first = start // self.repeats
+        count = (start + size - 1) // self.repeats + 1 - first
+        epochs, indices = order.of_stream(self.dataset_size, self.seed, first, count)
+        places = positions // self.repeats - first
+        return Examples(positions, epochs[places], indices[places])
 
     def first_step_at(self, examples: float) -> int:
         """The first step at whose end at least ``examples`` have been seen, counted from 1."""

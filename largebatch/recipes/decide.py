@@ -49,6 +49,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
             median_of=run.evaluate.median_of,
             recomputes=run.batch_norm.statistics == "precise",
             recomputed_examples=min(run.batch_norm.examples or data.examples, data.examples),
+            flips=run.evaluate.flips,
         ),
         saving=Saving(
             at=Marks(plan, run.checkpoint.every_epochs * stretch),
@@ -119,6 +120,11 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
         until = (sizes.until_epoch or 0) * run.stretch
         early = ", which the run does not reach" if until > epochs else ""
         found.append(Beside("data.image_size", f"images of {' '.join(derive.words_of_sizes(run) or ())}{early}"))
+    found += [Beside(key, words) for key, words in derive.words_of_augmentation(run).items()]
+    if run.evaluate.flips:
+        found.append(Beside("evaluate.flips", "evaluated with mirror images"))
+    if run.lr.layer_decay is not None:
+        found.append(Beside("lr.layer_decay", f"lr × {run.lr.layer_decay:g} for each layer below the last"))
     if late := [epoch for epoch, _ in derive.growth_of(run)[0] if epoch >= epochs]:
         found.append(Beside("batch.ramp", f"no growth at epoch {derive.listed(late)}, after the end of the run"))
     if run.model.frozen:

@@ -99,6 +99,7 @@ class Evaluating(NamedTuple):
     median_of: int  # the last so many evaluations are the result
     recomputes: bool  # batch norm's statistics, before each; weights of a method may have none in any case
     recomputed_examples: int  # that it sees for them
+    flips: bool = False  # outputs are the mean of those of an image and of its mirror image
 
 
 class Saving(NamedTuple):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from largebatch.errors import UserError
 from largebatch.plan import batch, phases, schedules
-from largebatch.plan.batch import BatchPlan, MicroBatch
+from largebatch.plan.batch import PAIR, BatchPlan, MicroBatch
 from largebatch.plan.phases import Span
 from largebatch.plan.schedules import Schedule
 from largebatch.recipes import config, methods
@@ -55,6 +55,7 @@ def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_b
         growth=growth_of(run)[0],
         micro=micro_batch_of(run, world_size, largest_micro_batch),
     )
+    plan = dataclasses.replace(plan, repeats=run.data.repeats)
     return plan if budget is None else dataclasses.replace(plan, budget_examples=budget)
 
 
@@ -68,9 +69,10 @@ def plan_of_phases(
             micro = micro_batch_of(laid, world_size, most)
         asked.append(phases.PhaseWish(laid.batch.global_batch_size, micro, **phase.ends))
     check_shared_norms(of_phases, world_size)
-    return phases.resolve(
+    plan, spans = phases.resolve(
         asked, dataset_size=dataset_size, world_size=world_size, epochs=run.epochs, steps=run.steps, seed=run.seed
     )
+    return dataclasses.replace(plan, repeats=run.data.repeats), spans
 
 
 @contextlib.contextmanager
@@ -125,6 +127,9 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             stated, within = wish.size or stated, wish.within or within
             why.append(wish.why)
     multiple = 1
+    if run.data.mix is not None:
+        multiple = PAIR
+        why.append("data.mix, which mixes two by two")
     if bn is not None:
         why.append(f"batch.bn_batch_size = {bn}")
         if within is not None and bn > within:
@@ -135,7 +140,7 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             synchronised_ranks(run, world_size)
             stated = stated or share
         else:
-            multiple = bn
+            multiple = math.lcm(multiple, bn)
     return MicroBatch(stated, largest, multiple, within, " and ".join(why))
 
 
@@ -340,3 +345,19 @@ def words_of_sizes(run: config.Run) -> tuple[str, str] | None:
     until = "the end" if sizes.until_epoch is None else f"{sizes.until_epoch * stretch:g}"
     when = f"pixels a side, epochs {sizes.from_epoch * stretch:g} to {until}, in multiples of {sizes.multiple_of}"
     return f"{sizes.first} → {sizes.last}, tests {tests}", when
+
+
+def words_of_augmentation(run: config.Run) -> dict[str, str]:
+    """What is done to images that is not done without a word, by key."""
+    data, found = run.data, {}
+    if data.crop != type(data).model_fields["crop"].default:
+        found["data.crop"] = f"tests see {data.crop:g} of the short side"
+    if data.policy is not None:
+        found["data.policy"] = data.policy
+    if data.repeats > 1:
+        found["data.repeats"] = f"each example {data.repeats} times in a batch"
+    if data.erase is not None:
+        found["data.erase"] = data.erase.words
+    if data.mix is not None:
+        found["data.mix"] = data.mix.words
+    return found

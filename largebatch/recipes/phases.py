@@ -88,6 +88,8 @@ def refusals(run: config.Run, of_phases: Sequence[config.Run]) -> Iterator[str]:
         yield "phases and regime_adaptation both say how long the run is; choose one"
     if sizes is not None and sizes.first != sizes.last:
         yield "phases and data.image_size that grows both say when the images change; give each phase its side"
+    if any(laid.lr.layer_decay != run.lr.layer_decay for laid in of_phases):
+        yield "lr.layer_decay holds for the whole run, and phases change it; write it outside of them"
     for laid in of_phases:
         for method in laid.methods.values():
             if method.clock(laid) is not None:

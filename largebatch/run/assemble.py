@@ -29,7 +29,7 @@ from largebatch.records.saved import SavedRecord
 from largebatch.records.typed import keys_of
 from largebatch.run import fit
 from largebatch.run.phases import Settings
-from largebatch.tasks.task import Task
+from largebatch.tasks.task import Task, takes_soft_labels
 from largebatch.terminal.console import Console, tell
 
 
@@ -91,9 +91,11 @@ def assemble(
         if part:
             engine.measure_parts(part)
             break
+    decay = run.lr.layer_decay
+    scales = None if decay is None else models.layer_scales(model, run.model.name, decay)
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, run.optimizer.not_adapted)
-    groups = optim.parameter_groups(model, run.weight_decay.value, table)
+    groups = optim.parameter_groups(model, run.weight_decay.value, table, scales)
     optimizer = optimizer_of(decided.optimizer, groups, decided.lr_at(0), precision, run.engine.name, model)
     matrices = optim.orthogonalised_names(optimizer)
     table = [row._replace(orthogonalised=row.name in matrices) for row in table]
@@ -126,15 +128,26 @@ def task_of(run: config.Run, dataset: data.Splits) -> Task:
     section = run.task
     name = task_name(run, dataset.task)
     arguments = section.arguments if section is not None else {}
-    if run.loss.label_smoothing:
-        if "label_smoothing" not in tasks.keys_of(name):
-            raise UserError(f"loss.label_smoothing = {run.loss.label_smoothing:g} has no effect on task.name = {name}")
-        if "label_smoothing" in arguments:
-            raise UserError("loss.label_smoothing and task.label_smoothing are the same number; leave one out")
-        arguments = {**arguments, "label_smoothing": run.loss.label_smoothing}
+    for written, value in run.loss.changed().items():
+        key = "kind" if written == "name" else written
+        if key not in tasks.keys_of(name):
+            raise UserError(f"loss.{written} = {value} has no effect on task.name = {name}")
+        if key in arguments:
+            raise UserError(f"loss.{written} and task.{key} are the same number; leave one out")
+        arguments = {**arguments, key: value}
     task = tasks.build(name, arguments)
+    if run.data.mix is not None and not takes_soft_labels(task):
+        raise UserError(
+            f"data.mix makes soft labels, and the loss of task.name = {name} takes none; valid: classification, "
+            "multilabel, or no data.mix"
+        )
     blank = dataset.blank(1)
     nested.check(blank, f"data.name = {run.data.name}")
+    if run.evaluate.flips and len(dataset.input_shape) != 3:
+        shape = "×".join(map(str, dataset.input_shape)) or "one number"
+        raise UserError(
+            f"evaluate.flips = true mirrors images, and data.name = {run.data.name} has inputs of {shape}; leave it out"
+        )
     task.check_data(blank, run.data.name)
     for method in run.methods.values():
         if method.EQUAL_UNITS and task.units_vary:
@@ -211,12 +224,15 @@ def dataset_of(run: config.Run, quiet: bool = False) -> data.Splits:
 
 
 def asked_of(run: config.Run, quiet: bool = False) -> data.Asked:
-    keys = run.data.model_dump(exclude={"image_size", "length", "evaluate_length", "max_predictions", "if_changed"})
+    others = {"image_size", "length", "evaluate_length", "max_predictions", "if_changed", "mix", "erase"}
+    keys = run.data.model_dump(exclude=others)
     report = (lambda _: watchdog.alive()) if quiet else _told_once
     lengths = derive.lengths_of(run)
     return data.Asked(
         **keys,
         image_size=sizes_of(run),
+        mix=run.data.mix,
+        erase=run.data.erase,
         length=None if lengths is None else sizes_of_phases(*lengths),
         max_predictions=derive.predictions_of(run),
         report=report,

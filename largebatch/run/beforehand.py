@@ -13,7 +13,7 @@ from largebatch.data.preparation import prepared
 from largebatch.models import batch_norm, frozen
 from largebatch.models import weights as first_weights
 from largebatch.optim import Treatment
-from largebatch.recipes import config
+from largebatch.recipes import config, derive
 from largebatch.recipes.phases_read_aloud import facts_of, words_of
 from largebatch.records import mllog
 from largebatch.records.circumstances import circumstances_of
@@ -99,6 +99,7 @@ def beside_the_reference(run: config.Run) -> tuple[str, ...]:
         "batch.ramp": run.batch.ramp is not None,
         "phases": run.phases is not None,
         "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
+        **dict.fromkeys(derive.words_of_augmentation(run), True),
         "model.weights": run.model.weights is not None,
         "model.frozen": bool(run.model.frozen),
         f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",

@@ -19,6 +19,7 @@ from largebatch.data.nested import Batch
 from largebatch.errors import Lost
 from largebatch.machine import distributed, watchdog
 from largebatch.machine.signals import signals_noticed
+from largebatch.optim.groups import SCALE
 from largebatch.records.mllog import MlperfLog
 from largebatch.run.account import Account, Result
 from largebatch.run.assemble import Job
@@ -93,7 +94,7 @@ class Steps:
         turn.lap("optimizer")
         self.job.settings.tell(engine.optimizer.param_groups, turn.phase)
         for group in engine.optimizer.param_groups:
-            group.update(turn.settings, lr=turn.lr)
+            group.update(turn.settings, lr=turn.lr * group.get(SCALE, 1.0))
         turn.norm = engine.step(measure=turn.measured, alone=turn.alone)
         turn.skipped, turn.micro_batches = engine.skipped, ()
         self.buffers.settle(turn.skipped)

@@ -17,12 +17,13 @@ from collections.abc import Generator, Iterator
 import torch
 
 from largebatch.data import Split
+from largebatch.data.finished import as_read
 from largebatch.data.resident import TensorSplit
 from largebatch.machine import distributed, watchdog
 from largebatch.models import batch_norm
 from largebatch.run.assemble import Job
 from largebatch.run.parts import Parts
-from largebatch.steps.evaluate import Evaluation, evaluate
+from largebatch.steps.evaluate import Evaluation, evaluate, with_mirror_images
 
 OTHER_ORDER = 0x5EED  # batch norm's statistics are recomputed in an order of their own
 
@@ -67,7 +68,7 @@ class Measure:
         with self._shown():
             if not evaluated:
                 yield self._evaluated(self.evaluated_on, self.job.dataset.test)
-            if asked or (asked is None and isinstance(split, TensorSplit)):
+            if asked or (asked is None and isinstance(as_read(split), TensorSplit)):
                 yield self._evaluated("train", split)
             if self._recomputes:
                 kept = {name: buffer.clone() for name, buffer in self.engine.statistics().items()}
@@ -87,6 +88,8 @@ class Measure:
         rank, world = distributed.rank(), distributed.world_size()
         batches = split.batches(rank, world, self.job.decided.evaluating.batch_size, self.job.placement)
         forward = functools.partial(self.engine.predict, self.job.task)
+        if self.job.decided.evaluating.flips:
+            forward = with_mirror_images(forward)
         evaluation = evaluate(self.engine.model, self.job.task, forward, batches, self.job.device)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
         self.last[name] = evaluation

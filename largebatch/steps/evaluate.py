@@ -53,6 +53,16 @@ def evaluate(
     return Evaluation(task.numbers(found), int(found["examples"]))
 
 
+def with_mirror_images(forward: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
+    """The mean of the outputs for the images (m, C, H, W) of a batch and for their mirror images, left to right."""
+
+    def averaged(batch: Batch) -> Tensor:
+        images, labels = batch
+        return (forward((images, labels)) + forward((images.flip(3), labels))) / 2
+
+    return averaged
+
+
 def exact_sums(
     model: nn.Module, batches: Iterable[Batch], tally: Callable[[nn.Module, Batch], dict[str, Any]]
 ) -> dict[str, Tensor]:

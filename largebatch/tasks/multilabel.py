@@ -27,6 +27,7 @@ LEVELS = 1 << 16  # values of a float16
 class Multilabel(Task):
     """Batches are (inputs, labels (m, L) floating, 0 or 1); outputs are logits (m, L)."""
 
+    soft_labels = True
     score: ClassVar[Score] = Score(
         "mean_average_precision_percent", "mean average precision", "%", more_is_better=True, tolerance=0.5
     )

@@ -28,6 +28,7 @@ class Task(abc.ABC):
 
     score: ClassVar[Score]
     units_vary: ClassVar[bool] = False  # whether units() is more than the examples, and asked of every batch
+    soft_labels: ClassVar[bool] = False  # whether the loss of this class takes shares of several labels, as mixup makes
 
     def forward(self, model: Any, batch: Batch) -> Any:
         """The model's outputs. ``model`` may be wrapped by an engine: call it, once."""
@@ -58,6 +59,16 @@ class Task(abc.ABC):
     def check_outputs(self, outputs: Any, batch: Batch, model: str, wanted: int | None) -> None:  # noqa: B027
         """Refuse a model whose outputs the task cannot use: what ``model`` made of a blank batch. ``wanted``: how many
         numbers the data set asks for per example; None: it does not say."""
+
+
+def takes_soft_labels(task: Task) -> bool:
+    """As the class says that has the loss: one that overrides it says so anew."""
+    for kind in type(task).__mro__:
+        if "soft_labels" in vars(kind):
+            return kind.soft_labels  # type: ignore[attr-defined]
+        if "loss" in vars(kind):
+            return False
+    return False
 
 
 def check_targets(batch: Batch, task: str, data: str, wanted: str, fits: Callable[[Tensor], bool]) -> None:

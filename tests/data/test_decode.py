@@ -21,6 +21,7 @@ from largebatch.data.augment import example_generator, resized_crop_box
 from largebatch.data.decode import Draw, Window, evaluation_window, jpeg_size, training_window, view, why_unreadable
 from largebatch.data.encoded import Undecoded
 from largebatch.data.packs.writing import square
+from largebatch.data.views import centre_box
 
 
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -375,3 +376,14 @@ def test_of_a_thread_of_pixels_the_middle_is_seen_as_ever(shape: tuple[int, int]
     for decode in decoding.DECODERS:
         found = view(data, 28, functools.partial(evaluation_window, size=28), decode).numpy()
         assert np.abs(found - expected).max() <= 4
+
+
+@pytest.mark.parametrize("crop", [0.875, 0.95, 1.0])
+def test_a_test_sees_so_much_of_the_short_side(crop):
+    window = evaluation_window(500, 400, 224, crop)
+    short = round(224 / crop)
+    assert min(window.resized) == short
+    assert window.corner[1] == round((short - 224) / 2)
+    left, upper, right, lower = centre_box(256, crop)
+    assert right - left == lower - upper == round(256 * crop)
+    assert upper == (256 - round(256 * crop)) // 2

@@ -10,10 +10,11 @@ import pool
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, r2_score, top_k_accuracy_score
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 
 from largebatch import tasks
 from largebatch.data import nested
-from largebatch.errors import UserError
+from largebatch.errors import LocalError, UserError
 from largebatch.plan.score import ACCURACY, Score, score_of
 from largebatch.recipes import config, strict_yaml
 from largebatch.run.train import train
@@ -49,6 +50,77 @@ def test_classification():
     assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-13)
     assert "top5_accuracy_percent" not in found
     assert evaluated(smoothed, logits, labels, 50) == pytest.approx(found, rel=1e-13)
+
+
+def soft(count: int, classes: int) -> torch.Tensor:
+    """Shares of two classes each, and of one."""
+    share = torch.rand(count, 1, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    share[::5] = 1.0
+    of = lambda labels: torch.nn.functional.one_hot(labels % classes, classes).double()  # noqa: E731
+    return share * of(torch.arange(count)) + (1 - share) * of(torch.arange(count) // 3)
+
+
+def test_cross_entropy_of_soft_labels_is_a_mean_of_those_of_the_classes():
+    logits, shares = drawn(4, 30, 6), soft(30, 6)
+    for smoothing in (0.0, 0.1):
+        wanted = 0.0
+        for z, y in zip(logits, shares, strict=True):
+            total = math.log(sum(math.exp(float(other)) for other in z))
+            wanted -= sum(((1 - smoothing) * float(y[c]) + smoothing / 6) * (float(z[c]) - total) for c in range(6))
+        task = tasks.build("classification", {"label_smoothing": smoothing})
+        assert float(task.loss(logits, (None, shares))) == pytest.approx(wanted, rel=1e-13)
+        theirs = 30 * float(SoftTargetCrossEntropy()(logits, (1 - smoothing) * shares + smoothing / 6))
+        assert wanted == pytest.approx(theirs, rel=1e-12)
+    found = evaluated(task, logits, shares, 30)
+    right = (logits.argmax(1) == shares.argmax(1)).double().mean()
+    assert found["accuracy_percent"] == pytest.approx(100 * float(right))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.2])
+@pytest.mark.parametrize("classes", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy_is_timms(threshold, classes, smoothing):
+    """Which takes soft labels as mixup has smoothed them."""
+    logits, shares, labels = drawn(5, 40, 6), soft(40, 6), torch.arange(40) % 6
+    keys = {"kind": "bce", "classes": classes, "label_smoothing": smoothing}
+    task = tasks.build("classification", keys if threshold is None else {**keys, "threshold": threshold})
+    theirs = BinaryCrossEntropy(smoothing, threshold, sum_classes=classes == "sum")
+    for targets, given in ((shares, (1 - smoothing) * shares + smoothing / 6), (labels, labels)):
+        wanted = 40 * float(theirs(logits, given))
+        assert float(task.loss(logits, (None, targets))) == pytest.approx(wanted, rel=1e-12)
+    by_hand = 0.0
+    for z, y in zip(logits, shares, strict=True):
+        for score, share in zip(z.tolist(), y.tolist(), strict=True):
+            target = (1 - smoothing) * share + smoothing / 6
+            target = target if threshold is None else float(target > threshold)
+            by_hand -= target * -math.log1p(math.exp(-score)) + (1 - target) * -math.log1p(math.exp(score))
+    by_hand /= 6 if classes == "mean" else 1
+    assert float(task.loss(logits, (None, shares))) == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_an_evaluations_binary_cross_entropy_is_not_smoothed():
+    logits, labels = drawn(6, 50, 7), torch.arange(50) % 7
+    task = tasks.build("classification", {"kind": "bce", "label_smoothing": 0.3})
+    plain = tasks.build("classification", {"kind": "bce"})
+    found = evaluated(task, logits, labels, 8)
+    assert found["loss"] == pytest.approx(float(plain.loss(logits, (None, labels))) / 50, rel=1e-13)
+    assert found["accuracy_percent"] == evaluated(tasks.build("classification"), logits, labels, 8)["accuracy_percent"]
+    with pytest.raises(LocalError, match="labels from 0 to 7 do not fit the model"):
+        task.loss(logits, (None, torch.arange(50) % 8))
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"kind": "hinge"}, "task.kind = 'hinge' is not known; valid: cross_entropy or bce"),
+        ({"kind": "bce", "classes": "max"}, "task.classes = 'max' is not known; valid: mean or sum"),
+        ({"kind": "bce", "threshold": 1}, "task.threshold = 1 should be a number from 0 to below 1"),
+        ({"threshold": 0.2}, "task.threshold and task.classes have no effect without task.kind = bce"),
+    ],
+)
+def test_a_binary_loss_that_is_not_known_is_refused(keys, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        tasks.build("classification", keys)
 
 
 @pytest.mark.parametrize("classes", [20, 21, 60])

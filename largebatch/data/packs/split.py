@@ -25,7 +25,7 @@ from largebatch.data.ahead import begun
 from largebatch.data.augment import Views
 from largebatch.data.dataset import Placement, normalised, share
 from largebatch.data.nested import Batch
-from largebatch.data.sizes import Sizes
+from largebatch.data.sizes import CENTRE, Sizes
 from largebatch.data.statistics import IMAGENET
 from largebatch.data.streams import in_steps, one_ahead
 from largebatch.errors import LocalError
@@ -67,10 +67,12 @@ class _Gathered(NamedTuple):
 class PackedSplit:
     """The images of a pack, normalised with ImageNet's statistics; ``augment`` as in :mod:`largebatch.data.augment`."""
 
-    def __init__(self, pack: Pixels, sizes: Sizes, augment: str = "none", color_jitter: float = 0.0) -> None:
+    def __init__(
+        self, pack: Pixels, sizes: Sizes, augment: str = "none", color_jitter: float = 0.0, crop: float = CENTRE
+    ) -> None:
         assert augment in augmentation.FOLDER
         self.pack, self.sizes, self.augment, self.color_jitter = pack, sizes, augment, color_jitter
-        self.centre = viewing.centre_box(pack.size)
+        self.crop, self.centre = crop, viewing.centre_box(pack.size, crop)
 
     def __len__(self) -> int:
         return len(self.pack)

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from largebatch.data.published import ByHand, NoFiles, Origin
-from largebatch.data.sizes import Sizes, constant
+from largebatch.data.sizes import CENTRE, Sizes, constant
 from largebatch.errors import UserError, suggestion
 from largebatch.recipes import kinds
 from largebatch.recipes.registry import Registry
 
 if TYPE_CHECKING:
     from largebatch.data.dataset import Split, Splits
+    from largebatch.recipes.config.mixing import Erase, Mix
 
 USUAL_DECODER = "turbo"
 
@@ -32,8 +33,13 @@ class Asked:
     name: str
     root: str | None = None  # the only place looked at; an address such as s3://bucket/shards for images in a store
     image_size: Sizes | None = None  # the side of what an image set gives, and how it grows; unset: 224
+    crop: float = CENTRE  # of the short side of an image that is seen where nothing is drawn
     augment: str = "auto"  # one of largebatch.data.augment; auto: the set's standard
+    policy: str | None = None  # of largebatch.data.policies, after the window
     color_jitter: float = 0.0  # s changes brightness, contrast and saturation each by a factor in 1 ± s
+    mix: Mix | None = None  # mixup and cutmix of training batches
+    erase: Erase | None = None  # a rectangle of training images
+    repeats: int = 1  # of an image within a global batch
     hold_out: int = 0  # training examples that become ``test`` and leave ``train``; the test set is not read
     decode: str = USUAL_DECODER  # who makes pixels of JPEG: turbo, pillow, nvjpeg, dali
     workers: int | None = None  # processes of a rank that read images; unset: one per processor, at most 8
@@ -99,6 +105,8 @@ OF_SOME = {  # keys that only the sets take which say so: what they are for, and
     "image_shape": ("{takers} only", "has its own"),
     "examples": ("{takers} only", "has its own"),
     "augment": ("images", "has none"),
+    "policy": ("images", "has none"),
+    "crop": ("{takers} only", "is seen as a whole"),
     "image_size": ("images", "has none"),
     "length": ("text", "has no sequences"),
     "mask_share": ("text", "has no sequences"),
@@ -107,7 +115,7 @@ OF_SOME = {  # keys that only the sets take which say so: what they are for, and
 }
 IDLE: dict[str, tuple[Any, ...]] = {
     "unreadable_share": (0.0,), "color_jitter": (0.0,), "decode": (USUAL_DECODER,), "augment": ("auto", "none"),
-    "mask_share": (0.15,), "max_predictions": ((),), "next_sentence": (False,),
+    "crop": (CENTRE,),    "mask_share": (0.15,), "max_predictions": ((),), "next_sentence": (False,),
 }  # fmt: skip
 LEAST = {"hold_out": 0, "workers": 0, "num_classes": 1, "examples": 1}
 
@@ -184,7 +192,16 @@ def build(name: str, *, image_size: Sizes | int | None = None, **keys: Any) -> S
 def built(asked: Asked) -> Splits:
     found = known(asked.name)
     check(found, asked)
-    return found.build(asked)
+    return finished(found.build(asked), asked)
+
+
+def finished(splits: Splits, asked: Asked) -> Splits:
+    """The data set with what is done to whole training batches."""
+    if asked.mix is None and asked.erase is None:
+        return splits
+    from largebatch.data.finished import with_finish
+
+    return with_finish(splits, asked)
 
 
 def check(known: DataSet, asked: Asked) -> None:

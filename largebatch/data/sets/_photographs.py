@@ -19,7 +19,7 @@ def sizes_of(asked: Asked) -> Sizes:
 
 
 class Photographs(DataSet):
-    takes = frozenset({"augment", "image_size", "color_jitter", "decode", "unreadable_share"})
+    takes = frozenset({"augment", "policy", "crop", "image_size", "color_jitter", "decode", "unreadable_share"})
     photographs = True
     number_of_classes: ClassVar[int | None] = None
 

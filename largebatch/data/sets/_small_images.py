@@ -31,7 +31,7 @@ class SmallImages(DataSet):
     statistics: ClassVar[Statistics]
     standard: ClassVar[str] = "none"  # the augmentation that "auto" means
     several: ClassVar[bool] = False  # whether a label is a row of 0 and 1, and not one of the classes
-    takes = frozenset({"augment", "image_size"})
+    takes = frozenset({"augment", "policy", "image_size"})
 
     @abc.abstractmethod
     def load(self, asked: Asked) -> tuple[Callable[[str], Arrays], str]:
@@ -90,7 +90,7 @@ class SmallImages(DataSet):
         load, source = self.load(asked)
         train, test, loaded = divided(load, asked.hold_out)
         splits = (
-            ResidentSplit(*train, statistics=statistics, augment=augment),
+            ResidentSplit(*train, statistics=statistics, augment=augment, policy=asked.policy),
             ResidentSplit(*test, statistics=statistics, augment=augment),
         )
         made = self.outline(asked, splits, source, len(classes))

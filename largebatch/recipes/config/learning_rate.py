@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
@@ -78,6 +79,18 @@ class LearningRate(Section):
     interpolate: Switch = False
     warmup: Warmup = Warmup()
     decay: Decay = ConstantDecay()
+    layer_decay: Annotated[float, Field(gt=0, lt=1), Number] | None = None  # times this for each layer below the head
+
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        if self.layer_decay is None:
+            return
+        if run.lr is not self:
+            yield f"lr.layer_decay = {self.layer_decay:g} holds for a whole run, and stands in another section here"
+        if run.optimizer.name == "muon":
+            yield (
+                f"lr.layer_decay = {self.layer_decay:g} does not go with optimizer.name = muon, whose matrices have "
+                "steps of one length; leave it out"
+            )
 
     @pydantic.field_validator("warmup", mode="before")
     @classmethod

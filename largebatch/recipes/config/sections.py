@@ -9,6 +9,8 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from largebatch.recipes.config.mistakes import shown
+from largebatch.recipes.config.mixing import Erase, Mix
+from largebatch.recipes.config.policies import PolicyName
 from largebatch.recipes.keys import (
     Folder,
     Fraction,
@@ -60,8 +62,13 @@ class Data(Section):
     name: str
     root: Place | None = None  # folder of the files; else $LARGEBATCH_DATA, else the cache folder
     image_size: ImageSizes | None = None  # a number is that side throughout; unset: 224
+    crop: Annotated[float, Field(gt=0, le=1), Number] = 0.875  # of the short side is seen in a test
     augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
+    policy: PolicyName | None = None  # rand_augment, trivial_augment_wide, auto_augment, timm/rand-m9-mstd0.5-inc1
     color_jitter: Fraction = 0.0  # brightness, contrast and saturation each by a factor in 1 ± this; image sets only
+    repeats: PositiveInt = 1  # of each image within a global batch, with draws of its own
+    erase: Erase | None = None  # random erasing
+    mix: Mix | None = None  # mixup, cutmix
     hold_out: NonNegativeInt = 0  # training examples set aside and evaluated in place of the test set
     decode: Literal["turbo", "pillow", "nvjpeg", "dali"] = "turbo"  # who makes pixels of JPEG
     workers: NonNegativeInt | None = None  # processes (threads of dali) that read and decode images
@@ -190,7 +197,23 @@ class TaskSection(BaseModel):
 
 
 class Loss(Section):
+    """Of a classification; a task's own keys say the same."""
+
+    name: Literal["cross_entropy", "bce"] = "cross_entropy"  # bce: each class for itself, yes or no
     label_smoothing: Fraction = 0.0
+    threshold: Fraction | None = None  # bce only, like the next: labels above it are 1, the others 0
+    classes: Literal["mean", "sum"] = "mean"  # of an example's losses over the classes
+
+    @pydantic.model_validator(mode="after")
+    def no_idle_key(self) -> Loss:
+        if self.name != "bce" and (idle := [key for key in ("threshold", "classes") if key in self.changed()]):
+            raise ValueError(f"loss.{idle[0]} = {getattr(self, idle[0])} has no effect without loss.name = bce")
+        return self
+
+    def changed(self) -> dict[str, Any]:
+        """What is not as it is without a word, by the keys of a task."""
+        fields = type(self).model_fields
+        return {key: value for key in fields if (value := getattr(self, key)) != fields[key].default}
 
 
 class RegimeAdaptation(Section):
@@ -250,6 +273,7 @@ class Evaluate(Section):
     every_epochs: PositiveFloat = 1.0  # and always at the end
     batch_size: PositiveInt = 1000  # examples per rank and forward
     train: Switch | None = None  # at the end also the training set, unaugmented; unset: if it is a small one
+    flips: Switch = False  # outputs are the mean of those of an image and of its mirror image
     median_of: PositiveInt = 1  # the result is the median accuracy of the last so many evaluations
 
 

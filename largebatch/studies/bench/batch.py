@@ -24,7 +24,7 @@ from largebatch.data import Splits
 from largebatch.data.resident import TensorSplit
 from largebatch.errors import UserError
 from largebatch.machine import distributed
-from largebatch.recipes import config
+from largebatch.recipes import config, derive
 from largebatch.records.circumstances import circumstances_of
 from largebatch.report.numerals import count, decimals, listing, plain
 from largebatch.run.assemble import assemble, dataset_of
@@ -88,6 +88,8 @@ def measure(
         raise UserError(f"--seconds {seconds:g} in {repeats} windows leave nothing to time; give more of them")
     if beside := [method.where for method in run.methods.values() if method.ALONE or method.saved(0)]:
         raise UserError(f"bench batch measures updates of one set of weights; leave {' and '.join(beside)} out")
+    if augmenting := derive.words_of_augmentation(run):
+        raise UserError(f"bench batch measures updates that do not augment; leave {' and '.join(augmenting)} out")
     device = distributed.choose_device(run.device)
     dataset = dataset_of(run)
     if not isinstance(dataset.train, TensorSplit):

@@ -232,7 +232,9 @@ def opened(
             f"{directory} has no checkpoint to look at; train it with checkpoint.every_epochs above 0, which saves "
             "the last weights, too"
         )
-    plain = run.data.model_copy(update={"augment": "none", "color_jitter": 0.0})
+    plain = run.data.model_copy(
+        update={"augment": "none", "color_jitter": 0.0, "policy": None, "mix": None, "erase": None}
+    )
     dataset = dataset_of(run if augmented else run.model_copy(update={"data": plain}))
     task = task_of(run, dataset)
     model = model_of(run, task, dataset)

@@ -105,9 +105,9 @@ def dataset_of(run: config.Run, cluster: Cluster) -> data.Splits:
     known, asked = sets.known(run.data.name), assemble.asked_of(run)
     sets.check(known, asked)
     if known.is_outlined(asked, stated=cluster.examples is not None):
-        return outline_of(run, cluster, known, asked)
+        return data.finished(outline_of(run, cluster, known, asked), asked)
     found = known.build(asked)
-    return dataclasses.replace(found, train=described(found.train), test=described(found.test))
+    return data.finished(dataclasses.replace(found, train=described(found.train), test=described(found.test)), asked)
 
 
 def described(split: data.Split) -> Described:

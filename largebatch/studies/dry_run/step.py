@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import largebatch.steps.step
 from largebatch import engines, methods
+from largebatch.data.finished import as_read
 from largebatch.data.nested import Batch
 from largebatch.engines import workers
 from largebatch.machine import distributed
@@ -153,7 +154,7 @@ def what_stays(job: Job, trace: Trace) -> dict[str, int]:
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: trace.note_gradient(p.grad))
-    splits = [split for split in (job.dataset.train, job.dataset.test) if isinstance(split, Described)]
+    splits = [split for split in (as_read(job.dataset.train), job.dataset.test) if isinstance(split, Described)]
     parts["examples on the device"] = sum(split.bytes_on_device for split in splits)
     return parts
 

@@ -123,9 +123,10 @@ def of_largest_examples(run: config.Run) -> config.Data:
 
 def asked_of(data: config.Data) -> Asked:
     """With the largest side of all."""
-    keys = data.model_dump(exclude={"image_size", "length", "evaluate_length", "max_predictions", "if_changed"})
+    others = {"image_size", "length", "evaluate_length", "max_predictions", "if_changed", "mix", "erase"}
+    keys = data.model_dump(exclude=others)
     side, length = (None if size is None else constant(size) for size in (data.side, data.length))
-    return Asked(**keys, image_size=side, length=length)
+    return Asked(**keys, image_size=side, length=length, mix=data.mix, erase=data.erase)
 
 
 Origin = Callable[..., str]
@@ -191,6 +192,8 @@ def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
         rows.append(("  then", f"{stage.global_batch_size:,} = {made_of}", when, origin("batch.ramp")))
     if (words := derive.words_of_sizes(run)) and derive.sides_of(run) is None:
         rows.append(("images", *words, origin("data.image_size")))
+    for key, words in derive.words_of_augmentation(run).items():
+        rows.append((key.removeprefix("data."), words, "", origin(key)))
     if run.batch.bn_batch_size is None:
         sizes = dict.fromkeys(f"{stage.micro_batch_size:,}" for stage in plan.stages)
         rows.append(("batch norm over", ", ".join(sizes), "the micro-batch", "default"))
@@ -286,9 +289,20 @@ def _optimizer_rows(run: config.Run, decided: Decided, origin: Origin) -> list[R
     smoothing = run.task.arguments.get("label_smoothing") if run.task is not None else None
     smoothing = _value(run.loss.label_smoothing if smoothing is None else smoothing)
     rows.append(("label smoothing", smoothing, "", origin("loss.label_smoothing", "task.label_smoothing")))
+    if (words := loss_words(run)) is not None:
+        rows.append(("loss", words, "", origin("loss.name", "task.kind")))
     clip = "none" if run.max_grad_norm is None else f"to norm {run.max_grad_norm:g}"
     rows.append(("clipping", clip, "of the whole gradient" if run.max_grad_norm else "", origin("max_grad_norm")))
     return rows
+
+
+def loss_words(run: config.Run) -> str | None:
+    """Where it is not the task's usual one."""
+    keys = {**(run.task.arguments if run.task is not None else {}), **run.loss.changed()}
+    if "bce" not in (keys.get("name"), keys.get("kind")):
+        return None
+    cut = f", labels above {threshold:g} are 1" if (threshold := keys.get("threshold")) is not None else ""
+    return f"binary cross-entropy, {keys.get('classes', 'mean')} over the classes{cut}"
 
 
 def _value(value: Any) -> str:

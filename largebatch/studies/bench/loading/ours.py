@@ -24,7 +24,7 @@ from largebatch.data.packs.pack import JpegPack, PixelPack, open_pack
 from largebatch.data.packs.packing import pack
 from largebatch.data.packs.split import cropped
 from largebatch.data.processes import answered
-from largebatch.data.sizes import constant
+from largebatch.data.sizes import CENTRE, constant
 from largebatch.data.sources import ImageSource
 from largebatch.data.workers import Decoded, Reader, Request
 from largebatch.errors import UserError
@@ -155,7 +155,7 @@ def _drawn(sample: PhotoFolder, images: int) -> Iterator[tuple[np.ndarray, np.nd
 
 
 def _pixel_pack(sample: PhotoFolder) -> PixelPack:
-    side = round(sample.size / viewing.CENTRE)
+    side = round(sample.size / CENTRE)
     pixels = open_pack(_packed(sample, "pixels", side)).splits["train"]
     assert isinstance(pixels, PixelPack)
     return pixels

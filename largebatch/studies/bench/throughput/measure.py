@@ -153,10 +153,10 @@ def others(
             entered.append(transformers_contestant(job, batches, steps))
         except UserError as reason:
             left_out["transformers"] = str(reason)
-    resident = isinstance(job.dataset.train, ResidentSplit)
+    resident = isinstance(job.dataset.train, ResidentSplit) and job.dataset.train.policy is None
     if dataloader and not resident:
         numbers = isinstance(job.dataset.train, TensorSplit)
-        why = "has no images" if numbers else "does not live on the device; bench data measures loaders"
+        why = "has no images or a policy" if numbers else "does not live on the device; bench data measures loaders"
         left_out["dataloader_loop"] = f"{job.run.data.name} {why}"
     elif dataloader is not False and resident:
         if "bare_loop" in left_out:
@@ -191,7 +191,7 @@ def own_job(job: Job) -> Job:
 
 def bare_contestant(job: Job, batches: Ready, examples: int) -> TimedLoop:
     own, split = own_job(job), job.dataset.train
-    if isinstance(split, ResidentSplit) and split.augment == "none":
+    if isinstance(split, ResidentSplit) and split.augment == "none" and split.policy is None:
         stream, words, beside = lambda: gathered_steps(own, split), "picks and normalises its batches", "trainer"
     else:
         stream, words, beside = lambda: ready_steps(own, batches), "ready batches", "synthetic"
