@@ -79,9 +79,12 @@ def test_two_ranks_are_one(worlds, method):
     assert alone["step"] == many["step"]
     for name, tensor in alone["model"].items():
         torch.testing.assert_close(many["model"][name], tensor, rtol=tolerance, atol=tolerance)
-    if "ema" in alone["parts"]:
-        for name, tensor in alone["parts"]["ema"].items():
-            torch.testing.assert_close(many["parts"]["ema"][name], tensor, rtol=tolerance, atol=tolerance)
+    averages = [state["parts"].get("ema", {}) for state in (alone, many)]
+    outer = [list(state["parts"].get("outer_momentum", {}).values()) for state in (alone, many)]
+    for these, those in [averages, *zip(*outer, strict=True)]:
+        assert these.keys() == those.keys()
+        for name, tensor in these.items():
+            torch.testing.assert_close(those[name], tensor, rtol=tolerance, atol=tolerance)
     score = score_of(json.loads((one / "plan.json").read_text())).key
     for number in ("steps", "examples_seen", f"test_{score}", f"train_{score}"):
         assert result(two)[number] == pytest.approx(result(one)[number], rel=0 if "percent" in number else 1e-10)
@@ -576,7 +579,7 @@ def test_the_result_is_the_median_of_the_last_evaluations(tmp_path):
 # Gradients in half precision, sharded engines
 
 SHARDED = ["fsdp", *(["deepspeed"] if importlib.util.find_spec("deepspeed") else [])]
-ON_EVERY_ENGINE = ("ramp", "ghost", "synchronised", "ema", "precise_statistics", "last_statistics")
+ON_EVERY_ENGINE = ("ramp", "ghost", "synchronised", "ema", "outer_momentum", "precise_statistics", "last_statistics")
 
 
 @pytest.fixture(scope="module")
@@ -643,6 +646,21 @@ REFUSED = {
     "batch_norm.statistics=last": ("ramp", "needs batch.bn_batch_size where the micro-batch changes"),
     "averaging.worker_batch_size=7": ("swap", "a multiple of batch.bn_batch_size = 15"),
     "averaging.workers=1": ("swap", "averaging.workers = 1 should be greater than or equal to 2"),
+    "outer_momentum.every_steps=30": (
+        "outer_momentum",
+        "outer_momentum.every_steps = 30 is more than the 25 steps of the run; at most 25",
+    ),
+    "outer_momentum={every_steps: 22}": (
+        "outer_momentum_of_workers",
+        "every_steps = 22 is more than the 21 steps of the run from averaging.from_epoch on",
+    ),
+    "outer_momentum.every_steps=5": ("outer_momentum_of_workers", "5 is no multiple of averaging.period = 2"),
+    "averaging.from_epoch=9": ("outer_momentum_of_workers", "averaging does so after the run's end"),
+    "outer_momentum={lr: 1, momentum: 0}": ("outer_momentum", "leaves the weights where they are"),
+    "outer_momentum.momentum=1": ("outer_momentum", "outer_momentum.momentum = 1 should be less than 1"),
+    "outer_momentum.lr=0": ("outer_momentum", "outer_momentum.lr = 0 should be greater than 0"),
+    "outer_momentum.every_steps=0": ("outer_momentum", "outer_momentum.every_steps = 0 should be greater than 0"),
+    "outer_momentum.nesterov=1": ("outer_momentum", "outer_momentum.nesterov"),
     "batch_norm.examples=5": ("ghost", "batch_norm.examples has no effect without"),
 }
 

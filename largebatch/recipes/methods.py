@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 # The table: their parts stand in a run in this order.
 ORDER = (
-    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "ema", "swap", "target",
+    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "outer_momentum", "ema",
+    "swap", "target",
 )  # fmt: skip
 
 
@@ -43,6 +44,13 @@ class GainClock(NamedTuple):
 
     parts: int
     reference: int
+
+
+class AveragedEvery(NamedTuple):
+    """From an epoch on workers step alone, and have the same weights after every ``period`` steps."""
+
+    from_epoch: float
+    period: int
 
 
 class Decision:
@@ -134,6 +142,10 @@ class Method(Section, Decision):
 
     def clock(self, run: Run) -> GainClock | None:
         """The one of the run, where it is not the examples seen."""
+        return None
+
+    def averages(self, run: Run) -> AveragedEvery | None:
+        """Of workers that step by turns, where it has any."""
         return None
 
     def saved(self, states: int) -> int:
