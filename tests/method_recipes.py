@@ -98,6 +98,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "batch": {"global_batch_size": 120, "bn_batch_size": 20},
         "ema": {"decay": 0.9, "every_steps": 2},
     },
+    "lawa": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "lawa": {"latest": 3, "every_steps": 4},
+        "batch_norm": {"examples": 500},
+    },
     "outer_momentum": {
         "model": NORM,
         "batch": {"global_batch_size": 120, "bn_batch_size": 20},

@@ -78,7 +78,7 @@ ONLY = {  # moments that other methods never come to
     "at weights uphill": ("sam", "sam_of_examples", "sam_with_norm"),
     "between the gain and its step": ("adascale",),
     "between a step and its moving average": ("ema", "post_local_sgd_with_ema", "outer_momentum"),
-    "while statistics are recomputed": ("precise_statistics", "swap"),
+    "while statistics are recomputed": ("precise_statistics", "swap", "lawa"),
     "before workers are averaged": WORKERS,
 }
 ORDER = [  # so that a run comes to each, from where the one before left it
@@ -133,6 +133,8 @@ CORE = [  # every engine, every method, every moment
                           "before the evaluation at the end"]),
     ("ddp alone", "swap", ["between two workers of SWAP"]),
     ("fsdp on 2", "ema", ["between a step and its moving average"]),
+    ("fsdp on 2", "lawa", ["while statistics are recomputed", "between a save and its name"]),
+    ("ddp alone", "lawa", ["in an evaluation"]),
     ("fsdp on 2", "outer_momentum", ["between a gradient and its step", "in an evaluation"]),
     ("zero 1 on 2", "outer_momentum", ["between a save and its name"]),
     ("ddp on 2", "outer_momentum_of_workers", ["before workers are averaged", "between a save and its name"]),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # The table: their parts stand in a run in this order.
 ORDER = (
     "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "outer_momentum", "ema",
-    "swap", "target",
+    "lawa", "swap", "target",
 )  # fmt: skip
 
 
@@ -100,6 +100,7 @@ class Method(Section, Decision):
     ONE_STEP: ClassVar[bool] = False  # whether it looks at the one step that all take together
     ALONE: ClassVar[str | None] = None  # "by turns", "at the end": whether, and when, workers go alone
     BESIDE: ClassVar[str | None] = None  # other weights that are evaluated beside the trained ones
+    RECOMPUTES: ClassVar[bool] = False  # whether it evaluates weights whose batch-norm statistics are recomputed
     ENDS_EARLY: ClassVar[bool] = False  # whether its plan may end early; a target cuts what comes after it
     EQUAL_UNITS: ClassVar[bool] = False  # whether it needs examples that count alike
 
