@@ -123,26 +123,26 @@ def export(
         tell(console, line)
 
 
-def weights_in(found: Loaded, average: str | None) -> dict[str, Any]:
+def weights_in(loaded: Loaded, average: str | None) -> dict[str, Any]:
     """The trained weights of a checkpoint, or those of an ``average``: ema, lawa."""
     from largebatch.engines.states import whole_model
     from largebatch.methods.lawa import in_checkpoint
     from largebatch.run.older import moving_average
 
-    weights = whole_model(found.state)
+    weights = whole_model(loaded.state)
     if average == "ema":
-        if (moving := moving_average(found.state)) is None:
-            raise UserError(f"--ema: {found.path} holds no moving average; it takes a recipe with ema.decay")
+        if (moving := moving_average(loaded.state)) is None:
+            raise UserError(f"--ema: {loaded.path} holds no moving average; it takes a recipe with ema.decay")
         weights |= moving
     elif average == "lawa":
-        if (latest := in_checkpoint(found.state)) is None:
+        if (latest := in_checkpoint(loaded.state)) is None:
             raise UserError(
-                f"--lawa: {found.path} holds no snapshots; it takes a recipe with lawa, and a step after one"
+                f"--lawa: {loaded.path} holds no snapshots; it takes a recipe with lawa, and a step after one"
             )
         mean, statistics_missing = latest
         if statistics_missing:
             raise UserError(
-                f"--lawa: {found.path} has no batch norm statistics of the mean, which an evaluation after its latest "
+                f"--lawa: {loaded.path} has no batch norm statistics of the mean, which an evaluation after its latest "
                 "snapshot recomputes; choose a step that was evaluated"
             )
         weights |= mean

@@ -25,7 +25,6 @@ from largebatch.plan.batch import BatchPlan
 from largebatch.plan.schedules import AfterWarmup, Schedule
 from largebatch.recipes import config
 from largebatch.recipes.decays import listed
-from largebatch.recipes.decays.constant import ConstantDecay
 from largebatch.recipes.decided import ExplainedSchedule
 
 HALVINGS = 200  # of an interval of epochs: to its last bit
@@ -100,6 +99,18 @@ def falls_to(curve: Schedule, level: float) -> float:
     return high
 
 
+class Level:
+    """The peak, until the next growth."""
+
+    def lr(self, peak: float, progress: float, passed: int) -> float:
+        return peak
+
+    def summit(self, peak: float) -> float:
+        return peak
+
+    def check(self, peak: float) -> None: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Raised:
     """A decay, ``times`` as high."""
@@ -145,9 +156,7 @@ def seesaw(ramp: config.Ramp, plan: BatchPlan, lr: ExplainedSchedule, times: flo
         f"seesaw on {lr.decay}: ÷{ramp.cut:.4g} with each growth of the batch by {ramp.factor}, at epochs {at}; then "
         "as the decay, times √ of the growth"
     )
-    schedule = dataclasses.replace(
-        lr.schedule, peak=highest * ramp.cut**-growths, decay=ConstantDecay(name="constant"), milestones=()
-    )
+    schedule = dataclasses.replace(lr.schedule, peak=highest * ramp.cut**-growths, decay=Level(), milestones=())
     if last and growths:
         schedule = dataclasses.replace(lr.schedule, decay=Raised(lr.schedule.decay, math.sqrt(times)))
     return dataclasses.replace(lr, schedule=schedule, decay=words)
