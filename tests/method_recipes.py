@@ -99,6 +99,26 @@ METHODS: dict[str, dict[str, Any]] = {
         "ema": {"decay": 0.9, "every_steps": 2},
     },
     "ema_that_begins_small": {"ema": {"decay": 0.9, "every_steps": 2, "warmup": True}},
+    "lawa": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "lawa": {"latest": 3, "every_steps": 4},
+        "batch_norm": {"examples": 500},
+    },
+    "outer_momentum": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "optimizer": {"name": "adamw"},
+        "outer_momentum": {"every_steps": 4},
+        "ema": {"decay": 0.9},
+        "lr": {"base": 0.01},
+    },
+    "outer_momentum_of_workers": {
+        "averaging": {"name": "post_local_sgd", "workers": 4, "period": 2, "from_epoch": 0.3},
+        "outer_momentum": {"every_steps": 4, "momentum": 0.9},
+        "optimizer": {"name": "adamw"},
+        "lr": {"base": 0.005},
+    },
     "regime_adaptation": {
         "batch": {"global_batch_size": 120},
         "regime_adaptation": {"reference_batch_size": 60},

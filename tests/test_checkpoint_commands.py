@@ -16,7 +16,7 @@ from click.testing import Result
 from programs import damage, largebatch, saved, weights_at_end
 from typer.testing import CliRunner
 
-from largebatch.checkpoint import manifest
+from largebatch.checkpoint import manifest, step_of
 from largebatch.cli.checkpoint import app
 from largebatch.errors import UserError
 from largebatch.recipes import config
@@ -204,6 +204,30 @@ def accuracy(weights: dict[str, torch.Tensor]) -> float:
     [(images, labels)] = split.batches(0, 1, 1000, data.Placement(torch.device("cpu")))
     with torch.no_grad():
         return 100 * float((model(images).argmax(1) == labels).double().mean())
+
+
+def test_the_mean_of_the_latest_snapshots(recipe):
+    """With its own statistics of batch norm; where the newest snapshot was not evaluated there are none."""
+    model = {"name": "mlp", "width": 8, "depth": 1, "norm": True}
+    more = {"lawa": {"latest": 2, "every_steps": 4}, "checkpoint": {"every_epochs": 0.2, "keep": 9}}
+    path = recipe(steps=10, epochs=None, model=model, evaluate={"every_epochs": 5}, **more)
+    assert train(config.load(path), quiet=True).status == "finished"
+    run = config.load(path).directory
+    assert command("export", run, "--lawa").exit_code == 0
+    with safetensors.safe_open(run / "weights-lawa.safetensors", framework="pt") as file:
+        about = file.metadata()
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    result = json.loads((run / "result.json").read_text())
+    assert about["weights"] == "mean of the latest snapshots"
+    assert float(about["accuracy_percent"]) == result["lawa_test_accuracy_percent"]
+    assert accuracy(weights) == pytest.approx(result["lawa_test_accuracy_percent"])
+    first, *_, before_the_last, _ = [step_of(path) for path in saved(run)]
+    with pytest.raises(UserError, match=r"--lawa: .* has no batch norm statistics of the mean"):
+        command("export", run, "--lawa", "--step", before_the_last)
+    with pytest.raises(UserError, match=r"--ema and --lawa are two averages"):
+        command("export", run, "--lawa", "--ema")
+    with pytest.raises(UserError, match=r"--lawa: .* holds no snapshots"):
+        command("export", run, "--lawa", "--step", first)
 
 
 def test_without_a_moving_average_there_is_a_sentence(recipe, tmp_path):

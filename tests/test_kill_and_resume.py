@@ -27,6 +27,7 @@ from programs import saved, state_at_end, weights_at_end
 from worlds.kills import MOMENTS
 
 from largebatch.checkpoint import step_of
+from largebatch.checkpoint.pieces import whole
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config
@@ -64,10 +65,11 @@ OFTEN = {
     "record": {"every_steps": 1, "tensorboard": False},
 }
 WHOLE_WEIGHTS = "needs engine.name = ddp, which keeps whole weights on every rank"
+WORKERS = ("post_local_sgd", "post_local_sgd_with_ema", "outer_momentum_of_workers")  # that step alone
 REFUSED = {  # on every engine that cuts weights into shards, and in which words
     **dict.fromkeys(("sam", "sam_of_examples", "sam_with_norm", "mixed_by_batches_with_sam"), f"sam {WHOLE_WEIGHTS}"),
     "adascale": f"lr.scaling = adascale {WHOLE_WEIGHTS}",
-    **dict.fromkeys(("post_local_sgd", "post_local_sgd_with_ema"), f"averaging.name = post_local_sgd {WHOLE_WEIGHTS}"),
+    **dict.fromkeys(WORKERS, f"averaging.name = post_local_sgd {WHOLE_WEIGHTS}"),
     "swap": f"averaging.name = swap {WHOLE_WEIGHTS}",
 }
 SWAPS = [moment for moment in MOMENTS if "SWAP" in moment]
@@ -75,9 +77,14 @@ ONLY = {  # moments that other methods never come to
     **dict.fromkeys(SWAPS, ("swap",)),
     "at weights uphill": ("sam", "sam_of_examples", "sam_with_norm", "mixed_by_batches_with_sam"),
     "between the gain and its step": ("adascale",),
-    "between a step and its moving average": ("ema", "ema_that_begins_small", "post_local_sgd_with_ema"),
-    "while statistics are recomputed": ("precise_statistics", "swap"),
-    "before workers are averaged": ("post_local_sgd", "post_local_sgd_with_ema"),
+    "between a step and its moving average": (
+        "ema",
+        "ema_that_begins_small",
+        "post_local_sgd_with_ema",
+        "outer_momentum",
+    ),
+    "while statistics are recomputed": ("precise_statistics", "swap", "lawa"),
+    "before workers are averaged": WORKERS,
 }
 ORDER = [  # so that a run comes to each, from where the one before left it
     "at weights uphill", "between the gain and its step", "between a step and its moving average",
@@ -132,6 +139,12 @@ CORE = [  # every engine, every method, every moment
     ("ddp alone", "swap", ["between two workers of SWAP"]),
     ("fsdp on 2", "ema", ["between a step and its moving average"]),
     ("ddp on 2", "ema_that_begins_small", ["between a step and its moving average"]),
+    ("fsdp on 2", "lawa", ["while statistics are recomputed", "between a save and its name"]),
+    ("ddp alone", "lawa", ["in an evaluation"]),
+    ("fsdp on 2", "outer_momentum", ["between a gradient and its step", "in an evaluation"]),
+    ("zero 1 on 2", "outer_momentum", ["between a save and its name"]),
+    ("ddp on 2", "outer_momentum_of_workers", ["before workers are averaged", "between a save and its name"]),
+    ("ddp alone", "outer_momentum_of_workers", ["in an evaluation"]),
     ("ddp alone", "regime_adaptation", ["while a save is copied"]),
     ("ddp alone", "lecture_adam", ["in the middle of a file"]),
     ("ddp on 2", "mixed", ["between a gradient and its step", "between a save and its name"]),
@@ -322,23 +335,29 @@ MOVES: list[tuple[dict[str, Any], float, list[str], str, float]] = [  # optimize
     (NORMUON, 0.01, ["zero 1 on 2", "ddp on 2", "zero 2 on 2"], "fp32", 1e-5),
     (NORMUON, 0.01, ["fsdp on 2", "ddp alone", "fsdp alone"], "fp64", 1e-11),
 ]
+OUTER = {"outer_momentum": {"every_steps": 4}}
+MOVES_WITH = [
+    *((*move, {}) for move in MOVES),
+    (NORMUON, 0.01, ["zero 1 on 2", "ddp alone", "fsdp on 2"], "fp32", 1e-5, OUTER),
+    ({"name": "adamw"}, 0.002, ["fsdp on 2", "ddp alone"], "fp64", 1e-12, OUTER),
+]
 EVERYWHERE = {**ENGINES, "fsdp alone": Engine(1, ("engine.name=fsdp",))}
 
 
 @pytest.mark.worlds
 @pytest.mark.parametrize(
-    ("optimizer", "lr", "engines", "precision", "tolerance"),
-    MOVES,
-    ids=[f"{move[0]['name']}: {', '.join(move[2])}" for move in MOVES],
+    ("optimizer", "lr", "engines", "precision", "tolerance", "more"),
+    MOVES_WITH,
+    ids=[f"{'_with_'.join([move[0]['name'], *move[5]])}: {', '.join(move[2])}" for move in MOVES_WITH],
 )
-def test_a_run_goes_on_in_another_engine_and_world(recipe, optimizer, lr, engines, precision, tolerance):
+def test_a_run_goes_on_in_another_engine_and_world(recipe, optimizer, lr, engines, precision, tolerance, more):
     """Killed in the middle; momentum included, and the same examples: else the weights would differ."""
     if any("zero" in engine for engine in engines) and not HAS_DEEPSPEED:
         pytest.skip("DeepSpeed is not installed")
     changes = {
         "model": NO_NORM, "precision": precision, "epochs": 3, "optimizer": optimizer, "lr__base": lr,
         "lr__warmup": {"epochs": 1}, "weight_decay": {"value": 0.01}, "max_grad_norm": 1.0,
-        "checkpoint": {"every_epochs": 1, "asynchronous": False},
+        "checkpoint": {"every_epochs": 1, "asynchronous": False}, **more,
     }  # fmt: skip
     whole, parts = recipe("whole", **changes), recipe("parts", **changes)
     to_the_end("ddp alone", whole)
@@ -364,7 +383,13 @@ def test_a_run_goes_on_in_another_engine_and_world(recipe, optimizer, lr, engine
 
 def tensors_of(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     layers = state["optimizer"]["layers"]
-    return {**state["model"], **{f"{name} {key}": value for name, of in layers.items() for key, value in of.items()}}
+    outer = state["parts"].get("outer_momentum", {})
+    kept = {f"{key} of {name}": whole(saved) for key, of in outer.items() for name, saved in of.items()}
+    return {
+        **state["model"],
+        **kept,
+        **{f"{name} {key}": value for name, of in layers.items() for key, value in of.items()},
+    }
 
 
 def assert_close(these: dict[str, torch.Tensor], those: dict[str, torch.Tensor], tolerance: float) -> None:

@@ -353,7 +353,7 @@ def test_nothing_names_the_machine_it_was_built_on():
 def test_the_recipes_in_the_documents_read_and_go_together():
     """docs/methods.md's examples, each planned and scheduled as a run would be."""
     blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs/methods.md").read_text(), re.S)
-    tuning, whole, lines, text, phases, target = blocks
+    tuning, whole, lines, outer, text, phases, target = blocks
     written = strict_yaml.parse(whole, "docs/methods.md") | {"name": "example"}
     variants = [written]
     for line in lines.strip().splitlines():
@@ -364,8 +364,8 @@ def test_the_recipes_in_the_documents_read_and_go_together():
     phased = strict_yaml.parse(phases, "docs/methods.md")
     variants.append({**variants[0], "batch": batch, "data": photographs, **phased})
     variants.append({**written, **strict_yaml.parse(tuning, "docs/methods.md")})
-    variants += [{**written, **strict_yaml.parse(block, "docs/methods.md")} for block in (text, target)]
-    assert len(variants) == 7
+    variants += [{**written, **strict_yaml.parse(block, "docs/methods.md")} for block in (outer, text, target)]
+    assert len(variants) == 8
     for variant in variants:
         run = config.from_dict(variant)
         refusals.check(run, "fp32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -22,6 +23,7 @@ from programs import Killed, state_at_end, torchrun
 from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.machine import distributed
+from largebatch.methods.lawa import in_checkpoint
 from largebatch.models import batch_norm
 from largebatch.plan.score import score_of
 from largebatch.recipes import config
@@ -79,9 +81,16 @@ def test_two_ranks_are_one(worlds, method):
     assert alone["step"] == many["step"]
     for name, tensor in alone["model"].items():
         torch.testing.assert_close(many["model"][name], tensor, rtol=tolerance, atol=tolerance)
-    if "ema" in alone["parts"]:
-        for name, tensor in alone["parts"]["ema"].items():
-            torch.testing.assert_close(many["parts"]["ema"][name], tensor, rtol=tolerance, atol=tolerance)
+    averages = [state["parts"].get("ema", {}) for state in (alone, many)]
+    outer = [list(state["parts"].get("outer_momentum", {}).values()) for state in (alone, many)]
+    latest = [
+        [*(of := state["parts"].get("lawa", {})).get("snapshots", []), of.get("statistics", {})]
+        for state in (alone, many)
+    ]
+    for these, those in [averages, *zip(*outer, strict=True), *zip(*latest, strict=True)]:
+        assert these.keys() == those.keys()
+        for name, tensor in these.items():
+            torch.testing.assert_close(those[name], tensor, rtol=tolerance, atol=tolerance)
     score = score_of(json.loads((one / "plan.json").read_text())).key
     for number in ("steps", "examples_seen", f"test_{score}", f"train_{score}"):
         assert result(two)[number] == pytest.approx(result(one)[number], rel=0 if "percent" in number else 1e-10)
@@ -552,6 +561,55 @@ def test_the_moving_average_by_hand(tmp_path, method):
 
 
 @pytest.mark.worlds
+def test_the_latest_snapshots_by_hand(tmp_path):
+    """After steps 4, 8, ..., 24 of 25: the mean of the last three, its statistics those of a pass of its own."""
+    taken: list[dict[str, torch.Tensor]] = []
+    with beside(
+        after=lambda job, step: taken.append({n: p.detach().clone() for n, p in job.engine.model.named_parameters()})
+    ):
+        directory = finished("lawa", tmp_path, evaluate={"every_epochs": 0.2})
+    mean = {name: (taken[15][name] + taken[19][name] + taken[23][name]) / 3 for name in taken[0]}
+    state = checkpoint(directory)
+    snapshots = state["parts"]["lawa"]["snapshots"]
+    assert [same(of, taken[step]) for of, step in zip(snapshots, (15, 19, 23), strict=True)] == [True] * 3
+    assert same({name: state["model"][name] for name in taken[-1]}, taken[-1])
+    weights, missing = in_checkpoint(state_at_end(directory)) or ({}, True)
+    assert not missing
+    for name, tensor in mean.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-14, atol=1e-15)
+    job = job_of("lawa")
+    model = job.engine.model
+    model.load_state_dict({**model.state_dict(), **weights})
+    passes = dataclasses.replace(job.plan, steps=math.ceil(500 / 120), seed=job.plan.seed ^ 0x5EED)
+    batches = [m for micros in job.dataset.train.steps(passes, 0, 0, job.placement, 0) for m in micros]
+    convolution = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+    with torch.no_grad():
+        seen = torch.cat([convolution(images) for images, _ in batches])
+    name = next(n for n, m in model.named_modules() if "Norm" in type(m).__name__)
+    torch.testing.assert_close(weights[f"{name}.running_mean"], seen.mean((0, 2, 3)), rtol=1e-10, atol=1e-12)
+    [(images, labels)] = job.dataset.test.batches(0, 1, 1000, job.placement)
+    with torch.no_grad():
+        right = 100 * float((model.eval()(images).argmax(1) == labels).double().mean())
+    assert result(directory)["lawa_test_accuracy_percent"] == pytest.approx(right)
+    of_lawa = [line["step"] for line in events(directory, "evaluate") if line["split"] == "lawa"]
+    of_test = [line["step"] for line in events(directory, "evaluate") if line["split"] == "test"]
+    assert of_lawa == [step for step in of_test if step >= 4] != of_test, "there is no mean before the first snapshot"
+
+
+def test_what_lawa_keeps_and_says():
+    job = job_of("lawa", lawa={"latest": 5, "every_epochs": 0.5})
+    assert job.decided.methods["lawa"].steps == {7, 13, 19, 25}
+    assert job.run.methods["lawa"].saved(2) == 5
+    assert job.decided.methods["lawa"].words == (
+        "LAWA: the mean of the latest 5 snapshots, of which the run takes 4, one every 0.5 epochs; 4 copies of the "
+        "weights in host memory"
+    )
+    part = steps_of(job).parts["lawa"]
+    assert (part.kept(), dict(part.views())) == ([], {})
+    assert {tensor.device.type for tensor in part.average.blank()} == {"cpu"}
+
+
+@pytest.mark.worlds
 def test_one_process_with_accumulation_has_the_statistics_of_many(worlds):
     parts, together = (checkpoint(worlds / "world1" / m)["model"] for m in ("ghost_in_micro_batches", "ghost"))
     for name, tensor in together.items():
@@ -578,7 +636,9 @@ def test_the_result_is_the_median_of_the_last_evaluations(tmp_path):
 # Gradients in half precision, sharded engines
 
 SHARDED = ["fsdp", *(["deepspeed"] if importlib.util.find_spec("deepspeed") else [])]
-ON_EVERY_ENGINE = ("ramp", "ghost", "synchronised", "ema", "precise_statistics", "last_statistics")
+ON_EVERY_ENGINE = (
+    "ramp", "ghost", "synchronised", "ema", "lawa", "outer_momentum", "precise_statistics", "last_statistics",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -610,7 +670,7 @@ def test_sharded_engines_end_where_ddp_does(engines, engine, method):
     for these, those in pairs:
         for name, tensor in these.items():
             torch.testing.assert_close(those[name], tensor, rtol=1e-5, atol=1e-6)
-    for number in ("ema_test_accuracy_percent", "test_accuracy_percent"):
+    for number in ("ema_test_accuracy_percent", "lawa_test_accuracy_percent", "test_accuracy_percent"):
         assert result(engines / engine / method).get(number) == result(engines / "ddp" / method).get(number)
 
 
@@ -646,6 +706,28 @@ REFUSED = {
     "batch_norm.statistics=last": ("ramp", "needs batch.bn_batch_size where the micro-batch changes"),
     "averaging.worker_batch_size=7": ("swap", "a multiple of batch.bn_batch_size = 15"),
     "averaging.workers=1": ("swap", "averaging.workers = 1 should be greater than or equal to 2"),
+    "lawa={latest: 2}": ("swap", "lawa takes snapshots of one set of weights, and averaging.name = swap has many"),
+    "lawa={every_steps: 5}": ("post_local_sgd", "averaging.name = post_local_sgd has many"),
+    "lawa.latest=1": ("lawa", "lawa.latest = 1 should be greater than or equal to 2"),
+    "lawa.every_steps=13": ("lawa", "lawa takes a snapshot every 13 steps, which is once in the 25 steps of the run"),
+    "lawa={every_epochs: 3, every_steps: 5}": ("lawa", "both say when a snapshot is taken; leave one out"),
+    "data.image_size={from: 32, to: 64}": ("lawa", "over images of one side"),
+    "lawa=null": ("lawa", "batch_norm.examples has no effect without"),
+    "outer_momentum.every_steps=30": (
+        "outer_momentum",
+        "outer_momentum.every_steps = 30 is more than the 25 steps of the run; at most 25",
+    ),
+    "outer_momentum={every_steps: 22}": (
+        "outer_momentum_of_workers",
+        "every_steps = 22 is more than the 21 steps of the run from averaging.from_epoch on",
+    ),
+    "outer_momentum.every_steps=5": ("outer_momentum_of_workers", "5 is no multiple of averaging.period = 2"),
+    "averaging.from_epoch=9": ("outer_momentum_of_workers", "averaging does so after the run's end"),
+    "outer_momentum={lr: 1, momentum: 0}": ("outer_momentum", "leaves the weights where they are"),
+    "outer_momentum.momentum=1": ("outer_momentum", "outer_momentum.momentum = 1 should be less than 1"),
+    "outer_momentum.lr=0": ("outer_momentum", "outer_momentum.lr = 0 should be greater than 0"),
+    "outer_momentum.every_steps=0": ("outer_momentum", "outer_momentum.every_steps = 0 should be greater than 0"),
+    "outer_momentum.nesterov=1": ("outer_momentum", "outer_momentum.nesterov"),
     "batch_norm.examples=5": ("ghost", "batch_norm.examples has no effect without"),
 }
 

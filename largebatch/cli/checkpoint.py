@@ -18,7 +18,10 @@ from largebatch.records.typed import read
 from largebatch.terminal.console import Console, tell
 
 if TYPE_CHECKING:
+    from largebatch.checkpoint import Loaded
     from largebatch.models.bert import Bert
+
+AVERAGES = {None: "trained", "ema": "moving average", "lawa": "mean of the latest snapshots"}  # by their evaluations
 
 app = typer.Typer(
     help="What a run has saved: look at it, check it, take the weights.", no_args_is_help=True, rich_markup_mode=None
@@ -75,6 +78,7 @@ def export(
     run: Run,
     step: Annotated[int | None, typer.Option(metavar="N", help="the checkpoint of this step; else the newest")] = None,
     ema: Annotated[bool, typer.Option("--ema", help="the moving average of the weights")] = False,
+    lawa: Annotated[bool, typer.Option("--lawa", help="the mean of their latest snapshots")] = False,
     form: Annotated[
         Literal["plain", "transformers"],
         typer.Option("--format", help="transformers: a folder for its from_pretrained, of model.name = bert"),
@@ -89,7 +93,10 @@ def export(
     ] = None,
 ) -> None:
     """Plain weights by plain names, as they are judged: batch norm's statistics are the means over the ranks."""
-    name = f"{'weights' if form == 'plain' else form}{'-ema' if ema else ''}"
+    if ema and lawa:
+        raise UserError("--ema and --lawa are two averages; choose one")
+    average = "ema" if ema else "lawa" if lawa else None
+    name = f"{'weights' if form == 'plain' else form}{f'-{average}' if average else ''}"
     file = out or run / (f"{name}.safetensors" if form == "plain" else name)
     if form == "plain" and file.suffix not in (".safetensors", ".pt"):
         raise UserError(f"--out {file} should end in .safetensors or .pt")
@@ -97,22 +104,16 @@ def export(
         raise UserError(f"--out {out}: the folder {out.parent} does not exist")
     [path, *_] = chosen(run, step)
     from largebatch.checkpoint import export, load_newest
-    from largebatch.engines.states import whole_model
-    from largebatch.run.older import moving_average
 
     found = load_newest(path.parent, step, "name another step with --step; verify tells which are whole")
     assert found is not None
-    weights = whole_model(found.state)
-    if ema:
-        if (average := moving_average(found.state)) is None:
-            raise UserError(f"--ema: {found.path} holds no moving average; it takes a recipe with ema.decay")
-        weights |= average
+    weights = weights_in(found, average)
     said = []
     try:
         if form == "plain":
-            export.write_weights(file, weights, about(run, found.facts, ema))
+            export.write_weights(file, weights, about(run, found.facts, average))
         else:
-            said = write_for_transformers(file, run, weights, found.facts, ema)
+            said = write_for_transformers(file, run, weights, found.facts, average)
     except OSError as error:
         raise UserError(f"--out {file} cannot be written: {error.strerror or error}") from None
     console = Console()
@@ -122,8 +123,34 @@ def export(
         tell(console, line)
 
 
+def weights_in(loaded: Loaded, average: str | None) -> dict[str, Any]:
+    """The trained weights of a checkpoint, or those of an ``average``: ema, lawa."""
+    from largebatch.engines.states import whole_model
+    from largebatch.methods.lawa import in_checkpoint
+    from largebatch.run.older import moving_average
+
+    weights = whole_model(loaded.state)
+    if average == "ema":
+        if (moving := moving_average(loaded.state)) is None:
+            raise UserError(f"--ema: {loaded.path} holds no moving average; it takes a recipe with ema.decay")
+        weights |= moving
+    elif average == "lawa":
+        if (latest := in_checkpoint(loaded.state)) is None:
+            raise UserError(
+                f"--lawa: {loaded.path} holds no snapshots; it takes a recipe with lawa, and a step after one"
+            )
+        mean, statistics_missing = latest
+        if statistics_missing:
+            raise UserError(
+                f"--lawa: {loaded.path} has no batch norm statistics of the mean, which an evaluation after its latest "
+                "snapshot recomputes; choose a step that was evaluated"
+            )
+        weights |= mean
+    return weights
+
+
 def write_for_transformers(
-    folder: Path, run: Path, weights: dict[str, Any], facts: dict[str, Any], ema: bool
+    folder: Path, run: Path, weights: dict[str, Any], facts: dict[str, Any], average: str | None
 ) -> list[str]:
     """The folder; returns what is to be said of it."""
     from largebatch.checkpoint import export
@@ -135,7 +162,7 @@ def write_for_transformers(
         said = ["without vocab.txt: the pack that the run read is not at data.root any more"]
     else:
         said = [f"vocab.txt is {vocabulary}"]
-    export.write_folder(folder, transformers_names.renamed(weights), about(run, facts, ema), settings, vocabulary)
+    export.write_folder(folder, transformers_names.renamed(weights), about(run, facts, average), settings, vocabulary)
     return said
 
 
@@ -225,7 +252,7 @@ def words_of(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
+def about(run: Path, facts: dict[str, Any], average: str | None) -> dict[str, Any]:
     """What the file says of the weights in it: the model, the classes, and how images become its input."""
     from largebatch.recipes import config
 
@@ -236,8 +263,8 @@ def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
         "num_classes": facts["model"]["num_classes"],
         "data": config.load(run / names.RECIPE).data.name,
         **facts.get("input", {}),  # which checkpoints of earlier versions do not say
-        "weights": "moving average" if ema else "trained",
-        score.key: score_of_average(run, facts, score.key) if ema else facts[score.key],
+        "weights": AVERAGES[average],
+        score.key: score_of_average(run, facts, score.key, average) if average else facts[score.key],
         "evaluated_on": facts["evaluated_on"],
         "run": facts["name"],
         "step": facts["step"],
@@ -247,13 +274,13 @@ def about(run: Path, facts: dict[str, Any], ema: bool) -> dict[str, Any]:
     }
 
 
-def score_of_average(run: Path, facts: dict[str, Any], key: str) -> float | None:
+def score_of_average(run: Path, facts: dict[str, Any], key: str, average: str) -> float | None:
     """At the checkpoint's step, if the average was evaluated there; the manifest has that of the trained weights."""
     try:
         lines = (run / names.METRICS).read_text(encoding="utf-8").splitlines()
-        written = [json.loads(line) for line in lines if '"ema"' in line]
+        written = [json.loads(line) for line in lines if f'"{average}"' in line]
     except (OSError, ValueError):
         return None
-    evaluations = [read(EvaluateLine, one, names.METRICS) for one in written if one.get("split") == "ema"]
+    evaluations = [read(EvaluateLine, one, names.METRICS) for one in written if one.get("split") == average]
     reached = [line.number(key) for line in evaluations if line.step == facts["step"]]
     return reached[-1] if reached else None

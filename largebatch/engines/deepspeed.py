@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -131,8 +131,15 @@ class DeepSpeed(Engine):
                     found |= dict(states.held_values(parameter, parameter.detach(), self.layout()))
         return found
 
+    def take_up_weights(self) -> None:
+        self._cut_weights(dict(self.model.named_parameters()))
+
     def _take_weights(self, saved: dict[str, Tensor | Pieces]) -> None:
         super()._take_weights(saved)
+        self._cut_weights(saved)
+
+    def _cut_weights(self, saved: Mapping[str, Tensor | Pieces]) -> None:
+        """Flat partitions have the saved weights."""
         with torch.no_grad():
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:

@@ -154,6 +154,9 @@ class Engine(abc.ABC):
         """Training does not depend on when somebody evaluated: see the function of this name."""
         return averaged_statistics(self.model)
 
+    def take_up_weights(self) -> None:  # noqa: B027, most step the model's own
+        """After the model's weights were made others: what the optimizer steps in their place follows."""
+
     def take_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on this one steps, over the same parameters."""
         self.optimizer = optimizer

@@ -10,7 +10,7 @@ layers (ZeRO), whose :class:`~largebatch.optim.shards.Partition` says where they
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -116,7 +116,7 @@ def take_weights(model: nn.Module, saved: dict[str, Tensor | Pieces]) -> None:
             pieces.take(local(parameter), parameter, saved[name])
 
 
-def cut(partition: Partition, saved: dict[str, Tensor | Pieces], into: Tensor) -> Tensor:
+def cut(partition: Partition, saved: Mapping[str, Tensor | Pieces], into: Tensor) -> Tensor:
     """Fills the flat tensor with this rank's ranges of the saved layers."""
     for segment in partition.segments:
         layer = saved[partition.layers[segment.layer][0]]

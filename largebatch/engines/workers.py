@@ -24,7 +24,8 @@ from largebatch.machine import distributed
 class Workers:
     """``count`` sets of weights, statistics and optimizer states, begun as copies of the model's.
 
-    One of this rank's is in the model at a time (:meth:`enter`).
+    One of this rank's is in the model at a time (:meth:`enter`). After :meth:`average` all are what is in the model,
+    whatever is made of that before the next one enters.
     """
 
     def __init__(self, engine: Engine, count: int) -> None:
@@ -33,6 +34,7 @@ class Workers:
         self.counters = [buffer for buffer in engine.model.buffers() if not buffer.is_floating_point()]
         self.per_rank = count // distributed.world_size()
         self.inside = 0
+        self.alike = False  # whether all have the weights that are in the model, and those in ``kept`` are old
         self.kept = [[t.clone() for t in self._everything()] for _ in range(self.per_rank if self.per_rank > 1 else 0)]
         self.states = [copy.deepcopy(engine.optimizer.state_dict()) for _ in self.kept]
 
@@ -48,6 +50,7 @@ class Workers:
     @torch.no_grad()
     def enter(self, worker: int) -> None:
         """This rank's ``worker`` is in the model from now on."""
+        self._go_apart()
         if worker == self.inside:
             return
         torch._foreach_copy_(self.kept[self.inside], self._everything())
@@ -59,12 +62,19 @@ class Workers:
     @torch.no_grad()
     def average(self) -> None:
         """Every worker goes on from the mean of all; optimizer states stay their own. Collective."""
-        live = self._live()
-        self._put_mean_in(live)
-        for kept in self.kept:
-            torch._foreach_copy_(kept[: len(live)], live)
+        self._put_mean_in(self._live())
+        self.alike = True
+
+    def _go_apart(self) -> None:
+        """Each has weights of its own from now on."""
+        if self.alike:
+            live = self._live()
+            for kept in self.kept:
+                torch._foreach_copy_(kept[: len(live)], live)
+        self.alike = False
 
     def _put_mean_in(self, live: list[Tensor]) -> None:
+        self._go_apart()
         if self.kept:
             torch._foreach_copy_(self.kept[self.inside][: len(live)], live)
             for tensor, *of_workers in zip(live, *self.kept, strict=False):

@@ -4,10 +4,20 @@ Reading one loads no torch: what needs it imports it where a part is built or at
 :mod:`largebatch.optim` and :mod:`largebatch.diagnostics`.
 """
 
-from largebatch.recipes.methods import REGISTRY, Decision, GainClock, Method, MicroBatchWish, Recorded, in_steps
+from largebatch.recipes.methods import (
+    REGISTRY,
+    AveragedEvery,
+    Decision,
+    GainClock,
+    Method,
+    MicroBatchWish,
+    Recorded,
+    in_steps,
+)
 from largebatch.steps.part import Beyond, Built, Diverged, Part, PartRecorder, Running
 
 __all__ = [
+    "AveragedEvery",
     "Beyond",
     "Built",
     "Decision",

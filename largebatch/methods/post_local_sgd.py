@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from largebatch.errors import UserError
-from largebatch.methods import Built, Decision, Method, MicroBatchWish, Part, in_steps
+from largebatch.methods import AveragedEvery, Built, Decision, Method, MicroBatchWish, Part, in_steps
 from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import decays
 from largebatch.recipes.keys import NonNegativeFloat, PositiveInt, Several
@@ -61,6 +61,9 @@ class PostLocalSgd(Method):
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> LocalSteps:
         begin, epochs = self.begin(run), plan.budget_examples / plan.dataset_size
         return LocalSteps(self.workers, self.period, begin, plan.examples_at(begin), epochs)
+
+    def averages(self, run: Run) -> AveragedEvery:
+        return AveragedEvery(self.begin(run), self.period)
 
     def begin(self, run: Run) -> float:
         """The epoch from which workers step alone: as stated, else that of the first decay of the lr."""

@@ -50,6 +50,7 @@ class Swap(Method):
     WHOLE = True
     REPLAYED = False
     ALONE = "at the end"
+    RECOMPUTES = True
     ENDS_EARLY = True
 
     name: Literal["swap"]
@@ -64,6 +65,7 @@ class Swap(Method):
             yield f"{self.where} and regime_adaptation: its workers' epochs are stated as they are meant; choose one"
         if self.lr.scaling == moments.RULE:
             yield f"averaging.lr.scaling = {self.lr.scaling} changes betas and eps as well; valid: linear, sqrt, none"
+        yield from self.lr.misfits(run.optimizer, "averaging.lr")
         if derive.follows_gains(self.lr):
             yield (
                 f"averaging.lr.scaling = {self.lr.scaling}: a worker has one batch and no gain to measure; valid: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from largebatch.optimizers import AtTimm, Surroundings
 from largebatch.optimizers._moments import MomentsSection
@@ -16,6 +16,8 @@ EPS = 1e-8  # torch's own
 
 
 class AdamSection(MomentsSection, TorchOrLectureSection):
+    SIGN_LIKE: ClassVar[bool] = True
+
     name: Literal["adam"]
 
     @property

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 class AdamWSection(MomentsSection):
     SHARD_SAFE: ClassVar[bool] = True
+    SIGN_LIKE: ClassVar[bool] = True
 
     name: Literal["adamw"]
     eps: PositiveFloat = 1e-8

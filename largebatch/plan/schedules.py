@@ -5,6 +5,8 @@ Peak, from the recipe's rule for a global batch B (κ = B / reference):
     linear   η = base · κ            Krizhevsky 2014 (1404.5997); Goyal et al. 2017 (1706.02677), §2.1
     sqrt     η = base · √κ           Krizhevsky 2014; Hoffer et al. 2017 (1705.08741); You et al. 2019 (1904.00962)
     adam_sqrt  the same, and β1, β2 and ε follow     Malladi et al. 2022: :mod:`largebatch.recipes.moments`
+    surge    η = η_max·2/(√(N/B) + √(B/N))    Li et al. 2024 (2405.14578), of Adam's kind: highest at B = N, the noise
+                                               scale, and lower beyond; η_max makes η = base at the reference
     none     η = base
     table    η = the row of B        refused between two rows unless interpolation is asked for
 
@@ -33,12 +35,27 @@ from typing import Protocol
 from largebatch.errors import UserError
 
 
-def scaled_lr(base: float, scaling: str, global_batch_size: int, reference_batch_size: int | None) -> float:
-    if scaling not in ("linear", "sqrt", "adam_sqrt"):
+def scaled_lr(
+    base: float,
+    scaling: str,
+    global_batch_size: int,
+    reference_batch_size: int | None,
+    noise_scale: float | None = None,
+) -> float:
+    """``noise_scale``: in examples, which ``surge`` alone needs."""
+    if scaling not in ("linear", "sqrt", "adam_sqrt", "surge"):
         return base
     assert reference_batch_size is not None
+    if scaling == "surge":
+        assert noise_scale is not None
+        return surge(base, reference_batch_size, noise_scale) / surge(1.0, global_batch_size, noise_scale)
     kappa = global_batch_size / reference_batch_size
     return base * (kappa if scaling == "linear" else math.sqrt(kappa))
+
+
+def surge(lr: float, size: float, noise_scale: float) -> float:
+    """The highest lr of the curve that is ``lr`` at a batch of this size."""
+    return lr * (math.sqrt(noise_scale / size) + math.sqrt(size / noise_scale)) / 2
 
 
 def table_lr(table: dict[int, float], global_batch_size: int, interpolate: bool = False) -> float:

@@ -17,7 +17,7 @@ from largebatch.plan import batch, phases, schedules
 from largebatch.plan.batch import PAIR, BatchPlan, MicroBatch
 from largebatch.plan.phases import Span
 from largebatch.plan.schedules import Schedule
-from largebatch.recipes import config, methods
+from largebatch.recipes import config, methods, ramps
 from largebatch.recipes.decays import listed
 from largebatch.recipes.decays.steps import StepsDecay
 from largebatch.recipes.decided import ExplainedSchedule
@@ -103,18 +103,9 @@ def growth_of(run: config.Run) -> tuple[tuple[tuple[float, int], ...], tuple[flo
     ramp = run.batch.ramp
     if ramp is None:
         return (), ()
-    at = [epoch * run.stretch for epoch in ramp.at_epochs]
-    if ramp.sizes is not None:
-        return tuple(zip(at, ramp.sizes, strict=True)), ()
-    assert ramp.factor is not None
-    size, growth, drops = run.batch.global_batch_size, [], []
-    for epoch in at:
-        if ramp.largest is not None and size * ramp.factor > ramp.largest:
-            drops.append(epoch)
-        else:
-            size *= ramp.factor
-            growth.append((epoch, size))
-    return tuple(growth), tuple(drops)
+    if ramp.rule == "seesaw":
+        return ramps.of_decay(run, ramp, peak_of(run.lr, run.batch.global_batch_size)[0]), ()
+    return ramps.at_epochs(run, ramp)
 
 
 def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch:
@@ -193,9 +184,12 @@ def peak_of(lr: config.LearningRate, global_batch_size: int) -> tuple[float, str
         peak = schedules.table_lr(lr.table, size, lr.interpolate)
         return peak, f"table: row {size} = {peak:g}"
     assert lr.base is not None
-    peak = schedules.scaled_lr(lr.base, lr.scaling, size, reference)
+    noise = lr.noise_scale.examples if lr.noise_scale is not None else None
+    peak = schedules.scaled_lr(lr.base, lr.scaling, size, reference, noise)
     if follows_gains(lr):
         return peak, methods.table()[lr.scaling].rule(lr, size)
+    if lr.noise_scale is not None and reference is not None:
+        return peak, surge_words(lr.base, reference, lr.noise_scale, size, peak)
     words = {
         "none": f"no scaling: {lr.base:g}",
         "linear": f"linear: {lr.base:g} × {size}/{reference} = {peak:g}",
@@ -203,6 +197,17 @@ def peak_of(lr: config.LearningRate, global_batch_size: int) -> tuple[float, str
         "adam_sqrt": f"adam_sqrt: {lr.base:g} × √({size}/{reference}) = {peak:g}",
     }
     return peak, words[lr.scaling]
+
+
+def surge_words(base: float, reference: int, noise: config.NoiseExamples, size: int, peak: float) -> str:
+    """The arithmetic, and where the curve is highest."""
+    at, highest = f"{noise.examples:g}", schedules.surge(base, reference, noise.examples)
+
+    def sides(batch: int) -> str:
+        return f"(√({at}/{batch}) + √({batch}/{at}))"
+
+    ratio = f"{sides(reference)}/{sides(size)}"
+    return f"surge: {base:g} × {ratio} = {peak:g}; {highest:g} at the noise scale of {noise.words}"
 
 
 class WarmupLength(NamedTuple):
@@ -222,6 +227,8 @@ def warmup_of(lr: config.LearningRate, size: int, clock: Span, plan: BatchPlan, 
     length = stated * times
     skipped = -warmup.start_step
     if key == "epochs":
+        if rule and lr.scaling == "sqrt":
+            rule = f"{rule[:-1]}, LEGW)"
         length *= stretch
         examples, words = plan.examples_at(length), f"{length:g} epochs{rule}"
     elif key == "share":

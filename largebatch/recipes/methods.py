@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 # The table: their parts stand in a run in this order.
 ORDER = (
-    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "ema", "swap", "target",
+    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "outer_momentum", "ema",
+    "lawa", "swap", "target",
 )  # fmt: skip
 
 
@@ -43,6 +44,13 @@ class GainClock(NamedTuple):
 
     parts: int
     reference: int
+
+
+class AveragedEvery(NamedTuple):
+    """From an epoch on workers step alone, and have the same weights after every ``period`` steps."""
+
+    from_epoch: float
+    period: int
 
 
 class Decision:
@@ -92,6 +100,7 @@ class Method(Section, Decision):
     ONE_STEP: ClassVar[bool] = False  # whether it looks at the one step that all take together
     ALONE: ClassVar[str | None] = None  # "by turns", "at the end": whether, and when, workers go alone
     BESIDE: ClassVar[str | None] = None  # other weights that are evaluated beside the trained ones
+    RECOMPUTES: ClassVar[bool] = False  # whether it evaluates weights whose batch-norm statistics are recomputed
     ENDS_EARLY: ClassVar[bool] = False  # whether its plan may end early; a target cuts what comes after it
     EQUAL_UNITS: ClassVar[bool] = False  # whether it needs examples that count alike
 
@@ -134,6 +143,10 @@ class Method(Section, Decision):
 
     def clock(self, run: Run) -> GainClock | None:
         """The one of the run, where it is not the examples seen."""
+        return None
+
+    def averages(self, run: Run) -> AveragedEvery | None:
+        """Of workers that step by turns, where it has any."""
         return None
 
     def saved(self, states: int) -> int:

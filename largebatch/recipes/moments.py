@@ -70,6 +70,7 @@ def scaled(moments: Moments, size: int, reference: int) -> tuple[Moments, str]:
 def refusals(run: config.Run) -> Iterator[str]:
     """Where a rule has nothing to change, or not all that it should; each is a sentence."""
     half_life, name = run.optimizer.half_life, run.optimizer.name
+    yield from run.lr.misfits(run.optimizer)
     if run.lr.scaling == RULE:
         if run.optimizer.moments is None or run.optimizer.moments.eps is None:
             yield (

@@ -72,6 +72,7 @@ class Optimizer(Section):
         {"name", "variant", "skip_adaptation", "beta2_half_life"}
     )  # keys that no phase changes
     LR_RULE: ClassVar[Literal["linear", "sqrt"] | None] = None  # how its lr follows the batch; None: nobody knows
+    SIGN_LIKE: ClassVar[bool] = False  # whether an element's step is as long as that of a gradient's sign: Adam's kind
     REFERENCE: ClassVar[dict[str, Any]] = {}  # key -> its value in MLPerf's reference; what is not listed may be any
 
     name: str

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from largebatch.errors import UserError
 from largebatch.plan.batch import BatchPlan
 from largebatch.plan.phases import Span, clocks
-from largebatch.recipes import config, derive, moments
+from largebatch.recipes import config, derive, moments, ramps
 from largebatch.recipes.decided import ExplainedSchedule, Phase
 
 
@@ -37,8 +37,8 @@ def planned(
 
 
 def of_one_clock(run: config.Run, plan: BatchPlan) -> tuple[Phase, ...]:
-    """The stages of a plan, with one schedule for all of them."""
-    lr = derive.learning_rate_of(run, plan)
+    """The stages of a plan, whose schedules have one clock."""
+    of_stages = ramps.of_stages(run, plan, derive.learning_rate_of(run, plan))
     clock = Span(0, plan.steps, 0, plan.budget_examples)
     ends = [*plan.stages[1:], None]
     return tuple(
@@ -51,7 +51,7 @@ def of_one_clock(run: config.Run, plan: BatchPlan) -> tuple[Phase, ...]:
             ),
             stage, lr, clock, moments.at_batch(run, stage.global_batch_size).optimizer, run.weight_decay.value,
         )
-        for stage, end in zip(plan.stages, ends, strict=True)
+        for stage, end, lr in zip(plan.stages, ends, of_stages, strict=True)
     )  # fmt: skip
 
 
@@ -91,6 +91,7 @@ def refusals(run: config.Run, of_phases: Sequence[config.Run]) -> Iterator[str]:
     if any(laid.lr.layer_decay != run.lr.layer_decay for laid in of_phases):
         yield "lr.layer_decay holds for the whole run, and phases change it; write it outside of them"
     for laid in of_phases:
+        yield from laid.lr.misfits(laid.optimizer)
         for method in laid.methods.values():
             if method.clock(laid) is not None:
                 yield f"phases and {method.where} both say how long the run is; choose one"

@@ -70,7 +70,7 @@ class Measure:
                 yield self._evaluated(self.evaluated_on, self.job.dataset.test)
             if asked or (asked is None and isinstance(as_read(split), TensorSplit)):
                 yield self._evaluated("train", split)
-            if self._recomputes:
+            if self._recomputes():
                 kept = {name: buffer.clone() for name, buffer in self.engine.statistics().items()}
         for name, value in kept.items():
             self.engine.statistics()[name].copy_(value)
@@ -81,7 +81,7 @@ class Measure:
         """Of other weights that a part keeps."""
         for part in self.parts.values():
             for name, weights in part.views().items():
-                with weights, self._shown(workers=False):
+                with weights, self._shown(workers=False, stale=part.stale_views):
                     yield self._evaluated(name, self.job.dataset.test)
 
     def _evaluated(self, name: str, split: Split) -> tuple[str, Evaluation]:
@@ -98,13 +98,14 @@ class Measure:
         return name, evaluation
 
     @contextlib.contextmanager
-    def _shown(self, workers: bool = True) -> Iterator[None]:
-        """Inside, the model is as it is to be judged: the mean of all ``workers``, or the weights that are in it."""
+    def _shown(self, workers: bool = True, stale: bool = False) -> Iterator[None]:
+        """Inside, the model is as it is to be judged: the mean of all ``workers``, or the weights that are in it, whose
+        batch-norm statistics may be ``stale``."""
         with contextlib.ExitStack() as stack:
             for part in self.parts.values() if workers else ():
                 stack.enter_context(part.shown())
             stack.enter_context(self.engine.whole_model())
-            if not self._recomputes:
+            if not self._recomputes(stale):
                 yield
                 return
             before = {name: buffer.clone() for name, buffer in self.engine.statistics().items()}
@@ -115,9 +116,8 @@ class Measure:
                 for name, value in before.items():
                     self.engine.statistics()[name].copy_(value)
 
-    @property
-    def _recomputes(self) -> bool:
-        asked = self.job.decided.evaluating.recomputes or self.parts.stale_statistics
+    def _recomputes(self, stale: bool = False) -> bool:
+        asked = self.job.decided.evaluating.recomputes or self.parts.stale_statistics or stale
         return asked and bool(self.engine.statistics())
 
     def _recompute(self) -> None:

@@ -101,6 +101,7 @@ class Part:
 
     over: bool = False  # whether the steps end here, before the plan does
     stale_statistics: bool = False  # batch norm's do not belong to the weights: an evaluation recomputes them
+    stale_views: bool = False  # the same of the weights of its views
     beyond: Beyond = Beyond()
 
     def before(self, step: Step) -> None: ...

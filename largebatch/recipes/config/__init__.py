@@ -8,7 +8,7 @@ sections.py        what each other key may hold; those of optimizers and decays 
 mistakes.py        what is wrong, in one sentence
 """
 
-from largebatch.recipes.config.learning_rate import LearningRate
+from largebatch.recipes.config.learning_rate import LearningRate, NoiseExamples
 from largebatch.recipes.config.phases import of_phases
 from largebatch.recipes.config.run import Run, from_dict, json_schema, load, overlay, read, row_of, rows_of, setting
 from largebatch.recipes.config.sections import (
@@ -23,6 +23,7 @@ __all__ = [
     "Data",
     "Keep",
     "LearningRate",
+    "NoiseExamples",
     "Ramp",
     "Run",
     "from_dict",

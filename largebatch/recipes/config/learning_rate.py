@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic import ConfigDict, Field
 
-from largebatch.recipes import decays, kinds
+from largebatch.recipes import decays, kinds, paths
 from largebatch.recipes.config.mistakes import shown
 from largebatch.recipes.decays.constant import ConstantDecay
 from largebatch.recipes.keys import (
@@ -69,12 +71,53 @@ class Warmup(Section):
         return self
 
 
+class NoiseExamples(Section):
+    """A noise scale in examples; from a run's or a ``noise.json`` of ``diagnose noise``, which is read once: what a run
+    keeps is the number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+    examples: PositiveFloat
+    source: str | None = Field(default=None, alias="from")
+
+    @property
+    def words(self) -> str:
+        return f"{self.examples:g}{f' ({self.source})' if self.source else ''}"
+
+
+def a_noise_scale(written: Any) -> Any:
+    if isinstance(written, str):
+        return measured_noise_scale(written)
+    return {"examples": written} if isinstance(written, int | float) and not isinstance(written, bool) else written
+
+
+def measured_noise_scale(written: str) -> dict[str, Any]:
+    """Of a run directory, or of the file that ``diagnose noise`` leaves in it."""
+    key = "lr.noise_scale"
+    file = Path(paths.local(key, written))
+    file = file / "diagnostics" / "noise.json" if file.is_dir() else file
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no JSON"
+        raise ValueError(
+            f"{key} = {shown(written)} cannot be read ({file}: {reason}); valid: a number of examples, or a run that "
+            "`largebatch diagnose noise` has looked at"
+        ) from None
+    examples = facts.get("noise_scale") if isinstance(facts, dict) and facts.get("kind") == "noise" else None
+    if isinstance(examples, bool) or not isinstance(examples, int | float) or not 0 < examples < LARGEST:
+        bounded = "is not bounded there" if isinstance(facts, dict) and facts.get("kind") == "noise" else "is not there"
+        raise ValueError(f"{key} = {shown(written)}: the noise scale {bounded}; valid: a number of examples")
+    return {"examples": examples, "from": written}
+
+
 class LearningRate(Section):
     """A rule of the batch size (``base`` at ``reference_batch_size``), or a ``table`` of it."""
 
     base: PositiveFloat | None = None
     reference_batch_size: PositiveInt | None = None
-    scaling: Literal["linear", "sqrt", "adam_sqrt", "adascale", "none"] = "none"
+    scaling: Literal["linear", "sqrt", "adam_sqrt", "surge", "adascale", "none"] = "none"
+    noise_scale: NoiseExamples | None = None  # [examples] of surge; or a run whose noise.json says it
     table: Annotated[dict[Size, PositiveFloat], Field(min_length=1)] | None = None
     interpolate: Switch = False
     warmup: Warmup = Warmup()
@@ -97,6 +140,25 @@ class LearningRate(Section):
     def null_is_none(cls, written: Any) -> Any:
         return {} if written is None else written
 
+    @pydantic.field_validator("noise_scale", mode="before", json_schema_input_type=float | str | NoiseExamples | None)
+    @classmethod
+    def number_or_run(cls, written: Any) -> Any:
+        return a_noise_scale(written)
+
+    @pydantic.field_serializer("noise_scale")
+    def as_a_number(self, noise_scale: NoiseExamples | None) -> Any:
+        if noise_scale is None or noise_scale.source is None:
+            return noise_scale and noise_scale.examples
+        return noise_scale.model_dump(mode="json", by_alias=True)
+
+    def misfits(self, optimizer: Any, key: str = "lr") -> Iterator[str]:
+        """Why its rule is not one of this optimizer: a sentence."""
+        if self.scaling == "surge" and not optimizer.SIGN_LIKE:
+            yield (
+                f"{key}.scaling = surge is the curve of steps as long as a gradient's sign, of adam and adamw, and "
+                f"optimizer.name = {optimizer.name} is another; valid: linear, sqrt, none"
+            )
+
     @pydantic.model_validator(mode="after")
     def one_rule(self) -> LearningRate:
         if (self.base is None) == (self.table is None):
@@ -107,11 +169,18 @@ class LearningRate(Section):
             raise ValueError(
                 f"lr.scaling = {self.scaling} needs lr.reference_batch_size, the batch where lr.base holds"
             )
+        if (self.scaling == "surge") != (self.noise_scale is not None):
+            raise ValueError(
+                "lr.scaling = surge needs lr.noise_scale, the batch of its peak: examples, or a run whose noise.json "
+                "says them"
+                if self.noise_scale is None
+                else "lr.noise_scale has no effect without lr.scaling = surge"
+            )
         if self.warmup.scaling != "none" and self.reference_batch_size is None:
             raise ValueError("lr.warmup.scaling = linear needs lr.reference_batch_size, where its length holds")
         if self.scaling == self.warmup.scaling == "none" and self.reference_batch_size is not None:
             raise ValueError(
-                "lr.reference_batch_size has no effect without lr.scaling = linear, sqrt, adam_sqrt or adascale"
+                "lr.reference_batch_size has no effect without lr.scaling = linear, sqrt, adam_sqrt, surge or adascale"
             )
         if self.interpolate and self.table is None:
             raise ValueError("lr.interpolate = true needs lr.table")

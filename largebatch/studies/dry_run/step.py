@@ -42,7 +42,7 @@ from largebatch.studies.dry_run.job import Described
 from largebatch.studies.dry_run.trace import ACTIVATIONS, GATHERED, Collective, Trace, fake_addresses_allowed, local
 
 PARTS: tuple[str, ...] = (
-    "weights", "master weights", "gradients", "reduction bucket", "optimizer states", "moving average", "workers",
+    "weights", "master weights", "gradients", "reduction bucket", "optimizer states", "other weights", "workers",
     "buffers", "activations", "gathered blocks", "examples on the device",
 )  # fmt: skip
 WHAT_FOR = {  # what is sent by these
@@ -95,7 +95,7 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
         held = Held(engine, trace)
         steps = Steps(job, Parts(job, {"held": lambda job: held}))
         beside = [tensor for part in steps.parts.values() for tensor in part.kept()]
-        parts["moving average"] = trace.stays("moving average", beside)
+        parts["other weights"] = trace.stays("other weights", beside)
         engine.model.train()
         with trace:
             steps.make(steps.begin(stage.first_step), micro_batches(job, stage, shown, trace))

@@ -43,7 +43,7 @@ def _rows(decided: Decided, phase: Phase, of: Callable[..., str]) -> list[Row]:
         rows.append(("  lr", "goes on", "in the schedule of the phase before", of("clock")))
     else:
         lr = phase.lr
-        keys = ("lr.base", "lr.table", "lr.scaling", "lr.reference_batch_size")
+        keys = ("lr.base", "lr.table", "lr.scaling", "lr.reference_batch_size", "lr.noise_scale")
         rows.append(("  peak lr", f"{lr.schedule.peak:g}", lr.rule, of(*keys)))
         rows.append(("  warm-up", lr.warmup, "from the first step of the phase", of("lr.warmup")))
         to_the_end = lr.schedule.decay_span[1] == lr.schedule.total

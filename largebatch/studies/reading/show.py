@@ -238,7 +238,7 @@ def _budget_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
 
 def _lr_rows(run: config.Run, plan: BatchPlan, lr: ExplainedSchedule, origin: Origin) -> list[Row]:
     schedule = lr.schedule
-    keys = ("lr.base", "lr.table", "lr.scaling", "lr.reference_batch_size")
+    keys = ("lr.base", "lr.table", "lr.scaling", "lr.reference_batch_size", "lr.noise_scale")
     epochs = f"{schedule.warmup / plan.dataset_size:g} epochs"
     rows = [("peak lr", f"{schedule.peak:g}", lr.rule, origin(*keys))]
     length = f"{epochs} = {_steps(run, plan, schedule.warmup)}" if schedule.warmup else "none"

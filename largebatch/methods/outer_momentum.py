@@ -1,0 +1,146 @@
+"""Outer momentum over any optimizer: every H steps a (Nesterov) step on how far the weights went (optim/outer.py).
+
+With one set of weights MuLoCo-1, or Snoo; over the workers of post-local SGD DiLoCo, from where they step alone: the
+outer step follows their average, and each goes on from there with optimizer states of its own. Running statistics of
+batch norm stay those of the inner steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from largebatch.errors import UserError
+from largebatch.methods import AveragedEvery, Built, Decision, Method, Part, in_steps
+from largebatch.plan.batch import BatchPlan
+from largebatch.recipes.keys import Number, PositiveFloat, PositiveInt, Switch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from largebatch.checkpoint.pieces import Pieces, State
+    from largebatch.recipes.config import Run
+    from largebatch.steps.step import Step
+
+OF_ONE = 30  # steps, as MuLoCo's
+
+
+class OuterStep(Method):
+    """Every so many steps u <- momentum·u + δ and θ <- θ_ref − lr·(δ + momentum·u), δ the way since the last time."""
+
+    KEY = "outer_momentum"
+    ROW = "outer momentum"
+
+    every_steps: PositiveInt | None = None  # unset: 30; where workers are averaged, averaging.period
+    lr: PositiveFloat = 0.7
+    momentum: Annotated[float, Field(ge=0, lt=1), Number] = 0.6
+    nesterov: Switch = True  # false: θ <- θ_ref − lr·u
+
+    def refusals(self, run: Run, precision: str) -> Iterator[str]:
+        if getattr(run.engine, "weights", "fp32") == "bf16":
+            yield "outer_momentum cannot move weights that are kept in bf16; valid: engine.weights = fp32"
+        if self.lr == 1 and not self.momentum:
+            yield (
+                "outer_momentum.lr = 1 with outer_momentum.momentum = 0 leaves the weights where they are; leave "
+                "outer_momentum out, or choose another of the two"
+            )
+        if self.every_steps and (averages := averages_of(run)) and self.every_steps % averages.period:
+            yield (
+                f"outer_momentum.every_steps = {self.every_steps} is no multiple of averaging.period = "
+                f"{averages.period}, and between two averages no weights are those of all workers"
+            )
+
+    def saved(self, states: int) -> int:
+        return 2
+
+    def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> OuterSteps:
+        averages = averages_of(run)
+        first = 0 if averages is None else plan.first_step_at(plan.examples_at(averages.from_epoch))
+        every = self.every_steps or (OF_ONE if averages is None else averages.period)
+        if (steps := plan.steps - first) <= 0:
+            raise UserError("outer_momentum begins where workers step alone, and averaging does so after the run's end")
+        if steps < every:
+            since = " from averaging.from_epoch on" if first else ""
+            raise UserError(
+                f"outer_momentum.every_steps = {every} is more than the {in_steps(steps)} of the run{since}; at most "
+                f"{steps}"
+            )
+        return OuterSteps(self, first, every, plan.steps, averages)
+
+
+def averages_of(run: Run) -> AveragedEvery | None:
+    """Of the run's workers; None: there is one set of weights."""
+    return next((found for method in run.methods.values() if (found := method.averages(run)) is not None), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterSteps(Decision):
+    method: OuterStep
+    first: int  # steps before those that it counts
+    every: int
+    steps: int  # of the run
+    averages: AveragedEvery | None  # of workers; None: there is one set of weights
+
+    @property
+    def words(self) -> str:
+        lr, momentum = f"{self.method.lr:g}", f"{self.method.momentum:g}"
+        kind = "Nesterov" if self.method.nesterov else "heavy-ball"
+        how = f"{kind}, lr {lr}, momentum {momentum}" if self.method.momentum else f"lr {lr}, no momentum (lookahead)"
+        whose = "" if self.averages is None else f", on the workers' mean, from step {self.first + 1:,} on"
+        left = (self.steps - self.first) % self.every
+        after = f"; the last {in_steps(left)} {'has' if left == 1 else 'have'} none" if left > 0 else ""
+        return f"outer momentum every {in_steps(self.every)}: {how}{whose}{after}"
+
+    def part(self, job: Built) -> OuterOfRun:
+        return OuterOfRun(self, job)
+
+
+class OuterOfRun(Part):
+    """Anchor and momentum are as sharded as the weights that it moves."""
+
+    def __init__(self, decision: OuterSteps, job: Built) -> None:
+        from largebatch.optim.outer import OuterMomentum
+        from largebatch.optim.shards import local
+
+        method = decision.method
+        self.decision, self.engine = decision, job.engine
+        self.named = [(name, weight) for name, weight in job.engine.model.named_parameters() if weight.requires_grad]
+
+        def live() -> list[Tensor]:
+            return [local(weight).detach() for _, weight in self.named]
+
+        self.outer = OuterMomentum(live, method.lr, method.momentum, method.nesterov)
+
+    def before(self, step: Step) -> None:
+        if step.number == self.decision.first:
+            self.outer.begin()
+
+    def after(self, step: Step) -> None:
+        made = step.number + 1 - self.decision.first
+        if made > 0 and made % self.decision.every == 0:
+            step.lap("optimizer")
+            self.outer.step()
+            self.engine.take_up_weights()
+            step.lap("other")
+
+    def kept(self) -> list[Tensor]:
+        return [*self.outer.anchors, *self.outer.buffers]
+
+    def save(self) -> State:
+        return {"anchor": self.saved(self.outer.anchors), "momentum": self.saved(self.outer.buffers)}
+
+    def saved(self, tensors: list[Tensor]) -> dict[str, Tensor | Pieces]:
+        from largebatch.checkpoint import pieces
+
+        pairs = zip(self.named, tensors, strict=True)
+        return {name: pieces.of_parameter(weight, tensor) for (name, weight), tensor in pairs}
+
+    def load(self, state: State, of_ranks: list[State]) -> None:
+        from largebatch.checkpoint import pieces
+
+        for tensors, key in ((self.outer.anchors, "anchor"), (self.outer.buffers, "momentum")):
+            for (name, weight), tensor in zip(self.named, tensors, strict=True):
+                pieces.take(tensor, weight, state[key][name])
