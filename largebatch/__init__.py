@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from largebatch import data, methods, models, optim, optimizers, tasks
     from largebatch.api.comparing import compare
     from largebatch.api.diagnosing import critical_batch
+    from largebatch.api.evaluating import evaluate
     from largebatch.api.loading import load
     from largebatch.api.recipes import decide, recipe
     from largebatch.api.studying import study
-    from largebatch.api.training import evaluate, train
+    from largebatch.api.training import train
     from largebatch.data import sets as datasets
     from largebatch.data.own import Dataset
     from largebatch.data.sampler import ExactSampler, SeededDataset, ShareSampler
@@ -67,7 +68,7 @@ _ROOMS = {  # name -> the module that has it
     "convert_batch_norm": "largebatch.steps.norms",
     "critical_batch": "largebatch.api.diagnosing",
     "decide": "largebatch.api.recipes",
-    "evaluate": "largebatch.api.training",
+    "evaluate": "largebatch.api.evaluating",
     "exact_sums": "largebatch.steps.evaluate",
     "load": "largebatch.api.loading",
     "recipe": "largebatch.api.recipes",

@@ -44,6 +44,7 @@ class Classification(Task):
     label_smoothing: float = 0.0
 
     score = ACCURACY
+    answers = "classes"
 
     def __post_init__(self) -> None:
         smoothing = self.label_smoothing
@@ -73,6 +74,9 @@ class Classification(Task):
         if "correct_of_five" in sums:
             found["top5_accuracy_percent"] = 100.0 * float(sums["correct_of_five"]) / examples
         return found
+
+    def answered(self, outputs: Any) -> Tensor:
+        return auxiliary.logits_of(outputs).double().softmax(dim=1)
 
     def check_data(self, batch: Batch, data: str) -> None:
         wanted = "labels that are classes, a whole number (int64) per example"
