@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from largebatch import data, methods, models, optim, optimizers, tasks
     from largebatch.api.comparing import compare
     from largebatch.api.diagnosing import critical_batch
-    from largebatch.api.evaluating import evaluate
+    from largebatch.api.evaluating import evaluate, predict
     from largebatch.api.loading import load
     from largebatch.api.recipes import decide, recipe
     from largebatch.api.studying import study
@@ -71,6 +71,7 @@ _ROOMS = {  # name -> the module that has it
     "evaluate": "largebatch.api.evaluating",
     "exact_sums": "largebatch.steps.evaluate",
     "load": "largebatch.api.loading",
+    "predict": "largebatch.api.evaluating",
     "recipe": "largebatch.api.recipes",
     "recompute_batch_norm": "largebatch.steps.norms",
     "schedule": "largebatch.recipes.rates",
@@ -91,7 +92,8 @@ __all__ = [
     "BatchPlan", "Classification", "Dataset", "ExactSampler", "ExamplesLR", "Method", "Multilabel", "NoiseMeter",
     "Optimizer", "Part", "Regression", "Result", "Run", "Score", "SeededDataset", "ShareSampler", "Task", "UserError",
     "compare", "convert_batch_norm", "critical_batch", "data", "datasets", "decide", "evaluate", "exact_sums", "load",
-    "methods", "models", "optim", "optimizers", "recipe", "recompute_batch_norm", "schedule", "study", "tasks", "train",
+    "methods", "models", "optim", "optimizers", "predict", "recipe", "recompute_batch_norm", "schedule", "study",
+    "tasks", "train",
 ]  # fmt: skip
 
 

@@ -102,3 +102,36 @@ def _of_model(run: config.Run) -> Evaluated:
     with contextlib.closing(measure.during(0)) as evaluations:
         _, evaluation = next(evaluations)
     return Evaluated(evaluation.numbers, examples=evaluation.examples)
+
+
+def predict(
+    run: Recipe,
+    images: Any,
+    *,
+    model: Any = None,
+    checkpoint: int | str = LAST,
+    top: int = 5,
+    ema: bool = False,
+) -> list[dict[str, Any]]:
+    """What a trained run says of images: ``[{"image": NAME, "answers": [{"class", "name", "probability"}, ...]}]``.
+
+    Args:
+        run: as in :func:`evaluate`.
+        images: a file, a folder or an image of Pillow, or several of them; one that cannot be read has no entry.
+        model: the module or builder that was trained, where the recipe does not name it; its weights are a
+            checkpoint's.
+        checkpoint, ema: as in :func:`evaluate`.
+        top: so many of the likeliest classes.
+
+    Raises:
+        UserError: a mistake, in one sentence; no image could be read.
+    """
+    from largebatch.studies.evaluation.predict import predict as predicted_by
+
+    recipe, checkpoint = _meant(run, checkpoint)
+    several = images if isinstance(images, (list, tuple)) else [images]
+    with prepared(recipe, Handed(model)) as standing:
+        at = NamedCheckpoint(standing.directory, step_named(standing.directory, str(checkpoint)))
+        device = distributed.choose_device(standing.device)
+        found = predicted_by(at, several, device, top=top, average=ema, run=standing)
+        return files.by_image(found.images, found.answers)

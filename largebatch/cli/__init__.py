@@ -42,6 +42,7 @@ app = typer.Typer(
 app.command()(runs.train)
 app.command()(runs.compare)
 app.command()(evaluate.evaluate)
+app.command()(evaluate.predict)
 app.add_typer(bench.app, name="bench")
 app.add_typer(diagnose.app, name="diagnose")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -20,6 +20,7 @@ from largebatch.cli.frame import (
     write_numbers,
     write_picture,
 )
+from largebatch.errors import UserError
 from largebatch.records.typed import content
 from largebatch.terminal.console import tell
 
@@ -85,3 +86,47 @@ def evaluate(
         facts = content(record)
         write_numbers(json_file, facts, console)
         write_picture(picture, facts, console)
+
+
+def predict(
+    run: NamedRun,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="files and folders of images", show_default=False)
+    ],
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="likeliest classes of each image")] = 3,
+    ema: Average = False,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="where")] = "auto",
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="the answers: .csv, .npz, .parquet", parser=local_path),
+    ] = None,
+    json_file: JsonFile = None,
+    parts: With = None,
+) -> None:
+    """What a trained run says of images: names of classes and probabilities. Needs no data set."""
+    check_folder(json_file)
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
+    from largebatch.studies.evaluation import files, named
+
+    if predictions is not None:
+        files.check_predictions(predictions)
+    at = named.named(run)
+    with group(device) as console:
+        import numpy as np
+
+        from largebatch.machine import distributed
+        from largebatch.run.record import on_first_rank
+        from largebatch.studies.evaluation import show
+        from largebatch.studies.evaluation.predict import predict
+
+        given, answers, notes = predict(at, images, distributed.choose_device(device), top=top, average=ema)
+        if distributed.is_first():
+            wide_console().print(show.predictions(given, answers))
+        for sentence in notes:
+            tell(console, sentence)
+        if predictions is not None:
+            columns = {"image": np.array(given), **files.columns_of(answers)}
+            on_first_rank(lambda: files.write_predictions(predictions, columns), f"--predictions {predictions}")
+            tell(console, f"predictions: {predictions}")
+        write_numbers(json_file, {"run": str(run), "images": files.by_image(given, answers)}, console)

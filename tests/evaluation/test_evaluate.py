@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY
 from programs import largebatch, torchrun
+from small_runs import arrays, recorded, trained
 from typer.testing import CliRunner
 
 import largebatch as lb
@@ -21,7 +21,6 @@ from largebatch.cli import app
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.records.evaluation import EvaluationRecord
-from largebatch.run.train import train
 from largebatch.studies.evaluation import measure, named
 
 CPU = torch.device("cpu")
@@ -33,26 +32,8 @@ def command(*words: object) -> str:
     return ended.output
 
 
-def trained(folder: Path, **keys: Any) -> Path:
-    recipe = {**TINY, "record": {"dir": str(folder), "tensorboard": False}, **keys}
-    assert train(config.from_dict({"name": folder.name, **recipe}), quiet=True).status == "finished"
-    return folder
-
-
 def evaluated(run: Path, at: str = "last", **keys: Any) -> EvaluationRecord:
     return measure.measure(named.named(f"{run}@{at}"), CPU, **keys).record
-
-
-def recorded(run: Path, step: int, split: str) -> dict[str, float]:
-    """What the run wrote down."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    [line] = [one for one in lines if one["event"] == "evaluate" and (one["step"], one["split"]) == (step, split)]
-    return {key: line[key] for key in ("loss", "accuracy_percent", "squared_error", "r2") if key in line}
-
-
-def arrays(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file) as opened:
-        return dict(opened)
 
 
 @pytest.fixture(scope="module")

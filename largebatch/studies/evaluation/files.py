@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -66,6 +68,21 @@ def _of_classes(answers: Answers) -> dict[str, np.ndarray]:
 
 def _names(answers: Answers, classes: Tensor) -> np.ndarray:
     return np.array(answers.names)[classes.numpy()]
+
+
+def by_image(images: Sequence[str], answers: Answers) -> list[dict[str, Any]]:
+    """As JSON has it: each image with its likeliest classes."""
+    classes, probabilities = (answers.columns[key].tolist() for key in ("likeliest", "probability"))
+    return [
+        {
+            "image": image,
+            "answers": [
+                {"class": number, "name": answers.name(number), "probability": probability}
+                for number, probability in zip(*row, strict=True)
+            ],
+        }
+        for image, *row in zip(images, classes, probabilities, strict=True)
+    ]
 
 
 def write_predictions(file: Path, columns: dict[str, np.ndarray]) -> None:

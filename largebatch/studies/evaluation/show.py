@@ -11,6 +11,7 @@ import torch
 from largebatch.diagnostics.confusion import most_confused
 from largebatch.plan.score import words_of
 from largebatch.records.evaluation import EvaluatedClass, EvaluationRecord
+from largebatch.studies.evaluation.answers import Answers
 
 MOST_ROWS = 30  # classes; of more the worst are shown
 MOST_PAIRS = 5
@@ -73,3 +74,18 @@ def shown(classes: Sequence[EvaluatedClass]) -> list[EvaluatedClass]:
         return list(classes)
     asked = [one for one in classes if one.recall_percent is not None]
     return sorted(asked, key=lambda one: one.recall_percent or 0.0)[:MOST_ROWS]
+
+
+def predictions(images: Sequence[str], answers: Answers) -> rich.table.Table:
+    """A row for each image: its likeliest classes."""
+    found = rich.table.Table(box=None, padding=(0, 2), pad_edge=False)
+    found.add_column("image", overflow="fold")
+    for place in range(answers.columns["likeliest"].shape[1]):
+        found.add_column("answer" if place == 0 else "")
+    for row, image in enumerate(images):
+        likely = zip(
+            answers.columns["likeliest"][row].tolist(), answers.columns["probability"][row].tolist(), strict=True
+        )
+        words = (f"{rich.markup.escape(answers.name(one))} {100 * share:.1f} %" for one, share in likely)
+        found.add_row(rich.markup.escape(image), *words)
+    return found
