@@ -8,6 +8,7 @@ from typing import Any
 
 from largebatch.api.handed_over import Handed
 from largebatch.api.training import Recipe, command, prepared
+from largebatch.checkpoint.named import LAST, NamedCheckpoint, parted, step_named
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config
@@ -18,7 +19,6 @@ from largebatch.run.measure import Measure
 from largebatch.run.parts import Parts
 from largebatch.studies.evaluation import files
 from largebatch.studies.evaluation import measure as studies
-from largebatch.studies.evaluation.named import LAST, NamedCheckpoint, parted, step_named
 
 
 class Evaluated(dict[str, Any]):

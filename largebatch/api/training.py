@@ -15,6 +15,8 @@ from typing import Any
 from torch import nn
 
 from largebatch.api.handed_over import Handed, standing_in
+from largebatch.api.recipes import recipe
+from largebatch.checkpoint.named import parted
 from largebatch.errors import UserError
 from largebatch.machine import distributed, launched
 from largebatch.machine.as_found import as_found
@@ -35,6 +37,8 @@ def train(
     task: Any = None,
     optimizer: Any = None,
     parts: Added | None = None,
+    from_: str | Path | None = None,
+    with_optimizer: bool = False,
     verbose: bool = False,
 ) -> Result:
     """Train one run, alone or as one rank of many under torchrun, DeepSpeed's launcher or srun. Collective.
@@ -51,6 +55,9 @@ def train(
             where an engine cuts layers; register others with ``shard_safe=True``
             (``lb.optimizers.register``), else such engines refuse them.
         parts: name -> function of the built job that makes a :class:`largebatch.Part`, which stands beside the steps.
+        from_: another run, whose weights this one begins with: ``"runs/a"``, ``"runs/a@120"`` or ``"runs/a@best"``, as
+            ``start`` in a recipe.
+        with_optimizer: and with the states of its optimizer.
         verbose: print what the command ``largebatch train`` prints. Otherwise nothing is printed.
 
     Returns:
@@ -65,6 +72,10 @@ def train(
     of own parts, and a resume with other code says so. Process group, signals, threads, default dtype, environment and
     random states are left as they were found.
     """
+    if from_ is not None:
+        directory, asked = parted(str(from_))
+        start = {"start.run": str(directory), "start.checkpoint": asked}
+        run = recipe(run, start | ({"start.optimizer": True} if with_optimizer else {}))
     handed = Handed(model, dataset, task, optimizer)
     console = Console() if verbose else Console(quiet=True)
     with prepared(run, handed) as standing:

@@ -61,12 +61,14 @@ def evaluate(
     """A trained run's weights over every example of a split, once: its score, its classes, what it confuses."""
     check_folder(json_file)
     check_picture(picture)
-    from largebatch.studies.evaluation import files, named
+    from largebatch.checkpoint.named import named
+    from largebatch.studies.evaluation import changes as of_run
+    from largebatch.studies.evaluation import files
 
     if predictions is not None:
         files.check_predictions(predictions)
-    at = named.named(run)
-    recipe = named.recipe_of_run(at.directory, changes or [])
+    at = named(run)
+    recipe = of_run.recipe_of_run(at.directory, changes or [])
     with group(recipe.device, timeout_minutes=1.5 * recipe.timeout_minutes) as console:
         from largebatch.machine import distributed
         from largebatch.studies.evaluation import measure, show
@@ -107,11 +109,12 @@ def predict(
     check_folder(json_file)
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {device} is not known; valid: auto, cpu, cuda")
-    from largebatch.studies.evaluation import files, named
+    from largebatch.checkpoint.named import named
+    from largebatch.studies.evaluation import files
 
     if predictions is not None:
         files.check_predictions(predictions)
-    at = named.named(run)
+    at = named(run)
     with group(device) as console:
         import numpy as np
 

@@ -39,6 +39,13 @@ def train(
         int | None, typer.Option(metavar="N", min=1, help="dry run: training images of a folder")
     ] = None,
     classes: Annotated[int | None, typer.Option(metavar="N", min=1, help="dry run: classes of a folder")] = None,
+    begins_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN[@step]", help="begin with the weights of another run: sets start.run"),
+    ] = None,
+    with_optimizer: Annotated[
+        bool, typer.Option("--with-optimizer", help="and with the states of its optimizer: start.optimizer=true")
+    ] = False,
     json_file: JsonFile = None,
     parts: With = None,
 ) -> None:
@@ -53,7 +60,7 @@ def train(
         raise UserError(f"--device {device} is not known; valid: cuda, cpu")
     if memory is not None and not memory > 0:
         raise UserError(f"--memory {memory:g} must be above 0")
-    run = config.load(recipe, overrides or [])
+    run = config.load(recipe, [*start_of(begins_from, with_optimizer), *(overrides or [])])
     if dry_run:
         show_dry_run(run, json_file, **asked)
         return
@@ -63,6 +70,22 @@ def train(
 
         result = train(run, command=command(), console=console)
         end_of_run(result, console)
+
+
+def start_of(begins_from: str | None, with_optimizer: bool) -> list[str]:
+    """The overrides that ``--from`` stands for."""
+    from largebatch.recipes import config
+
+    if begins_from is None:
+        return ["start.optimizer=true"] if with_optimizer else []
+    from largebatch.checkpoint.named import parted
+
+    directory, asked = parted(begins_from)
+    keys = {"start.run": str(directory), "start.checkpoint": asked}
+    return [
+        *(config.setting(key, value) for key, value in keys.items()),
+        *(["start.optimizer=true"] if with_optimizer else []),
+    ]
 
 
 def show_dry_run(

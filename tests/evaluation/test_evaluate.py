@@ -17,11 +17,12 @@ from small_runs import arrays, recorded, trained
 from typer.testing import CliRunner
 
 import largebatch as lb
+from largebatch.checkpoint import named
 from largebatch.cli import app
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.records.evaluation import EvaluationRecord
-from largebatch.studies.evaluation import measure, named
+from largebatch.studies.evaluation import measure
 
 CPU = torch.device("cpu")
 

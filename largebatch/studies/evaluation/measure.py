@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from largebatch import data
+from largebatch.checkpoint.named import NamedCheckpoint
 from largebatch.data.nested import Batch
 from largebatch.errors import UserError
 from largebatch.machine import distributed
@@ -34,7 +35,6 @@ from largebatch.studies.evaluation.answers import (
     classes_of,
     confusion_of,
 )
-from largebatch.studies.evaluation.named import NamedCheckpoint
 from largebatch.studies.evaluation.other_data import check_same_classes, check_shape_taken, differences, with_other_data
 from largebatch.studies.evaluation.restored import AVERAGE, Restored, SavedWeights, filled, weights_of
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from largebatch import models, tasks
+from largebatch.checkpoint.named import NamedCheckpoint
 from largebatch.data.dataset import normalised
 from largebatch.data.decode import evaluation_window, rgb, view, why_unreadable
 from largebatch.data.folder import SUFFIXES, read_regular
@@ -25,7 +26,6 @@ from largebatch.data.statistics import Statistics
 from largebatch.errors import UserError
 from largebatch.run.record import read_plan
 from largebatch.studies.evaluation.answers import Answers, likeliest
-from largebatch.studies.evaluation.named import NamedCheckpoint
 from largebatch.studies.evaluation.restored import AVERAGE, Restored, SavedWeights, filled, weights_of
 from largebatch.tasks.task import Task
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch import checkpoint, data
+from largebatch.checkpoint.named import NamedCheckpoint
 from largebatch.data.nested import Batch
 from largebatch.engines import Ddp
 from largebatch.engines.engine import check_names
@@ -23,7 +24,7 @@ from largebatch.recipes import config
 from largebatch.recipes.decide import precision_of
 from largebatch.records import names
 from largebatch.run.older import moving_average
-from largebatch.studies.evaluation.named import NamedCheckpoint, recipe_of_run
+from largebatch.studies.evaluation.changes import recipe_of_run
 from largebatch.tasks.task import Task
 
 TRAINED, AVERAGE = "trained", "ema"

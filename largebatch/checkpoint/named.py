@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from largebatch.checkpoint import Damaged, existing, manifest, step_of
+from largebatch.checkpoint import manifest
+from largebatch.checkpoint.manifest import Damaged, existing, step_of
 from largebatch.errors import UserError
 from largebatch.plan.score import score_of
-from largebatch.recipes import config
 from largebatch.records import names
 
 LAST, BEST = "last", "best"
@@ -23,12 +22,17 @@ class NamedCheckpoint(NamedTuple):
 def named(text: str | Path) -> NamedCheckpoint:
     """What is meant; UserError where there is no such run or checkpoint. Reads no tensor."""
     directory, asked = parted(str(text))
+    return NamedCheckpoint(directory, named_step(directory, asked, str(directory)))
+
+
+def named_step(directory: Path, asked: str, where: str) -> int | None:
+    """Of a checkpoint of the run in ``directory``, which refusals call ``where``."""
     if not (directory / names.RECIPE).is_file():
         raise UserError(
-            f"{directory} is no run: it has no {names.RECIPE}; name a run directory, such as runs/baseline, "
+            f"{where} is no run: it has no {names.RECIPE}; name a run directory, such as runs/baseline, "
             "runs/baseline@best or runs/baseline@120"
         )
-    return NamedCheckpoint(directory, step_named(directory, asked))
+    return step_named(directory, asked)
 
 
 def parted(text: str) -> tuple[Path, str]:
@@ -76,19 +80,3 @@ def best_of(directory: Path, steps: list[int]) -> int:
             f"{', '.join(map(str, steps))}"
         )
     return max(judged)[1]
-
-
-CHANGEABLE = (
-    "device", "precision", "channels_last", "timeout_minutes", "evaluate.batch_size", "data.root", "data.decode",
-    "data.workers", "data.image_size",
-)  # fmt: skip
-"""Keys of a recipe that another machine, or another way to look at images, may ask for."""
-
-
-def recipe_of_run(directory: Path, overrides: Sequence[str] = ()) -> config.Run:
-    """Its ``run.yaml``, with keys that do not make another model of it."""
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key not in CHANGEABLE:
-            raise UserError(f"{override[:60]}: {key[:40]} belongs to the training; valid: {', '.join(CHANGEABLE)}")
-    return config.load(directory / names.RECIPE, list(overrides))
