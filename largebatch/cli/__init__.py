@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 app.command()(runs.train)
 app.command()(runs.compare)
+app.command()(runs.runs)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.predict)
 app.add_typer(bench.app, name="bench")
