@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from docs.floors import picture
-from largebatch.records import comparison, curves, diagnoses, names, plan, run, saved, simulation, target
+from largebatch.records import comparison, curves, diagnoses, evaluation, names, plan, run, saved, simulation, target
 
 DOCS = Path(__file__).parent
 FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \S+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
@@ -53,6 +53,10 @@ def run_directory() -> str:
     parts += [f"## `{names.DIAGNOSTICS}/`", "What `diagnose` measured; `kind` is the name of the file."]
     for kind, *within in DIAGNOSES:
         parts += [f"### `{kind.kind}`", *_record(kind, *within)]
+    parts += ["## Evaluations", "The numbers of `largebatch evaluate` ([running.md](running.md#evaluate))."]
+    parts += _record(
+        evaluation.EvaluationRecord, evaluation.EvaluatedClass, evaluation.Calibration, evaluation.CalibrationBin
+    )
     parts += ["## Comparisons", f"A comparison's folder holds `{names.COMPARISON}` and its run directories."]
     parts += _record(
         comparison.ComparisonRecord, comparison.Tuning, comparison.ComparedRow, comparison.SearchRecord,

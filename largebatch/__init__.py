@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from largebatch import data, methods, models, optim, optimizers, tasks
     from largebatch.api.comparing import compare
     from largebatch.api.diagnosing import critical_batch
+    from largebatch.api.evaluating import evaluate, predict
     from largebatch.api.loading import load
     from largebatch.api.recipes import decide, recipe
     from largebatch.api.studying import study
-    from largebatch.api.training import evaluate, train
+    from largebatch.api.training import train
     from largebatch.data import sets as datasets
     from largebatch.data.own import Dataset
     from largebatch.data.sampler import ExactSampler, SeededDataset, ShareSampler
@@ -67,9 +68,10 @@ _ROOMS = {  # name -> the module that has it
     "convert_batch_norm": "largebatch.steps.norms",
     "critical_batch": "largebatch.api.diagnosing",
     "decide": "largebatch.api.recipes",
-    "evaluate": "largebatch.api.training",
+    "evaluate": "largebatch.api.evaluating",
     "exact_sums": "largebatch.steps.evaluate",
     "load": "largebatch.api.loading",
+    "predict": "largebatch.api.evaluating",
     "recipe": "largebatch.api.recipes",
     "recompute_batch_norm": "largebatch.steps.norms",
     "schedule": "largebatch.recipes.rates",
@@ -90,7 +92,8 @@ __all__ = [
     "BatchPlan", "Classification", "Dataset", "ExactSampler", "ExamplesLR", "Method", "Multilabel", "NoiseMeter",
     "Optimizer", "Part", "Regression", "Result", "Run", "Score", "SeededDataset", "ShareSampler", "Task", "UserError",
     "compare", "convert_batch_norm", "critical_batch", "data", "datasets", "decide", "evaluate", "exact_sums", "load",
-    "methods", "models", "optim", "optimizers", "recipe", "recompute_batch_norm", "schedule", "study", "tasks", "train",
+    "methods", "models", "optim", "optimizers", "predict", "recipe", "recompute_batch_norm", "schedule", "study",
+    "tasks", "train",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""``lb.train`` and ``lb.evaluate``: a run with parts of one's own, in a process that goes on afterwards as before."""
+"""``lb.train``: a run with parts of one's own, in a process that goes on afterwards as before."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from typing import Any
 
 from torch import nn
 
-from largebatch import checkpoint
 from largebatch.api.handed_over import Handed, standing_in
+from largebatch.api.recipes import recipe
+from largebatch.checkpoint.named import parted
 from largebatch.errors import UserError
 from largebatch.machine import distributed, launched
 from largebatch.machine.as_found import as_found
 from largebatch.recipes import config
-from largebatch.records import names
 from largebatch.run import train as running
 from largebatch.run.account import Result
-from largebatch.run.assemble import assemble
-from largebatch.run.measure import Measure
-from largebatch.run.older import of_today
-from largebatch.run.parts import Added, Parts
+from largebatch.run.parts import Added
 from largebatch.terminal.console import Console
 
 Recipe = config.Run | str | Path | Mapping[str, Any]
@@ -40,6 +37,8 @@ def train(
     task: Any = None,
     optimizer: Any = None,
     parts: Added | None = None,
+    from_: str | Path | None = None,
+    with_optimizer: bool = False,
     verbose: bool = False,
 ) -> Result:
     """Train one run, alone or as one rank of many under torchrun, DeepSpeed's launcher or srun. Collective.
@@ -56,6 +55,9 @@ def train(
             where an engine cuts layers; register others with ``shard_safe=True``
             (``lb.optimizers.register``), else such engines refuse them.
         parts: name -> function of the built job that makes a :class:`largebatch.Part`, which stands beside the steps.
+        from_: another run, whose weights this one begins with: ``"runs/a"``, ``"runs/a@120"`` or ``"runs/a@best"``, as
+            ``start`` in a recipe.
+        with_optimizer: and with the states of its optimizer.
         verbose: print what the command ``largebatch train`` prints. Otherwise nothing is printed.
 
     Returns:
@@ -70,6 +72,10 @@ def train(
     of own parts, and a resume with other code says so. Process group, signals, threads, default dtype, environment and
     random states are left as they were found.
     """
+    if from_ is not None:
+        directory, asked = parted(str(from_))
+        start = {"start.run": str(directory), "start.checkpoint": asked}
+        run = recipe(run, start | ({"start.optimizer": True} if with_optimizer else {}))
     handed = Handed(model, dataset, task, optimizer)
     console = Console() if verbose else Console(quiet=True)
     with prepared(run, handed) as standing:
@@ -81,31 +87,6 @@ def train(
             parts=parts,
             into=model if isinstance(model, nn.Module) else None,
         )
-
-
-def evaluate(run: Recipe, *, model: Any = None, dataset: Any = None, task: Any = None) -> dict[str, float]:
-    """The numbers of an evaluation, by key: every example of the test set once, over all ranks. Collective.
-
-    Args:
-        run: a recipe, or one that was trained.
-        model: with the weights that it has; left out, those of the newest checkpoint of the run's directory.
-        dataset, task: as in :func:`train`.
-
-    Raises:
-        UserError: a mistake, in one sentence.
-    """
-    with prepared(run, Handed(model, dataset, task)) as standing:
-        device = distributed.choose_device(standing.device)
-        job = assemble(standing, device, begun=True, quiet=True)
-        if model is None:
-            found = checkpoint.load_newest(standing.directory / names.CHECKPOINTS)
-            if found is None:
-                raise UserError(f"{standing.directory} has no checkpoint to evaluate; train it, or give model=")
-            job.engine.load(of_today(found.state, job.plan))
-        measure = Measure(job, Parts(job))
-        with contextlib.closing(measure.during(0)) as evaluations:
-            _, evaluation = next(evaluations)
-        return {**evaluation.numbers, "examples": evaluation.examples}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ pieces.py      a tensor of which every rank holds some, and the part of it that 
 writer.py      the copy, the thread that writes it, the name it gets when everything is on the disk
 reader.py      the newest that is whole
 retention.py   which ones stay
+named.py       RUN, RUN@120, RUN@best: which one is meant
 export.py      plain weights for others
 randomness.py  the random state that each rank keeps to itself
 

@@ -18,6 +18,7 @@ from largebatch.cli import (
     data,
     diagnose,
     doctor,
+    evaluate,
     plan,
     plan_fit,
     recipe,
@@ -40,6 +41,9 @@ app = typer.Typer(
 )
 app.command()(runs.train)
 app.command()(runs.compare)
+app.command()(runs.runs)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.predict)
 app.add_typer(bench.app, name="bench")
 app.add_typer(diagnose.app, name="diagnose")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -39,6 +39,13 @@ def train(
         int | None, typer.Option(metavar="N", min=1, help="dry run: training images of a folder")
     ] = None,
     classes: Annotated[int | None, typer.Option(metavar="N", min=1, help="dry run: classes of a folder")] = None,
+    begins_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN[@step]", help="begin with the weights of another run: sets start.run"),
+    ] = None,
+    with_optimizer: Annotated[
+        bool, typer.Option("--with-optimizer", help="and with the states of its optimizer: start.optimizer=true")
+    ] = False,
     json_file: JsonFile = None,
     parts: With = None,
 ) -> None:
@@ -53,7 +60,7 @@ def train(
         raise UserError(f"--device {device} is not known; valid: cuda, cpu")
     if memory is not None and not memory > 0:
         raise UserError(f"--memory {memory:g} must be above 0")
-    run = config.load(recipe, overrides or [])
+    run = config.load(recipe, [*start_of(begins_from, with_optimizer), *(overrides or [])])
     if dry_run:
         show_dry_run(run, json_file, **asked)
         return
@@ -63,6 +70,22 @@ def train(
 
         result = train(run, command=command(), console=console)
         end_of_run(result, console)
+
+
+def start_of(begins_from: str | None, with_optimizer: bool) -> list[str]:
+    """The overrides that ``--from`` stands for."""
+    from largebatch.recipes import config
+
+    if begins_from is None:
+        return ["start.optimizer=true"] if with_optimizer else []
+    from largebatch.checkpoint.named import parted
+
+    directory, asked = parted(begins_from)
+    keys = {"start.run": str(directory), "start.checkpoint": asked}
+    return [
+        *(config.setting(key, value) for key, value in keys.items()),
+        *(["start.optimizer=true"] if with_optimizer else []),
+    ]
 
 
 def show_dry_run(
@@ -91,7 +114,10 @@ def show_dry_run(
 def compare(
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="CONFIG... [KEY=VALUE]...", help="recipe files, and overrides for all of them"),
+        typer.Argument(
+            metavar="CONFIG... [KEY=VALUE]... | RUN...",
+            help="recipe files, and overrides for all of them; or run folders that are there",
+        ),
     ],
     vary: Annotated[list[str] | None, typer.Option(metavar="KEY=A,B,C", help="a row for each value")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="runs per row, with seeds 0, 1, ...")] = 1,
@@ -106,15 +132,23 @@ def compare(
     hold_out: Annotated[
         int | None, typer.Option(min=1, help="training examples the search is judged on; else a sixth")
     ] = None,
-    baseline: Annotated[str | None, typer.Option(help="the row compared with; else the smallest batch")] = None,
-    out: Annotated[Path, typer.Option(help="folder of the comparison", parser=local_path)] = Path(
-        "comparisons/comparison"
-    ),
+    baseline: Annotated[
+        str | None, typer.Option(help="the row, or the run, compared with; else the smallest batch")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder of the comparison; else comparisons/comparison, of runs report", parser=local_path),
+    ] = None,
     parts: With = None,
 ) -> None:
     """Many runs, one table, one report. What an interrupted comparison finished is kept."""
     from largebatch.recipes import config
 
+    if any(Path(text).is_dir() for text in arguments):
+        given = {"vary": vary, "seeds": seeds if seeds > 1 else None, "tune": tune, "hold-out": hold_out}
+        compare_runs(arguments, baseline, out, given)
+        return
+    out = out or Path("comparisons/comparison")
     recipes = [Path(text) for text in arguments if "=" not in text or Path(text).exists()]
     overrides = [text for text in arguments if Path(text) not in recipes]
     if not recipes:
@@ -141,6 +175,42 @@ def compare(
             end_of_run(stop.result, console)
         if distributed.is_first():
             show_report([out], None, console)
+
+
+def compare_runs(arguments: list[str], baseline: str | None, out: Path | None, given: dict[str, Any]) -> None:
+    """One table of runs that were made separately."""
+    from largebatch.studies.reading import runs
+
+    for text in arguments:
+        if not runs.is_run(Path(text)):
+            raise UserError(f"{text} is no run folder; compare takes recipe files, or run folders alone")
+    for option, value in given.items():
+        if value:
+            raise UserError(f"--{option} is for recipes, which it trains; these runs are there")
+    paths = runs.in_order([Path(text) for text in arguments], None if baseline is None else Path(baseline))
+    console = Console()
+    tell(console, f"baseline: {paths[0]}{'' if baseline else ', of the smallest batch'}")
+    show_report(paths, out, console)
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="else runs", parser=local_path)] = Path("runs"),
+    json_file: JsonFile = None,
+) -> None:
+    """The runs that lie in a folder: recipe, state, epochs, batch, score, when."""
+    check_folder(json_file)
+    from largebatch.studies.reading import runs as reading
+
+    rows = reading.runs_in(folder)
+    console = wide_console()
+    if rows:
+        console.print(reading.table_of_runs(rows), soft_wrap=True)
+    else:
+        tell(console, f"{folder} holds no runs")
+    for row in rows:
+        if row["state"] == "unreadable":
+            tell(console, f"{row['run']}: {row['reason']}")
+    write_numbers(json_file, {"folder": str(folder), "runs": rows}, console)
 
 
 def tuning_of(tune: str | None, trials: int, hold_out: int | None, sampler: str | None) -> Tuning | None:

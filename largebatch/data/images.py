@@ -26,6 +26,7 @@ from largebatch.data.dataset import Split, Splits
 from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
 from largebatch.data.packs.by_workers import PixelsByWorkers, PixelSource
+from largebatch.data.other_forms import refuse_other_forms
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
 from largebatch.data.packs.split import PackedSplit
 from largebatch.data.passed_over import told_of
@@ -128,6 +129,8 @@ def _place(known: Photographs, root: str | None) -> str:
         )
     for here in ("file://", "local://"):
         root = root.removeprefix(here) if root is not None else None
+    if root is not None and "://" not in root and places.find(known.name, root) is None:
+        refuse_other_forms(Path(root))
     return root if root is not None and "://" in root else str(places.located(known.name, root).path)
 
 
@@ -159,6 +162,7 @@ def _found(where: str, classes_expected: int | None, asked: Asked) -> ImageSplit
         splits = ("train",) if hold_out else ("train", "test")
         shards = open_shards(where, report=asked.report, shuffle_shards=asked.shuffle_shards, splits=splits)
         return ImageSplits(SHARDS, shards)
+    refuse_other_forms(path)
     train = scan(path / "train", classes_expected)
     if hold_out:
         return ImageSplits(FOLDER, {"train": train})

@@ -18,7 +18,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from largebatch.engines import states
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.models.frozen import FrozenNorm
+from largebatch.models.weights import belongs
 from largebatch.optim.groups import is_norm
 from largebatch.optim.sharded import ShardedOptimizer
 from largebatch.plan.batch import BatchPlan
@@ -210,6 +211,22 @@ class Engine(abc.ABC):
             for name, buffer in self.model.named_buffers():
                 if name in model:
                     buffer.copy_(pieces.whole(model[name]))
+
+    def begin_with_states(self, saved: State, fresh: Collection[str]) -> None:
+        """The states of another run's optimizer, but for those of the ``fresh`` layers; after :meth:`prepare`.
+
+        What a recipe tells the optimizer stays this run's; what stepping adds to its groups is taken.
+        """
+        states.check(self.optimizer, self.layout(), saved)
+        told = {key for group in self.optimizer.param_groups for key in group}
+        groups = [
+            {key: value for key, value in group.items() if key == "names" or key not in told}
+            for group in saved["groups"]
+        ]
+        layers = {name: state for name, state in saved["layers"].items() if not belongs(name, fresh)}
+        with torch.no_grad():
+            taken = states.scattered(self.optimizer, self.layout(), {**saved, "layers": layers, "groups": groups})
+        self.optimizer.load_state_dict(taken)
 
     def _take_weights(self, saved: dict[str, Tensor | Pieces]) -> None:
         states.take_weights(self.model, saved)

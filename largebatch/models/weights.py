@@ -53,9 +53,15 @@ def words_of(model: nn.Module, name: str, weights: FirstWeights, prepared: Mappi
     return weights.words + (f"; fresh: {', '.join(fresh)}" if fresh else "") + (otherwise or "")
 
 
-def take_weights(model: nn.Module, tensors: dict[str, Tensor], misfit: str, fresh: Collection[str] = ()) -> None:
+def take_weights(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    misfit: str,
+    fresh: Collection[str] = (),
+    head: str = "model.weights.head",
+) -> None:
     """The ``tensors`` in place of the model's, but for those of its ``fresh`` layers; refused (``misfit``, and what
-    differs first) unless the names and shapes of all others are the same.
+    differs first) unless the names and shapes of all others are the same. ``head`` is the key that leaves a head out.
 
     As torch loads them: a layer may know its tensors by older names, and a batch norm's counter may be missing.
     """
@@ -74,7 +80,7 @@ def take_weights(model: nn.Module, tensors: dict[str, Tensor], misfit: str, fres
         else:
             sentence = f"{misfit}: {'the model' if key in there else 'it'} has no {key}"
         in_head = belongs(key, head_of(model))
-        raise UserError(sentence + ("; model.weights.head = fresh takes all but the head" if in_head else ""))
+        raise UserError(sentence + (f"; {head} = fresh takes all but the head" if in_head else ""))
 
 
 def belongs(tensor: str, layers: Collection[str]) -> bool:

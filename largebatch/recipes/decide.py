@@ -32,6 +32,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
         task=task_name(run, data.task),
         model=run.model.model_dump(exclude={"weights", "frozen"}),
         weights=run.model.weights,
+        start=run.start,
         code=code_of_parts(run, data.task),
         plan=plan,
         phases=of_phases,

@@ -21,6 +21,7 @@ from largebatch.recipes.registry import Code
 
 if TYPE_CHECKING:  # whose package needs this module
     from largebatch.recipes.config.model import FirstWeights
+    from largebatch.recipes.config.start import Start
 
 
 class DataFacts(NamedTuple):
@@ -127,6 +128,7 @@ class Decided:
     task: str
     model: Mapping[str, Any]  # name and arguments
     weights: FirstWeights | None  # that the model begins with
+    start: Start | None  # or another run's
     code: Mapping[str, Code]  # of parts that are not the package's, by the key that names them
     plan: BatchPlan  # a stage for each phase
     phases: tuple[Phase, ...]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from largebatch.errors import UserError
 from largebatch.records.curves import TargetsRecord
 from largebatch.records.diagnoses import DIAGNOSES
+from largebatch.records.evaluation import EvaluationRecord
 from largebatch.records.files import write_bytes
 from largebatch.records.plan import ClusterPlanRecord
 from largebatch.records.simulation import SimulationRecord
@@ -86,6 +87,7 @@ TYPED = {
     TargetsRecord.kind: TargetsRecord,
     ClusterPlanRecord.kind: ClusterPlanRecord,
     SimulationRecord.kind: SimulationRecord,
+    EvaluationRecord.kind: EvaluationRecord,
 }
 """Facts that are read as a record before they are drawn."""
 
@@ -98,6 +100,7 @@ DRAWINGS: dict[str, Draw] = {
     "critical": _from("critical_figure"),
     "batch_time": _from("batch_time_figure"),
     "surface": _from("surface_figures"),
+    "evaluation": _from("confusion_figure"),
     "targets": _from("target_figure"),
     "machine_fit": _from("machine_fit_figure"),
     "cluster_plan": _from("plan_figure"),

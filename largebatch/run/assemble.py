@@ -29,6 +29,7 @@ from largebatch.records.saved import SavedRecord
 from largebatch.records.typed import keys_of
 from largebatch.run import fit
 from largebatch.run.phases import Settings
+from largebatch.run.start import StartingPoint, states_into, weights_into
 from largebatch.tasks.task import Task, takes_soft_labels
 from largebatch.terminal.console import Console, tell
 
@@ -46,6 +47,7 @@ class Job:
     treatments: list[Treatment]
     engine: engines.Engine
     settings: Settings  # of the optimizer, by phase
+    starting_point: StartingPoint | None = None  # of a run that begins with another's weights, and only now
 
     @property
     def plan(self) -> BatchPlan:
@@ -77,6 +79,9 @@ def assemble(
     plan, precision = decided.plan, decided.precision
     weights = None if begun else run.model.weights
     model = model_of(run, task, dataset, weights, normalised_together(run, decided))
+    point = None
+    if run.start is not None and not begun:
+        point = weights_into(model, {**decided.model, "num_classes": dataset.outputs}, run.start)
     if run.model.name in models.REGISTRY.parts:  # a script's own module may begin otherwise on every rank
         distributed.same_as_on_first(model.state_dict().values())
     model = with_batch_norm(run, model, plan)
@@ -101,8 +106,10 @@ def assemble(
     table = [row._replace(orthogonalised=row.name in matrices) for row in table]
     settings = Settings(decided, optimizer, table, Surroundings(precision, run.engine.name, model))
     engine.prepare(model, optimizer, plan, run.max_grad_norm)
+    if point is not None:
+        states_into(engine, point)
     placement = data.Placement(engine.device, engine.dtype, channels_last)
-    return Job(run, decided, device, task, dataset, placement, table, engine, settings)
+    return Job(run, decided, device, task, dataset, placement, table, engine, settings, point)
 
 
 def check_lengths(run: config.Run, dataset: data.Splits) -> None:

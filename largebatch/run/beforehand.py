@@ -101,6 +101,7 @@ def beside_the_reference(run: config.Run) -> tuple[str, ...]:
         "data.image_size that grows": run.data.image_size is not None and not run.data.image_size.is_constant,
         **dict.fromkeys(derive.words_of_augmentation(run), True),
         "model.weights": run.model.weights is not None,
+        "start": run.start is not None,
         "model.frozen": bool(run.model.frozen),
         f"batch_norm.statistics = {run.batch_norm.statistics}": run.batch_norm.statistics != "running",
         "max_grad_norm": run.max_grad_norm is not None,
@@ -124,6 +125,8 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
     weights = ""
     if run.model.weights is not None:
         weights = first_weights.words_of(model, run.model.name, run.model.weights, prepared(job.dataset))
+    if job.starting_point is not None:
+        weights = job.starting_point.words
     lines = {
         "run": f"{run.name}, seed {run.seed}, in {directory}",
         "model": f"{run.model.name}, {parameters:,} parameters",

@@ -12,15 +12,19 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import torch
+from torch import nn
 
-from largebatch.data import Split
+from largebatch.data import Placement, Split
 from largebatch.data.finished import as_read
+from largebatch.data.nested import Batch
 from largebatch.data.resident import TensorSplit
 from largebatch.machine import distributed, watchdog
 from largebatch.models import batch_norm
+from largebatch.plan.batch import BatchPlan
 from largebatch.run.assemble import Job
 from largebatch.run.parts import Parts
 from largebatch.steps.evaluate import Evaluation, evaluate, with_mirror_images
@@ -121,18 +125,30 @@ class Measure:
         return asked and bool(self.engine.statistics())
 
     def _recompute(self) -> None:
-        """Over the training set, or ``batch_norm.examples`` of it, in whole global batches."""
-        plan, seed = self.job.plan, self.job.decided.seed
-        examples = self.job.decided.evaluating.recomputed_examples
-        passes = dataclasses.replace(
-            plan,
-            steps=math.ceil(examples / plan.global_batch_size),
-            stages=plan.stages[:1],
-            seed=plan.seed ^ OTHER_ORDER,
-        )
-        stream = self.job.dataset.train.steps(passes, distributed.rank(), 0, self.job.placement, seed)
-        with torch.no_grad(), batch_norm.recomputed_statistics(self.engine.model, distributed.sum_):
-            for micro_batches in stream:
-                for batch in micro_batches:
-                    self.engine.predict(self.job.task, batch)
-                    watchdog.alive()
+        decided, job = self.job.decided, self.job
+        examples, predict = decided.evaluating.recomputed_examples, functools.partial(self.engine.predict, job.task)
+        recompute(self.engine.model, predict, job.dataset.train, decided.plan, examples, job.placement, decided.seed)
+
+
+def recompute(
+    model: nn.Module,
+    predict: Callable[[Batch], Any],
+    split: Split,
+    plan: BatchPlan,
+    examples: int,
+    placement: Placement,
+    seed: int,
+) -> None:
+    """Batch norm's statistics over ``examples`` of a run's training set, in whole global batches. Collective."""
+    passes = dataclasses.replace(
+        plan,
+        steps=math.ceil(examples / plan.global_batch_size),
+        stages=plan.stages[:1],
+        seed=plan.seed ^ OTHER_ORDER,
+    )
+    stream = split.steps(passes, distributed.rank(), 0, placement, seed)
+    with torch.no_grad(), batch_norm.recomputed_statistics(model, distributed.sum_):
+        for micro_batches in stream:
+            for batch in micro_batches:
+                predict(batch)
+                watchdog.alive()

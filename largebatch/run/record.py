@@ -12,7 +12,7 @@ import fcntl
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import rich.console
 import rich.progress
@@ -35,14 +35,22 @@ Kind = TypeVar("Kind")
 
 
 def open_directory(
-    directory: Path, written: Recipe, science: Recipe, science_of_file: Callable[[Path], Recipe], resume: str
+    directory: Path,
+    written: Recipe,
+    science: Recipe,
+    science_of_file: Callable[[Path], Recipe],
+    resume: str,
+    why_not_on: Callable[[Path, Recipe], str | None] | None = None,
 ) -> None:
     """Make RUN and its ``run.yaml``, or recognise it as ours; collective, refused on every rank alike.
 
-    ``written`` is the whole recipe; ``science`` the part of it that two runs must share to continue one another.
+    ``written`` is the whole recipe; ``science`` the part of it that two runs must share to continue one another. Where
+    they do not, ``why_not_on`` is asked of the file and its science, and says in words why the run there cannot go on
+    as this one; None: it can, and the file becomes this recipe's.
     """
     on_first_rank(
-        lambda: _open_directory(directory, written, science, science_of_file, resume), f"record.dir = {directory}"
+        lambda: _open_directory(directory, written, science, science_of_file, resume, why_not_on),
+        f"record.dir = {directory}",
     )
 
 
@@ -62,7 +70,12 @@ def on_first_rank(act: Callable[[], None], what: str) -> None:
 
 
 def _open_directory(
-    directory: Path, written: Recipe, science: Recipe, science_of_file: Callable[[Path], Recipe], resume: str
+    directory: Path,
+    written: Recipe,
+    science: Recipe,
+    science_of_file: Callable[[Path], Recipe],
+    resume: str,
+    why_not_on: Callable[[Path, Recipe], str | None] | None,
 ) -> None:
     file = directory / names.RECIPE
     if file.exists():
@@ -75,10 +88,13 @@ def _open_directory(
         except UserError as error:
             raise UserError(f"{file} is not readable as a run; choose another record.dir") from error
         if different := differences(there, science):
-            raise UserError(
-                f"record.dir = {directory} belongs to another config ({'; '.join(different)}); "
-                "choose another record.dir"
-            )
+            why_not = why_not_on(file, there) if why_not_on is not None else ""
+            if why_not is not None:
+                raise UserError(
+                    f"record.dir = {directory} belongs to another config ({'; '.join(different)}){why_not}; "
+                    f"choose another record.dir, where --from {directory} begins with this run's weights"
+                )
+            _becomes(directory, written)
         return
     if directory.exists() and not directory.is_dir():
         raise UserError(f"record.dir = {directory} is a file; choose a folder")
@@ -87,6 +103,22 @@ def _open_directory(
     text = strict_yaml.written(written, f"record.dir = {directory}: {names.RECIPE}")
     directory.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
+
+
+def _becomes(directory: Path, written: Recipe) -> None:
+    """The run there goes on as ``written``. Whenever this is cut short, the same command goes on."""
+    text = strict_yaml.written(written, f"record.dir = {directory}: {names.RECIPE}")
+    with open(directory / names.METRICS, "ab") as file:
+        _lock(file, directory)
+        (directory / names.RESULT).unlink(missing_ok=True)  # first: it is the end of a run that there is no more
+        write_text(directory / names.RECIPE, text)
+
+
+def _lock(file: IO[bytes], directory: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"record.dir = {directory} is being trained in by another process") from None
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -107,11 +139,7 @@ def locked(directory: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
 
         def lock() -> None:
-            file = held.enter_context(open(directory / names.METRICS, "ab"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"record.dir = {directory} is being trained in by another process") from None
+            _lock(held.enter_context(open(directory / names.METRICS, "ab")), directory)
 
         on_first_rank(lock, f"record.dir = {directory}")
         yield

@@ -181,7 +181,9 @@ class Saves:
         if progress.step > self.plan.steps:
             raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
         complaints = taken_up(self.job, self.parts, state, progress.step)
-        self.measure.scores = state["scores"]
+        marks, end = self.decided.evaluating.at.steps(), self.plan.steps
+        # a shorter run's evaluation at its end is none of this one's
+        self.measure.scores = {at: score for at, score in state["scores"].items() if at in marks or at > end}
         self.lost = checkpoint.step_of(found.path) - self.number(progress.step)
         changed += [
             f"{key.replace('_', ' ')} is {now}, it was {found.facts['machine'][key]}"
@@ -257,7 +259,11 @@ def taken_up(job: Job, parts: Parts, state: State, step: int) -> list[str]:
 
 
 def began_with(job: Job) -> dict[str, Any] | None:
-    """The file whose weights a run begins with, as it is now; None where it has gone, or there never was one."""
+    """The file whose weights a run begins with, as it is now; None where it has gone, or there never was one. Of
+    another run's checkpoint it is the manifest, which has the sums of all its files."""
+    if (point := job.starting_point) is not None:
+        file = point.path / checkpoint.manifest.MANIFEST
+        return {"file": str(file), "sha256": sha256_of(file)} if file.is_file() else None
     if (weights := job.decided.weights) is None:
         return None
     try:

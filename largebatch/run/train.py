@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from largebatch.errors import UserError
 from largebatch.machine import distributed, watchdog
 from largebatch.machine.determinism import deterministic
 from largebatch.machine.watchdog import watched
-from largebatch.recipes import config
+from largebatch.recipes import config, longer
+from largebatch.recipes.decide import decide
 from largebatch.records import names
 from largebatch.records.mllog import MlperfLog
 from largebatch.run import record, weights
 from largebatch.run.account import Result
-from largebatch.run.assemble import Job, assemble
+from largebatch.run.assemble import Job, assemble, data_facts, sizes_of
 from largebatch.run.beforehand import decisions, table_of_tensors
 from largebatch.run.loop import Loop
 from largebatch.run.parts import Added, told_code
@@ -52,7 +55,9 @@ def train(
         mllog = MlperfLog(directory / names.MLPERF_LOG) if run.record.mllog and distributed.is_first() else None
         begun = distributed.from_first(bool(checkpoint.existing(directory / names.CHECKPOINTS)))
         job = assemble(run, device, begun=begun, quiet=quiet)
-        record.open_directory(directory, run.as_written(), run.science(), science_of_file, run.resume)
+        record.open_directory(
+            directory, run.as_written(), run.science(), science_of_file, run.resume, functools.partial(why_not_on, job)
+        )
         finished = distributed.gather(record.read_result(directory))[0]
         if finished is not None and finished.status == "finished":
             if distributed.is_first() and not quiet:
@@ -83,6 +88,31 @@ def made_otherwise(job: Job, parts: Added | None) -> str | None:
     before = (plan.code if plan is not None else None) or {}
     changed = distributed.gather(changed_code(before, told_code(job, parts)))[0]
     return "; ".join([*changed, "nothing is trained anew, unless in another record.dir"]) if changed else None
+
+
+def why_not_on(job: Job, file: Path, science: dict[str, Any]) -> str | None:
+    """Why the run of ``file`` cannot go on as this job, for a sentence; None: it can."""
+    if not longer.may_go_on(science, job.run.science()):
+        return ""
+    steps = steps_of_checkpoints(file.parent / names.CHECKPOINTS)
+    if not steps:
+        return ": it kept no checkpoint that it could go on from"
+    before = config.from_dict(config.read(file), str(file))
+    decided = decide(before, data_facts(job.dataset), distributed.world_size(), job.device.type)
+    sizes = sizes_of(before), sizes_of(job.run)
+    plans = decided.plan, job.decided.plan
+    sides = tuple((lambda step, a=a, b=b: a and a.at(step, b)) for a, b in zip(sizes, plans, strict=True))
+    why = longer.first_difference(decided, job.decided, max(steps), sides)
+    return why and f": {why}"
+
+
+def steps_of_checkpoints(folder: Path) -> list[int]:
+    """Steps of the plan that were done at each that says it."""
+    steps = []
+    for path in checkpoint.existing(folder):
+        with contextlib.suppress(checkpoint.Damaged):
+            steps.append(int(checkpoint.manifest.read(path)["step_of_loop"]))
+    return steps
 
 
 def science_of_file(file: Path) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Classification(Task):
 
     score = ACCURACY
     soft_labels = True
+    answers = "classes"
 
     def __post_init__(self) -> None:
         for key, share in (("label_smoothing", self.label_smoothing), ("threshold", self.threshold)):
@@ -103,6 +104,9 @@ class Classification(Task):
         if "correct_of_five" in sums:
             found["top5_accuracy_percent"] = 100.0 * float(sums["correct_of_five"]) / examples
         return found
+
+    def answered(self, outputs: Any) -> Tensor:
+        return auxiliary.logits_of(outputs).double().softmax(dim=1)
 
     def check_data(self, batch: Batch, data: str) -> None:
         wanted = "labels that are classes, a whole number (int64) per example"

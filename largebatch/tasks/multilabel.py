@@ -32,6 +32,8 @@ class Multilabel(Task):
         "mean_average_precision_percent", "mean average precision", "%", more_is_better=True, tolerance=0.5
     )
 
+    answers = "labels"
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         return (
             F.binary_cross_entropy_with_logits(outputs, batch[1].to(outputs.dtype), reduction="sum") / outputs.shape[1]
@@ -51,6 +53,9 @@ class Multilabel(Task):
         occurring = found[~found.isnan()]
         mean = float(occurring.mean()) if len(occurring) else float("nan")
         return {"loss": float(sums["loss"]) / float(sums["examples"]), "mean_average_precision_percent": 100.0 * mean}
+
+    def answered(self, outputs: Any) -> Tensor:
+        return outputs.double().sigmoid()
 
     def check_data(self, batch: Batch, data: str) -> None:
         wanted = "labels that are 0 or 1 for each, (examples × labels) floating"

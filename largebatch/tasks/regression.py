@@ -23,6 +23,8 @@ class Regression(Task):
 
     score: ClassVar[Score] = Score("squared_error", "squared error", more_is_better=False, tolerance=0.01)
 
+    answers = "numbers"
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         return (outputs - batch[1]).square().mean(dim=1).sum()
 
@@ -41,6 +43,9 @@ class Regression(Task):
         variance = float((mean_squares - (sums["targets"] / examples).square()).mean())
         varies = variance > ROUNDING * float(mean_squares.mean())
         return {"loss": error, "squared_error": error, "r2": 1 - error / variance if varies else float("nan")}
+
+    def answered(self, outputs: Any) -> Tensor:
+        return outputs.double()
 
     def check_data(self, batch: Batch, data: str) -> None:
         wanted = "targets that are numbers, (examples × targets) floating"

@@ -13,7 +13,7 @@ import abc
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Task(abc.ABC):
     score: ClassVar[Score]
     units_vary: ClassVar[bool] = False  # whether units() is more than the examples, and asked of every batch
     soft_labels: ClassVar[bool] = False  # whether the loss of this class takes shares of several labels, as mixup makes
+    answers: ClassVar[Literal["classes", "labels", "numbers"] | None] = None  # what :meth:`answered` gives
 
     def forward(self, model: Any, batch: Batch) -> Any:
         """The model's outputs. ``model`` may be wrapped by an engine: call it, once."""
@@ -52,6 +53,14 @@ class Task(abc.ABC):
 
         ``sums`` holds those of :meth:`tally`, and ``examples`` and ``units``.
         """
+
+    def answered(self, outputs: Any) -> Tensor:
+        """What outputs say of each example, (m, columns) float64, for people: probabilities of its ``classes`` (one is
+        right) or of its ``labels`` (any may be), or the ``numbers`` that were asked for. ``batch[1]`` has the truth.
+
+        Asked where :attr:`answers` says which; a task without has scores alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no answers by example")
 
     def check_data(self, batch: Batch, data: str) -> None:  # noqa: B027
         """Refuse a data set that the task cannot be learned on. ``batch``: a blank one, as ``data`` gives them."""

@@ -39,6 +39,7 @@ from largebatch.recipes.config.sections import (
     TaskSection,
     WeightDecay,
 )
+from largebatch.recipes.config.start import Beginning
 from largebatch.recipes.keys import Minutes, Number, PositiveFloat, PositiveInt, Section, Switch
 from largebatch.recipes.strict_yaml import LONGEST_TEXT, parse, unfit
 
@@ -68,6 +69,7 @@ class Run(Section):
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
     phases: Annotated[tuple[PhaseKeys, ...], BeforeValidator(listed)] | None = None  # keys laid over the rest, in turn
+    start: Beginning = None  # another run, whose weights this one begins with; RUN@120 or its keys
     model: Model
     data: Data
     batch: Batch

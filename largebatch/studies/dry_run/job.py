@@ -87,7 +87,7 @@ def job_of(run: config.Run, cluster: Cluster, mode: FakeTensorMode) -> assemble.
     dataset = dataset_of(run, cluster)
     if run.batch.global_batch_size < cluster.world_size:
         factored("batch.global_batch_size", run.batch.global_batch_size, cluster.world_size, 1 << 62, MicroBatch())
-    plain = run.model_copy(update={"compile": False})
+    plain = run.model_copy(update={"compile": False, "start": None})  # whose weights: no matter for sizes
     made = {name: functools.partial(fake_engine, kind, mode) for name, kind in FAKES.items()}
     job = assemble.assemble(plain, torch.device(cluster.device), dataset, made)
     return dataclasses.replace(job, run=run)

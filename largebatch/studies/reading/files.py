@@ -178,7 +178,8 @@ def in_words(published: Listed | None, short: bool = False) -> str:
 def table_of(rows: list[Listed]) -> rich.table.Table:
     shown = rich.table.Table(box=None, padding=(0, 1), pad_edge=False)
     for heading in ("recipe", "paper", "workload", "batch", "published"):
-        shown.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
+        longest = {"recipe": max((len(row["name"]) for row in rows), default=0), "paper": len("arXiv:1810.04805")}
+        shown.add_column(heading, overflow="fold", no_wrap=heading == "recipe", min_width=longest.get(heading))
     for row in rows:
         if "error" in row:
             shown.add_row(plain(row["name"]), plain(row["error"]), "does not read", "", "", style="red")

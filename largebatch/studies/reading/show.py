@@ -173,6 +173,9 @@ def _model_rows(run: config.Run, origin: Origin) -> list[Row]:
     if model.weights is not None:
         head = "but for its head" if model.weights.head == "fresh" else ""
         rows.append(("begins with", model.weights.words, head, origin("model.weights")))
+    if run.start is not None:
+        head = "but for its head" if run.start.head == "fresh" else ""
+        rows.append(("begins with", run.start.words, head, origin("start")))
     if model.frozen:
         rows.append(("frozen", ", ".join(model.frozen), "", origin("model.frozen")))
     return rows

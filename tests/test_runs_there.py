@@ -1,0 +1,95 @@
+"""``largebatch runs``, and ``compare`` of runs that are there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+from small_runs import trained
+from typer.testing import CliRunner
+
+from largebatch.cli import app
+from largebatch.errors import UserError
+from largebatch.studies.reading import runs
+
+
+def command(*words: object) -> str:
+    ended = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    return ended.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of digits at batches of 100 and 300, and one that is judged by held-out examples."""
+    root = tmp_path_factory.mktemp("runs")
+    trained(root / "deep" / "large", batch={"global_batch_size": 300}, epochs=1)
+    trained(root / "small", epochs=1)
+    trained(root / "other", epochs=1, data={"name": "digits", "hold_out": 300})
+    return root
+
+
+@pytest.mark.worlds
+def test_runs_are_listed_with_their_scores(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    said = command("runs", folder, "--json", tmp_path / "runs.json")
+    facts = {row["run"]: row for row in json.loads((tmp_path / "runs.json").read_text())["runs"]}
+    assert facts.keys() == {"deep/large", "small", "other"}
+    for name, batch in (("deep/large", 300), ("small", 100)):
+        row, result = facts[name], json.loads((folder / name / "result.json").read_text())
+        assert (row["state"], row["batch"], row["epochs"], row["seed"]) == ("finished", batch, 1, 0)
+        assert row["score"] == result["test_accuracy_percent"]
+        [line] = [line for line in said.splitlines() if line.startswith(f"{name} ")]
+        assert f"{result['test_accuracy_percent']:.2f} %" in line
+    begun = [row["begun"] for row in json.loads((tmp_path / "runs.json").read_text())["runs"]]
+    assert begun == sorted(begun, reverse=True)
+
+
+@pytest.mark.worlds
+def test_a_run_in_progress_an_unfinished_and_a_broken_one(folder, tmp_path):
+    run = trained(tmp_path / "all" / "run", epochs=1)
+    with open(run / "metrics.jsonl", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert runs.row_of(run, tmp_path)["state"] == "running"
+    (run / "result.json").unlink()
+    row = runs.row_of(run, tmp_path)
+    assert (row["state"], row["epochs"], row["of_epochs"]) == ("unfinished", 1.0, 1.0)
+    (run / "plan.json").write_text("{}")
+    assert "run" in command("runs", tmp_path / "all")
+    (run / "plan.json").write_text("no json")
+    assert "unreadable" in command("runs", tmp_path / "all")
+    (tmp_path / "empty").mkdir()
+    assert "holds no runs" in command("runs", tmp_path / "empty")
+    with pytest.raises(UserError, match="is no folder; runs lie in runs/"):
+        command("runs", tmp_path / "nowhere")
+
+
+@pytest.mark.worlds
+def test_runs_made_separately_have_one_table_and_a_stated_baseline(folder, tmp_path):
+    large, small = folder / "deep" / "large", folder / "small"
+    said = command("compare", large, small, "--out", tmp_path / "report")
+    assert f"baseline: {small}, of the smallest batch" in said.replace("\n", "")
+    assert "(baseline)" in said
+    assert (tmp_path / "report" / "report.html").is_file()
+    said = command("compare", small, large, "--baseline", large, "--out", tmp_path / "report")
+    assert f"baseline: {large}" in said.replace("\n", "")
+    assert runs.in_order([small, large], large) == [large, small]
+
+
+@pytest.mark.worlds
+def test_what_cannot_be_compared_is_refused_in_a_sentence(folder, tmp_path, recipe):
+    small, large, other = folder / "small", folder / "deep" / "large", folder / "other"
+    for words, said in (
+        (
+            (small, other),
+            "cannot be compared: the split that it is judged on of the one is test, of the other held",
+        ),
+        ((small, recipe()), "is no run folder; compare takes recipe files, or run folders alone"),
+        ((small, large, "--baseline", other), "other is none of the runs; valid: "),
+        ((small, large, "--vary", "lr.base=1,2"), "--vary is for recipes, which it trains; these runs are there"),
+        ((small, large, "--seeds", "2"), "--seeds is for recipes"),
+    ):
+        with pytest.raises(UserError, match=said):
+            command("compare", *words, "--out", tmp_path / "report")
