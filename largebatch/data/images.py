@@ -25,8 +25,8 @@ from largebatch.data.dali import DaliSplit
 from largebatch.data.dataset import Split, Splits
 from largebatch.data.folder import scan
 from largebatch.data.nvjpeg import NvjpegSplit
-from largebatch.data.packs.by_workers import PixelsByWorkers, PixelSource
 from largebatch.data.other_forms import refuse_other_forms
+from largebatch.data.packs.by_workers import PixelsByWorkers, PixelSource
 from largebatch.data.packs.pack import PixelPack, is_pack, open_pack
 from largebatch.data.packs.split import PackedSplit
 from largebatch.data.passed_over import told_of
