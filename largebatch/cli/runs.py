@@ -161,16 +161,9 @@ def compare(
 
         try:
             compare(
-                recipes,
-                out,
-                vary=vary or [],
-                overrides=overrides,
-                seeds=seeds,
-                tuning=tuning,
-                baseline=baseline,
-                command=command(),
-                console=console,
-            )
+                recipes, out, vary=vary or [], overrides=overrides, seeds=seeds, tuning=tuning, baseline=baseline,
+                command=command(), console=console,
+            )  # fmt: skip
         except Interrupted as stop:
             end_of_run(stop.result, console)
         if distributed.is_first():
