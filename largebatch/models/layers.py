@@ -24,7 +24,7 @@ def layer_scales(model: nn.Module, name: str, decay: float) -> dict[str, float]:
         )
     from timm.models import group_parameters
 
-    layer_of: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)  # type: ignore[assignment]
+    layer_of: Any = group_parameters(model, matcher(coarse=False), reverse=True)  # timm's stub says lists, too
     last = max(layer_of.values())
     if last == 0:
         raise UserError(f"lr.layer_decay = {decay:g} has no effect: model.name = {name} is one layer")

@@ -13,7 +13,7 @@ from typing import Any
 from largebatch.recipes.decided import Decided
 
 MAY_DIFFER = {"epochs", "steps", "phases", "lr"}  # sections of a recipe
-SideAt = Callable[[int], int | None]  # of a step's examples
+SideAt = Callable[[int], int | None]  # of a step's training images
 
 
 def may_go_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ import torch
 
 from largebatch import checkpoint, models
 from largebatch.checkpoint import randomness, tree
+from largebatch.checkpoint.manifest import MANIFEST
 from largebatch.checkpoint.pieces import State
 from largebatch.data import contents
 from largebatch.data.preparation import prepared
@@ -262,7 +263,7 @@ def began_with(job: Job) -> dict[str, Any] | None:
     """The file whose weights a run begins with, as it is now; None where it has gone, or there never was one. Of
     another run's checkpoint it is the manifest, which has the sums of all its files."""
     if (point := job.starting_point) is not None:
-        file = point.path / checkpoint.manifest.MANIFEST
+        file = point.path / MANIFEST
         return {"file": str(file), "sha256": sha256_of(file)} if file.is_file() else None
     if (weights := job.decided.weights) is None:
         return None

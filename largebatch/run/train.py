@@ -12,10 +12,12 @@ import rich.padding
 from torch import nn
 
 from largebatch import checkpoint
+from largebatch.checkpoint.manifest import read as read_manifest
 from largebatch.errors import UserError
 from largebatch.machine import distributed, watchdog
 from largebatch.machine.determinism import deterministic
 from largebatch.machine.watchdog import watched
+from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import config, longer
 from largebatch.recipes.decide import decide
 from largebatch.records import names
@@ -99,11 +101,15 @@ def why_not_on(job: Job, file: Path, science: dict[str, Any]) -> str | None:
         return ": it kept no checkpoint that it could go on from"
     before = config.from_dict(config.read(file), str(file))
     decided = decide(before, data_facts(job.dataset), distributed.world_size(), job.device.type)
-    sizes = sizes_of(before), sizes_of(job.run)
-    plans = decided.plan, job.decided.plan
-    sides = tuple((lambda step, a=a, b=b: a and a.at(step, b)) for a, b in zip(sizes, plans, strict=True))
+    sides = side_at(before, decided.plan), side_at(job.run, job.decided.plan)
     why = longer.first_difference(decided, job.decided, max(steps), sides)
     return why and f": {why}"
+
+
+def side_at(run: config.Run, plan: BatchPlan) -> longer.SideAt:
+    """The side of a step's training images, where the recipe says it."""
+    sizes = sizes_of(run)
+    return lambda step: None if sizes is None else sizes.at(step, plan)
 
 
 def steps_of_checkpoints(folder: Path) -> list[int]:
@@ -111,7 +117,7 @@ def steps_of_checkpoints(folder: Path) -> list[int]:
     steps = []
     for path in checkpoint.existing(folder):
         with contextlib.suppress(checkpoint.Damaged):
-            steps.append(int(checkpoint.manifest.read(path)["step_of_loop"]))
+            steps.append(int(read_manifest(path)["step_of_loop"]))
     return steps
 
 

@@ -106,7 +106,8 @@ class Classification(Task):
         return found
 
     def answered(self, outputs: Any) -> Tensor:
-        return auxiliary.logits_of(outputs).double().softmax(dim=1)
+        logits = auxiliary.logits_of(outputs).double()
+        return logits.sigmoid() if self.kind == "bce" else logits.softmax(dim=1)
 
     def check_data(self, batch: Batch, data: str) -> None:
         wanted = "labels that are classes, a whole number (int64) per example"
