@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from largebatch.data import Placement, Split
-from largebatch.data.finished import as_read
+from largebatch.data.finishing import as_read
 from largebatch.data.nested import Batch
 from largebatch.data.resident import TensorSplit
 from largebatch.machine import distributed, watchdog

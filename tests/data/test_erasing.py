@@ -14,7 +14,7 @@ from timm.data.random_erasing import RandomErasing as OfTimm
 from torchvision.transforms.v2 import RandomErasing as OfTorchvision
 
 from largebatch.data.erasing import step_erasing
-from largebatch.data.finished import FinishedSplit, erased
+from largebatch.data.finishing import FinishedSplit, erased
 from largebatch.data.resident import ResidentSplit
 from largebatch.errors import UserError
 from largebatch.recipes import config

@@ -12,7 +12,7 @@ from scipy.stats import beta, chi2_contingency, ks_2samp
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam, mixup_target
 
 from largebatch import data
-from largebatch.data.finished import FinishedSplit, mixed, neighbours
+from largebatch.data.finishing import FinishedSplit, mixed, neighbours
 from largebatch.data.mixing import step_mixing
 from largebatch.data.resident import ResidentSplit, TensorSplit
 from largebatch.errors import UserError

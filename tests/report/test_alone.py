@@ -123,6 +123,6 @@ def test_a_mistake_is_one_sentence(tmp_path, facts, name, sentence):
 
 def test_every_kind_is_named():
     assert list(DRAWINGS) == [
-        "noise", "sharpness", "spectrum", "path", "plateau", "critical", "batch_time", "surface", "targets",
-        "machine_fit", "cluster_plan", "cluster_simulation",
+        "noise", "sharpness", "spectrum", "path", "plateau", "critical", "batch_time", "surface",
+        "evaluation", "targets", "machine_fit", "cluster_plan", "cluster_simulation",
     ]  # fmt: skip

@@ -199,7 +199,7 @@ def finished(splits: Splits, asked: Asked) -> Splits:
     """The data set with what is done to whole training batches."""
     if asked.mix is None and asked.erase is None:
         return splits
-    from largebatch.data.finished import with_finish
+    from largebatch.data.finishing import with_finish
 
     return with_finish(splits, asked)
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import largebatch.steps.step
 from largebatch import engines, methods
-from largebatch.data.finished import as_read
+from largebatch.data.finishing import as_read
 from largebatch.data.nested import Batch
 from largebatch.engines import workers
 from largebatch.machine import distributed

@@ -155,8 +155,10 @@ def others(
             left_out["transformers"] = str(reason)
     resident = isinstance(job.dataset.train, ResidentSplit) and job.dataset.train.policy is None
     if dataloader and not resident:
-        numbers = isinstance(job.dataset.train, TensorSplit)
-        why = "has no images or a policy" if numbers else "does not live on the device; bench data measures loaders"
+        train = job.dataset.train
+        why = "does not live on the device; bench data measures loaders"
+        if isinstance(train, TensorSplit):
+            why = "has a policy" if isinstance(train, ResidentSplit) else "has no images"
         left_out["dataloader_loop"] = f"{job.run.data.name} {why}"
     elif dataloader is not False and resident:
         if "bare_loop" in left_out:
