@@ -74,8 +74,8 @@ def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, t
     assert again.returncode == 0
     changed = [file for file, time_before in before.items() if file.stat().st_mtime_ns != time_before]
     assert changed == [out / "large" / "seed-1" / "metrics.jsonl"], "only what was missing ran again"
-    assert "large/seed-1" in again.stdout
-    assert "small/seed-0" not in again.stdout
+    assert "large, seed 1" in again.stdout
+    assert "small, seed 0" not in again.stdout
 
     remade = largebatch("report", out, "--out", tmp_path / "again")
     assert remade.returncode == 0

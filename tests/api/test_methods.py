@@ -27,7 +27,8 @@ def handed_over(run: lb.Run) -> dict[str, Any]:
     known, placement = data.build("digits", augment="none"), data.Placement(torch.device("cpu"), dtype)
     train, test = (next(iter(split.batches(0, 1, 2_000, placement))) for split in (known.train, known.test))
     model = models.build(run.model.name, 10, (1, 8, 8), run.seed, run.model.arguments)
-    return {"model": model, "dataset": lb.Dataset(train, test), "task": Renamed()}
+    loss = {"kind" if key == "name" else key: value for key, value in run.loss.changed().items()}
+    return {"model": model, "dataset": lb.Dataset(train, test), "task": Renamed(**loss)}
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in NOT_OF_DIGITS])
@@ -36,7 +37,9 @@ def test_handed_over_or_named_it_is_the_same_run(tmp_path: Path, method: str):
     runs = {
         name: lb.recipe({**written, "record": {"dir": str(tmp_path / name), "tensorboard": False}}) for name in "ab"
     }
-    named, handed = lb.train(runs["a"]), lb.train(runs["b"], **handed_over(runs["b"]))
+    parts = handed_over(runs["b"])
+    runs["b"] = runs["b"].model_copy(update={"loss": type(runs["b"].loss)()})  # which the task has now
+    named, handed = lb.train(runs["a"]), lb.train(runs["b"], **parts)
     assert named.status == handed.status == "finished", (named.reason, handed.reason)
     assert named.reached == handed.reached
     there, here = (of_newest_checkpoint(tmp_path / name) for name in "ab")
