@@ -95,7 +95,8 @@ def measured_noise_scale(written: str) -> dict[str, Any]:
     """Of a run directory, or of the file that ``diagnose noise`` leaves in it."""
     key = "lr.noise_scale"
     file = Path(paths.local(key, written))
-    file = file / "diagnostics" / "noise.json" if file.is_dir() else file
+    if file.is_dir():
+        file = next(file.glob("*/noise.json"), file / "noise.json")  # where diagnose noise has left it
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
