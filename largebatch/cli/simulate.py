@@ -128,8 +128,9 @@ def _check_numbers(positive: dict[str, float | None], others: dict[str, Any]) ->
         raise UserError(f"--steps {steps:g} and --hours {hours:g} both say how long the run is; give one of them")
     if price is not None and steps is None and device_hours is None:
         raise UserError(f"--price {price:g} is of a run, and needs --steps N, how many it has")
-    given = {**others, "megabytes": positive["megabytes"]}
-    of_failures = [name for name in ("restart", "standing", "lag", "saves", "megabytes") if given[name] is not None]
+    given = {**others, "megabytes": positive["megabytes"], "hours": hours}
+    kinds = ("restart", "standing", "lag", "saves", "megabytes", "hours")
+    of_failures = [name for name in kinds if given[name] is not None]
     if device_hours is None and of_failures:
         raise UserError(f"--{of_failures[0]} is of runs that fail, and needs --device-hours H beside it")
 

@@ -161,8 +161,8 @@ def answers(facts: TargetsRecord) -> str | None:
     fitted = "whatever the batch" if law.perfect_until is None else f"up to {rounded(law.perfect_until)}"
     return (
         f"That rests on measured points, against the best of all rows. Against its own smaller batches {curve.label} "
-        f"loses nothing up to {until} by its points, and {fitted} by the fitted law, a line through all of them that "
-        "no single one has to lie on."
+        f"needs at most {PERFECT:g} times as many up to {until} by its points, and {fitted} by the fitted law, a line "
+        "through all of them that no single one has to lie on."
     )
 
 

@@ -91,7 +91,7 @@ def test_the_sentence_names_the_largest_batch_that_needs_as_few(facts):
     assert f"with {HOSTILE}" in said
     assert "steps, 0.0099 s each" in said
     assert "against the best of all rows. Against its own smaller batches <script>" in (targets.answers(facts) or "")
-    assert "loses nothing up to somewhere between 128 and 512 by its points, and up to 400 by" in str(
+    assert "needs at most 1.2 times as many up to somewhere between 128 and 512 by its points, and up to 400 by" in str(
         targets.answers(facts)
     )
     momentum, other = targets.rows(facts).lines

@@ -16,8 +16,8 @@ an interval is the prior's.
 Stat. Assoc. 84, 881): as curved at 0, and of a network that is a hundred times as slow as its datasheet rows can
 outweigh it. That has several minima. The one that is found from the medians is taken, unless it is more than 10 % rms
 off the rows: then the lowest of those that are found from links 30 and 1,000 times as slow. Between σ and 10 % such a
-lower one is told (``doubt``) and not taken: it would have the cards of a GB200 fifty times as slow as they are, for one
-row.
+lower one is told (``doubt``) and not taken: it would have a GB200's links inside a rack eleven times as slow as they
+are, for one row.
 
 The priors, as medians and standard deviations of the logarithm:
 
@@ -105,6 +105,17 @@ class Prior:
 
 def fit(rows: StepRows, base: Machine, transfers: Sequence[TransferRow] = ()) -> Machine:
     """``base`` with the numbers that these rows say; its links are what is known of the networks."""
+    try:
+        return _fit(rows, base, transfers)
+    except UserError:
+        raise
+    except (ArithmeticError, ValueError):  # a number has left what floating point holds
+        raise UserError(
+            f"no machine like {base.name} takes steps as these rows have them; look at their seconds and gradient bytes"
+        ) from None
+
+
+def _fit(rows: StepRows, base: Machine, transfers: Sequence[TransferRow]) -> Machine:
     priors = [*_of_links(base), *(prior for name in rows.facts for prior in _of_workload(name, rows, base))]
     unfitted = _with_paces(base, rows, {prior.parameter: prior.median for prior in priors})
     weights = _weights(rows.rows)
@@ -121,7 +132,7 @@ def fit(rows: StepRows, base: Machine, transfers: Sequence[TransferRow] = ()) ->
             + [prior.residual(value) for prior, value in zip(priors, theta, strict=True) if prior.spread]
         )
 
-    found = _minima(residuals, priors, len(rows.rows), points, base.name)
+    found = _minima(residuals, priors, len(rows.rows), points)
     ended = found.taken
     apart = ROW_ERROR * ended.fun[: len(rows.rows)]
     row_error = math.sqrt((PRIOR_ROWS * ROW_ERROR**2 + float(apart @ apart)) / (PRIOR_ROWS + points))
@@ -149,7 +160,7 @@ class _Minima:
 
 
 def _minima(
-    residuals: Callable[[np.ndarray], np.ndarray], priors: Sequence[Prior], rows: int, points: float, name: str
+    residuals: Callable[[np.ndarray], np.ndarray], priors: Sequence[Prior], rows: int, points: float
 ) -> _Minima:
     """From the priors' medians; where the rows stay apart from it the lowest from slower links, too."""
     start = np.array([math.log(prior.median) for prior in priors])
@@ -163,12 +174,10 @@ def _minima(
             ended = least_squares(
                 residuals, start - off, x_scale="jac", xtol=1e-12, ftol=1e-12, gtol=1e-12, max_nfev=SEARCH
             )
-        except (OverflowError, ValueError):  # a number has left what floating point holds
-            if first is not None:
-                continue
-            raise UserError(
-                f"no machine like {name} takes steps as these rows have them; look at their seconds and gradient bytes"
-            ) from None
+        except (ArithmeticError, ValueError):
+            if first is None:
+                raise
+            continue
         if first is None:
             first, rms = ended, ROW_ERROR * float(np.linalg.norm(ended.fun[:rows])) / math.sqrt(points)
             if rms <= ROW_ERROR:

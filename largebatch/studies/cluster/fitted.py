@@ -116,7 +116,7 @@ def _worst(facts: dict[str, Any]) -> str:
     lines = sorted(_fitted(facts), key=lambda line: -abs(line["error"]))[:3]
     return listing(
         f"{line['workload']} on {count(line['devices'])} at batch {count(line['global_batch_size'])} "
-        f"({100 * line['error']:+.0f} %)"
+        f"({_percent(line['error'], 0)})"
         for line in lines
     )
 
@@ -151,7 +151,7 @@ def _of_rows(lines: list[dict[str, Any]]) -> rich.table.Table:
             _ms(line["seconds"]),
             _ms(line["model_seconds"]),
             f"{_ms(low)}–{_ms(high)}",
-            f"{100 * line['error']:+.1f} %",
+            f"{_percent(line['error'], 1)}",
             "" if line["fitted"] else "predicted",
         )
     return shown
@@ -215,6 +215,10 @@ def _plain(title: str, headings: Sequence[str]) -> rich.table.Table:
     for number, heading in enumerate(headings):
         shown.add_column(heading, justify="right" if number else "left", no_wrap=True)
     return shown
+
+
+def _percent(error: float, places: int) -> str:
+    return f"{100 * error:+.{places}f} %".replace("-", "−")
 
 
 def _ms(seconds: float) -> str:

@@ -188,13 +188,20 @@ class Machine(Section):
     def above_peak(self, workload: str) -> str | None:
         """What is wrong with a pace that computes faster than a device can."""
         pace = self.workloads[workload]
-        peak = self.peak(pace.precision) if pace.precision else max(self.peaks.values(), default=None)
-        if pace.flops is None or peak is None or (rate := pace.flops / pace.per_example) <= peak:
-            return None
-        return (
-            f"workloads.{workload}: flops over per_example are {rate:.3g} FLOP/s, and a device computes at most "
-            f"{peak:.3g} in {pace.precision or 'any precision'} (peaks); flops too many, or per_example too small"
-        )
+        if pace.precision in pace.times:
+            return (
+                f"workloads.{workload}.times has {pace.precision}, in which the pace itself was measured; leave it out"
+            )
+        for precision, times in ((pace.precision, 1.0), *pace.times.items()):
+            peak = self.peak(precision) if precision else max(self.peaks.values(), default=None)
+            if pace.flops is None or peak is None or (rate := pace.flops / (times * pace.per_example)) <= peak:
+                continue
+            key = "per_example" if times == 1 else f"times.{precision}"
+            return (
+                f"workloads.{workload}: flops over per_example are {rate:.3g} FLOP/s, and a device computes at most "
+                f"{peak:.3g} in {precision or 'any precision'} (peaks); flops too many, or {key} too small"
+            )
+        return None
 
     def peak(self, precision: Precision) -> float | None:
         """The most that is computed in it; of fp32 the TF32 of its convolutions."""

@@ -74,7 +74,7 @@ def _of_data(name: str, of: CurveParts, run: config.Run) -> Iterator[str]:
     ours = run.data.name
     if of.data is None:
         yield f"{name} does not say of which data it is: that they are {ours} was not checked"
-    elif of.data != ours and "folder" not in (of.data, ours):
+    elif of.data != ours and not {of.data, ours} & set(OPEN):
         raise UserError(
             f"--target {name} is of data {of.data}, and the recipe trains on {ours}; give a target of {ours}"
         )

@@ -19,7 +19,7 @@ from typing import Literal
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.recipes.decide import precision_of
-from largebatch.studies.cluster.machine import Machine, Precision
+from largebatch.studies.cluster.machine import Machine, Pace, Precision
 from largebatch.studies.cluster.rows import PRECISIONS
 
 HALF = ("bf16", "fp16")
@@ -54,7 +54,7 @@ def precision_ratio(machine: Machine, workload: str, precision: Precision, convo
         others = [one for one in HALF if one in machine.peaks]
         takes = f"; precision={others[0]} is what it has" if others else ""
         raise UserError(f"the recipe computes in {precision}, of which a device of {machine.name} has no peak{takes}")
-    if measured := pace.times.get(precision):
+    if measured := _measured(pace, precision):
         return PrecisionRatio(measured, "measured")
     rates = [rate(machine, one, convolutions) for one in (pace.precision, precision)]
     alike = pace.precision == precision or (pace.precision in HALF and precision in HALF)
@@ -65,10 +65,16 @@ def precision_ratio(machine: Machine, workload: str, precision: Precision, convo
         raise UserError(
             f"{machine.name} has its pace of {workload} in {pace.precision}, and the recipe computes in {precision}: "
             f"say peaks.{pace.precision} and peaks.{precision} in the machine's file, or what was measured in "
-            f"workloads.{workload}.times.{precision}, or --workload NAME with a pace in {precision}"
+            f"workloads.{workload}.times.{precision}, or plan with precision={pace.precision}"
         )
     ratio = known / wanted
     return PrecisionRatio(ratio, "same" if ratio == 1 else "at most" if ratio > 1 else "at least")
+
+
+def _measured(pace: Pace, precision: Precision) -> float | None:
+    """Of either half precision, where one of them was measured."""
+    names = (precision, *HALF) if precision in HALF else (precision,)
+    return next((pace.times[name] for name in names if name in pace.times), None)
 
 
 def rate(machine: Machine, precision: Precision, convolutions: float) -> float | None:

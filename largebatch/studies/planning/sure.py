@@ -54,8 +54,8 @@ def _borrowed(machine: Machine, workloads: Sequence[str], points: Sequence[Plann
     if not lent:
         return []
     return [
-        f"step times: borrowed from {listing(dict.fromkeys(lent))} by --workload, as {machine.name} has no pace of the "
-        "recipe's model: neither they nor the hours have an interval"
+        f"step times: borrowed from {listing(dict.fromkeys(lent))} by --workload, which {machine.name} does not call by "
+        "the recipe's model: neither they nor the hours have an interval"
     ]
 
 
@@ -76,6 +76,8 @@ def _of_steps(machine: Machine, workloads: Sequence[str], most: int) -> list[str
             f"they are the steps of {listing(sources)}, tuned by who ran them: largebatch's own may take longer, and "
             "`largebatch plan fit` takes what you measured"
         )
+    if machine.fit.doubt:
+        said.append(f"the fit is doubted: {machine.fit.doubt}")
     if most > devices[-1]:
         said.append(f"{count(most)} devices are more than any of these rows had: there the model stands alone")
     return said
