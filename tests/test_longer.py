@@ -138,6 +138,16 @@ def test_another_run_is_told_from_a_longer_one(tmp_path):
         trained(bare, epochs=2, checkpoint={"every_epochs": 0}, **CONSTANT)
 
 
+@pytest.mark.worlds
+def test_workers_of_swap_have_gone_on_from_the_end_that_was(tmp_path):
+    swap = {"name": "swap", "stop_at_train_accuracy": 99.9, "workers": 2, "worker_batch_size": 50, "epochs": 1}
+    keys = CONSTANT | {"ema": None, "averaging": {**swap, "lr": {"base": 0.01}}}
+    keys = {key: value for key, value in keys.items() if value is not None}
+    run = trained(tmp_path / "run", epochs=2, **keys)
+    with pytest.raises(UserError, match=": its workers went on from where its steps ended; choose another record.dir"):
+        trained(run, epochs=3, **keys)
+
+
 def decided(**keys: Any) -> Decided:
     written = {"name": "x", **TINY, "epochs": 2, **keys}
     return decide(config.from_dict(written), DataFacts(1500), 1, "cpu")

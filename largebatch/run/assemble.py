@@ -130,11 +130,9 @@ def data_facts(dataset: data.Splits) -> DataFacts:
     return DataFacts(len(dataset.train), dataset.pixels_per_example, dataset.task)
 
 
-def task_of(run: config.Run, dataset: data.Splits) -> Task:
-    """What is learned: as the recipe says, else what the data set is for."""
-    section = run.task
-    name = task_name(run, dataset.task)
-    arguments = section.arguments if section is not None else {}
+def task_arguments(run: config.Run, name: str) -> dict[str, Any]:
+    """Of the task ``name``: its own section's, and those that the section ``loss`` says."""
+    arguments = run.task.arguments if run.task is not None else {}
     for written, value in run.loss.changed().items():
         key = "kind" if written == "name" else written
         if key not in tasks.keys_of(name):
@@ -142,7 +140,13 @@ def task_of(run: config.Run, dataset: data.Splits) -> Task:
         if key in arguments:
             raise UserError(f"loss.{written} and task.{key} are the same number; leave one out")
         arguments = {**arguments, key: value}
-    task = tasks.build(name, arguments)
+    return arguments
+
+
+def task_of(run: config.Run, dataset: data.Splits) -> Task:
+    """What is learned: as the recipe says, else what the data set is for."""
+    name = task_name(run, dataset.task)
+    task = tasks.build(name, task_arguments(run, name))
     if run.data.mix is not None and not takes_soft_labels(task):
         raise UserError(
             f"data.mix makes soft labels, and the loss of task.name = {name} takes none; valid: classification, "

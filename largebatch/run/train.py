@@ -100,6 +100,8 @@ def why_not_on(job: Job, file: Path, science: dict[str, Any]) -> str | None:
     if not steps:
         return ": it kept no checkpoint that it could go on from"
     before = config.from_dict(config.read(file), str(file))
+    if any(method.ALONE == "at the end" for method in before.methods.values()):
+        return ": its workers went on from where its steps ended"
     decided = decide(before, data_facts(job.dataset), distributed.world_size(), job.device.type)
     sides = side_at(before, decided.plan), side_at(job.run, job.decided.plan)
     why = longer.first_difference(decided, job.decided, max(steps), sides)

@@ -17,12 +17,13 @@ from small_runs import arrays, recorded, trained
 from typer.testing import CliRunner
 
 import largebatch as lb
+from largebatch import data, models
 from largebatch.checkpoint import named
 from largebatch.cli import app
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.records.evaluation import EvaluationRecord
-from largebatch.studies.evaluation import measure
+from largebatch.studies.evaluation import measure, restored
 
 CPU = torch.device("cpu")
 
@@ -75,6 +76,22 @@ def test_recomputed_statistics_are_recomputed(tmp_path):
         for average in (False, True):
             found = evaluated(run, str(step), average=average)
             assert dict(found.numbers) == recorded(run, step, "ema" if average else "test")
+
+
+@pytest.mark.worlds
+def test_mirror_images_are_looked_at_as_in_the_run(tmp_path):
+    run = trained(tmp_path / "flips", model={"name": "tiny_cnn"}, evaluate={"flips": True})
+    numbers = dict(evaluated(run).numbers)
+    assert numbers == recorded(run, 30, "test")
+    loaded = named.named(f"{run}@last")
+    weights = restored.weights_of(loaded)
+    model = restored.filled(models.build("tiny_cnn", 10, (1, 8, 8), 0), weights).eval()
+    images, labels = next(iter(data.build("digits").test.batches(0, 1, 2_000, data.Placement(CPU, torch.float32))))
+    with torch.no_grad():
+        right = (model(images) + model(images.flip(3))).argmax(1) == labels
+        alone = model(images).argmax(1) == labels
+    assert numbers["accuracy_percent"] == pytest.approx(100 * right.double().mean().item())
+    assert right.sum() != alone.sum(), "mirror images make no difference here"
 
 
 @pytest.mark.worlds

@@ -48,6 +48,29 @@ def flowers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.worlds
+def test_the_crop_the_loss_and_mirror_images_are_those_of_the_run(flowers, tmp_path):
+    """Every way to see a test image that is not the usual one; and the folder seen again as other data."""
+    _, images = flowers
+    run = trained(
+        tmp_path / "run",
+        model={"name": "tiny_cnn"},
+        data={"name": "folder", "root": str(images), "image_size": 16, "workers": 0, "crop": 0.5},
+        batch={"global_batch_size": 8},
+        loss={"name": "bce"},
+        evaluate={"flips": True},
+    )
+    lb.evaluate(run, predictions=tmp_path / "own.npz")
+    lb.evaluate(run, data=images, predictions=tmp_path / "other.npz")
+    own, other = arrays(tmp_path / "own.npz"), arrays(tmp_path / "other.npz")
+    found = lb.predict(run, images / "val", top=3)
+    answered = np.array([[one["probability"] for one in image["answers"]] for image in found])
+    for judged in (own, other):
+        columns = np.stack([judged[f"probability_{place}"] for place in (1, 2, 3)], 1)
+        np.testing.assert_allclose(answered, columns, rtol=1e-6)
+    assert not np.allclose(answered.sum(1), 1), "each class is judged for itself"
+
+
+@pytest.mark.worlds
 @pytest.mark.parametrize("average", [[], ["--ema"]])
 def test_it_answers_as_an_evaluation_did(flowers, tmp_path, average):
     run, images = flowers

@@ -95,7 +95,7 @@ def measure(
     collecting = Collecting(task, list(dataset.classes) or weights.classes)
 
     def forward(batch: Batch) -> Any:
-        outputs = restored(batch)
+        outputs = restored.judged(batch)
         collecting.take(outputs, batch)
         return outputs
 

@@ -18,7 +18,7 @@ from largebatch.recipes import config
 from largebatch.run.record import read_plan
 from largebatch.studies.evaluation.restored import SavedWeights
 
-KEPT = ("image_size", "decode", "workers")  # keys of a folder that are as the run has them
+KEPT = ("image_size", "crop", "decode", "workers")  # keys of a folder that are as the run has them
 
 
 def with_other_data(run: config.Run, where: str) -> config.Run:

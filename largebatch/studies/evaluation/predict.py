@@ -20,10 +20,11 @@ from torch import Tensor
 from largebatch import models, tasks
 from largebatch.checkpoint.named import NamedCheckpoint
 from largebatch.data.dataset import normalised
-from largebatch.data.decode import evaluation_window, rgb, view, why_unreadable
+from largebatch.data.decode import Window, evaluation_window, rgb, view, why_unreadable
 from largebatch.data.folder import SUFFIXES, read_regular
 from largebatch.data.statistics import Statistics
 from largebatch.errors import UserError
+from largebatch.run.assemble import task_arguments
 from largebatch.run.record import read_plan
 from largebatch.studies.evaluation.answers import Answers, likeliest
 from largebatch.studies.evaluation.restored import AVERAGE, Restored, SavedWeights, filled, weights_of
@@ -75,7 +76,7 @@ def predict(
 
 def answered(restored: Restored, images: Tensor, top: int) -> dict[str, Tensor]:
     with torch.no_grad():
-        return likeliest(restored.task.answered(restored((images, None))), top)
+        return likeliest(restored.task.answered(restored.judged((images, None))), top)
 
 
 def restored_of(weights: SavedWeights, device: torch.device) -> Restored:
@@ -91,7 +92,7 @@ def task_named(weights: SavedWeights) -> Task:
     """What the run learned; refused where it is nothing that an image can be asked for."""
     section, plan = weights.run.task, read_plan(weights.directory)
     name = section.name if section is not None else (plan and plan.task) or "classification"
-    task = tasks.build(name, section.arguments if section is not None else {})
+    task = tasks.build(name, task_arguments(weights.run, name))
     if task.answers not in ASKED or not weights.facts.get("input", {}).get("mean"):
         raise UserError(
             f"{weights.directory} learned {name} on {weights.run.data.name}; predict asks models of images for classes "
@@ -115,6 +116,7 @@ class Preparation:
         facts = weights.facts["input"]
         self.channels, self.height, self.width = facts["input_size"]
         self.photographs = facts["resize"] is not None
+        self.crop = weights.run.data.crop
         self.decode = "pillow" if weights.run.data.decode == "pillow" else "turbo"
         self.statistics = Statistics(tuple(facts["mean"]), tuple(facts["std"]))
 
@@ -126,7 +128,7 @@ class Preparation:
         else:
             data = read_regular(image)
         if self.photographs:
-            return view(data, self.height, lambda wide, tall: evaluation_window(wide, tall, self.height), self.decode)
+            return view(data, self.height, self._window, self.decode)
         with Image.open(io.BytesIO(data)) as file:
             found = file.convert("L") if self.channels == 1 and file.mode in ("1", "L") else rgb(file)
         if found.size != (self.width, self.height):
@@ -134,6 +136,9 @@ class Preparation:
         if self.channels == 1:
             found = found.convert("L")
         return torch.from_numpy(np.array(found)).reshape(self.height, self.width, self.channels)
+
+    def _window(self, width: int, height: int) -> Window:
+        return evaluation_window(width, height, self.height, self.crop)
 
     def batch(self, views: list[Tensor], restored: Restored) -> Tensor:
         images = torch.stack(views).to(restored.placement.device).permute(0, 3, 1, 2)

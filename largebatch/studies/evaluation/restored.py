@@ -7,6 +7,7 @@ several, and running statistics that are means over ranks. Neither the optimizer
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from largebatch.recipes import config
 from largebatch.recipes.decide import precision_of
 from largebatch.records import names
 from largebatch.run.older import moving_average
+from largebatch.steps.evaluate import with_mirror_images
 from largebatch.studies.evaluation.changes import recipe_of_run
 from largebatch.tasks.task import Task
 
@@ -84,6 +86,8 @@ class Restored:
         self.task, self.engine = task, Ddp(device, precision, channels_last, compile=False)
         self.engine.model = self.engine.place(model).eval()
         self.placement = data.Placement(device, self.engine.dtype, channels_last)
+        self.judged: Callable[[Batch], Any] = with_mirror_images(self) if run.evaluate.flips else self
+        """What is scored, as evaluations of the run had it."""
 
     @property
     def model(self) -> nn.Module:

@@ -54,8 +54,8 @@ def _borrowed(machine: Machine, workloads: Sequence[str], points: Sequence[Plann
     if not lent:
         return []
     return [
-        f"step times: borrowed from {listing(dict.fromkeys(lent))} by --workload, which {machine.name} does not call by "
-        "the recipe's model: neither they nor the hours have an interval"
+        f"step times: borrowed from {listing(dict.fromkeys(lent))} by --workload, which {machine.name} does not name "
+        "after the recipe's model: neither they nor the hours have an interval"
     ]
 
 
