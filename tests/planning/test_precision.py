@@ -120,3 +120,23 @@ def test_lines_are_of_hosts_and_of_what_launches(tmp_path):
     assert line == "# nothing: largebatch does not run on tpu-v3, of which its file has times alone"
     assert precision_on(recipe.run, "cuda") == "bf16"
     assert precision_on(config.load(file, ["precision=fp64"]), "cuda") == "fp64"
+
+
+def test_what_was_measured_in_one_half_precision_is_of_both():
+    quarter = {"per_example": 1e-3, "precision": "fp8", "times": {"bf16": 1.59}}
+    one = machine(peaks={**PEAKS, "fp8": 1.6e15}, workloads={"mlp": quarter})
+    for half in ("bf16", "fp16"):
+        found = precision_ratio(one, "mlp", half)
+        assert (found.ratio, found.basis) == (1.59, "measured")
+
+
+@pytest.mark.parametrize(
+    ("times", "sentence"),
+    [
+        ({"fp32": 1e-6}, r"workloads.mlp: flops over per_example are 1e\+18 FLOP/s, and .* times.fp32 too small"),
+        ({"bf16": 2.0}, "workloads.mlp.times has bf16, in which the pace itself was measured; leave it out"),
+    ],
+)
+def test_times_of_a_pace_are_held_to_the_peak(times, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cluster(flops=1e9, times=times)

@@ -156,8 +156,15 @@ def test_a_bench_that_is_not_whole(tmp_path, facts):
         fitted.machine_fit([file], None)
 
 
-def test_rows_that_no_machine_takes(tmp_path):
+@pytest.mark.parametrize(
+    ("lines", "options"),
+    [
+        ("8,3200,50\n64,3200,20\n", {"gradients": 1e12}),
+        ("8,256,0.001\n16,512,0.0011\n", {"workload": "resnet50"}),  # the seconds of an example vanish
+    ],
+)
+def test_rows_that_no_machine_takes(tmp_path, lines, options):
     file = tmp_path / "ROWS.csv"
-    file.write_text("devices,batch,ms\n8,3200,50\n64,3200,20\n")
+    file.write_text(f"devices,batch,ms\n{lines}")
     with pytest.raises(UserError, match="no machine like dgx-h100 takes steps as these rows have them"):
-        fitted.machine_fit([file], "dgx-h100", gradients=1e12)
+        fitted.machine_fit([file], "dgx-h100", **options)

@@ -192,7 +192,8 @@ class Machine(Section):
             return (
                 f"workloads.{workload}.times has {pace.precision}, in which the pace itself was measured; leave it out"
             )
-        for precision, times in ((pace.precision, 1.0), *pace.times.items()):
+        measured: list[tuple[Precision | None, float]] = [(pace.precision, 1.0), *pace.times.items()]
+        for precision, times in measured:
             peak = self.peak(precision) if precision else max(self.peaks.values(), default=None)
             if pace.flops is None or peak is None or (rate := pace.flops / (times * pace.per_example)) <= peak:
                 continue
