@@ -90,6 +90,8 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(folder, tmp_path, reci
         ((small, large, "--baseline", other), "other is none of the runs; valid: "),
         ((small, large, "--vary", "lr.base=1,2"), "--vary is for recipes, which it trains; these runs are there"),
         ((small, large, "--seeds", "2"), "--seeds is for recipes"),
+        ((small, large, "--trials", "3"), "--trials is for recipes"),
+        ((small, large, small), "are one run; name each once"),
     ):
         with pytest.raises(UserError, match=said):
             command("compare", *words, "--out", tmp_path / "report")

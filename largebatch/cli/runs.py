@@ -23,7 +23,10 @@ from largebatch.cli.frame import (
 from largebatch.errors import UserError
 from largebatch.records import names
 from largebatch.records.comparison import SAMPLERS, SPACES, Tuning
+from largebatch.report.numerals import listing
 from largebatch.terminal.console import Console, tell
+
+TRIALS = 7
 
 
 def train(
@@ -125,7 +128,7 @@ def compare(
         str | None,
         typer.Option(metavar="lr|search", help="search every row's lr.base first, or what its section search names"),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="trials of the search, the same for every row")] = 7,
+    trials: Annotated[int, typer.Option(min=1, help="trials of the search, the same for every row")] = TRIALS,
     sampler: Annotated[
         str | None, typer.Option(metavar="quasi_random|tpe", help="where the trials lie; else quasi_random")
     ] = None,
@@ -146,6 +149,7 @@ def compare(
 
     if any(Path(text).is_dir() for text in arguments):
         given = {"vary": vary, "seeds": seeds if seeds > 1 else None, "tune": tune, "hold-out": hold_out}
+        given |= {"sampler": sampler, "trials": trials if trials != TRIALS else None}
         compare_runs(arguments, baseline, out, given)
         return
     out = out or Path("comparisons/comparison")
@@ -177,6 +181,9 @@ def compare_runs(arguments: list[str], baseline: str | None, out: Path | None, g
     for text in arguments:
         if not runs.is_run(Path(text)):
             raise UserError(f"{text} is no run folder; compare takes recipe files, or run folders alone")
+    folders = [Path(text).resolve() for text in arguments]
+    if twice := [text for text, folder in zip(arguments, folders, strict=True) if folders.count(folder) > 1]:
+        raise UserError(f"{listing(twice)} are one run; name each once")
     for option, value in given.items():
         if value:
             raise UserError(f"--{option} is for recipes, which it trains; these runs are there")

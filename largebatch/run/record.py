@@ -90,9 +90,11 @@ def _open_directory(
         if different := differences(there, science):
             why_not = why_not_on(file, there) if why_not_on is not None else ""
             if why_not is not None:
+                saved = any((directory / names.CHECKPOINTS).glob("step-*"))
+                onward = f", where --from {directory} begins with this run's weights" if saved else ""
                 raise UserError(
                     f"record.dir = {directory} belongs to another config ({'; '.join(different)}){why_not}; "
-                    f"choose another record.dir, where --from {directory} begins with this run's weights"
+                    f"choose another record.dir{onward}"
                 )
             _becomes(directory, written)
         return
