@@ -138,6 +138,7 @@ class MicroBatch:
     multiple_of: int = 1
     within: int | None = None
     why: str = ""  # which key asks for ``multiple_of`` and ``within``
+    size_key: str = "batch.micro_batch_size"  # that states ``size``; empty where none does
 
     def of(self, share: int) -> int | None:
         """The micro-batch of a rank with ``share`` examples in a step; None where there is none."""
@@ -237,6 +238,17 @@ def factored(key: str, global_batch_size: int, world_size: int, dataset_size: in
             made_of += f" × micro-batches of {micro.size}"
         if micro.why:
             made_of += f" with {micro.why}"
+        if micro.within and micro.within % micro.multiple_of:
+            raise UserError(
+                f"{key} = {global_batch_size} is cut into {micro.within} examples at a time ({micro.why}); they "
+                f"should be a multiple of {micro.multiple_of}"
+            )
+        if micro.size and micro.size_key and micro.size % micro.multiple_of:
+            why = micro.why.removeprefix(f"{micro.size_key} = {micro.size} and ")
+            raise UserError(
+                f"{micro.size_key} = {micro.size} should be a multiple of {micro.multiple_of}"
+                + (f" ({why})" if why else "")
+            )
         if micro.within and micro.size and micro.within % micro.size:
             raise UserError(
                 f"batch.micro_batch_size = {micro.size} does not divide {micro.within}, as {micro.why} needs; take a "
