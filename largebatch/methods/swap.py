@@ -111,7 +111,7 @@ class Swap(Method):
             seed=(run.seed + 1) * 1_000_003 % 2**32,
             micro=MicroBatch(size, largest, math.lcm(bn, pairs)),
         )
-        return dataclasses.replace(found, repeats=plan.repeats)
+        return batch.repeated(found, plan.repeats, run.data.mix is not None, "averaging.worker_batch_size")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -196,6 +196,22 @@ def resolve(
     return BatchPlan(dataset_size, world_size, total, budget, seed, tuple(stage for stage, _ in stages))
 
 
+def repeated(plan: BatchPlan, repeats: int, mixed: bool, key: str = "batch.global_batch_size") -> BatchPlan:
+    """The plan with each example ``repeats`` times in a batch, where every batch has so many places.
+
+    Where they are ``mixed``, in twice as many: then no two that are mixed with each other are one example.
+    """
+    size = min(stage.global_batch_size for stage in plan.stages)
+    if repeats > size:
+        raise UserError(f"data.repeats = {repeats} is more than {key} = {size}; at most {size // 2 if mixed else size}")
+    if mixed and repeats > size // 2 and repeats > 1:
+        raise UserError(
+            f"data.repeats = {repeats} is more than half of {key} = {size}, where data.mix would mix an example with "
+            f"itself; at most {size // 2}"
+        )
+    return dataclasses.replace(plan, repeats=repeats)
+
+
 class StageWish(NamedTuple):
     """Steps that are asked for with one global batch, and where they end: exactly one of the last three."""
 

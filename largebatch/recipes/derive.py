@@ -55,7 +55,7 @@ def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_b
         growth=growth_of(run)[0],
         micro=micro_batch_of(run, world_size, largest_micro_batch),
     )
-    plan = dataclasses.replace(plan, repeats=run.data.repeats)
+    plan = batch.repeated(plan, run.data.repeats, run.data.mix is not None)
     return plan if budget is None else dataclasses.replace(plan, budget_examples=budget)
 
 
@@ -72,7 +72,7 @@ def plan_of_phases(
     plan, spans = phases.resolve(
         asked, dataset_size=dataset_size, world_size=world_size, epochs=run.epochs, steps=run.steps, seed=run.seed
     )
-    return dataclasses.replace(plan, repeats=run.data.repeats), spans
+    return batch.repeated(plan, run.data.repeats, run.data.mix is not None), spans
 
 
 @contextlib.contextmanager
