@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -13,8 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from largebatch.errors import UserError
-from largebatch.plan.batch import largest_divisor, resolve
+from largebatch.plan.batch import largest_divisor, repeated, resolve
 from largebatch.plan.order import epoch_order
+from largebatch.recipes import config
+from largebatch.recipes.config.dotted import place
+from largebatch.recipes.derive import plan_of
 
 
 def test_the_stream_is_epochs_of_permutations_laid_end_to_end():
@@ -129,6 +133,51 @@ def test_repeats_are_an_example_so_often_in_a_row_of_the_stream_cut_into_batches
         if batch >= 2 * repeats and batch % repeats == 0:  # whoever is mixed with its neighbour is mixed with another
             assert all(one != other for one, other in itertools.pairwise(found.indices.tolist()))
     assert sorted(positions) == list(range(30 * batch))
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 4, 5, 7])
+def test_nobody_is_mixed_with_a_copy_of_itself_while_the_batch_has_twice_as_many_places(repeats):
+    """Any even batch from 2m on, wherever it begins in the stream; one that has too few places does mix copies."""
+    for size in range(2 * repeats, 6 * repeats, 2):
+        plan = repeated(resolve(dataset_size=997, global_batch_size=size, steps=60), repeats, mixed=True)
+        for step in range(plan.steps):
+            places = plan.examples_of(step).positions // repeats
+            assert (places[::2] != places[1::2]).all()
+    size = 2 * repeats - 2
+    plain = resolve(dataset_size=997, global_batch_size=size, steps=60)
+    plan = repeated(plain, repeats, mixed=False) if repeats <= size else dataclasses.replace(plain, repeats=repeats)
+    shares = [plan.examples_of(step).positions // repeats for step in range(plan.steps)]
+    assert any((places[::2] == places[1::2]).any() for places in shares)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data.repeats": 13}, "data.repeats = 13 is more than batch.global_batch_size = 12; at most 12"),
+        ({"data.repeats": 13, "data.mix": {"mixup": 0.2}}, "more than batch.global_batch_size = 12; at most 6"),
+        (
+            {"data.repeats": 7, "data.mix": {"mixup": 0.2}},
+            "data.repeats = 7 is more than half of batch.global_batch_size = 12, where data.mix would mix an example "
+            "with itself; at most 6",
+        ),
+        (
+            {"data.repeats": 9, "phases": [{"until_epoch": 1}, {"batch.global_batch_size": 8}]},
+            "data.repeats = 9 is more than batch.global_batch_size = 8; at most 8",
+        ),
+        ({"data.repeats": 12}, None),
+        ({"data.repeats": 6, "data.mix": {"mixup": 0.2}}, None),
+    ],
+)
+def test_a_batch_with_too_few_places_for_repeats_is_refused(changes, sentence):
+    written = {
+        "name": "tiny", "model": {"name": "mlp"}, "data": {"name": "digits"}, "batch": {"global_batch_size": 12},
+        "epochs": 2, "optimizer": {"name": "sgd"}, "lr": {"base": 0.1},
+    }  # fmt: skip
+    for key, value in changes.items():
+        place(written, key, value)
+    run = config.from_dict(written)
+    with contextlib.nullcontext() if sentence is None else pytest.raises(UserError, match=re.escape(sentence)):
+        assert plan_of(run, 100, 1, 512).repeats == changes["data.repeats"]
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])

@@ -16,6 +16,7 @@ import pool
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from programs import damage, largebatch, saved, weights_at_end
 from worlds.diagnose import MEASURES
 
@@ -312,6 +313,17 @@ def test_the_records_alone(trained):
 def test_what_cannot_be_measured_is_told_in_a_sentence(trained, measure, sentence):
     with pytest.raises(UserError, match=sentence) as told:
         measure(trained)
+    assert "\n" not in str(told.value)
+
+
+def test_the_noise_scale_of_repeated_examples_is_refused(trained, tmp_path):
+    run = tmp_path / "repeated"
+    shutil.copytree(trained["b"], run)
+    written = yaml.safe_load((run / "run.yaml").read_text())
+    written["data"]["repeats"] = 3
+    (run / "run.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(UserError, match=r"data.repeats = 3, .* valid: a run with data.repeats = 1") as told:
+        noise.measure(run, CPU, small=10, big=50, batches=2)
     assert "\n" not in str(told.value)
 
 

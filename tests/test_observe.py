@@ -277,6 +277,10 @@ def test_a_ramp_changes_the_big_batch(recipe):
             "directions_every_steps .*fp16",
         ),
         (["engine.name=fsdp"], "record.noise_scale needs engine.name = ddp"),
+        (
+            ["data.repeats=2"],
+            "record.noise_scale takes .* data.repeats = 2 .*; valid: data.repeats = 1, or no record.n",
+        ),
         (["averaging={name: post_local_sgd, workers: 2, from_epoch: 0}"], "gradients and directions as workers"),
         (["record.noise_scale.smoothing=1"], "record.noise_scale.smoothing"),
     ],

@@ -9,8 +9,9 @@
 
 They draw from the global random states of the process. So those are set for each example by its place in the run
 (:mod:`largebatch.data.draws`), and what is drawn is the same in any world, with any number of workers and after a
-resume. Nothing of what they do is written again here. What they fill in is timm's mean colour or torchvision's black;
-torchvision's interpolate bilinearly, as its own training does, and timm's at random (bilinear, bicubic), as its own.
+resume. Nothing of what they do is written again here, but for an image posterized to 0 bits. What they fill in is
+timm's mean colour or torchvision's black; torchvision's interpolate bilinearly, as its own training does, and timm's at
+random (bilinear, bicubic), as its own.
 """
 
 from __future__ import annotations
@@ -66,8 +67,28 @@ def _of_timm(words: str, side: int, channels: int) -> Policy:
         "img_mean": mean if channels == 3 else round(sum(mean) / 3),
     }
     if words.startswith("rand"):
-        return auto_augment.rand_augment_transform(words, keys)
-    return auto_augment.auto_augment_transform(words, keys)
+        policy = auto_augment.rand_augment_transform(words, keys)
+        operations = policy.ops
+    else:
+        policy = auto_augment.auto_augment_transform(words, keys)
+        operations = [operation for together in policy.policy for operation in together]
+    for operation in operations:  # made for this policy: timm's own table of functions stays as it is
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterized
+    return policy
+
+
+def _posterized(image: Image.Image, bits: int, **how: Any) -> Image.Image:
+    """timm's, and black where no bits are left.
+
+    timm's PosterizeIncreasing asks for 0 bits from magnitude 10 on. Older Pillow's mask was 0 there; the present one
+    raises ValueError.
+    """
+    from timm.data import auto_augment
+
+    if bits <= 0:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits, **how)
 
 
 def _of_torchvision(name: str) -> Policy:

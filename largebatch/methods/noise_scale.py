@@ -6,6 +6,7 @@ Its averages go on after a resume.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from largebatch.errors import UserError
@@ -35,6 +36,13 @@ class NoiseScale(Method):
     small_batch_size: PositiveInt | None = None  # examples of the small batch; unset: the micro-batch
     every_steps: PositiveInt = 5
     smoothing: Fraction = 0.99  # what the averages keep of themselves at each measured step
+
+    def refusals(self, run: Run, precision: str) -> Iterator[str]:
+        if run.data.repeats > 1:
+            yield (
+                f"{self.KEY} takes the examples of a batch for independent ones, and data.repeats = {run.data.repeats} "
+                f"puts the same into several micro-batches; valid: data.repeats = 1, or no {self.KEY}"
+            )
 
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> DecidedNoiseScale:
         return DecidedNoiseScale(self, tuple(self.small_batch(run, stage, plan.world_size) for stage in plan.stages))

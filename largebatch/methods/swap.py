@@ -95,10 +95,10 @@ class Swap(Method):
                 "them"
             )
         pairs = PAIR if run.data.mix is not None else 1
-        units = {"batch.bn_batch_size": bn, "data.mix's pairs": pairs}
-        units |= {wish.why.partition(" =")[0]: wish.size or 1 for wish in wishes}
+        units = {f"batch.bn_batch_size = {bn}": bn, f"{PAIR}, as data.mix mixes two by two": pairs}
+        units |= {wish.why: wish.size or 1 for wish in wishes}
         if self.worker_batch_size > plan.dataset_size or any(self.worker_batch_size % unit for unit in units.values()):
-            of = "".join(f" and a multiple of {key} = {unit}" for key, unit in units.items() if unit > 1)
+            of = "".join(f" and a multiple of {words}" for words, unit in units.items() if unit > 1)
             raise UserError(
                 f"averaging.worker_batch_size = {self.worker_batch_size} should be at most the {plan.dataset_size} "
                 f"training examples{of}"
@@ -111,7 +111,7 @@ class Swap(Method):
             seed=(run.seed + 1) * 1_000_003 % 2**32,
             micro=MicroBatch(size, largest, math.lcm(bn, pairs)),
         )
-        return dataclasses.replace(found, repeats=plan.repeats)
+        return batch.repeated(found, plan.repeats, run.data.mix is not None, "averaging.worker_batch_size")
 
 
 @dataclasses.dataclass(frozen=True)

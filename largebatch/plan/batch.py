@@ -138,6 +138,7 @@ class MicroBatch:
     multiple_of: int = 1
     within: int | None = None
     why: str = ""  # which key asks for ``multiple_of`` and ``within``
+    size_key: str = "batch.micro_batch_size"  # that states ``size``; empty where none does
 
     def of(self, share: int) -> int | None:
         """The micro-batch of a rank with ``share`` examples in a step; None where there is none."""
@@ -195,6 +196,22 @@ def resolve(
     return BatchPlan(dataset_size, world_size, total, budget, seed, tuple(stage for stage, _ in stages))
 
 
+def repeated(plan: BatchPlan, repeats: int, mixed: bool, key: str = "batch.global_batch_size") -> BatchPlan:
+    """The plan with each example ``repeats`` times in a batch, where every batch has so many places.
+
+    Where they are ``mixed``, in twice as many: then no two that are mixed with each other are one example.
+    """
+    size = min(stage.global_batch_size for stage in plan.stages)
+    if repeats > size:
+        raise UserError(f"data.repeats = {repeats} is more than {key} = {size}; at most {size // 2 if mixed else size}")
+    if mixed and repeats > size // 2 and repeats > 1:
+        raise UserError(
+            f"data.repeats = {repeats} is more than half of {key} = {size}, where data.mix would mix an example with "
+            f"itself; at most {size // 2}"
+        )
+    return dataclasses.replace(plan, repeats=repeats)
+
+
 class StageWish(NamedTuple):
     """Steps that are asked for with one global batch, and where they end: exactly one of the last three."""
 
@@ -237,6 +254,17 @@ def factored(key: str, global_batch_size: int, world_size: int, dataset_size: in
             made_of += f" × micro-batches of {micro.size}"
         if micro.why:
             made_of += f" with {micro.why}"
+        if micro.within and micro.within % micro.multiple_of:
+            raise UserError(
+                f"{key} = {global_batch_size} is cut into {micro.within} examples at a time ({micro.why}); they "
+                f"should be a multiple of {micro.multiple_of}"
+            )
+        if micro.size and micro.size_key and micro.size % micro.multiple_of:
+            why = micro.why.removeprefix(f"{micro.size_key} = {micro.size} and ")
+            raise UserError(
+                f"{micro.size_key} = {micro.size} should be a multiple of {micro.multiple_of}"
+                + (f" ({why})" if why else "")
+            )
         if micro.within and micro.size and micro.within % micro.size:
             raise UserError(
                 f"batch.micro_batch_size = {micro.size} does not divide {micro.within}, as {micro.why} needs; take a "

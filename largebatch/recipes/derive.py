@@ -55,7 +55,7 @@ def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_b
         growth=growth_of(run)[0],
         micro=micro_batch_of(run, world_size, largest_micro_batch),
     )
-    plan = dataclasses.replace(plan, repeats=run.data.repeats)
+    plan = batch.repeated(plan, run.data.repeats, run.data.mix is not None)
     return plan if budget is None else dataclasses.replace(plan, budget_examples=budget)
 
 
@@ -72,7 +72,7 @@ def plan_of_phases(
     plan, spans = phases.resolve(
         asked, dataset_size=dataset_size, world_size=world_size, epochs=run.epochs, steps=run.steps, seed=run.seed
     )
-    return dataclasses.replace(plan, repeats=run.data.repeats), spans
+    return batch.repeated(plan, run.data.repeats, run.data.mix is not None), spans
 
 
 @contextlib.contextmanager
@@ -112,11 +112,13 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
     """What the recipe's methods ask of the micro-batch."""
     size, stated, bn = run.batch.global_batch_size, run.batch.micro_batch_size, run.batch.bn_batch_size
     share = size // world_size
-    within, why = None, []
+    within, why, size_key = None, [], "batch.micro_batch_size"
     for wish in (method.micro_batch(run, world_size) for method in run.methods.values()):
         if wish is not None:
             stated, within = wish.size or stated, wish.within or within
             why.append(wish.why)
+            if wish.size:
+                size_key = wish.why.partition(" =")[0]
     multiple = 1
     if run.data.mix is not None:
         multiple = PAIR
@@ -129,10 +131,11 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             )
         if 0 < share < bn and not size % world_size:  # else refused with the batch
             synchronised_ranks(run, world_size)
-            stated = stated or share
+            if stated is None:
+                stated, size_key = share, ""
         else:
             multiple = math.lcm(multiple, bn)
-    return MicroBatch(stated, largest, multiple, within, " and ".join(why))
+    return MicroBatch(stated, largest, multiple, within, " and ".join(why), size_key)
 
 
 def synchronised_ranks(run: config.Run, world_size: int) -> int:

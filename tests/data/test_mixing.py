@@ -185,6 +185,7 @@ TINY = {
     "batch": {"global_batch_size": 100}, "epochs": 1, "optimizer": {"name": "sgd"}, "lr": {"base": 0.1},
 }  # fmt: skip
 BOTH = {"mixup": 0.2, "cutmix": 1.0}
+DIGITS = {"name": "digits", "mix": BOTH}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,34 @@ BOTH = {"mixup": 0.2, "cutmix": 1.0}
             {"data": {"name": "digits", "mix": BOTH}, "batch": {"global_batch_size": 101}},
             "batch.global_batch_size = 101 does not factor into 1 rank with data.mix, which mixes two by two; nearest "
             "that do: 100 or 102",
+        ),
+        (
+            {"data": DIGITS, "batch": {"global_batch_size": 500, "micro_batch_size": 125}},
+            "batch.micro_batch_size = 125 should be a multiple of 2 (data.mix, which mixes two by two)",
+        ),
+        (
+            {"data": DIGITS, "batch": {"global_batch_size": 500}, "sam": {"rho": 0.1, "m": 125}},
+            "sam.m = 125 should be a multiple of 2 (data.mix, which mixes two by two)",
+        ),
+        (
+            {"data": DIGITS, "averaging": {"name": "post_local_sgd", "workers": 4, "from_epoch": 0}},
+            "batch.global_batch_size = 100 is cut into 25 examples at a time (averaging.workers = 4 and data.mix, "
+            "which mixes two by two); they should be a multiple of 2",
+        ),
+        (
+            {
+                "data": DIGITS,
+                "averaging": {
+                    "name": "swap",
+                    "stop_at_train_accuracy": 50,
+                    "workers": 2,
+                    "worker_batch_size": 25,
+                    "epochs": 1,
+                    "lr": {"base": 0.1},
+                },
+            },
+            "averaging.worker_batch_size = 25 should be at most the 1500 training examples and a multiple of 2, as "
+            "data.mix mixes two by two",
         ),
         (
             {"data": {"name": "diabetes", "mix": {"mixup": 0.2}}},

@@ -10,12 +10,13 @@ import torch
 from packs import packed
 from PIL import Image
 from scipy.stats import ks_2samp
+from timm.data import auto_augment
 from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 from torchvision.transforms import v2
 
 from largebatch.data import build, draws
 from largebatch.data.packs.by_workers import PixelsByWorkers
-from largebatch.data.policies import policed
+from largebatch.data.policies import of_name, policed
 from largebatch.data.resident import ResidentSplit
 from largebatch.data.workers import WorkerSplit
 from largebatch.errors import UserError
@@ -47,6 +48,29 @@ def test_an_image_is_what_the_peer_makes_of_it_with_its_key(name):
         with draws.seeded(key):
             wanted = np.asarray(peer(Image.fromarray(image.numpy())))
         assert np.array_equal(changed.numpy(), wanted)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_an_image_of_no_bits_is_black(channels):
+    """timm's rising posterize at magnitude 10; every pixel is what is left of it under a mask of so many high bits."""
+    policy = of_name("timm/rand-m10-inc1", 8, channels)
+    [operation] = [operation for operation in policy.ops if operation.name == "PosterizeIncreasing"]
+    operation.prob, levels = 1.0, pixels(1, 8, channels, seed=4)[0]
+    image = Image.fromarray(levels if channels == 3 else levels.squeeze(2))
+    for magnitude, bits in [(10, 0), (9, 1), (5, 2), (0, 4)]:
+        operation.magnitude = magnitude
+        wanted = np.asarray(image) & (256 - 2 ** (8 - bits))
+        assert np.array_equal(np.asarray(operation(image)), wanted)
+    assert auto_augment.NAME_TO_OP["PosterizeIncreasing"] is auto_augment.posterize, "timm's own is left alone"
+
+
+@pytest.mark.parametrize("name", ["timm/rand-m9-mstd0.5-inc1", "timm/rand-m20-inc1-mmax20"])
+def test_every_draw_of_the_papers_policies_makes_an_image(name):
+    """One in 700 images is posterized to 0 bits by the first; to fewer than none by some of the second."""
+    image, many = pixels(1, 8, 3, seed=2), 4000
+    keys = draws.keys_of(0, np.arange(many), np.zeros(many, np.int64))
+    changed = policed(torch.from_numpy(np.repeat(image, many, axis=0)), name, keys)
+    assert (changed == 0).flatten(1).all(1).any()
 
 
 @pytest.mark.parametrize("name", ["timm/rand-m7-mstd0.5-inc1", "trivial_augment_wide"])

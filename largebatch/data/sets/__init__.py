@@ -115,7 +115,7 @@ OF_SOME = {  # keys that only the sets take which say so: what they are for, and
 }
 IDLE: dict[str, tuple[Any, ...]] = {
     "unreadable_share": (0.0,), "color_jitter": (0.0,), "decode": (USUAL_DECODER,), "augment": ("auto", "none"),
-    "crop": (CENTRE,),    "mask_share": (0.15,), "max_predictions": ((),), "next_sentence": (False,),
+    "crop": (CENTRE,), "mask_share": (0.15,), "max_predictions": ((),), "next_sentence": (False,),
 }  # fmt: skip
 LEAST = {"hold_out": 0, "workers": 0, "num_classes": 1, "examples": 1}
 

@@ -64,6 +64,11 @@ def at_weights(
 ) -> NoiseRecord:
     """Collective; the parts of a batch are divided among ranks."""
     run = opened(directory, device, precision, step, augmented=True)
+    if (repeats := run.run.data.repeats) > 1:
+        raise UserError(
+            f"{run.directory} was trained with data.repeats = {repeats}, so the examples of its batches are not "
+            "independent, as a noise scale takes them; valid: a run with data.repeats = 1"
+        )
     size, world = len(run.dataset.train), distributed.world_size()
     b = min(64, size // 2) if small is None else small
     if big is None:
