@@ -38,10 +38,10 @@ demo: install ## the main job on real data: six recipes on Fashion-MNIST, one ta
 	$(BIN)/largebatch data fetch fashion_mnist
 	$(BIN)/largebatch compare configs/quickstart/*.yaml --out $(COMPARISON) $(DEMO_OVERRIDES)
 
-quick: install ## the tests that start no process: under a minute
+quick: install ## the tests that start no process: a minute or two
 	$(PYTEST) -m "not worlds and not slow"
 
-test: install ## quick, and the tests of several processes: about ten minutes on two cores
+test: install ## quick, and the tests of several processes: 15 to 30 minutes on two cores
 	$(PYTEST) -m "not slow"
 
 slow: install ## the rest: kills, launchers, several hosts, power cuts, whole matrices (make slow TESTS=--sample=20 draws some)
