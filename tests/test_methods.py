@@ -680,6 +680,7 @@ REFUSED = {
     "engine.name=fsdp": ("sam", "sam needs engine.name = ddp"),
     "sam={rho: 0.1}": ("adascale", "lr.scaling = adascale measures gradients at the weights"),
     "batch.ramp={at_epochs: [1], factor: 2}": ("adascale", "both change what a step is worth"),
+    "data.repeats=2": ("adascale", "lr.scaling = adascale takes the parts of a batch for independent ones"),
     "ema={warmup: true}": ("post_local_sgd", "ema.warmup = true counts the steps of one set of weights, and averaging"),
     "ema={decay: 0.9}": ("swap", "averaging.name = swap ends with an average of its own"),
     "averaging.lr={base: 1, scaling: adascale, reference_batch_size: 5}": ("swap", "averaging.lr.scaling = adascale"),

@@ -62,6 +62,11 @@ class AdaScale(Method):
         for other in run.methods.values():
             if other.ALONE:
                 yield f"lr.scaling = adascale needs one set of weights; {other.where} has many"
+        if run.data.repeats > 1:
+            yield (
+                "lr.scaling = adascale takes the parts of a batch for independent ones, and data.repeats = "
+                f"{run.data.repeats} puts the same examples into several; valid: data.repeats = 1"
+            )
         if run.regime_adaptation is not None:
             yield "lr.scaling = adascale and regime_adaptation both lengthen the run; choose one"
 
