@@ -480,7 +480,7 @@ def test_the_moving_average_follows_workers_at_every_averaging(tmp_path, monkeyp
     from largebatch.optim.averages import MovingAverage
 
     moved, follow = [], MovingAverage.follow
-    monkeypatch.setattr(MovingAverage, "follow", lambda self: (moved.append(1), follow(self)))
+    monkeypatch.setattr(MovingAverage, "follow", lambda self, *decay: (moved.append(1), follow(self, *decay)))
     averaging = {"name": "post_local_sgd", "workers": 2, "period": period, "from_epoch": 0.5}
     finished("post_local_sgd_with_ema", tmp_path, averaging=averaging, ema={"decay": 0.9, "every_steps": 2})
     first = math.ceil(0.5 * 1500 / 120)

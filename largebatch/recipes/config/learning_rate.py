@@ -95,15 +95,15 @@ def measured_noise_scale(written: str) -> dict[str, Any]:
     """Of a run directory, or of the file that ``diagnose noise`` leaves in it."""
     key = "lr.noise_scale"
     file = Path(paths.local(key, written))
-    if file.is_dir():
-        file = next(file.glob("*/noise.json"), file / "noise.json")  # where diagnose noise has left it
     try:
+        if file.is_dir():
+            file = next(file.glob("*/noise.json"), file / "noise.json")  # where diagnose noise has left it
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no JSON"
         raise ValueError(
-            f"{key} = {shown(written)} cannot be read ({file}: {reason}); valid: a number of examples, or a run that "
-            "`largebatch diagnose noise` has looked at"
+            f"{key} = {shown(written)} cannot be read ({shown(str(file))}: {reason}); valid: a number of examples, "
+            "or a run that `largebatch diagnose noise` has looked at"
         ) from None
     examples = facts.get("noise_scale") if isinstance(facts, dict) and facts.get("kind") == "noise" else None
     if isinstance(examples, bool) or not isinstance(examples, int | float) or not 0 < examples < LARGEST:
