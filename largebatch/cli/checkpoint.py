@@ -127,14 +127,12 @@ def weights_in(loaded: Loaded, average: str | None) -> dict[str, Any]:
     """The trained weights of a checkpoint, or those of an ``average``: ema, lawa."""
     from largebatch.engines.states import whole_model
     from largebatch.methods.lawa import in_checkpoint
-    from largebatch.run.older import moving_average
+    from largebatch.run.older import RECIPE_OF_EMA, with_moving_average
 
-    weights = whole_model(loaded.state)
     if average == "ema":
-        if (moving := moving_average(loaded.state)) is None:
-            raise UserError(f"--ema: {loaded.path} holds no moving average; it takes a recipe with ema.decay")
-        weights |= moving
-    elif average == "lawa":
+        return with_moving_average(loaded, "--ema", RECIPE_OF_EMA)
+    weights = whole_model(loaded.state)
+    if average == "lawa":
         if (latest := in_checkpoint(loaded.state)) is None:
             raise UserError(
                 f"--lawa: {loaded.path} holds no snapshots; it takes a recipe with lawa, and a step after one"

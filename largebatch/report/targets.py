@@ -126,16 +126,18 @@ def as_few(facts: TargetsRecord, curve: CurveToTarget) -> ReachedPoint | None:
     return max(few, key=lambda point: point.global_batch_size, default=None)
 
 
+def largest_with_as_few(facts: TargetsRecord) -> tuple[CurveToTarget, ReachedPoint] | None:
+    """The row that needs as few examples as the best of any at the largest batch; of several the one with fewest."""
+    places = [(curve, point) for curve in facts.curves if (point := as_few(facts, curve)) is not None]
+    return max(places, key=lambda one: (one[1].global_batch_size, -one[1].examples), default=None)
+
+
 def verdict(facts: TargetsRecord) -> str:
     """Up to which batch nothing is lost, with which row, and what a step costs there."""
-    places = [(curve, point) for curve in facts.curves if (point := as_few(facts, curve)) is not None]
-    if not places:
+    if (named := largest_with_as_few(facts)) is None:
         return f"No row reached {facts.target or 'the target'}."
-    size = max(point.global_batch_size for _, point in places)
-    curve, point = min(
-        ((curve, point) for curve, point in places if point.global_batch_size == size),
-        key=lambda one: one[1].examples,
-    )
+    curve, point = named
+    size = point.global_batch_size
     cost = f", {rounded(point.seconds / point.steps)} s each" if point.seconds else ""
     said = (
         f"Up to batch {count(size)} no more than {PERFECT:g} times the fewest {facts.unit} of any row "
@@ -148,10 +150,10 @@ def verdict(facts: TargetsRecord) -> str:
 
 def answers(facts: TargetsRecord) -> str | None:
     """What the verdict rests on, and the two other answers to where nothing is lost, of the row that it names."""
-    named = [(curve, point) for curve in facts.curves if (point := as_few(facts, curve)) is not None]
-    if not named or len({curve.label for curve in facts.curves}) < 2:
+    named = largest_with_as_few(facts)
+    if named is None or len({curve.label for curve in facts.curves}) < 2:
         return None
-    curve, _ = max(named, key=lambda one: (one[1].global_batch_size, -one[1].examples))
+    curve, _ = named
     points, law = curve.perfect_until, curve.law
     if points is None or law is None:
         return None

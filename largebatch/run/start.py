@@ -20,7 +20,7 @@ from largebatch.errors import UserError
 from largebatch.models.heads import head_of
 from largebatch.models.weights import take_weights
 from largebatch.records import names
-from largebatch.run.older import moving_average
+from largebatch.run.older import with_moving_average
 from largebatch.run.record import differences
 
 OTHERWISE = "name another start.checkpoint, or leave start out"
@@ -50,11 +50,10 @@ def weights_into(model: nn.Module, described: dict[str, Any], start: Any) -> Sta
     step = named_step(directory, str(start.checkpoint), f"start.run = {start.run}")
     loaded = checkpoint.load_newest(directory / names.CHECKPOINTS, step, OTHERWISE)
     assert loaded is not None  # named_step refuses a run without
-    tensors = whole_model(loaded.state)
     if start.weights == "ema":
-        if (average := moving_average(loaded.state)) is None:
-            raise UserError(f"start.weights = ema: {loaded.path} holds no moving average; valid there: trained")
-        tensors |= average
+        tensors = with_moving_average(loaded, "start.weights = ema", "valid there: trained")
+    else:
+        tensors = whole_model(loaded.state)
     fresh: list[str] = []
     if start.head == "fresh" and not (fresh := head_of(model)):
         raise UserError(

@@ -24,7 +24,7 @@ from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.recipes.decide import precision_of
 from largebatch.records import names
-from largebatch.run.older import moving_average
+from largebatch.run.older import RECIPE_OF_EMA, with_moving_average
 from largebatch.steps.evaluate import with_mirror_images
 from largebatch.studies.evaluation.changes import recipe_of_run
 from largebatch.tasks.task import Task
@@ -64,12 +64,7 @@ def weights_of(at: NamedCheckpoint, average: bool = False, run: config.Run | Non
     loaded = checkpoint.load_newest(at.directory / names.CHECKPOINTS, at.step, OTHERWISE)
     if loaded is None:
         raise UserError(f"{at.directory} has no checkpoint; checkpoint.every_epochs above 0 saves some")
-    tensors = whole_model(loaded.state)
-    if average:
-        averaged = moving_average(loaded.state)
-        if averaged is None:
-            raise UserError(f"--ema: {loaded.path} holds no moving average; it takes a recipe with ema.decay")
-        tensors |= averaged
+    tensors = with_moving_average(loaded, "--ema", RECIPE_OF_EMA) if average else whole_model(loaded.state)
     step = checkpoint.step_of(loaded.path)
     which = AVERAGE if average else TRAINED
     return SavedWeights(at.directory, run, step, loaded.facts, tensors, which, loaded.complaints)
