@@ -235,15 +235,11 @@ def dataset_of(run: config.Run, quiet: bool = False) -> data.Splits:
 
 
 def asked_of(run: config.Run, quiet: bool = False) -> data.Asked:
-    others = {"image_size", "length", "evaluate_length", "max_predictions", "if_changed", "mix", "erase"}
-    keys = run.data.model_dump(exclude=others)
     report = (lambda _: watchdog.alive()) if quiet else _told_once
     lengths = derive.lengths_of(run)
-    return data.Asked(
-        **keys,
+    return data.Asked.of(
+        run.data,
         image_size=sizes_of(run),
-        mix=run.data.mix,
-        erase=run.data.erase,
         length=None if lengths is None else sizes_of_phases(*lengths),
         max_predictions=derive.predictions_of(run),
         report=report,

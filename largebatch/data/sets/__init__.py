@@ -21,9 +21,13 @@ from largebatch.recipes.registry import Registry
 
 if TYPE_CHECKING:
     from largebatch.data.dataset import Split, Splits
+    from largebatch.recipes.config import Data
     from largebatch.recipes.config.mixing import Erase, Mix
 
 USUAL_DECODER = "turbo"
+WORKED_OUT = {"image_size", "length", "evaluate_length", "max_predictions", "if_changed"}
+OWN_SECTIONS = {"mix", "erase"}
+"""Keys of a recipe's ``data`` that are no plain values."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class Asked:
     examples: int | None = None
     seed: int = 0
     report: Callable[[str], object] | None = None  # hears of what takes long
+
+    @classmethod
+    def of(cls, section: Data, **worked_out: Any) -> Asked:
+        """The keys of a recipe's section as they stand, and what was ``worked_out`` of the others."""
+        keys = section.model_dump(exclude=WORKED_OUT | OWN_SECTIONS)
+        return cls(**keys, **{key: getattr(section, key) for key in OWN_SECTIONS}, **worked_out)
 
 
 class DataSet(abc.ABC):

@@ -123,10 +123,8 @@ def of_largest_examples(run: config.Run) -> config.Data:
 
 def asked_of(data: config.Data) -> Asked:
     """With the largest side of all."""
-    others = {"image_size", "length", "evaluate_length", "max_predictions", "if_changed", "mix", "erase"}
-    keys = data.model_dump(exclude=others)
     side, length = (None if size is None else constant(size) for size in (data.side, data.length))
-    return Asked(**keys, image_size=side, length=length, mix=data.mix, erase=data.erase)
+    return Asked.of(data, image_size=side, length=length)
 
 
 Origin = Callable[..., str]
