@@ -14,6 +14,7 @@ import tiers
 import torch
 import torch.distributed as dist
 import yaml
+from hypothesis import settings
 from programs import LAUNCHER
 
 TINY: dict[str, Any] = {  # 1,500 digits of 8×8 that scikit-learn ships: seconds, and no download
@@ -27,6 +28,11 @@ TINY: dict[str, Any] = {  # 1,500 digits of 8×8 that scikit-learn ships: second
 }
 
 Write = Callable[..., Path]
+
+# hypothesis takes the same examples every time: a test's outcome is the code's alone. tests/test_fuzz.py draws new ones
+# in the slow tier; `--hypothesis-profile=default` draws them anywhere.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

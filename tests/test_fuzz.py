@@ -1,6 +1,7 @@
 """No recipe, override or command ends in a traceback: it works, or it is refused in one short sentence.
 
-Most examples are the same every time; a part is new at each run, and hypothesis prints how to repeat what it finds.
+Most examples are the same every time; the slow tier draws new ones at each run, and hypothesis prints how to repeat
+what it finds.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ RECIPES = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 TEXTS = {path: path.read_text(encoding="utf-8") for path in RECIPES}
 
 
-def examples(count: int, **more: Any) -> settings:
+def same(count: int, derandomize: bool = True) -> settings:
     return settings(
         max_examples=count,
+        derandomize=derandomize,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
         print_blob=True,
-        **more,
     )
 
 
-def same(count: int) -> settings:
-    return examples(count, derandomize=True)
+def drawn(count: int) -> settings:
+    return same(count, derandomize=False)
 
 
 @contextlib.contextmanager
@@ -164,7 +165,7 @@ def any_override(path: Path, overrides: list[str], size: int, world: int, asked:
 
 OVERRIDDEN = given(st.sampled_from(RECIPES), st.lists(OVERRIDES, min_size=1, max_size=3), SIZES, WORLDS, ASKED)
 test_any_override = pytest.mark.worlds(same(1500)(OVERRIDDEN(any_override)))
-test_any_override_by_chance = pytest.mark.worlds(examples(400)(OVERRIDDEN(any_override)))
+test_any_override_by_chance = pytest.mark.slow(drawn(400)(OVERRIDDEN(any_override)))
 
 
 @pytest.mark.worlds
@@ -246,7 +247,7 @@ FILES = given(
 
 
 test_any_file = pytest.mark.worlds(same(1000)(FILES(any_file)))
-test_any_file_by_chance = pytest.mark.worlds(examples(300)(FILES(any_file)))
+test_any_file_by_chance = pytest.mark.slow(drawn(300)(FILES(any_file)))
 
 
 @pytest.mark.worlds

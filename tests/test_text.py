@@ -138,6 +138,15 @@ def test_a_home_folder_is_expanded(recipe, monkeypatch):
     assert config.load(recipe(), ["data.root=s3://bucket/x"]).data.root == "s3://bucket/x"
 
 
+@pytest.mark.parametrize("path", ["x" * 256, "ü" * 128, "a/" + "x" * 300 + "/b", "ab/" * 1400])
+def test_a_path_longer_than_any_file_system_takes_is_refused(recipe, path):
+    for override in (f"data.root={path}", f"record.dir={path}"):
+        with pytest.raises(UserError, match=r"is too long for a path; a name in it may have 255 bytes, the whole 4095"):
+            config.load(recipe(), [override])
+    assert config.load(recipe(), [f"data.root=s3://{path}"]).data.root == f"s3://{path}"
+    assert config.load(recipe(), [f"data.root={'x' * 255}"]).data.root == "x" * 255
+
+
 def test_a_whole_number_with_an_exponent_finds_its_row(recipe):
     path = recipe(table={128: {"lr.base": 0.7}})
     assert config.load(path, ["batch.global_batch_size=1.28e2"]).lr.base == 0.7

@@ -10,6 +10,7 @@ from largebatch.errors import UserError
 from largebatch.terminal.escapes import escaped
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of Linux and macOS: looking for more is an error, not an absence
 
 
 def local(key: str, text: str) -> str:
@@ -31,7 +32,18 @@ def expanded(key: str, text: str) -> str:
         raise UserError(
             f"{key} = {text[:100]}: no home folder {whose} is known here; write the whole path, or set HOME"
         )
+    if not ADDRESS.match(found):
+        _short_enough(key, found)
     return found
+
+
+def _short_enough(key: str, path: str) -> None:
+    whole = path.encode("utf-8", "surrogatepass")
+    if len(whole) > LONGEST_PATH or any(len(name) > LONGEST_NAME for name in whole.split(b"/")):
+        raise UserError(
+            f"{key} = {escaped(path[:60])}... is too long for a path; a name in it may have {LONGEST_NAME} bytes, "
+            f"the whole {LONGEST_PATH}"
+        )
 
 
 def named_by(variable: str) -> Path | None:
