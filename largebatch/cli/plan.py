@@ -73,6 +73,8 @@ class PlanGroup(typer.core.TyperGroup):
 app = typer.Typer(
     cls=PlanGroup, help="Which batch, how many devices, how long, what it costs.", no_args_is_help=True,
     rich_markup_mode=None,
+    subcommand_metavar="CONFIG --devices 8..1024 --machine dgx-h100 ... | COMMAND [ARGS]...",
+    epilog="A recipe in the place of a command is planned: largebatch plan run --help has what goes with it.",
 )  # fmt: skip
 
 

@@ -89,6 +89,7 @@ def simulate(
     check_picture(picture)
     from largebatch.records.typed import content
     from largebatch.studies.cluster import machine as machines
+    from largebatch.studies.cluster.rows import LEAST_SHARE
     from largebatch.studies.cluster.simulation import ClusterSize, RunLength, notes, simulation, tables
     from largebatch.studies.planning.devices import devices_of
 
@@ -99,6 +100,11 @@ def simulate(
         },
         {"restart": restart, "standing": standing, "lag": lag or None, "seed": seed, "saves": saves},
     )  # fmt: skip
+    if share < LEAST_SHARE:
+        raise UserError(
+            f"--share {share:g} is less than an example in {1 / LEAST_SHARE:,.0f} micro-batches; valid: "
+            f"{LEAST_SHARE:g} or more"
+        )
     cluster = machines.find(machine)
     sent = _workload(cluster, workload)
     sizes = [ClusterSize(number, share, accumulation) for number in devices_of(devices, cluster)]

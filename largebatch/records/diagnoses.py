@@ -337,6 +337,8 @@ class StepTimeRecord(DiagnosisRecord):
     accumulation_steps: Whole
     cluster: Text  # the machine's name
     workload: Text  # its pace
+    precision: Text  # of the run
+    pace_precision: Text  # that the pace was measured in; null: not known
     seconds: Amount  # [s] of a step of the run, the mean
     model_seconds: Amount  # [s] compute + fixed + exposed + data
     model_seconds_low: Amount  # [s] of its 95 % interval; null: the machine was not fitted

@@ -181,6 +181,11 @@ def plural(name: str) -> str:
     return f"{name[:-1]}ies" if name.endswith("y") else f"{name}s"
 
 
+def counted(number: int, name: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count(number)} {name if number == 1 else plural(name)}"
+
+
 def one(name: str) -> str:
     """``an accuracy``, ``a squared error``."""
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from planning.clusters import PACE, machine_file, planned
+from programs import REPOSITORY
 
 from largebatch.recipes import config
 from largebatch.studies.dry_run import Cluster, dry_run
 from largebatch.studies.planning import traces
 from largebatch.studies.planning.memory import StepMemory
+from largebatch.studies.planning.pace import own
 from largebatch.studies.planning.traces import Traces
 
 pytestmark = [pytest.mark.worlds, pytest.mark.usefixtures("one_thread")]
@@ -185,11 +187,16 @@ def test_failures_move_what_fits_a_time(ask):
 
 
 def test_a_run_that_comes_to_no_end_is_said_to(ask):
-    arguments = ("--device-hours", "0.001", "--restart", "3600", "--standing", "10", "--price", "3")
-    code, out, _ = ask("tiny.yaml", "--machine", "cluster.yaml", "--devices", "2,4", *arguments, "--picture", "p.svg")
+    asked = ("tiny.yaml", "--machine", "cluster.yaml", "--price", "3", "--restart", "3600", "--standing", "10")
+    # restarts of an hour: two devices fail once in an hour, a hundred once in 72 s
+    arguments = ("epochs=2000", "--device-hours", "2", "--picture", "p.svg")
+    code, out, _ = ask(*asked, "--devices", "2,100", *arguments)
     assert code == 0
-    assert "on 2 devices: failures come so often that a run" in out
     assert "no end" in out.split("\n\n")[1]
+    code, _, err = ask(*asked, "--devices", "2,4", "--device-hours", "0.001")
+    assert code == 2
+    assert "--device-hours: failures come so often that no run comes to its end, not even that of batch 100 on" in err
+    assert err.count("\n") == 1
 
 
 AGREEING = """
@@ -256,6 +263,13 @@ def test_a_target_of_something_else_is_refused(ask, changed, said):
     assert code == 2
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_pace_of_the_model_in_another_precision_is_its_own():
+    run = config.load(REPOSITORY / "configs" / "bert" / "lamb2019.yaml")
+    lengths = [str(run.data.length)] if run.data.length else []
+    assert all(own(run, name) for name in ("bert", "bert_fp32", "_".join(["bert", "large", *lengths])))
+    assert not any(own(run, name) for name in ("bert_base", "resnet50", "bert_large_fast", "resnet50_fp32"))
 
 
 def test_a_borrowed_pace_has_no_interval(ask):

@@ -33,6 +33,15 @@ def test_a_run_stands_beside_the_model(tmp_path, write_run):
     assert cells[6:9] == ("–", "112", "5.00")
 
 
+def test_a_pace_of_another_precision_is_told(tmp_path, write_run):
+    run = write_run(tmp_path / "a" / "0", **PLANNED)
+    half = HOST.model_copy(update={"workloads": {"tiny_cnn": PACE.model_copy(update={"precision": "bf16"})}})
+    record = step_time.measure(run, half)
+    assert (record.precision, record.pace_precision) == ("fp32", "bf16")
+    assert step_time.sentence(record).endswith("; its pace was measured in bf16, and the run computed in fp32")
+    assert "precision" not in step_time.sentence(step_time.measure(run, HOST))
+
+
 @pytest.mark.worlds
 def test_the_page_shows_it(tmp_path, write_run):
     run = write_run(tmp_path / "a" / "0", **PLANNED)

@@ -160,8 +160,8 @@ def test_failures_of_devices():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: CheckpointTimes(-1, 0, 0), "standing = -1 seconds of a checkpoint; valid: 0 or more"),
-        (lambda: CheckpointTimes(0, 0, math.inf), "restart = inf seconds of a checkpoint; valid: 0 or more"),
+        (lambda: CheckpointTimes(-1, 0, 0), "standing is -1 s; valid: 0 or more seconds"),
+        (lambda: CheckpointTimes(0, 0, math.inf), "restart is inf s; valid: 0 or more seconds"),
         (lambda: between_failures(0, 8), "a device fails once in 0 seconds; valid: more than 0"),
         (lambda: between_failures(math.nan, 8), "a device fails once in nan seconds; valid: more than 0"),
         (lambda: time_lost(HARMLESS, 10, 0), "a save after every 0 seconds of work; valid: more than 0, and a number"),

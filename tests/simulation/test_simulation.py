@@ -130,3 +130,9 @@ def test_what_cannot_be_simulated(call, sentence):
 def test_devices_that_never_fail_are_no_failing_runs():
     with pytest.raises(UserError, match="never fail need no saves"):
         made(failing=FailingRuns(math.inf, FAILING.times, 1e3))
+
+
+def test_devices_that_are_all_alike_leave_no_error_of_the_mean():
+    alike = made(sizes=(8, 96, 4096), law=Stragglers(), failing=None)
+    assert [one.simulated_step_error for one in alike.clusters] == [0.0] * 3
+    assert all(one.simulated_step_seconds == pytest.approx(one.step_seconds) for one in alike.clusters)

@@ -83,7 +83,7 @@ def test_pieces_of_draws_are_all_of_them(monkeypatch):
 
 
 def test_a_deviation_that_cannot_be():
-    with pytest.raises(UserError, match="of_steps = -0.1, a deviation of ln seconds; valid: 0 to 2"):
+    with pytest.raises(UserError, match="from step to step is -0.1; valid: 0 to 2"):
         Stragglers(-0.1)
-    with pytest.raises(UserError, match="of_devices = 3,"):
+    with pytest.raises(UserError, match="from device to device is 3;"):
         Stragglers(0.1, 3)

@@ -211,6 +211,11 @@ def test_rows_that_repeat_a_point_count_as_one():
     apart = [dataclasses.replace(first, seconds=first.seconds * math.exp(off)) for off in (0.0, -0.03, 0.03)]
     spread = fit(StepRows((*apart, *rows.rows[1:]), rows.facts), BASE)
     assert spread.pace("one").per_example == pytest.approx(once.pace("one").per_example, rel=1e-3)
+    assert five.fit.rms_error == pytest.approx(once.fit.rms_error, rel=1e-6)
+    assert spread.fit is not None
+    errors = [row.error for row in spread.fit.rows]
+    squares = [sum(error**2 for error in errors[:3]) / 3, errors[3] ** 2, errors[4] ** 2]
+    assert spread.fit.rms_error == pytest.approx(math.sqrt(sum(squares) / 3), rel=1e-9)
 
 
 SLOW_PLACES = [(8, 400, 1), (16, 200, 1), (32, 100, 1), (64, 50, 1), (64, 200, 1)]

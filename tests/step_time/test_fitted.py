@@ -46,7 +46,7 @@ def test_large_rows_are_predicted_from_small_ones(rows):
     assert last["model_seconds_low"] < last["seconds"] < last["model_seconds_high"]
     assert abs(last["error"]) < 0.15
     text = shown(facts)
-    assert "predicted 1 rows, 1 within 15 %" in text
+    assert "predicted 1 row, 1 within 15 %" in text
     assert "gradients" not in text
     assert "resnet50: in which precision it was measured is not said" in text
     assert machine.sources == ("largebatch plan fit of ROWS.csv", "all else is that of dgx-h100")

@@ -161,6 +161,20 @@ def test_gradients_beyond_any_model_have_few_buckets():
     assert math.fsum(workload.buckets) == pytest.approx(1e15)
 
 
+@pytest.mark.parametrize("gradients", [3e5, 5e7, 4e9, 7e11])
+@pytest.mark.parametrize("share", [0.0, 3.0, 100.0, 4000.0])
+def test_equal_buckets_count_as_if_one_by_one(gradients, share):
+    workload = data_parallel(PACE, gradients)
+    time = step_time(machine(), workload, 64, share)
+    times = [collective_time(machine(), "all_reduce", bucket, 64) for bucket in workload.buckets]
+    ready, end, whole = 0.0, 0.0, math.fsum(workload.buckets)
+    for bucket, seconds in zip(workload.buckets, times, strict=True):
+        ready += bucket / whole * BACKWARD * time.compute
+        end = max(end, ready) + seconds
+    assert time.exposed == pytest.approx(max(0.0, end - BACKWARD * time.compute), rel=1e-9, abs=1e-12)
+    assert time.communication == pytest.approx(math.fsum(times), rel=1e-9)
+
+
 def test_an_all_to_all_is_pairwise():
     """4 of 8 devices are in a node: each sends an eighth of its bytes to every other one."""
     slow = Machine(

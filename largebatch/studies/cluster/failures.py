@@ -58,7 +58,7 @@ class CheckpointTimes:
     def __post_init__(self) -> None:
         for field in fields(self):
             if not 0 <= (value := getattr(self, field.name)) < math.inf:
-                raise UserError(f"{field.name} = {value:g} seconds of a checkpoint; valid: 0 or more")
+                raise UserError(f"{field.name} is {value:g} s; valid: 0 or more seconds")
 
 
 @dataclass(frozen=True)

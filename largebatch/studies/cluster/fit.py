@@ -320,16 +320,17 @@ def _fit_record(
         )
         for row in rows.rows
     )  # fmt: skip
-    errors = [row.error for row in fitted]
-    return MachineFit(
+    record = MachineFit(
         rows=fitted,
-        rms_error=_rms(errors),
+        rms_error=0.0,
         doubt=None if other is None else _doubt(machine, other, rows),
-        largest_error=max(map(abs, errors)),
+        largest_error=max(abs(row.error) for row in fitted),
         row_error=row_error,
         parameters=tuple(prior.parameter for prior in priors),
         covariance=tuple(tuple(float(value) for value in line) for line in covariance),
     )
+    rms = _rms([_rms(errors) for errors in record.point_errors().values()])
+    return record.model_copy(update={"rms_error": rms})
 
 
 def _doubt(machine: Machine, other: Machine, rows: StepRows) -> str:

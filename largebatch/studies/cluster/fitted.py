@@ -12,12 +12,12 @@ import rich.box
 import rich.table
 
 from largebatch.errors import UserError
-from largebatch.report.numerals import count, listing
+from largebatch.report.numerals import count, counted, listing
 from largebatch.studies.cluster import calibrate
 from largebatch.studies.cluster import machine as machines
 from largebatch.studies.cluster import rows as measured
 from largebatch.studies.cluster.fit import FAR, TransferRow, fit, interval_of, seconds_of
-from largebatch.studies.cluster.machine import Machine
+from largebatch.studies.cluster.machine import Machine, MachineFit
 from largebatch.studies.cluster.rows import StepRow, StepRows, WorkloadFacts
 
 ALLOWED = FAR
@@ -100,24 +100,29 @@ def refused(facts: dict[str, Any], allowed: float = ALLOWED) -> str | None:
                 f"{name}: rows of {listing([count(one) for one in sorted(many)])} devices tell nothing of the links "
                 "while it is not known how many bytes its gradients have; --gradients BYTES, or a column gradient_bytes"
             )
-    if (rms := facts["machine"]["fit"]["rms_error"]) > allowed:
+    found = _found(facts)
+    if (rms := found.rms_error) > allowed:
         return (
-            f"the model is {100 * rms:.0f} % rms off the rows, worst {_worst(facts)}; look at those, or take it as it "
+            f"the model is {100 * rms:.0f} % rms off the rows, worst {_worst(found)}; look at those, or take it as it "
             f"is: --allow-error {math.ceil(100 * rms) / 100:g}"
         )
     return None
+
+
+def _found(facts: dict[str, Any]) -> MachineFit:
+    return MachineFit.model_validate(facts["machine"]["fit"])
 
 
 def _fitted(facts: dict[str, Any]) -> list[dict[str, Any]]:
     return [line for line in facts["rows"] if line["fitted"]]
 
 
-def _worst(facts: dict[str, Any]) -> str:
-    lines = sorted(_fitted(facts), key=lambda line: -abs(line["error"]))[:3]
+def _worst(found: MachineFit) -> str:
+    largest = {point: max(errors, key=abs) for point, errors in found.point_errors().items()}
+    errors = sorted(largest.items(), key=lambda point: -abs(point[1]))[:3]
     return listing(
-        f"{line['workload']} on {count(line['devices'])} at batch {count(line['global_batch_size'])} "
-        f"({_percent(line['error'], 0)})"
-        for line in lines
+        f"{workload} on {count(devices)} at batch {count(batch)} ({_percent(error, 0)})"
+        for (workload, devices, batch, _), error in errors
     )
 
 
@@ -173,26 +178,22 @@ def _of_numbers(machine: dict[str, Any]) -> rich.table.Table:
 
 
 def notes(facts: dict[str, Any]) -> list[str]:
-    fitted = [abs(line["error"]) for line in _fitted(facts)]
-    points = {
-        tuple(line[key] for key in ("workload", "devices", "global_batch_size", "accumulation_steps"))
-        for line in _fitted(facts)
-    }
+    found = _found(facts)
+    number, points = len(found.rows), len(found.point_errors())
     others = [abs(line["error"]) for line in facts["rows"] if not line["fitted"]]
-    repeats = f" of {count(len(points))} points, each of which counts once" if len(points) < len(fitted) else ""
-    rms = facts["machine"]["fit"]["rms_error"]
+    repeats = f" of {counted(points, 'point')}, each of which counts once" if points < number else ""
     said = [
-        f"fitted to {count(len(fitted))} rows{repeats}; it is {100 * rms:.1f} % rms off them, at most "
-        f"{100 * max(fitted):.1f} %"
+        f"fitted to {counted(number, 'row')}{repeats}; it is {100 * found.rms_error:.1f} % rms off them, at most "
+        f"{100 * found.largest_error:.1f} %"
     ]
-    if doubt := facts["machine"]["fit"]["doubt"]:
-        said.append(f"warning: {doubt}")
-    if rms > ALLOWED:
-        said.append(f"warning: that is more than {100 * ALLOWED:.0f} %; worst are {_worst(facts)}")
+    if found.doubt:
+        said.append(f"warning: {found.doubt}")
+    if found.rms_error > ALLOWED:
+        said.append(f"warning: that is more than {100 * ALLOWED:.0f} %; worst are {_worst(found)}")
     if others:
         near = sum(error <= 0.15 for error in others)
         said.append(
-            f"predicted {count(len(others))} rows, {count(near)} within 15 %, at most {100 * max(others):.1f} % off"
+            f"predicted {counted(len(others), 'row')}, {count(near)} within 15 %, at most {100 * max(others):.1f} % off"
         )
     said += [
         f"{name}: how many bytes its gradients have is not known, so nothing is sent, and the links are the priors'; "

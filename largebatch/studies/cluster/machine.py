@@ -123,7 +123,7 @@ class MachineFit(Section):
     """How a machine's numbers were found (fit.py), and how sure they are: of the logarithms of ``parameters``."""
 
     rows: Annotated[tuple[FittedRow, ...], Field(min_length=1)]
-    rms_error: NonNegativeFloat  # of fitted over measured seconds − 1
+    rms_error: NonNegativeFloat  # of fitted over measured seconds − 1; each of k rows of one point has weight 1/k
     largest_error: NonNegativeFloat
     row_error: PositiveFloat  # standard deviation of a row about the model, relative
     doubt: Text | None = None  # another machine that meets the rows better, and was not taken
@@ -136,6 +136,13 @@ class MachineFit(Section):
         if [len(line) for line in self.covariance] != [number] * number:
             raise ValueError(f"covariance should have {number} lines of {number} numbers, as there are parameters")
         return self
+
+    def point_errors(self) -> dict[tuple[str, int, float, int], list[float]]:
+        """Workload, devices, batch and accumulation -> the errors of the rows that repeat this point."""
+        errors: dict[tuple[str, int, float, int], list[float]] = {}
+        for row in self.rows:
+            errors.setdefault((row.workload, row.devices, row.batch, row.accumulation), []).append(row.error)
+        return errors
 
     def most_devices(self, workload: str) -> int:
         """Of its own rows; 1 of a workload without any."""

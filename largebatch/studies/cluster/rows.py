@@ -115,8 +115,8 @@ def _precise(facts: WorkloadFacts, name: str, rows: Iterable[StepRow]) -> Worklo
     stated = list(dict.fromkeys(row.precision for row in rows if row.workload == name and row.precision))
     if len(stated) > 1:
         raise UserError(
-            f"{name} has rows in {listing([str(one) for one in stated])}, which are several paces; name them apart in "
-            "the column workload"
+            f"{name} has rows in {listing([str(one) for one in stated])}, which are several paces; name them apart, "
+            f"as in {name}_{stated[1]}: in the column workload of ROWS.csv, benches by a fit of their own"
         )
     return dataclasses.replace(facts, precision=stated[0]) if stated else facts
 

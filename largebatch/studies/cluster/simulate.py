@@ -71,10 +71,11 @@ def simulated_steps(
 
 
 def _sent(machine: Machine, workload: Workload, transfer: Transfer, devices: int) -> _Sent:
-    pieces = pieces_of(transfer, workload)
-    whole = sum(pieces) or 1.0
-    seconds = tuple(collective_time(machine, transfer.collective, piece, devices) for piece in pieces)
-    return _Sent(transfer, seconds, tuple(float(ready) for ready in np.cumsum(pieces) / whole))
+    runs = pieces_of(transfer, workload)
+    times = [collective_time(machine, transfer.collective, transfer.bytes * part, devices) for part, _ in runs]
+    seconds = tuple(one for (_, number), one in zip(runs, times, strict=True) for _ in range(number))
+    parts = [part for part, number in runs for _ in range(number)]
+    return _Sent(transfer, seconds, tuple(float(ready) for ready in np.cumsum(parts)))
 
 
 def _micro_batch(begin: np.ndarray, micro: np.ndarray, queue: list[_Sent]) -> np.ndarray:

@@ -41,6 +41,7 @@ CLUSTERS = 10
 FEW = 10
 """Failures in all runs of a size, with fewer of which their mean says little."""
 HOUR = 3600.0
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,9 @@ def _failures(
 
 
 def _error(values: np.ndarray) -> float:
-    """Of their mean."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    """Of their mean; 0 of values that differ by rounding alone."""
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    return error if error > ROUNDING * abs(float(values.mean())) else 0.0
 
 
 def tables(facts: SimulationRecord) -> Iterator[RankedTable]:

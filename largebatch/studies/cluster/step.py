@@ -19,8 +19,8 @@ Comput. Appl. 19, 49); two trees: Sanders, Speck & Träff 2009 (Parallel Comput.
 **Overlap.** The backward pass is 2/3 of a micro-batch's computing, the forward pass 1/3. Bucket k of the gradients is
 ready when the backward pass is as far as the bytes of buckets 1…k are of all: r_k. One bucket travels at a time, in
 c_k, so that the last one has arrived at max_k(r_k + Σ_{j ≥ k} c_j): what of it lies behind the end of the pass is
-exposed. Whatever else is hidden by a pass is exposed as far as it takes longer. Communication takes nothing from what
-it goes on beside.
+exposed. Along equal buckets that sum is a line in k, so that the first and the last of them tell. Whatever else is
+hidden by a pass is exposed as far as it takes longer. Communication takes nothing from what it goes on beside.
 
 **Data** that take longer to read than the rest of the step takes are waited for.
 """
@@ -28,10 +28,11 @@ it goes on beside.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from largebatch.studies.cluster.machine import Link, Machine
-from largebatch.studies.cluster.workload import Kind, Transfer, Workload
+from largebatch.studies.cluster.workload import Kind, Transfer, Workload, runs_of
 
 BACKWARD = 2 / 3
 """Of the computing of a micro-batch: the gradient by the activations and the one by the weights cost a forward each."""
@@ -58,35 +59,35 @@ def step_time(machine: Machine, workload: Workload, devices: int, share: float, 
     passes = {"forward": (1 - BACKWARD) * micro, "backward": BACKWARD * micro}
     communication = exposed = 0.0
     for transfer in workload.transfers:
-        pieces = pieces_of(transfer, workload)
-        seconds = {piece: collective_time(machine, transfer.collective, piece, devices) for piece in set(pieces)}
-        times = [seconds[piece] for piece in pieces]
-        communication += transfer.times * sum(times)
+        runs = pieces_of(transfer, workload)
+        times = [collective_time(machine, transfer.collective, transfer.bytes * part, devices) for part, _ in runs]
+        sent = sum(number * seconds for (_, number), seconds in zip(runs, times, strict=True))
+        communication += transfer.times * sent
         if transfer.hidden_by is None:
-            exposed += transfer.times * sum(times)
+            exposed += transfer.times * sent
         elif transfer.gradients:
-            exposed += transfer.times * behind(pieces, times, passes["backward"])
+            exposed += transfer.times * behind(runs, times, passes["backward"])
         else:
-            exposed += transfer.times * max(0.0, sum(times) - passes[transfer.hidden_by])
+            exposed += transfer.times * max(0.0, sent - passes[transfer.hidden_by])
     compute = accumulation * micro
     busy = compute + workload.pace.fixed + exposed
     data = max(0.0, accumulation * share * workload.pace.data_per_example - busy)
     return StepTime(compute, workload.pace.fixed, communication, exposed, data)
 
 
-def pieces_of(transfer: Transfer, workload: Workload) -> list[float]:
-    """Gradients travel in the workload's buckets, in proportion; all else in one piece."""
-    if not transfer.gradients or not sum(workload.buckets):
-        return [transfer.bytes]
-    return [transfer.bytes * size / sum(workload.buckets) for size in workload.buckets]
+def pieces_of(transfer: Transfer, workload: Workload) -> Sequence[tuple[float, int]]:
+    """Shares of its bytes, each with how many such follow one another: gradients travel in the workload's buckets, in
+    proportion; all else in one piece."""
+    return (transfer.gradients and runs_of(workload.buckets)) or ((1.0, 1),)
 
 
-def behind(pieces: list[float], times: list[float], backward: float) -> float:
-    """Seconds after the end of the backward pass at which the last of the pieces has arrived."""
-    whole, ready, arrived = sum(pieces), 0.0, 0.0
-    for piece, seconds in zip(pieces, times, strict=True):
-        ready += piece / whole * backward if whole else 0.0
-        arrived = max(arrived, ready) + seconds
+def behind(runs: Sequence[tuple[float, int]], times: Sequence[float], backward: float) -> float:
+    """Seconds after the end of the backward pass at which the last of the pieces has arrived; ``times`` are those of
+    one piece of each run."""
+    ready, arrived = 0.0, 0.0
+    for (part, number), seconds in zip(runs, times, strict=True):
+        first, ready = ready + part * backward, ready + number * part * backward
+        arrived = max(max(arrived, first) + number * seconds, ready + seconds)
     return max(0.0, arrived - backward)
 
 

@@ -37,9 +37,9 @@ class Stragglers:
     measured_on: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("of_steps", "of_devices"):
-            if not 0 <= (value := getattr(self, name)) <= 2:
-                raise UserError(f"{name} = {value:g}, a deviation of ln seconds; valid: 0 to 2")
+        for name, value in (("step", self.of_steps), ("device", self.of_devices)):
+            if not 0 <= value <= 2:
+                raise UserError(f"the deviation of ln seconds from {name} to {name} is {value:g}; valid: 0 to 2")
 
     def expected(self, devices: int) -> float:
         """How many times as long as on m devices a step computes on so many."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,6 +42,14 @@ class Workload:
     buckets: tuple[float, ...] = field(default=())
 
 
+@functools.lru_cache(maxsize=64)
+def runs_of(buckets: tuple[float, ...]) -> tuple[tuple[float, int], ...]:
+    """Buckets of one size that follow one another: the share of all bytes that each has, and how many they are."""
+    whole = sum(buckets)
+    return tuple((size / whole, len(list(alike))) for size, alike in itertools.groupby(buckets)) if whole else ()
+
+
+@functools.lru_cache(maxsize=64)
 def buckets_of(gradients: float, first: float = FIRST_BUCKET, others: float = BUCKET) -> tuple[float, ...]:
     """As DDP cuts so many bytes: a small bucket, equal ones, and what is left."""
     sizes = [min(first, gradients)] if gradients else []

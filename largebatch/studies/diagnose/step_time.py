@@ -34,7 +34,8 @@ def measure(directory: Path, machine: Machine, workload: str | None = None, comm
         **circumstances_of(command), directory=str(directory), ranks=ranks, run=run.plan.name,
         title=run.plan.title, model=run.recipe.model.name if run.recipe.model else None,
         global_batch_size=run.plan.global_batch_size, micro_batch_size=micro, accumulation_steps=parts,
-        cluster=machine.name, workload=name, seconds=seconds, model_seconds=time.total,
+        cluster=machine.name, workload=name, precision=run.plan.precision,
+        pace_precision=machine.pace(name).precision, seconds=seconds, model_seconds=time.total,
         model_seconds_low=bounds and bounds[0], model_seconds_high=bounds and bounds[1], compute_seconds=time.compute,
         fixed_seconds=time.fixed, communication_seconds=time.communication, exposed_seconds=time.exposed,
     )  # fmt: skip
@@ -60,5 +61,14 @@ def sentence(record: StepTimeRecord) -> str:
     bounds = "" if low is None or high is None else f" ({1e3 * low:,.4g} to {1e3 * high:,.4g})"
     return (
         f"{record.directory}: a step took {1e3 * record.seconds:,.4g} ms; the model of {record.cluster} has "
-        f"{1e3 * record.model_seconds:,.4g} ms{bounds}, {100 * off:+.1f} %"
+        f"{1e3 * record.model_seconds:,.4g} ms{bounds}, {100 * off:+.1f} %{_other_precision(record)}"
+    )
+
+
+def _other_precision(record: StepTimeRecord) -> str:
+    own, pace = record.precision, record.pace_precision
+    return (
+        ""
+        if None in (own, pace) or own == pace
+        else f"; its pace was measured in {pace}, and the run computed in {own}"
     )

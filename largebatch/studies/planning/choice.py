@@ -34,6 +34,8 @@ class NamedPlaces:
 def choice_of(points: Sequence[PlannedPoint], within: float | None = None, budget: float | None = None) -> NamedPlaces:
     """``within`` [h]: the cheapest that takes no longer; ``budget``: the fastest that costs no more, of these."""
     places = range(len(points))
+    if all(point.expected_hours == math.inf for point in points):
+        raise UserError(nothing_ends(points))
     fastest = min(places, key=lambda place: (points[place].expected_hours, points[place].device_hours))
     cheapest = min(places, key=lambda place: (points[place].expected_device_hours, points[place].hours))
     knee = knee_of(points)
@@ -52,6 +54,16 @@ def choice_of(points: Sequence[PlannedPoint], within: float | None = None, budge
         return NamedPlaces(fastest, cheapest, knee, chosen, "within")
     chosen = min(fitting, key=lambda place: points[place].expected_hours)
     return NamedPlaces(fastest, cheapest, knee, chosen, "budget")
+
+
+def nothing_ends(points: Sequence[PlannedPoint]) -> str:
+    shortest = min(points, key=lambda point: point.hours * point.devices)
+    unit = time_unit(shortest.hours)
+    return (
+        f"--device-hours: failures come so often that no run comes to its end, not even that of batch "
+        f"{count(shortest.global_batch_size)} on {count(shortest.devices)} devices with {unit.of(shortest.hours)} "
+        f"{unit.sign} of training; a shorter --restart or --standing, or fewer devices, may help"
+    )
 
 
 def nothing_within(points: Sequence[PlannedPoint], within: float | None, budget: float | None) -> str:
@@ -84,10 +96,8 @@ def _where(point: PlannedPoint) -> str:
 
 
 def knee_of(points: Sequence[PlannedPoint]) -> int:
-    """The first point, where failures let none come to its end."""
+    """Of the runs that come to their end."""
     best = {n: place for n, place in fastest_by_devices(points).items() if points[place].expected_hours < math.inf}
-    if not best:
-        return 0
     first = points[best[min(best)]].expected_device_hours
     return best[max(n for n, place in best.items() if first / points[place].expected_device_hours >= KNEE)]
 

@@ -16,6 +16,7 @@ from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.studies.cluster import fit
 from largebatch.studies.cluster.machine import Machine, Pace
+from largebatch.studies.cluster.rows import PRECISIONS
 
 SAME = 0.02
 """Of operations, up to which a recipe counts as what was measured."""
@@ -43,6 +44,12 @@ def workload_names(run: config.Run) -> list[str]:
     size, shape = run.model.arguments.get("size"), run.data.length or run.data.side
     parts = [run.model.name, *[str(part) for part in (size, shape) if part is not None]]
     return ["_".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def own(run: config.Run, name: str) -> bool:
+    """Whether a machine's pace of this name is of the recipe's model: ``resnet50``, and ``resnet50_fp32`` beside it."""
+    bare, _, last = name.rpartition("_")
+    return name in workload_names(run) or (last in PRECISIONS and bare in workload_names(run))
 
 
 def pace_name(machine: Machine, run: config.Run, stated: str | None) -> str:

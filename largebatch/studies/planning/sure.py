@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from largebatch.records.plan import PlannedPoint
-from largebatch.report.numerals import count, listing
+from largebatch.report.numerals import count, counted, listing
 from largebatch.studies.cluster.machine import Machine
 from largebatch.studies.curves.measured import LEVEL
 from largebatch.studies.planning.memory import GIB
@@ -68,8 +68,8 @@ def _of_steps(machine: Machine, workloads: Sequence[str], most: int) -> list[str
     largest = max(abs(row.error) for row in rows)
     devices = sorted({row.devices for row in rows})
     said = [
-        f"step times: the model, fitted to {len(rows)} rows of {count(devices[0])} to {count(devices[-1])} devices, "
-        f"which it meets within {100 * largest:.1f} %"
+        f"step times: the model, fitted to {counted(len(rows), 'row')} of {count(devices[0])} to {count(devices[-1])} "
+        f"devices, which it meets within {100 * largest:.1f} %"
     ]
     if sources := list(dict.fromkeys(row.source for row in rows if row.source)):
         said.append(
@@ -78,8 +78,12 @@ def _of_steps(machine: Machine, workloads: Sequence[str], most: int) -> list[str
         )
     if machine.fit.doubt:
         said.append(f"the fit is doubted: {machine.fit.doubt}")
-    if most > devices[-1]:
-        said.append(f"{count(most)} devices are more than any of these rows had: there the model stands alone")
+    for name in dict.fromkeys(row.workload for row in rows):
+        if most > (seen := machine.fit.most_devices(name)):
+            said.append(
+                f"{count(most)} devices are more than the {count(seen)} that a row of {name} had at most: there the "
+                "model stands alone"
+            )
     return said
 
 
