@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pool
@@ -10,9 +11,11 @@ import pytest
 from programs import largebatch, wait_for_first_line
 
 from largebatch.errors import UserError
+from largebatch.records.comparison import SEARCH_SEED, SearchRecord
 from largebatch.records.run import ResultRecord
 from largebatch.records.typed import read
 from largebatch.report import write
+from largebatch.report.table import at_chosen
 from largebatch.studies import compare as module
 from largebatch.studies.compare import Tuning, compare
 from largebatch.studies.rows import rows_of, varied
@@ -149,6 +152,34 @@ def test_several_keys_are_searched_and_chosen_together(recipe, tmp_path, monkeyp
     assert abs(search["chosen"]["optimizer.momentum"] - 0.7) < 0.1
     assert ran.count("seed-0") == 1
     assert len(ran) == 10
+
+
+def test_the_best_trials_are_judged_over_more_seeds(recipe, tmp_path, monkeypatch):
+    """One seed finds 0.9 best, which on others is the worst of the three."""
+    ran = []
+
+    def reached(row, more, directory, command, console):
+        settings = dict(text.partition("=")[::2] for text in more)
+        seed, momentum = int(settings["seed"]), float(settings.get("optimizer.momentum", 0.9))
+        ran.append((directory.parent.name, directory.name))
+        lucky = seed == SEARCH_SEED or seed < 100
+        value = 80.0 + 10 * momentum if lucky else 90.0 - 10 * momentum
+        return module.Result(
+            "finished", None, directory, read(ResultRecord, {**AT_50, "test_accuracy_percent": value}, "")
+        )
+
+    monkeypatch.setattr(module, "run_once", reached)
+    path = recipe(search={"optimizer.momentum": {"choice": [0.1, 0.5, 0.9]}})
+    compare([path], tmp_path / "out", tuning=Tuning(trials=3, space="search", hold_out=300, finalists=3))
+    search = facts(tmp_path / "out")["rows"][0]["search"]
+    assert search["chosen"] == {"optimizer.momentum": 0.1}, "81 + 89 + 89, and 89 + 81 + 81 of the lucky one"
+    seeds = [(SEARCH_SEED + 1), (SEARCH_SEED + 2)]
+    assert sorted((final["trial"], final["seed"]) for final in search["finals"]) == [
+        (trial, seed) for trial in range(3) for seed in seeds
+    ]
+    assert sum(above.startswith("best-") for above, _ in ran) == 6
+    over = at_chosen(read(SearchRecord, search, "comparison.json"))
+    assert (over.mean, over.std, over.n) == pytest.approx((259 / 3, math.sqrt(64 / 3), 3))
 
 
 @pytest.mark.parametrize(

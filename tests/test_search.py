@@ -13,6 +13,7 @@ import pytest
 
 from largebatch.errors import UserError
 from largebatch.recipes import config
+from largebatch.studies.search.finals import champion, finalists, mean_worth
 from largebatch.studies.search.points import SAMPLERS
 from largebatch.studies.search.rounds import SearchPlan, edges, rounds, sizes
 from largebatch.studies.search.space import Axis, Choice, Space
@@ -138,6 +139,30 @@ def test_rounds_grow_smaller():
 def test_among_equals_the_earlier_is_chosen():
     first = Trial({"lr": 0.4}, (90.0,))
     assert best([first, Trial({"lr": 0.1}, (90.0,)), Trial({"lr": 0.2}, None)]) is first
+
+
+def test_finalists_are_the_best_that_ended_each_values_once():
+    worths = [(3.0,), None, (5.0,), (5.0,), (4.0,), (1.0,)]
+    trials = [Trial({"lr": 2.0**-place}, worth) for place, worth in enumerate(worths)]
+    trials.append(Trial({"lr": 0.25}, (5.0,)))  # the third's values again
+    assert finalists(trials, 3) == [2, 3, 4]
+    assert finalists(trials, 99) == [2, 3, 4, 0, 5]
+
+
+def test_over_seeds_the_best_mean_is_chosen_and_a_failed_seed_is_the_worst():
+    trials = [Trial({"lr": 1.0}, (91.0,)), Trial({"lr": 2.0}, (92.0,)), Trial({"lr": 3.0}, (91.5,))]
+    worths = {1: [(92.0,), (90.0,), (90.0,)], 2: [(91.5,), (91.0,), (91.2,)], 0: [(91.0,), (93.0,), None]}
+    assert champion(trials, worths) is not None
+    assert champion(trials, worths).values == {"lr": 3.0}
+    assert champion(trials, {}) is trials[1], "no finalists: the best trial"
+    assert champion(trials, {1: [(92.0,), None]}) is trials[1], "all finalists failed"
+
+
+def test_with_a_target_seeds_that_reach_it_count_before_examples():
+    assert mean_worth([(1.0, -500.0), (1.0, -700.0)]) == (1.0, -600.0)
+    assert mean_worth([(1.0, -100.0), (0.0, 83.0)]) == (0.5, -100.0)
+    assert mean_worth([(0.0, 80.0), (0.0, 82.0)]) == (0.0, 81.0)
+    assert mean_worth([(1.0, -100.0), None]) is None
 
 
 def test_a_best_at_an_edge_moves_the_space_and_is_marked_if_it_stays_there():

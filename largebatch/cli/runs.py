@@ -132,6 +132,9 @@ def compare(
     sampler: Annotated[
         str | None, typer.Option(metavar="quasi_random|tpe", help="where the trials lie; else quasi_random")
     ] = None,
+    finalists: Annotated[
+        int, typer.Option(min=1, help="best trials that are run under two more seeds before one is chosen; 1: none")
+    ] = 1,
     hold_out: Annotated[
         int | None, typer.Option(min=1, help="training examples the search is judged on; else a sixth")
     ] = None,
@@ -150,6 +153,7 @@ def compare(
     if any(Path(text).is_dir() for text in arguments):
         given = {"vary": vary, "seeds": seeds if seeds > 1 else None, "tune": tune, "hold-out": hold_out}
         given |= {"sampler": sampler, "trials": trials if trials != TRIALS else None}
+        given |= {"finalists": finalists if finalists > 1 else None}
         compare_runs(arguments, baseline, out, given)
         return
     out = out or Path("comparisons/comparison")
@@ -157,7 +161,7 @@ def compare(
     overrides = [text for text in arguments if Path(text) not in recipes]
     if not recipes:
         raise UserError("compare needs at least one recipe file")
-    tuning = tuning_of(tune, trials, hold_out, sampler)
+    tuning = tuning_of(tune, trials, hold_out, sampler, finalists)
     first = config.load(recipes[0], overrides)
     with group(first.device, alone=True, timeout_minutes=1.5 * first.timeout_minutes) as console:
         from largebatch.machine import distributed
@@ -213,15 +217,21 @@ def runs(
     write_numbers(json_file, {"folder": str(folder), "runs": rows}, console)
 
 
-def tuning_of(tune: str | None, trials: int, hold_out: int | None, sampler: str | None) -> Tuning | None:
+def tuning_of(
+    tune: str | None, trials: int, hold_out: int | None, sampler: str | None, finalists: int
+) -> Tuning | None:
     for option, value, valid in (("tune", tune, SPACES), ("sampler", sampler, SAMPLERS)):
         if value is not None and value not in valid:
             raise UserError(f"--{option} {value} is not known; valid: {', '.join(valid)}")
     if tune is None:
         if sampler is not None:
             raise UserError(f"--sampler {sampler} needs --tune")
+        if finalists > 1:
+            raise UserError(f"--finalists {finalists} needs --tune")
         return None
-    return Tuning(trials, hold_out, space=tune, sampler=sampler or SAMPLERS[0])
+    if finalists > trials:
+        raise UserError(f"--finalists {finalists} are more than --trials {trials}; valid: 1 to {trials}")
+    return Tuning(trials, hold_out, space=tune, sampler=sampler or SAMPLERS[0], finalists=finalists)
 
 
 def report(

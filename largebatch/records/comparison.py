@@ -40,6 +40,7 @@ class Tuning:
     seed: int = SEARCH_SEED  # of all trials
     space: Name = "lr"  # lr.base alone; search: what the recipe's section of this name says
     sampler: Name = "quasi_random"  # where the trials lie; or tpe
+    finalists: int = 1  # best trials that are run under more seeds before one is chosen; 1: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,18 @@ class TrialRecord(FileRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinalistRecord(FileRecord):
+    """A trial under one more seed; ``numbers`` is the score under its key, null where the run failed."""
+
+    BY_KEY = "numbers"
+
+    trial: Whole  # its number
+    seed: Whole
+    numbers: Numbers
+    status: Text  # finished or failed
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchRecord:
     """The search of a row."""
 
@@ -63,9 +76,10 @@ class SearchRecord:
     metric: Text  # what decides, in words
     score: Judged | None = None  # what decides; none: the accuracy in percent
     hold_out: Whole  # [examples] held out of the training set, on which trials are judged
-    chosen: Table | None  # the values of the best trial; null where every one failed
+    chosen: Table | None  # the values of the best trial, or finalist; null where every one failed
     at_edge: Sequence[Name] | None = None  # keys whose best value lies at an edge of what was tried
     trials: Sequence[Annotated[TrialRecord, part(TrialRecord)]] | None  # in the order of their numbers
+    finals: Sequence[Annotated[FinalistRecord, part(FinalistRecord)]] | None = None  # more seeds of the best trials
 
     @property
     def judged_by(self) -> Score:

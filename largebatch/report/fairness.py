@@ -95,4 +95,7 @@ def _tuning(row: MeasuredRow) -> str:
     if not row.search:
         return "the recipe’s values, none searched here"
     trials = row.search.budget or len(row.search.trials or ())
-    return f"{trials} trials of {listing(row.search.space)} on held-out training examples"
+    finals = {final.trial for final in row.search.finals or ()}
+    seeds = 1 + len({final.seed for final in row.search.finals or ()})
+    again = f", the best {len(finals)} over {seeds} seeds" if finals else ""
+    return f"{trials} trials of {listing(row.search.space)} on held-out training examples{again}"

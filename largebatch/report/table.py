@@ -10,7 +10,7 @@ from largebatch.records.comparison import SearchRecord
 from largebatch.records.typed import finite
 from largebatch.report.numerals import ABSENT, count, decimals, interval, plain, ratio, scored, signed
 from largebatch.report.run import RecordedRun
-from largebatch.report.summary import Comparison, MeasuredRow, SeedMean
+from largebatch.report.summary import Comparison, MeasuredRow, SeedMean, estimate
 from largebatch.report.verdict import best_large_batch
 from largebatch.terminal.columns import kept, widest
 
@@ -190,8 +190,6 @@ def searches(comparison: Comparison) -> TextTable | None:
     lines = []
     for row, search in tuned:
         score, trials = search.judged_by, search.trials or ()
-        at_chosen = [trial.number(score.key) for trial in trials if trial.values == search.chosen]
-        best = max((value for value in at_chosen if value is not None), key=score.worth, default=None)
         failed = sum(trial.number(score.key) is None for trial in trials)
         lines.append(
             TableLine(
@@ -201,7 +199,7 @@ def searches(comparison: Comparison) -> TextTable | None:
                     str(search.budget or len(trials)),
                     str(failed),
                     chosen(search),
-                    scored(_alone(best), score),
+                    scored(at_chosen(search), score),
                     count(search.hold_out),
                 ),
             )
@@ -212,6 +210,21 @@ def searches(comparison: Comparison) -> TextTable | None:
         columns,
         tuple(lines),
     )
+
+
+def at_chosen(search: SearchRecord) -> SeedMean | None:
+    """What the chosen trial reached; of a finalist over its seeds."""
+    score = search.judged_by
+    of_trials = {
+        number: value
+        for number, trial in enumerate(search.trials or ())
+        if trial.values == search.chosen and (value := trial.number(score.key)) is not None
+    }
+    if not of_trials:
+        return None
+    number = max(of_trials, key=lambda number: score.worth(of_trials[number]))
+    more = [final.number(score.key) for final in search.finals or () if final.trial == number]
+    return estimate([of_trials[number], *more])
 
 
 def chosen(search: SearchRecord) -> str:

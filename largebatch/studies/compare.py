@@ -7,6 +7,7 @@ interrupted comparison finished is not run again.
     OUT/comparison.json            rows, seeds, searches
     OUT/<row>/seed-<n>/            run directories
     OUT/<row>/search/trial-<n>/    the trials of the search
+    OUT/<row>/search/best-<n>/seed-<m>/     the best of them under more seeds
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import rich.console
@@ -25,7 +26,14 @@ from largebatch.plan.score import Score
 from largebatch.recipes import config, refusals
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.records import names
-from largebatch.records.comparison import ComparedRow, ComparisonRecord, SearchRecord, TrialRecord, Tuning
+from largebatch.records.comparison import (
+    ComparedRow,
+    ComparisonRecord,
+    FinalistRecord,
+    SearchRecord,
+    TrialRecord,
+    Tuning,
+)
 from largebatch.records.facts import write_json
 from largebatch.records.run import ResultRecord
 from largebatch.records.typed import content, read
@@ -33,9 +41,10 @@ from largebatch.run import record
 from largebatch.run.assemble import data_facts, dataset_of, task_of
 from largebatch.run.train import Result, science_of_file, train
 from largebatch.studies.rows import ComparedRecipe, rows_of
+from largebatch.studies.search.finals import SEEDS, champion, finalists
 from largebatch.studies.search.of_row import RowSearch, judged, of_trial, settings
 from largebatch.studies.search.rounds import edges, rounds
-from largebatch.studies.search.trial import Trial, best, worth_of
+from largebatch.studies.search.trial import Trial, worth_of
 from largebatch.terminal.console import Console, tell
 
 
@@ -181,6 +190,8 @@ def notes(seeds: int, tuning: Tuning | None, scores: set[Score]) -> list[str]:
             f"{'was' if tuning.space == 'lr' else 'were'} searched with the same budget: {tuning.trials} trials on "
             f"{tuning.hold_out:,} held-out training examples, never on the test set."
         ]
+        if tuning.finalists > 1:
+            found.append(f"The best {tuning.finalists} trials of a row were run under {SEEDS} seeds, and the best mean chosen.")
     else:
         found = ["Learning rates are those of the files; no search was part of this comparison."]
     if seeds == 1:
@@ -207,7 +218,8 @@ def searched(
                 worth = result.record and worth_of(result.record, score)
             trials[number] = Trial(values, worth)
             tried.append(TrialRecord(values=values, round=one.number, numbers={score.key: reached}, status=status))
-    chosen = best(list(trials.values()))
+    worths, finals = _finals(row, out, tuning, trials, score, command, console)
+    chosen = champion(list(trials.values()), worths)
     return SearchRecord(
         space=search.written,
         budget=tuning.trials,
@@ -217,7 +229,27 @@ def searched(
         chosen=chosen and chosen.values,
         at_edge=edges(search.plan.space, list(trials.values())),
         trials=tried,
+        finals=finals or None,
     )
+
+
+def _finals(
+    row: ComparedRecipe, out: Path, tuning: Tuning, trials: Mapping[int, Trial], score: Score, command: str,
+    console: rich.console.Console,
+) -> tuple[dict[int, list[tuple[float, ...] | None]], list[FinalistRecord]]:  # fmt: skip
+    """What each seed of the finalists was worth, by the trial's number; none where the best trial is chosen as it is."""
+    if tuning.finalists == 1:
+        return {}, []
+    numbers, found = finalists(list(trials.values()), tuning.finalists), []
+    worths = {number: [trials[number].worth] for number in numbers}
+    for number in numbers:
+        for seed in range(tuning.seed + 1, tuning.seed + SEEDS):
+            folder = out / row.id / names.SEARCH / f"best-{number:02}" / f"seed-{seed}"
+            result = run_once(row, of_trial(row, trials[number].values, tuning, seed), folder, command, console)
+            worths[number].append(result.record and worth_of(result.record, score))
+            reached = {score.key: result.reached}
+            found.append(FinalistRecord(trial=number, seed=seed, numbers=reached, status=result.status))
+    return worths, found
 
 
 def run_once(

@@ -133,7 +133,8 @@ def judged(tuning: Tuning) -> tuple[str, ...]:
     return (f"data.hold_out={tuning.hold_out}",)
 
 
-def of_trial(row: ComparedRecipe, values: Values, tuning: Tuning) -> tuple[str, ...]:
+def of_trial(row: ComparedRecipe, values: Values, tuning: Tuning, seed: int | None = None) -> tuple[str, ...]:
     """What a trial changes of the recipe; one with a target is evaluated as the recipe is."""
+    seed = tuning.seed if seed is None else seed
     only_at_the_end = () if "target" in row.run().methods else ("evaluate.every_epochs=1000000",)
-    return (*settings(values), *judged(tuning), f"seed={tuning.seed}", *only_at_the_end, *QUIET)
+    return (*settings(values), *judged(tuning), f"seed={seed}", *only_at_the_end, *QUIET)
