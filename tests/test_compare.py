@@ -45,7 +45,7 @@ def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, t
     small, large = recipe("small", batch={"global_batch_size": 25}), recipe("large")
     wild = recipe("wild", lr={"base": 1e25})
     out = tmp_path / "out"
-    arguments = ["compare", small, large, wild, "--seeds", 2, "--tune", "lr", "--trials", 3, "--hold-out", 300]
+    arguments = ["compare", small, large, wild, "--seeds", 2, "--tune", "lr", "--trials", 3, "--hold-out", 300, "--finalists", 2]
     ended = largebatch(*arguments, "--out", out, COLUMNS="200")
     assert ended.returncode == 0, ended.stderr
     written = facts(out)
@@ -55,7 +55,9 @@ def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, t
         found = row["search"]
         assert len(found["trials"]) == found["budget"] == 3, "the same budget for every row"
         assert found["hold_out"] == 300
-        for trial in (out / row["id"] / "search").iterdir():
+        finals = found.get("finals") or []
+        assert len(finals) == (0 if row["id"] == "wild" else 4), "two more seeds of the best two"
+        for trial in [*(out / row["id"] / "search").glob("trial-*"), *(out / row["id"] / "search").glob("best-*/*")]:
             plan = json.loads((trial / "plan.json").read_text())
             assert (plan["dataset_size"], plan["test_size"]) == (1200, 300), "held out of the training set"
     chosen = written["rows"][0]["search"]["chosen"]["lr.base"]

@@ -114,6 +114,11 @@ def show_dry_run(
     write_numbers(json_file, facts, console)
 
 
+Finalists = Annotated[
+    int, typer.Option(min=1, help="best trials that are run under two more seeds before one is chosen; 1: none")
+]
+
+
 def compare(
     arguments: Annotated[
         list[str],
@@ -132,9 +137,7 @@ def compare(
     sampler: Annotated[
         str | None, typer.Option(metavar="quasi_random|tpe", help="where the trials lie; else quasi_random")
     ] = None,
-    finalists: Annotated[
-        int, typer.Option(min=1, help="best trials that are run under two more seeds before one is chosen; 1: none")
-    ] = 1,
+    finalists: Finalists = 1,
     hold_out: Annotated[
         int | None, typer.Option(min=1, help="training examples the search is judged on; else a sixth")
     ] = None,
@@ -152,8 +155,7 @@ def compare(
 
     if any(Path(text).is_dir() for text in arguments):
         given = {"vary": vary, "seeds": seeds if seeds > 1 else None, "tune": tune, "hold-out": hold_out}
-        given |= {"sampler": sampler, "trials": trials if trials != TRIALS else None}
-        given |= {"finalists": finalists if finalists > 1 else None}
+        given |= {"sampler": sampler, "trials": trials != TRIALS and trials, "finalists": finalists > 1 and finalists}
         compare_runs(arguments, baseline, out, given)
         return
     out = out or Path("comparisons/comparison")

@@ -89,7 +89,6 @@ def simulate(
     check_picture(picture)
     from largebatch.records.typed import content
     from largebatch.studies.cluster import machine as machines
-    from largebatch.studies.cluster.rows import LEAST_SHARE
     from largebatch.studies.cluster.simulation import ClusterSize, RunLength, notes, simulation, tables
     from largebatch.studies.planning.devices import devices_of
 
@@ -100,11 +99,6 @@ def simulate(
         },
         {"restart": restart, "standing": standing, "lag": lag or None, "seed": seed, "saves": saves},
     )  # fmt: skip
-    if share < LEAST_SHARE:
-        raise UserError(
-            f"--share {share:g} is less than an example in {1 / LEAST_SHARE:,.0f} micro-batches; valid: "
-            f"{LEAST_SHARE:g} or more"
-        )
     cluster = machines.find(machine)
     sent = _workload(cluster, workload)
     sizes = [ClusterSize(number, share, accumulation) for number in devices_of(devices, cluster)]
@@ -127,7 +121,14 @@ def simulate(
 
 def _check_numbers(positive: dict[str, float | None], others: dict[str, Any]) -> None:
     """Each alone, and which go together."""
+    from largebatch.studies.cluster.rows import LEAST_SHARE
+
     check_positive(positive)
+    if (share := positive["share"]) is not None and share < LEAST_SHARE:
+        raise UserError(
+            f"--share {share:g} is less than an example in {1 / LEAST_SHARE:,.0f} micro-batches; valid: "
+            f"{LEAST_SHARE:g} or more"
+        )
     check_most({**positive, **others, "saves": None}, MOST)
     steps, hours, price, device_hours = (positive[name] for name in ("steps", "hours", "price", "device-hours"))
     if steps is not None and hours is not None:

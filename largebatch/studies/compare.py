@@ -191,7 +191,9 @@ def notes(seeds: int, tuning: Tuning | None, scores: set[Score]) -> list[str]:
             f"{tuning.hold_out:,} held-out training examples, never on the test set."
         ]
         if tuning.finalists > 1:
-            found.append(f"The best {tuning.finalists} trials of a row were run under {SEEDS} seeds, and the best mean chosen.")
+            found.append(
+                f"The best {tuning.finalists} trials of a row were run under {SEEDS} seeds, and the best mean chosen."
+            )
     else:
         found = ["Learning rates are those of the files; no search was part of this comparison."]
     if seeds == 1:
@@ -237,7 +239,7 @@ def _finals(
     row: ComparedRecipe, out: Path, tuning: Tuning, trials: Mapping[int, Trial], score: Score, command: str,
     console: rich.console.Console,
 ) -> tuple[dict[int, list[tuple[float, ...] | None]], list[FinalistRecord]]:  # fmt: skip
-    """What each seed of the finalists was worth, by the trial's number; none where the best trial is chosen as it is."""
+    """What each seed of the finalists was worth, by the trial's number; without finalists none."""
     if tuning.finalists == 1:
         return {}, []
     numbers, found = finalists(list(trials.values()), tuning.finalists), []

@@ -16,7 +16,7 @@ from largebatch.recipes import config
 from largebatch.studies.dry_run import Cluster, dry_run
 from largebatch.studies.planning import traces
 from largebatch.studies.planning.memory import StepMemory
-from largebatch.studies.planning.pace import own
+from largebatch.studies.planning.pace import is_pace_of
 from largebatch.studies.planning.traces import Traces
 
 pytestmark = [pytest.mark.worlds, pytest.mark.usefixtures("one_thread")]
@@ -268,8 +268,8 @@ def test_a_target_of_something_else_is_refused(ask, changed, said):
 def test_a_pace_of_the_model_in_another_precision_is_its_own():
     run = config.load(REPOSITORY / "configs" / "bert" / "lamb2019.yaml")
     lengths = [str(run.data.length)] if run.data.length else []
-    assert all(own(run, name) for name in ("bert", "bert_fp32", "_".join(["bert", "large", *lengths])))
-    assert not any(own(run, name) for name in ("bert_base", "resnet50", "bert_large_fast", "resnet50_fp32"))
+    assert all(is_pace_of(run, name) for name in ("bert", "bert_fp32", "_".join(["bert", "large", *lengths])))
+    assert not any(is_pace_of(run, name) for name in ("bert_base", "resnet50", "bert_large_fast", "resnet50_fp32"))
 
 
 def test_a_borrowed_pace_has_no_interval(ask):

@@ -46,7 +46,7 @@ def workload_names(run: config.Run) -> list[str]:
     return ["_".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
-def own(run: config.Run, name: str) -> bool:
+def is_pace_of(run: config.Run, name: str) -> bool:
     """Whether a machine's pace of this name is of the recipe's model: ``resnet50``, and ``resnet50_fp32`` beside it."""
     bare, _, last = name.rpartition("_")
     return name in workload_names(run) or (last in PRECISIONS and bare in workload_names(run))

@@ -21,7 +21,7 @@ from largebatch.studies.cluster.step import StepTime, step_time
 from largebatch.studies.planning.devices import divisors
 from largebatch.studies.planning.legs import PLENTY, Leg
 from largebatch.studies.planning.memory import GIB, StepMemory, StepNeeds
-from largebatch.studies.planning.pace import SecondsBetween, own, pace_for, ratio_of, seconds_between
+from largebatch.studies.planning.pace import SecondsBetween, is_pace_of, pace_for, ratio_of, seconds_between
 from largebatch.studies.planning.precision import precision_on, precision_ratio
 from largebatch.studies.planning.sent import workload_of
 from largebatch.studies.planning.target import ExamplesNeeded
@@ -44,7 +44,7 @@ class LegOnMachine:
 
     def __init__(self, leg: Leg, machine: Machine, workload: str, memory: StepMemory, size: int) -> None:
         self.leg, self.machine, self.workload, self.memory, self.size = leg, machine, workload, memory, size
-        self.borrowed = not own(leg.run, workload)
+        self.borrowed = not is_pace_of(leg.run, workload)
         self.precision: Precision = precision_on(leg.run, memory.traces.device)
 
     def cut(self, devices: int) -> Cut:

@@ -1,8 +1,8 @@
 """The best few trials again, under more seeds: one seed chooses within its noise.
 
-Each of the finalists, the best trials by what one seed told, is run under ``SEEDS`` seeds in all, its trial the first of
-them, and the best mean is chosen. With a target that is first how many of the seeds reach it, then the mean of the
-examples of those that did; where none does, of the best scores.
+Each of the finalists, the best trials by what one seed told, is run under ``SEEDS`` seeds in all, its trial the first,
+and the best mean is chosen. With a target that is first how many of the seeds reach it, then the mean of the examples
+of those that did; where none does, of the best scores.
 """
 
 from __future__ import annotations
