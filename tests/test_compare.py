@@ -45,7 +45,8 @@ def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, t
     small, large = recipe("small", batch={"global_batch_size": 25}), recipe("large")
     wild = recipe("wild", lr={"base": 1e25})
     out = tmp_path / "out"
-    arguments = ["compare", small, large, wild, "--seeds", 2, "--tune", "lr", "--trials", 3, "--hold-out", 300, "--finalists", 2]
+    searched = ["--tune", "lr", "--trials", 3, "--hold-out", 300, "--finalists", 2]
+    arguments = ["compare", small, large, wild, "--seeds", 2, *searched]
     ended = largebatch(*arguments, "--out", out, COLUMNS="200")
     assert ended.returncode == 0, ended.stderr
     written = facts(out)
