@@ -119,6 +119,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adamw"},
         "lr": {"base": 0.005},
     },
+    "schedule_free": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "optimizer": {"name": "adamw", "beta1": 0},
+        "schedule_free": {"beta": 0.8},
+        "batch_norm": {"examples": 500},
+        "lr": {"base": 0.01, "warmup": {"epochs": 0.5}},
+    },
     "regime_adaptation": {
         "batch": {"global_batch_size": 120},
         "regime_adaptation": {"reference_batch_size": 60},

@@ -83,7 +83,7 @@ ONLY = {  # moments that other methods never come to
         "post_local_sgd_with_ema",
         "outer_momentum",
     ),
-    "while statistics are recomputed": ("precise_statistics", "swap", "lawa"),
+    "while statistics are recomputed": ("precise_statistics", "swap", "lawa", "schedule_free"),
     "before workers are averaged": WORKERS,
 }
 ORDER = [  # so that a run comes to each, from where the one before left it
@@ -143,6 +143,9 @@ CORE = [  # every engine, every method, every moment
     ("ddp alone", "lawa", ["in an evaluation"]),
     ("fsdp on 2", "outer_momentum", ["between a gradient and its step", "in an evaluation"]),
     ("zero 1 on 2", "outer_momentum", ["between a save and its name"]),
+    ("fsdp on 2", "schedule_free", ["while a save is copied", "in an evaluation"]),
+    ("zero 1 on 2", "schedule_free", ["between a save and its name"]),
+    ("ddp alone", "schedule_free", ["while statistics are recomputed"]),
     ("ddp on 2", "outer_momentum_of_workers", ["before workers are averaged", "between a save and its name"]),
     ("ddp alone", "outer_momentum_of_workers", ["in an evaluation"]),
     ("ddp alone", "regime_adaptation", ["while a save is copied"]),

@@ -353,7 +353,7 @@ def test_nothing_names_the_machine_it_was_built_on():
 def test_the_recipes_in_the_documents_read_and_go_together():
     """docs/methods.md's examples, each planned and scheduled as a run would be."""
     blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs/methods.md").read_text(), re.S)
-    tuning, whole, lines, outer, text, phases, target = blocks
+    tuning, whole, lines, free, outer, text, phases, target = blocks
     written = strict_yaml.parse(whole, "docs/methods.md") | {"name": "example"}
     variants = [written]
     for line in lines.strip().splitlines():
@@ -365,7 +365,9 @@ def test_the_recipes_in_the_documents_read_and_go_together():
     variants.append({**variants[0], "batch": batch, "data": photographs, **phased})
     variants.append({**written, **strict_yaml.parse(tuning, "docs/methods.md")})
     variants += [{**written, **strict_yaml.parse(block, "docs/methods.md")} for block in (outer, text, target)]
-    assert len(variants) == 8
+    without = {key: value for key, value in written.items() if key != "ema"}
+    variants.append({**without, **strict_yaml.parse(free, "docs/methods.md")})
+    assert len(variants) == 9
     for variant in variants:
         run = config.from_dict(variant)
         refusals.check(run, "fp32")

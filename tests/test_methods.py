@@ -87,7 +87,8 @@ def test_two_ranks_are_one(worlds, method):
         [*(of := state["parts"].get("lawa", {})).get("snapshots", []), of.get("statistics", {})]
         for state in (alone, many)
     ]
-    for these, those in [averages, *zip(*outer, strict=True), *zip(*latest, strict=True)]:
+    free = [state["parts"].get("schedule_free", {}).get("z", {}) for state in (alone, many)]
+    for these, those in [averages, free, *zip(*outer, strict=True), *zip(*latest, strict=True)]:
         assert these.keys() == those.keys()
         for name, tensor in these.items():
             torch.testing.assert_close(those[name], tensor, rtol=tolerance, atol=tolerance)
@@ -637,7 +638,8 @@ def test_the_result_is_the_median_of_the_last_evaluations(tmp_path):
 
 SHARDED = ["fsdp", *(["deepspeed"] if importlib.util.find_spec("deepspeed") else [])]
 ON_EVERY_ENGINE = (
-    "ramp", "ghost", "synchronised", "ema", "lawa", "outer_momentum", "precise_statistics", "last_statistics",
+    "ramp", "ghost", "synchronised", "ema", "lawa", "outer_momentum", "schedule_free", "precise_statistics",
+    "last_statistics",
 )  # fmt: skip
 
 
@@ -713,6 +715,11 @@ REFUSED = {
     "lawa.every_steps=13": ("lawa", "lawa takes a snapshot every 13 steps, which is once in the 25 steps of the run"),
     "lawa={every_epochs: 3, every_steps: 5}": ("lawa", "both say when a snapshot is taken; leave one out"),
     "data.image_size={from: 32, to: 64}": ("lawa", "over images of one side"),
+    "schedule_free.beta=1": ("schedule_free", "schedule_free.beta = 1 should be less than 1"),
+    "schedule_free=true": ("ghost", "schedule_free.beta takes the place of momentum, and optimizer.momentum is 0.9"),
+    "optimizer.beta1=0.9": ("schedule_free", "optimizer.beta1 is 0.9; valid: optimizer.beta1 = 0"),
+    "ema={decay: 0.99}": ("schedule_free", "schedule_free averages the weights, and ema moves or averages them, too"),
+    "data.image_size={from: 16, to: 32}": ("schedule_free", "schedule_free recomputes batch norm's statistics"),
     "lawa=null": ("lawa", "batch_norm.examples has no effect without"),
     "outer_momentum.every_steps=30": (
         "outer_momentum",

@@ -48,7 +48,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
             on="held_out" if run.data.hold_out else "test",
             training_set=run.evaluate.train,
             median_of=run.evaluate.median_of,
-            recomputes=run.batch_norm.statistics == "precise",
+            recomputes=run.recomputes_statistics,
             recomputed_examples=min(run.batch_norm.examples or data.examples, data.examples),
             flips=run.evaluate.flips,
         ),

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # The table: their parts stand in a run in this order.
 ORDER = (
-    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "outer_momentum", "ema",
-    "lawa", "swap", "target",
+    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "outer_momentum",
+    "schedule_free", "ema", "lawa", "swap", "target",
 )  # fmt: skip
 
 
@@ -101,6 +101,7 @@ class Method(Section, Decision):
     ALONE: ClassVar[str | None] = None  # "by turns", "at the end": whether, and when, workers go alone
     BESIDE: ClassVar[str | None] = None  # other weights that are evaluated beside the trained ones
     RECOMPUTES: ClassVar[bool] = False  # whether it evaluates weights whose batch-norm statistics are recomputed
+    STALE_STATISTICS: ClassVar[bool] = False  # whether batch norm's are never those of the weights that are judged
     ENDS_EARLY: ClassVar[bool] = False  # whether its plan may end early; a target cuts what comes after it
     EQUAL_UNITS: ClassVar[bool] = False  # whether it needs examples that count alike
 

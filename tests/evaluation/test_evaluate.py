@@ -79,6 +79,20 @@ def test_recomputed_statistics_are_recomputed(tmp_path):
 
 
 @pytest.mark.worlds
+def test_of_schedule_free_training_the_average_is_evaluated_with_its_own_statistics(tmp_path):
+    run = trained(
+        tmp_path / "free",
+        model={"name": "tiny_cnn"},
+        optimizer={"name": "sgd", "momentum": 0},
+        lr={"base": 0.5},
+        schedule_free=True,
+    )
+    for step in (15, 30):
+        assert dict(evaluated(run, str(step)).numbers) == recorded(run, step, "test")
+    assert recorded(run, 30, "test")["accuracy_percent"] > 50
+
+
+@pytest.mark.worlds
 def test_mirror_images_are_looked_at_as_in_the_run(tmp_path):
     run = trained(tmp_path / "flips", model={"name": "tiny_cnn"}, evaluate={"flips": True})
     numbers = dict(evaluated(run).numbers)

@@ -130,6 +130,12 @@ class Run(Section):
         return math.ceil(self.batch.global_batch_size / self.regime_adaptation.reference_batch_size)
 
     @property
+    def recomputes_statistics(self) -> bool:
+        """Whether batch norm's statistics of the weights that are judged are recomputed for every evaluation."""
+        of_methods = any(method.STALE_STATISTICS for method in self.methods.values())
+        return self.batch_norm.statistics == "precise" or of_methods
+
+    @property
     def directory(self) -> Path:
         return Path(self.record.dir or Path("runs") / self.name)
 

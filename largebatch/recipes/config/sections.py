@@ -221,7 +221,9 @@ class BatchNorm(Section):
     def refusals(self, run: Any, precision: str) -> Iterator[str]:
         recomputed = self.statistics == "precise" or any(method.RECOMPUTES for method in run.methods.values())
         if self.examples is not None and not recomputed:
-            yield "batch_norm.examples has no effect without batch_norm.statistics = precise, lawa or SWAP"
+            yield (
+                "batch_norm.examples has no effect without batch_norm.statistics = precise, lawa, schedule_free or SWAP"
+            )
         varying = run.batch.ramp is not None or any(method.ALONE for method in run.methods.values())
         if self.statistics == "last" and run.batch.bn_batch_size is None and varying:
             yield (

@@ -133,7 +133,7 @@ def _restored(weights: SavedWeights, asked: AskedSplit, task: Any, dataset: data
     if asked.name == OTHER:
         check_shape_taken(weights, model, dataset, asked.where)
     model = filled(model, weights)
-    if run.batch_norm.statistics != "precise" or not dict(model.named_buffers()):
+    if not run.recomputes_statistics or not dict(model.named_buffers()):
         return Restored(model, task, run, device)
     of_run = dataset if run is weights.run else dataset_of(weights.run, quiet=True)
     decided = decide(weights.run, data_facts(of_run), distributed.world_size(), device.type)

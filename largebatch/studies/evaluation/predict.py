@@ -104,7 +104,7 @@ def task_named(weights: SavedWeights) -> Task:
 def not_recomputed(weights: SavedWeights) -> list[str]:
     """Where batch norm's statistics are not those that evaluations of the run had."""
     at_the_end = weights.which != AVERAGE and weights.facts["step_of_loop"] == weights.facts["plan"].get("steps")
-    if weights.run.batch_norm.statistics != "precise" or at_the_end:
+    if not weights.run.recomputes_statistics or at_the_end:
         return []
     return ["batch norm's running statistics are used, and not recomputed ones, which only the end of a run saves"]
 
