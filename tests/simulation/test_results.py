@@ -36,11 +36,11 @@ def test_the_table_of_failures(page):
 
 
 def test_what_is_said_of_how_far_both_agree():
-    for name, most in (("measured-restart", 0.02), ("slow-restart", 0.23)):
+    for name, most in (("measured-restart", 0.02), ("slow-restart", 0.14)):
         for one in facts_of(name).clusters:
             apart = one.failures.simulated_slowdown - one.failures.slowdown
             assert 100 * abs(apart / one.failures.slowdown) < most
-            assert abs(apart) < 1.5 * one.failures.simulated_slowdown_error
+            assert abs(apart) < 1.7 * one.failures.simulated_slowdown_error
             assert 100 * abs(one.simulated_step_seconds / one.slowed_step_seconds - 1) < 0.07
     largest = facts_of("slow-restart").clusters[-1]
     assert (largest.devices, f"{1000 * largest.slowed_step_seconds:.2f}") == (100_000, "10.01")
