@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
@@ -73,40 +74,41 @@ class Scalars:
         self._tell, self._failed = tell, failed
 
     def open(self, name: str, make: Callable[[], ScalarWriter]) -> None:
-        self._guarded(name, lambda: self.writers.append(make()))
+        try:
+            self.writers.append(make())
+        except Exception as error:
+            self._failed(name, in_one_line(error), True)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         for writer in list(self.writers):
-            if not numbers or self._guarded(writer.name, functools.partial(writer.write, step, numbers)):
-                self._hear(writer)
+            if not numbers or self._guarded(writer, functools.partial(writer.write, step, numbers)):
+                self._guarded(writer, functools.partial(self._hear, writer))
 
     def ended(self, result: Result) -> None:
         for writer in list(self.writers):
-            self._guarded(writer.name, functools.partial(writer.ended, result))
+            self._guarded(writer, functools.partial(writer.ended, result))
 
     def close(self) -> None:
         for writer in list(self.writers):
-            if self._guarded(writer.name, writer.close):
-                self._hear(writer)
+            if self._guarded(writer, writer.close):
+                self._guarded(writer, functools.partial(self._hear, writer))
         self.writers.clear()
 
     def _hear(self, writer: ScalarWriter) -> None:
-        def hear() -> None:
-            for words, is_problem in writer.heard():
-                if is_problem:
-                    self._failed(writer.name, words, False)
-                else:
-                    self._tell(f"{writer.name}: {words}")
+        for words, is_problem in writer.heard():
+            if is_problem:
+                self._failed(writer.name, words, False)
+            else:
+                self._tell(f"{writer.name}: {words}")
 
-        self._guarded(writer.name, hear)
-
-    def _guarded(self, name: str, act: Callable[[], None]) -> bool:
-        """Whether it went well."""
+    def _guarded(self, writer: ScalarWriter, act: Callable[[], None]) -> bool:
+        """Whether it went well; else the writer is no longer one of ours."""
         try:
             act()
             return True
         except Exception as error:
-            self.writers = [writer for writer in self.writers if writer.name != name]
-            problem = str(error) if isinstance(error, Failed) else in_one_line(error)
-            self._failed(name, problem, True)
+            self.writers = [other for other in self.writers if other is not writer]
+            with contextlib.suppress(Exception):
+                self._hear(writer)  # what it said before
+            self._failed(writer.name, str(error) if isinstance(error, Failed) else in_one_line(error), True)
             return False

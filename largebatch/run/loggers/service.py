@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from largebatch.machine import watchdog
@@ -44,7 +44,7 @@ class ServiceProcess:
         self._waiting, self._unread = bytearray(), b""
         self._left_to_take = 0  # of the messages that it was sent
         self._since = 0.0  # when it last said something, or was told something while it had nothing to do
-        self._late: list[Said] = []
+        self._said: list[Said] = []
         self._over = False
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM, json.dumps([str(place) for place in sys.path])],
@@ -72,14 +72,13 @@ class ServiceProcess:
 
     def heard(self) -> Iterable[Said]:
         """Raises Failed where there is nothing more to hope for."""
-        late, self._late = self._late, []
-        if self._over:
-            return late
-        self._push()
-        late += self._messages()
-        if self._left_to_take and time.monotonic() - self._since > SILENT_SECONDS:
-            raise self._given_up(f"it has said nothing for {SILENT_SECONDS:.0f} s")
-        return late
+        if not self._over:
+            self._push()
+            self._hear()
+            if self._left_to_take and time.monotonic() - self._since > SILENT_SECONDS:
+                raise self._given_up(f"it has said nothing for {SILENT_SECONDS:.0f} s")
+        unread, self._said = self._said, []
+        return unread
 
     def close(self) -> None:
         until = time.monotonic() + self.finish_seconds
@@ -93,7 +92,7 @@ class ServiceProcess:
             if left <= 0:
                 raise self._given_up(f"it was not done {self.finish_seconds:g} s after the end of the run")
             select.select([self._out_of], [self._into] if self._waiting else [], [], min(left, 0.2))
-            self._late += self._messages()
+            self._hear()
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._over:
@@ -112,8 +111,8 @@ class ServiceProcess:
             while self._waiting:
                 del self._waiting[: os.write(self._into, bytes(self._waiting[:PIPE_BYTES]))]
 
-    def _messages(self) -> Iterator[Said]:
-        """What it has said since; Failed where it has ended before it should."""
+    def _hear(self) -> None:
+        """Raises Failed where it has ended before it should, or gives up."""
         with contextlib.suppress(BlockingIOError):
             while not self._over:
                 part = os.read(self._out_of, PIPE_BYTES)
@@ -122,16 +121,16 @@ class ServiceProcess:
                 *lines, self._unread = (self._unread + part).split(b"\n")
                 for line in lines:
                     self._since = time.monotonic()
-                    yield from self._understood(json.loads(line))
+                    self._understand(json.loads(line))
 
-    def _understood(self, message: Mapping[str, Any]) -> Iterator[Said]:
+    def _understand(self, message: Mapping[str, Any]) -> None:
         self._left_to_take -= message.get("taken", 0)
         if "words" in message:
-            yield Said(message["words"])
+            self._said.append(Said(message["words"]))
         if "problem" in message:
             if message.get("gives_up"):
                 raise self._given_up(message["problem"])
-            yield Said(message["problem"], is_problem=True)
+            self._said.append(Said(message["problem"], is_problem=True))
         if message.get("over"):
             self._end()
 
