@@ -14,7 +14,7 @@ from typing import Any
 import pool
 import pytest
 from programs import weights_at_end
-from worlds.logged import FACTS
+from worlds.logged import FACTS, LONG
 
 from largebatch.errors import UserError
 from largebatch.recipes import config
@@ -79,16 +79,16 @@ def learned(directory: Path) -> list[dict]:
 
 RAISES, SLEEPS, DIES = 'raise OSError("no network")', "time.sleep(1000)", "os._exit(3)"
 CASES: dict[str, tuple[dict[str, str], float, str | None]] = {  # what it does, seconds it gets at the end, what is told
-    "nothing wrong": ({}, 60, None),
-    "init raises": ({"init": RAISES}, 60, "OSError: no network"),
+    "nothing wrong": ({}, LONG, None),
+    "init raises": ({"init": RAISES}, LONG, "OSError: no network"),
     "init sleeps": ({"init": SLEEPS}, 0.5, "it was not done 0.5 s after the end of the run"),
-    "init dies": ({"init": DIES}, 60, "its process has ended"),
-    "init leaves": ({"init": "raise SystemExit(2)"}, 60, "SystemExit: 2"),
+    "init dies": ({"init": DIES}, LONG, "its process has ended"),
+    "init leaves": ({"init": "raise SystemExit(2)"}, LONG, "SystemExit: 2"),
     "log sleeps": ({"log": SLEEPS}, 0.5, "it was not done 0.5 s after the end of the run"),
-    "log dies": ({"log": DIES}, 60, "its process has ended"),
-    "finish raises": ({"finish": RAISES}, 60, "OSError: no network"),
+    "log dies": ({"log": DIES}, LONG, "its process has ended"),
+    "finish raises": ({"finish": RAISES}, LONG, "OSError: no network"),
     "finish sleeps": ({"finish": SLEEPS}, 0.5, "it was not done 0.5 s after the end of the run"),
-    "finish dies": ({"finish": DIES}, 60, "its process has ended"),
+    "finish dies": ({"finish": DIES}, LONG, "its process has ended"),
 }
 
 

@@ -6,6 +6,7 @@ It outlives a trainer that is killed for as long as the service needs to put awa
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -14,9 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 from largebatch.errors import in_one_line
+from largebatch.records import names
 
 READ_BYTES = 2**20
 TRIES = 5  # of what could not be written, before the service is given up
@@ -106,12 +109,30 @@ def main() -> None:
     try:
         module = importlib.import_module(f"{__package__}.{facts['service']}")
         run: LoggedRun = getattr(module, LOGGED[facts["service"]])(facts)
+        after_the_one_before(Path(facts["directory"]) / names.LOGGERS, facts)
         words, problem = run.begin()
     except (Exception, SystemExit) as error:
         say(problem=in_one_line(error), gives_up=True)
         return
     say(taken=1, words=words, **({"problem": problem} if problem else {}))
     serve(run, inbox, say)
+
+
+def after_the_one_before(file: Path, facts: Facts) -> None:
+    """Wait for the process of a trainer that was killed: what it still says must not come after what we say.
+
+    For as long as it has; each service locks a byte of ``file``, to its own end.
+    """
+    descriptor, byte = os.open(file, os.O_RDWR), list(LOGGED).index(facts["service"])
+    until = time.monotonic() + facts["finish_seconds"]
+    while time.monotonic() < until:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            return
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError:  # the file system knows no locks
+            return
 
 
 def outlive(trainer: int, seconds: float) -> None:
