@@ -123,16 +123,15 @@ def after_the_one_before(file: Path, facts: Facts) -> None:
 
     For as long as it has; each service locks a byte of ``file``, to its own end.
     """
-    descriptor, byte = os.open(file, os.O_RDWR), list(LOGGED).index(facts["service"])
-    until = time.monotonic() + facts["finish_seconds"]
-    while time.monotonic() < until:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-            return
-        except BlockingIOError:
-            time.sleep(0.1)
-        except OSError:  # the file system knows no locks
-            return
+    until, byte = time.monotonic() + facts["finish_seconds"], list(LOGGED).index(facts["service"])
+    with contextlib.suppress(OSError):  # the file system knows no locks
+        descriptor = os.open(file, os.O_RDWR)
+        while time.monotonic() < until:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+                return
+            except BlockingIOError:
+                time.sleep(0.1)
 
 
 def outlive(trainer: int, seconds: float) -> None:
