@@ -49,7 +49,7 @@ class MlflowRun:
         self.client: Any = MlflowClient(tracking_uri=uri)
         with alone(directory.parent) if uri.startswith("file:") else contextlib.nullcontext():  # no transactions there
             experiment = self.experiment(name)
-            self.id = self.found(experiment) or self.made(experiment)
+            self.id = self.run_there(experiment) or self.run_made(experiment)
         self.parameters()
         return f"run {self.id} of the experiment {name} at {uri}", None
 
@@ -64,13 +64,13 @@ class MlflowRun:
                 raise
             return there.experiment_id
 
-    def found(self, experiment: str) -> str | None:
+    def run_there(self, experiment: str) -> str | None:
         for run in self.client.search_runs([experiment], f"tags.`{ID}` = '{self.facts['id']}'", max_results=1):
             self.client.update_run(run.info.run_id, status="RUNNING")
             return run.info.run_id
         return None
 
-    def made(self, experiment: str) -> str:
+    def run_made(self, experiment: str) -> str:
         tags = {ID: self.facts["id"], "run_directory": self.facts["directory"], "report": self.facts["report"]}
         return self.client.create_run(experiment, tags=tags, run_name=self.facts["name"]).info.run_id
 
