@@ -49,6 +49,7 @@ def run_directory() -> str:
     for event, kind in run.LINES.items():
         parts += [f"### `{event}`", *_record(kind)]
     parts += [f"## `{names.RESULT}`", *_record(run.ResultRecord, run.WorkerResult, target.TargetRecord, target.AtScore)]
+    parts += [f"## `{names.LOGGERS}`", *_record(run.LoggersRecord)]
     parts += [f"## `{names.CHECKPOINTS}/`", *_record(saved.SavedRecord)]
     parts += [f"## `{names.DIAGNOSTICS}/`", "What `diagnose` measured; `kind` is the name of the file."]
     for kind, *within in DIAGNOSES:

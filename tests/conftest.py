@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {  # 1,500 digits of 8×8 that scikit-learn ships: second
     "epochs": 2,
     "optimizer": {"name": "sgd", "momentum": 0.9},
     "lr": {"base": 0.1, "decay": {"name": "cosine"}},
-    "record": {"tensorboard": False},
+    "record": {"to": []},
 }
 
 Write = Callable[..., Path]

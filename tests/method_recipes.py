@@ -17,7 +17,7 @@ PLAIN: dict[str, Any] = {
     "weight_decay": {"value": 0.01},
     "lr": {"base": 0.05, "warmup": {"epochs": 0.5}, "decay": {"name": "cosine"}},
     "checkpoint": {"every_epochs": 0.5, "keep": 100},
-    "record": {"tensorboard": False},
+    "record": {"to": []},
 }
 NORM = {"name": "tiny_cnn", "channels": [4, 6, 8], "norm": True}
 CONSTANT = {"base": 0.05}

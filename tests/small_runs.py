@@ -16,7 +16,7 @@ NUMBERS = ("loss", "accuracy_percent", "squared_error", "r2")
 
 
 def recipe_of(folder: Path, **keys: Any) -> dict[str, Any]:
-    return {"name": folder.name, **TINY, "record": {"dir": str(folder), "tensorboard": False}, **keys}
+    return {"name": folder.name, **TINY, "record": {"dir": str(folder), "to": []}, **keys}
 
 
 def trained(folder: Path, **keys: Any) -> Path:

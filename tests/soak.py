@@ -34,7 +34,7 @@ RECIPE = {
     "weight_decay": {"value": 1e-4},
     "evaluate": {"every_epochs": 100},
     "checkpoint": {"every_epochs": 10},
-    "record": {"every_steps": 20, "tensorboard": False},
+    "record": {"every_steps": 20, "to": []},
     "timeout_minutes": 1,
 }
 

@@ -297,7 +297,7 @@ def made_small(name: str, pack: Path, folder: Path) -> dict[str, Any]:
         "lr": in_small(written["lr"]),
         "device": "cpu",
         "checkpoint": {"every_epochs": 0},
-        "record": {"dir": str(folder / name), "tensorboard": False},
+        "record": {"dir": str(folder / name), "to": []},
     }
 
 

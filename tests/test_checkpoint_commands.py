@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **TINY,
         "model": {"name": "mlp", "width": 8, "depth": 1, "norm": True},
         "ema": {"decay": 0.9},
-        "record": {"dir": str(folder / "run"), "tensorboard": False},
+        "record": {"dir": str(folder / "run"), "to": []},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert train(config.load(folder / "recipe.yaml"), quiet=True).status == "finished"

@@ -278,7 +278,7 @@ def test_recipes_of_one_name_are_refused(recipe, tmp_path):
 def test_two_recipes_of_an_error_are_compared_from_the_search_to_the_page(tmp_path):
     """``configs/tasks``: of a squared error the lowest is chosen, the best row and within the tolerance."""
     recipes = [pool.REPOSITORY / "configs" / "tasks" / f"{name}.yaml" for name in ("regression", "regression_large")]
-    out = compare(recipes, tmp_path / "out", overrides=["record.tensorboard=false"], tuning=Tuning(trials=3))
+    out = compare(recipes, tmp_path / "out", overrides=["record.to=[]"], tuning=Tuning(trials=3))
     write(out)
     small, large = facts(out)["rows"]
     for row in (small, large):

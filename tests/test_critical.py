@@ -57,7 +57,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def trained(folder: Path, **keys: Any) -> Path:
-    record = {"tensorboard": False, "dir": str(folder), "every_steps": 1, **keys.pop("record", {})}
+    record = {"to": [], "dir": str(folder), "every_steps": 1, **keys.pop("record", {})}
     run = config.from_dict({**RECIPE, **keys, "record": record})
     assert train(run, quiet=True).status == "finished"
     return folder

@@ -59,7 +59,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
             "batch": {"global_batch_size": 50},
             "optimizer": {"name": "sgd", "momentum": 0.9},
             "lr": {"base": 0.05},
-            "record": {"tensorboard": False, "dir": str(folder / name), "every_steps": 5},
+            "record": {"to": [], "dir": str(folder / name), "every_steps": 5},
             **own,
         }
         if "steps" not in written:
@@ -369,7 +369,7 @@ def test_image_folders_are_looked_at_too(trained, tmp_path):
         "name": "folder", "model": {"name": "tiny_cnn", "channels": [4]}, "optimizer": {"name": "sgd"},
         "data": {"name": "folder", "root": str(tmp_path), "image_size": 16, "workers": 0},
         "batch": {"global_batch_size": 8}, "steps": 2, "lr": {"base": 0.1},
-        "record": {"dir": str(tmp_path / "run"), "tensorboard": False},
+        "record": {"dir": str(tmp_path / "run"), "to": []},
     }  # fmt: skip
     assert train(config.from_dict(written), quiet=True).status == "finished"
     run = tmp_path / "run"

@@ -251,7 +251,7 @@ def test_batch_norm_shared_by_ranks_is_counted_on_their_group(recipe):
 
 def test_the_learning_rate_is_that_of_the_training(recipe):
     path = recipe(lr={"base": 0.1, "warmup": {"epochs": 0.5}, "decay": {"name": "cosine"}}, record={"every_steps": 1})
-    run = config.load(path, [f"record.dir={path.parent / 'run'}", "record.tensorboard=false"])
+    run = config.load(path, [f"record.dir={path.parent / 'run'}", "record.to=[]"])
     train(run, quiet=True)
     lines = map(json.loads, (path.parent / "run" / "metrics.jsonl").read_text().splitlines())
     used = [line["lr"] for line in lines if line["event"] == "train"]

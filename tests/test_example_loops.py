@@ -38,7 +38,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "optimizer": {"name": "lamb"},
         "weight_decay": {"value": 0.01},
         "lr": digits.SCHEDULE,
-        "record": {"tensorboard": False, "dir": str(directory)},
+        "record": {"to": [], "dir": str(directory)},
     }
     train(config.from_dict(recipe), quiet=True)
     return directory

@@ -34,7 +34,7 @@ LEARNED = {  # what each reaches at least, or at most where less is better; gues
     "own_optimizer": 85.0,
     "own_task": 0.6,
 }
-SHORT = {"device": "cpu", "epochs": 1, "lr.warmup.epochs": 0, "record.tensorboard": False}
+SHORT = {"device": "cpu", "epochs": 1, "lr.warmup.epochs": 0, "record.to": []}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -45,7 +45,7 @@ HARD = {
 
 def written(folder: Path, name: str = "run", **changes: Any) -> Path:
     path = folder / f"{name}.yaml"
-    record = {"dir": str(folder / name), "tensorboard": False, "every_steps": 1}
+    record = {"dir": str(folder / name), "to": [], "every_steps": 1}
     path.write_text(yaml.safe_dump({**HARD, "record": record, **changes}))
     return path
 

@@ -62,7 +62,7 @@ METHODS: dict[str, dict[str, Any]] = {
 OFTEN = {
     "checkpoint": {"every_epochs": 0.2, "keep": 2},
     "evaluate": {"every_epochs": 0.4},
-    "record": {"every_steps": 1, "tensorboard": False},
+    "record": {"every_steps": 1, "to": []},
 }
 WHOLE_WEIGHTS = "needs engine.name = ddp, which keeps whole weights on every rank"
 WORKERS = ("post_local_sgd", "post_local_sgd_with_ema", "outer_momentum_of_workers")  # that step alone

@@ -35,7 +35,7 @@ from largebatch.run.train import train
 
 def finished(method: str, directory: Path, **more: Any) -> Path:
     written = recipe_of(method, **more)
-    written["record"] = {**written["record"], "tensorboard": False, "dir": str(directory)}
+    written["record"] = {**written["record"], "to": [], "dir": str(directory)}
     result = train(config.from_dict(written), quiet=True)
     assert result.status == "finished", result.reason
     return directory
@@ -443,7 +443,7 @@ def test_a_signal_in_phase_2_stops_the_run_and_the_worker_begins_anew(tmp_path, 
         return take(self, turn)
 
     monkeypatch.setattr(Loop, "take", signalled)  # what a part finds that goes on after the steps
-    written = recipe_of("swap", record={"tensorboard": False, "dir": str(tmp_path / "parts")})
+    written = recipe_of("swap", record={"to": [], "dir": str(tmp_path / "parts")})
     stopped = train(config.from_dict(written), quiet=True)
     assert (stopped.status, stopped.signal, len(steps)) == ("stopped", signal.SIGTERM, 30)
     parts = finished("swap", tmp_path / "parts")
@@ -502,7 +502,7 @@ def test_milestones_fall_where_the_ramp_and_the_averages_do():
 
 @pytest.mark.worlds
 def test_adascale_that_diverges_is_a_failed_run(tmp_path):
-    written = recipe_of("adascale", precision="fp32", record={"tensorboard": False, "dir": str(tmp_path)})
+    written = recipe_of("adascale", precision="fp32", record={"to": [], "dir": str(tmp_path)})
     written["lr"] = {**written["lr"], "base": 1e30}
     ended = train(config.from_dict(written), quiet=True)
     assert ended.status == "failed"

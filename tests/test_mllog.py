@@ -250,7 +250,7 @@ def test_a_trained_run_complies_and_a_killed_one_goes_on_in_the_same_log(recipe,
         "optimizer": {"name": "lars", "trust_coefficient": 0.02},
         "lr": {"base": 4, "warmup": {"epochs": 1}, "decay": {"name": "polynomial", "power": 2, "end_lr": 1e-4}},
         "weight_decay": {"value": 2e-4},
-        "record": {"mllog": True, "tensorboard": False, "dir": str(tmp_path / "run")},
+        "record": {"mllog": True, "to": [], "dir": str(tmp_path / "run")},
         "epochs": 8,
         "evaluate": {"every_epochs": 4},
     }
@@ -281,7 +281,7 @@ def test_a_run_with_a_target_succeeds_where_it_reached_it(recipe, tmp_path, scor
     from largebatch.run.train import train
 
     evaluate = {"every_epochs": 0.5, "stop_at": {"score": score, "patience": 2}}
-    record = {"mllog": True, "tensorboard": False, "dir": str(tmp_path / "run")}
+    record = {"mllog": True, "to": [], "dir": str(tmp_path / "run")}
     assert train(config.load(recipe(evaluate=evaluate, record=record, epochs=2)), quiet=True).status == "finished"
     lines = parsed(tmp_path / "run" / "mllog.txt")
     assert lines[-1][2]["status"] == status

@@ -372,7 +372,7 @@ IN_PHASES: dict[str, Any] = {  # batch down, size up, warm-up again: 3, 4 and 3 
         {"data.image_size": 24, "lr.warmup.epochs": 0.5, "weight_decay.value": 0.05},
     ],
     "checkpoint": {"every_epochs": 0.25, "keep": 100, "asynchronous": False},  # after every step
-    "record": {"tensorboard": False, "every_steps": 1},
+    "record": {"to": [], "every_steps": 1},
 }
 EDGES, INSIDE = [3, 7], [1, 5, 8]
 
@@ -448,7 +448,7 @@ def test_a_phase_goes_on_in_another_world(whole, tmp_path, photographs):
 @pytest.mark.worlds
 def test_phases_go_with_methods_that_keep_the_plan(tmp_path):
     """The batch changes, then the weight decay: 60 to the first share, then each method's own batch."""
-    more: dict[str, dict[str, Any]] = {"ema": {"record": {"noise_scale": True, "tensorboard": False}}}
+    more: dict[str, dict[str, Any]] = {"ema": {"record": {"noise_scale": True, "to": []}}}
     for method in ("swap", "ema", "sam_with_norm", "sam_of_examples", "last_statistics", "precise_statistics", "muon"):
         recipe = {**recipe_of(method), **more.get(method, {})}
         recipe["batch"] = {**recipe["batch"], "micro_batch_size": 20 if method == "ema" else None}

@@ -27,7 +27,7 @@ def cuts(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "data": {"name": "digits", "augment": "flip"},
         "epochs": 3,
         "checkpoint": {"every_epochs": 1, "keep": 1},
-        "record": {"every_steps": 1, "tensorboard": False},
+        "record": {"every_steps": 1, "to": []},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     ended = pool.run("worlds.power_cut:cut_everywhere", folder / "recipe.yaml", folder, timeout=500)

@@ -26,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
         "model": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.2}, "data": {"name": "digits"},
         "batch": {"global_batch_size": 100, "micro_batch_size": 25}, "steps": 6,
         "optimizer": {"name": "sgd", "momentum": 0.9}, "lr": {"base": 0.1},
-        "record": {"tensorboard": False, "every_steps": 2, "ranks_every_steps": 1},
+        "record": {"to": [], "every_steps": 2, "ranks_every_steps": 1},
     }  # fmt: skip
     (place / "small.yaml").write_text(json.dumps(recipe))
     ended = pool.ranks(2, "worlds.ranks:work", place / "small.yaml", place)

@@ -686,7 +686,7 @@ def made_small(path: Path, directory: Path) -> list[str]:
         "epochs": 1,
         "device": "cpu",
         "record.dir": directory / f"{path.parent.name}-{path.stem}",
-        "record.tensorboard": "false",
+        "record.to": "[]",
         "checkpoint.every_epochs": 0,
         "lr.warmup.epochs": 0,
         "evaluate.every_epochs": 0.5,

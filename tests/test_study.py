@@ -320,7 +320,7 @@ def alone(tmp_path_factory) -> Path:
 def write_study(folder: Path) -> None:
     from conftest import TINY
 
-    recipe = {**TINY, "record": {"tensorboard": False}}
+    recipe = {**TINY, "record": {"to": []}}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, "recipes": ["tiny.yaml"]}))
 

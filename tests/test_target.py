@@ -36,7 +36,7 @@ RECIPE: dict[str, Any] = {
     "data": {"name": "digits"},
     "lr": {"base": 0.05, "decay": {"name": "cosine"}},
     "checkpoint": {"every_epochs": 0.2, "keep": 100},
-    "record": {"tensorboard": False, "every_steps": 1},
+    "record": {"to": [], "every_steps": 1},
 }
 
 
@@ -253,7 +253,7 @@ def test_less_may_be_better(tmp_path):
 def test_beside_other_methods(tmp_path, method):
     """An evaluation in the middle ends each; what it saves is what it was judged by."""
     recipe = recipe_of(method, evaluate={"every_epochs": 0.3, "stop_at": {"score": 0, "patience": 2}})
-    recipe["record"] = {"tensorboard": False, "dir": str(tmp_path)}
+    recipe["record"] = {"to": [], "dir": str(tmp_path)}
     model = assemble(config.from_dict(recipe), torch.device("cpu")).engine.model
     ended = train(config.from_dict(recipe), quiet=True, into=model)
     assert (ended.status, ended.target and ended.target.reached) == ("finished", True)

@@ -214,7 +214,7 @@ def test_names_are_escaped_wherever_they_go(tmp_path):
 def test_the_log_is_utf8_and_a_line_is_a_line(tmp_path):
     plan = read(PlanRecord, {"steps": 1, "seed": 0, "global_batch_size": 1}, "plan.json")
     console = Console(file=io.StringIO())
-    recorder = record.Recorder(tmp_path, plan, first_step=0, tensorboard=False, console=console, quiet=False)
+    recorder = record.Recorder(tmp_path, plan, first_step=0, console=console, quiet=False)
     recorder.say(f"{STRANGE} cannot be read")
     recorder.event("unreadable", step=1, examples_seen=1, count=1, share=1.0, files={STRANGE: "no image"})
     recorder.close()

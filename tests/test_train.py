@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(recipe):
     assert "at lr 1e+30" in ended.stdout
     step = int(result["reason"].split("in step ")[1].split()[0])
     losses = []  # the step that is named is the first whose loss is not finite
-    short = recipe("one_by_one", lr={"base": 1e30}, record={"every_steps": 1, "tensorboard": False,
+    short = recipe("one_by_one", lr={"base": 1e30}, record={"every_steps": 1, "to": [],
                                                            "dir": str(path.parent / "runs" / "steps")})  # fmt: skip
     train(config.load(short), quiet=True)
     losses = [line["loss"] for line in lines(path.parent / "runs" / "steps", "train")]
@@ -346,7 +346,7 @@ def test_fp16_and_bf16_train_on_the_cpu_too(recipe):
 def test_tensorboard_holds_the_same_numbers(recipe):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    directory = finished(recipe("board", record__tensorboard=True))
+    directory = finished(recipe("board", record__to=["tensorboard"]))
     board = EventAccumulator(str(directory / "tensorboard")).Reload()
     expected = {line["step"]: line["loss"] for line in lines(directory, "train")}
     assert {s.step: s.value for s in board.Scalars("loss/training")} == pytest.approx(expected)
@@ -387,7 +387,7 @@ def test_every_layer_is_recorded_every_so_many_steps_and_changes_nothing(recipe)
 
     changes = {"optimizer": {"name": "lars"}, "lr__base": 5.0, "weight_decay": {"value": 1e-3}}
     plain = finished(recipe("plain", **changes))
-    watched = finished(recipe("watched", record__layers_every_steps=7, record__tensorboard=True, **changes))
+    watched = finished(recipe("watched", record__layers_every_steps=7, record__to=["tensorboard"], **changes))
     assert equal(weights(plain), weights(watched))
     found = lines(watched, "layers")
     assert [line["step"] for line in found] == [7, 14, 21, 28]

@@ -40,7 +40,7 @@ def worlds(tmp_path_factory) -> tuple[Path, dict[int, dict]]:
             "max_grad_norm": 1.0,
             "loss": {"label_smoothing": 0.1},
             "lr": {"base": 0.05, "warmup": {"epochs": 0.5}, "decay": {"name": "cosine"}},
-            "record": {"tensorboard": False},
+            "record": {"to": []},
         }
         (directory / "recipes" / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     ends = {}

@@ -59,7 +59,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
             keep_best=keep.best,
             asynchronous=run.checkpoint.asynchronous,
         ),
-        recording=Recording(run.record.every_steps, run.record.tensorboard),
+        recording=Recording(run.record.every_steps, run.record.to),
         skipped_at_most=run.nonfinite_gradients.at_most,
         accepts_changed_data=run.data.if_changed == "accept",
         beside=(*beside_of(run, plan), *words_of(run, decisions)),

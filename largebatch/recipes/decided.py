@@ -113,7 +113,7 @@ class Saving(NamedTuple):
 
 class Recording(NamedTuple):
     every_steps: int
-    tensorboard: bool
+    to: tuple[str, ...]  # who gets the scalars beside metrics.jsonl
 
 
 @dataclasses.dataclass(frozen=True)

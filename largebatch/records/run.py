@@ -330,6 +330,18 @@ class WorkerLine(WorkerResult, LineRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoggerLine(LineRecord):
+    """One of ``record.to`` failed, for the first time or for good."""
+
+    EVENT = "logger"
+
+    step: Count  # steps done
+    logger: Name
+    problem: Text
+    given_up: Flag  # whether the run goes on without it
+
+
+@dataclass(frozen=True, kw_only=True)
 class AddedLine(LineRecord):
     """What a part of one's own tells, under an event of its own."""
 
@@ -344,7 +356,7 @@ LINES: dict[str, type[LineRecord]] = {
     kind.EVENT: kind
     for kind in (
         TrainLine, EvaluateLine, LayersLine, DirectionsLine, NoiseScaleLine, RanksLine, CheckpointLine, ResumeLine,
-        StopLine, SkippedLine, UnreadableLine, TrainAccuracyLine, WorkerLine, AddedLine,
+        StopLine, SkippedLine, UnreadableLine, TrainAccuracyLine, WorkerLine, LoggerLine, AddedLine,
     )
 }  # fmt: skip
 
@@ -376,6 +388,13 @@ class ResultRecord(FileRecord):
     seconds_per_epoch: Amount  # [s]
     examples_per_second: Amount  # [examples/s]
     parameters: Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggersRecord(FileRecord):
+    """``loggers.json``: by which name the services of ``record.to`` know the run, also when it goes on."""
+
+    id: Name
 
 
 @dataclass(frozen=True, kw_only=True)

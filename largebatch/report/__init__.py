@@ -57,4 +57,9 @@ def _beside(paths: Sequence[Path], comparison: Comparison) -> Path:
         len(paths) == 1 or all(path.resolve().parent == comparison.folder for path in paths)
     ):
         return comparison.folder
-    return paths[0].resolve().parent / "report"
+    return beside(paths[0]).parent
+
+
+def beside(run: Path) -> Path:
+    """The page of a run directory, where nobody says where it should be."""
+    return run.resolve().parent / "report" / names.REPORT_PAGE

@@ -312,6 +312,7 @@ class Account:
             ended = dataclasses.replace(ended, status=status, reason=reason)
         if reason:
             self.recorder.note(f"{status}: {reason}")
+        self.recorder.ended(ended)
         if self.mllog is not None and status != "stopped":  # a stopped run goes on in the same log
             self.mllog.stop(status == "finished" and (ended.target is None or bool(ended.target.reached)))
         return Result(status, reason, self.directory, ended, number, self.job.task.score)

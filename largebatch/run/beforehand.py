@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,14 @@ from largebatch.models import weights as first_weights
 from largebatch.optim import Treatment
 from largebatch.recipes import config, derive
 from largebatch.recipes.phases_read_aloud import facts_of, words_of
-from largebatch.records import mllog
+from largebatch.records import mllog, names
 from largebatch.records.circumstances import circumstances_of
 from largebatch.records.run import PhaseRecord, PlannedRate, PlanRecord
 from largebatch.run.assemble import Job
+from largebatch.run.loggers.scalars import ScalarWriter
+from largebatch.run.loggers.service import FINISH_SECONDS, ServiceProcess
+from largebatch.run.loggers.tensorboard import TensorBoard
+from largebatch.run.record import identity
 
 
 def planned(job: Job, command: str, code: dict[str, Any]) -> PlanRecord:
@@ -60,6 +67,35 @@ def planned(job: Job, command: str, code: dict[str, Any]) -> PlanRecord:
         code=code or None,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def writers_of_scalars(job: Job, directory: Path, first_step: int) -> dict[str, Callable[[], ScalarWriter]]:
+    """By the names of ``record.to``; each is made on the first rank, when it is called."""
+    from largebatch import report
+
+    run = job.run
+
+    def service(name: str) -> ServiceProcess:
+        return ServiceProcess(
+            name,
+            {
+                "service": name,
+                "settings": getattr(run.record, name).model_dump(mode="json"),
+                "id": identity(directory),
+                "name": run.name,
+                "directory": str(directory.resolve()),
+                "report": str(report.beside(directory)),
+                "config": run.as_written(),
+                "trainer": os.getpid(),
+            },
+            min(FINISH_SECONDS, 30 * run.timeout_minutes),  # half of what other ranks wait
+        )
+
+    def board() -> TensorBoard:
+        return TensorBoard(directory / names.TENSORBOARD, first_step)
+
+    makers = {name: functools.partial(service, name) for name in job.decided.recording.to}
+    return {**makers, "tensorboard": board} if "tensorboard" in makers else {**makers}
 
 
 def mlperf_facts(job: Job) -> mllog.MlperfRun:

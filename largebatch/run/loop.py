@@ -23,7 +23,7 @@ from largebatch.optim.groups import SCALE
 from largebatch.records.mllog import MlperfLog
 from largebatch.run.account import Account, Result
 from largebatch.run.assemble import Job
-from largebatch.run.beforehand import planned
+from largebatch.run.beforehand import planned, writers_of_scalars
 from largebatch.run.buffers import Buffers
 from largebatch.run.measure import Measure
 from largebatch.run.parts import Added, Parts
@@ -136,12 +136,11 @@ class Loop:
         watchdog.now("the last checkpoint")
         self.saves.rehearse()
         self.progress, complaints = self.saves.resume()
-        recording = self.decided.recording
         self.recorder = Recorder(
             directory,
             planned(job, command, self.parts.code),
             first_step=self.step,
-            tensorboard=recording.tensorboard,
+            writers=writers_of_scalars(job, directory, self.step),
             quiet=quiet,
             console=console,
         )

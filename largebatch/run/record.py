@@ -1,4 +1,4 @@
-"""Scalars -> JSON lines, TensorBoard, the log file, the terminal; and the run directory they live in.
+"""Numbers -> JSON lines, the scalars' writers, the log file, the terminal; and the run directory they live in.
 
     RUN/run.yaml  plan.json  metrics.jsonl  train.log  tensorboard/  checkpoints/  result.json
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -25,13 +26,15 @@ from largebatch.records import names
 from largebatch.records.facts import writable, write_json
 from largebatch.records.files import write_text
 from largebatch.records.lines import Lines
-from largebatch.records.run import LINES, AddedLine, PlanRecord, ResultRecord
+from largebatch.records.run import LINES, AddedLine, LoggersRecord, PlanRecord, ResultRecord
 from largebatch.records.typed import check_version, content, made, read
+from largebatch.run.loggers.scalars import Scalars, ScalarWriter
 from largebatch.terminal.console import tell
 from largebatch.terminal.escapes import escaped
 
 Recipe = dict[str, Any]
 Kind = TypeVar("Kind")
+BESIDE = ("step", "examples_seen")  # what a scalar's place is told by
 
 
 def open_directory(
@@ -148,7 +151,10 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 class Recorder:
-    """Where the loop sends its numbers. On ranks other than zero it does nothing."""
+    """Where the loop sends its numbers. On ranks other than zero it does nothing.
+
+    ``writers``: name -> who makes what writes the scalars, too.
+    """
 
     def __init__(
         self,
@@ -156,15 +162,18 @@ class Recorder:
         plan: PlanRecord,
         *,
         first_step: int,
-        tensorboard: bool,
         console: rich.console.Console,
         quiet: bool,
+        writers: Mapping[str, Callable[[], ScalarWriter]] | None = None,
     ) -> None:
         self.active = distributed.is_first()
         self.console, self.quiet = console, quiet
         self._progress: rich.progress.Progress | None = None
-        self._board: Any = None
-        on_first_rank(lambda: self._open(directory, plan, first_step, tensorboard), f"record.dir = {directory}")
+        self._step = first_step
+        self._scalars, self._told = Scalars(self.say, self._logger_failed), set[str]()
+        on_first_rank(lambda: self._open(directory, plan), f"record.dir = {directory}")
+        for name, make in (writers or {}).items() if self.active else ():
+            self._scalars.open(name, make)
         if self.active and console.is_terminal:
             self._progress = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),
@@ -178,26 +187,23 @@ class Recorder:
             self._progress.start()
             self._task = self._progress.add_task(str(plan.name), total=plan.steps, completed=first_step, now="")
 
-    def _open(self, directory: Path, plan: PlanRecord, first_step: int, tensorboard: bool) -> None:
+    def _open(self, directory: Path, plan: PlanRecord) -> None:
         self._lines = Lines(directory / names.METRICS)
         self._lines.drop_torn_line()
         self._log = Lines(directory / names.LOG)
         write_json(directory / names.PLAN, content(plan))
         (directory / names.RESULT).unlink(missing_ok=True)
-        if tensorboard:
-            self._board = _tensorboard(directory / names.TENSORBOARD, first_step)
 
     def event(self, event: str, /, **facts: Any) -> None:
-        """One line of metrics.jsonl, of a kind of LINES; in TensorBoard ``loss/training``, ``loss/test``, ..."""
+        """One line of metrics.jsonl, of a kind of LINES; its scalars are ``loss/training``, ``loss/test``, ..."""
         if not self.active:
             return
         line = content(made(LINES.get(event, AddedLine), facts), event=event)
         self._append(self._lines, json.dumps(writable(line), ensure_ascii=False))
-        if self._board is not None:
-            whose = "layers" if event == "layers" else facts.get("split", "training")
-            for key, value in facts.items():
-                if key not in ("step", "examples_seen") and isinstance(value, float):
-                    self._scalar(f"{key}/{whose}", value, facts["step"])
+        self._step = facts.get("step", self._step)
+        whose = "layers" if event == "layers" else facts.get("split", "training")
+        numbers = {key: value for key, value in facts.items() if key not in BESIDE and isinstance(value, float)}
+        self._scalars.write(self._step, {f"{key}/{whose}": value for key, value in numbers.items()})
 
     def training(self, **numbers: Any) -> None:
         self.event("train", **numbers)
@@ -213,22 +219,23 @@ class Recorder:
     def layers(
         self, step: int, examples_seen: int, summary: dict[str, float], by_layer: dict[str, dict[str, float]]
     ) -> None:
-        """The summary over layers to metrics.jsonl; to TensorBoard each number of each layer, too."""
+        """The summary over layers to metrics.jsonl; as scalars each number of each layer, too."""
         self.event("layers", step=step, examples_seen=examples_seen, **summary)
-        if self._board is None:
-            return
-        for number, of_layers in by_layer.items():
-            for layer, value in of_layers.items():
-                self._scalar(f"{number}/{layer}", value, step)
+        if self.active:
+            by_name = {f"{number}/{layer}": value for number, of in by_layer.items() for layer, value in of.items()}
+            self._scalars.write(step, by_name)
 
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        if self._board is None:
-            return
-        try:
-            self._board.add_scalar(tag, value, step)
-        except OSError as error:  # its thread could not write
-            self._board = None
-            self.say(f"TensorBoard's file cannot be written ({error.strerror or error}); the run goes on without it")
+    def ended(self, result: ResultRecord) -> None:
+        """The run's result, for the writers that show one."""
+        self._scalars.ended(writable(content(result)))
+
+    def _logger_failed(self, name: str, problem: str, given_up: bool) -> None:
+        """Told once; what follows stands in the log."""
+        tell_it = self.say if name not in self._told else self.note
+        tell_it(f"record.to: {name}: {problem}; the run goes on{' without it' if given_up else ''}")
+        if given_up or name not in self._told:
+            self._told.add(name)
+            self.event("logger", step=self._step, logger=name, problem=problem, given_up=given_up)
 
     def say(self, text: str) -> None:
         """A sentence for the log and, unless ``quiet``, the terminal."""
@@ -266,17 +273,18 @@ class Recorder:
             return
         if self._progress is not None:
             self._progress.stop()
-        if self._board is not None:
-            with contextlib.suppress(OSError):
-                self._board.close()
+        self._scalars.close()
         self._lines.close()
         self._log.close()
 
 
-def _tensorboard(directory: Path, first_step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(directory), purge_step=first_step)
+def identity(directory: Path) -> str:
+    """The name by which services know the run, made once. Raises OSError."""
+    there = _read(LoggersRecord, directory / names.LOGGERS)
+    if there is None:
+        there = LoggersRecord(id=secrets.token_hex(8))
+        write_json(directory / names.LOGGERS, content(there))
+    return there.id
 
 
 def score_of_run(directory: Path) -> Score:

@@ -26,6 +26,7 @@ from largebatch.run import record, weights
 from largebatch.run.account import Result
 from largebatch.run.assemble import Job, assemble, data_facts, sizes_of
 from largebatch.run.beforehand import decisions, table_of_tensors
+from largebatch.run.loggers.scalars import check_installed
 from largebatch.run.loop import Loop
 from largebatch.run.parts import Added, told_code
 from largebatch.run.saving import changed_code, no_place_for_checkpoints
@@ -54,6 +55,7 @@ def train(
         watchdog.now("the model and the data set")
         checkpoint.seed_rank(run.seed)
         directory = run.directory
+        record.on_first_rank(lambda: check_installed(run.record.to), "record.to")
         mllog = MlperfLog(directory / names.MLPERF_LOG) if run.record.mllog and distributed.is_first() else None
         begun = distributed.from_first(bool(checkpoint.existing(directory / names.CHECKPOINTS)))
         job = assemble(run, device, begun=begun, quiet=quiet)

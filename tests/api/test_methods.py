@@ -34,9 +34,7 @@ def handed_over(run: lb.Run) -> dict[str, Any]:
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in NOT_OF_DIGITS])
 def test_handed_over_or_named_it_is_the_same_run(tmp_path: Path, method: str):
     written = recipe_of(method, data={"name": "digits", "augment": "none"}, checkpoint={"keep": 1})
-    runs = {
-        name: lb.recipe({**written, "record": {"dir": str(tmp_path / name), "tensorboard": False}}) for name in "ab"
-    }
+    runs = {name: lb.recipe({**written, "record": {"dir": str(tmp_path / name), "to": []}}) for name in "ab"}
     parts = handed_over(runs["b"])
     runs["b"] = runs["b"].model_copy(update={"loss": type(runs["b"].loss)()})  # which the task has now
     named, handed = lb.train(runs["a"]), lb.train(runs["b"], **parts)

@@ -25,7 +25,7 @@ KEYS: dict[str, Any] = {
 }
 SMALL = {
     "name": "small", "batch.global_batch_size": 25, "epochs": 3, "optimizer": {"name": "sgd", "momentum": 0.9},
-    "lr.base": 0.1, "record.tensorboard": False,
+    "lr.base": 0.1, "record.to": [],
 }  # fmt: skip
 
 

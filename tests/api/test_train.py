@@ -337,7 +337,7 @@ def test_any_builder_of_an_optimizer(tmp_path, builder, keys):
 
 
 def test_a_recipe_need_not_name_what_is_handed_over(tmp_path):
-    run = {**RECIPE, "record": {"dir": str(tmp_path / "run"), "tensorboard": False}}
+    run = {**RECIPE, "record": {"dir": str(tmp_path / "run"), "to": []}}
     without = {key: value for key, value in run.items() if key != "optimizer"}
     assert lb.train(without, model=TwoInputs, dataset=dataset_of(), optimizer=torch.optim.AdamW).status == "finished"
 

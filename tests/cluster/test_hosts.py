@@ -26,7 +26,7 @@ def test_torchrun(recipe, tmp_path, number):
 def test_quickstart_with_torchrun(tmp_path):
     written = REPOSITORY / "configs" / "quickstart" / "lamb2019.yaml"
     directory = tmp_path / "run"
-    short = ["steps=3", "lr.warmup.epochs=0.03", "record.every_steps=1", "record.tensorboard=false"]
+    short = ["steps=3", "lr.warmup.epochs=0.03", "record.every_steps=1", "record.to=[]"]
     short += ["device=cpu", "batch.bn_batch_size=512", "precision=fp64"]
     with several(2, tmp_path / "hosts") as hosts:
         run = [

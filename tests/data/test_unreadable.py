@@ -201,7 +201,7 @@ def recipe_of(root: Path, place: Path, **data: object) -> Path:
         "model": {"name": "tiny_cnn", "channels": [4]},
         "data": {"name": "folder", "root": str(root), "image_size": 16, "workers": 0, **data},
         "batch": {"global_batch_size": 8}, "steps": 8, "optimizer": {"name": "sgd"}, "lr": {"base": 0.01},
-        "evaluate": {"train": True}, "record": {"tensorboard": False, "every_steps": 2, "dir": str(place / "run")},
+        "evaluate": {"train": True}, "record": {"to": [], "every_steps": 2, "dir": str(place / "run")},
     }  # fmt: skip
     (place / "small.yaml").write_text(json.dumps(written))
     return place / "small.yaml"

@@ -22,7 +22,7 @@ VIT = {
 RECIPE = {
     "name": "layers", "model": VIT, "data": {"name": "digits"}, "batch": {"global_batch_size": 100}, "steps": 1,
     "optimizer": {"name": "sgd", "momentum": 0}, "lr": {"base": 0.1}, "precision": "fp64", "device": "cpu",
-    "checkpoint": {"every_epochs": 1}, "record": {"tensorboard": False},
+    "checkpoint": {"every_epochs": 1}, "record": {"to": []},
 }  # fmt: skip
 
 
@@ -49,9 +49,7 @@ def test_a_step_of_a_tensor_is_as_much_shorter(tmp_path, optimizer):
         folder = tmp_path / str(decay)
         keys = {"name": optimizer, "momentum": 0} if optimizer == "sgd" else {"name": optimizer}
         lr = {"base": 0.1} if decay is None else {"base": 0.1, "layer_decay": decay}
-        run = config.from_dict(
-            {**RECIPE, "optimizer": keys, "lr": lr, "record": {"dir": str(folder), "tensorboard": False}}
-        )
+        run = config.from_dict({**RECIPE, "optimizer": keys, "lr": lr, "record": {"dir": str(folder), "to": []}})
         begun = {n: p.detach().clone() for n, p in assemble(run, torch.device("cpu")).engine.model.named_parameters()}
         train(run, quiet=True)
         ended = weights_at_end(folder)

@@ -136,7 +136,7 @@ def test_a_batch_may_ramp_over_sequences_of_one_length(tmp_path):
     )
     written |= {
         "data": {**written["data"], "max_predictions": 4},
-        "record": {"dir": str(tmp_path), "tensorboard": False},
+        "record": {"dir": str(tmp_path), "to": []},
     }
     del written["phases"]
     assert train(config.from_dict(written), quiet=True).status == "finished"

@@ -34,7 +34,7 @@ TOLERANCE = {"fp32": 1e-6, "fp64": 1e-12}  # of what a weight is, at least 1
 
 def recipe(folder: Path, **more: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    written = recipe_of("masked_lm", **{**RECIPE, "record": {"dir": str(folder / "run"), "tensorboard": False}, **more})
+    written = recipe_of("masked_lm", **{**RECIPE, "record": {"dir": str(folder / "run"), "to": []}, **more})
     (folder / "recipe.yaml").write_text(yaml.safe_dump(written))
     return folder / "recipe.yaml"
 

@@ -278,7 +278,7 @@ def test_the_task_of_the_documentation_is_trained(tmp_path, monkeypatch):
     (tmp_path / "huber.py").write_text(source)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     written = strict_yaml.parse((pool.REPOSITORY / "configs" / "tasks" / "regression.yaml").read_text(), "regression")
-    written |= {"name": "huber", "epochs": 2, "record": {"dir": str(tmp_path / "run"), "tensorboard": False}}
+    written |= {"name": "huber", "epochs": 2, "record": {"dir": str(tmp_path / "run"), "to": []}}
     ended = train(config.from_dict({**written, "task": {"name": "huber", "delta": 0.5}}), quiet=True)
     assert ended.status == "finished"
     assert ended.score == Score("absolute_error", "absolute error", more_is_better=False, tolerance=0.01)

@@ -28,7 +28,7 @@ RECIPE: dict[str, Any] = {
     "model": {"name": "mlp", "width": 16, "depth": 1},
     "data": {"name": "digits"},
     "task": {"name": "weighted"},
-    "record": {"tensorboard": False, "every_steps": 1},
+    "record": {"to": [], "every_steps": 1},
 }
 FP32 = {"precision": "fp32"}
 CUTS: dict[str, tuple[int, dict[str, Any]]] = {

@@ -26,7 +26,7 @@ RECIPE: dict[str, Any] = {
     "optimizer": {"name": "lamb"},
     "lr": {"base": 0.02, "warmup": {"epochs": 1}, "decay": {"name": "cosine"}},
     "weight_decay": {"value": 0.01},
-    "record": {"tensorboard": False, "every_steps": 1},
+    "record": {"to": [], "every_steps": 1},
     "device": "cpu",
 }
 

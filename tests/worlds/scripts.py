@@ -12,7 +12,7 @@ from pool import REPOSITORY
 
 def trained(example: str, directory: str, overrides: str = "{}") -> None:
     """What the script's ``main`` returns on this rank, beside its run directory."""
-    keys = {"device": "cpu", "record.dir": directory, "record.tensorboard": False, **json.loads(overrides)}
+    keys = {"device": "cpu", "record.dir": directory, "record.to": [], **json.loads(overrides)}
     result = importlib.import_module(f"examples.{example}").main(**keys)
     assert result.status == "finished", result.reason
     rank = os.environ.get("RANK", "0")

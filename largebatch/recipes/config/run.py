@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field
 
 from largebatch.errors import UserError
 from largebatch.recipes import kinds, methods, optimizers, strict_yaml
-from largebatch.recipes.config import sections
+from largebatch.recipes.config import recorded, sections
 from largebatch.recipes.config.dotted import is_key, place
 from largebatch.recipes.config.learning_rate import LearningRate
 from largebatch.recipes.config.mistakes import sentence, shown
@@ -44,12 +44,13 @@ from largebatch.recipes.keys import Minutes, Number, PositiveFloat, PositiveInt,
 from largebatch.recipes.strict_yaml import LONGEST_TEXT, parse, unfit
 
 if TYPE_CHECKING:
-    from largebatch.recipes.config.sections import Evaluate, Record
+    from largebatch.recipes.config.recorded import Record
+    from largebatch.recipes.config.sections import Evaluate
     from largebatch.recipes.methods import Method
     from largebatch.recipes.optimizers import Optimizer
 else:
     Evaluate = methods.holding(sections.Evaluate, "evaluate")
-    Record = methods.holding(sections.Record, "record")
+    Record = methods.holding(recorded.Record, "record")
     Optimizer = kinds.one_of(optimizers.table())
 
 

@@ -14,7 +14,6 @@ from largebatch.recipes.config.mixing import Erase, Mix
 from largebatch.recipes.config.policies import PolicyName
 from largebatch.recipes.keys import (
     LARGEST,
-    Folder,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -367,16 +366,6 @@ class NonfiniteGradients(Section):
                     f"nonfinite_gradients.action = skip does not go with {name}; valid there: "
                     "nonfinite_gradients.action = stop"
                 )
-
-
-class Record(Section):
-    dir: Folder | None = None  # the run directory; else runs/<name>
-    every_steps: PositiveInt = 10
-    layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
-    directions_every_steps: NonNegativeInt = 0  # distance from the start, lengths and angles of steps; 0: never
-    ranks_every_steps: NonNegativeInt = 0  # what each rank's step is made of, and the slowest rank; 0: never
-    tensorboard: Switch = True
-    mllog: Switch = False  # MLPerf's log lines, in mllog.txt of the run directory
 
 
 class Published(Section):

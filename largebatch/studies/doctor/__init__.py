@@ -2,6 +2,7 @@
 
 look      what one rank sees of its own machine
 recipe    what a recipe needs there
+services  whether the services of record.to can be used
 ranks     the same of all ranks, and what only ranks together can tell: an all-reduce, clocks, a shared folder
 judge     the facts -> sentences; pure
 lines     the facts -> what is printed

@@ -78,6 +78,8 @@ def _words_of_recipe(recipe: Examined) -> dict[str, str]:
     if "checkpoint_bytes" in recipe:
         one = size(recipe["checkpoint_bytes"])
         found["checkpoint"] = f"about {one} each, {recipe['checkpoints_at_a_time']} at a time"
+    if recipe["services"]:
+        found["record.to"] = "; ".join(f"{name} {words}" for name, words in recipe["services"].items())
     return found
 
 

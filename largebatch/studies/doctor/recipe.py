@@ -18,6 +18,7 @@ from largebatch.records import names
 from largebatch.run.assemble import data_facts, dataset_of, model_of, task_of
 from largebatch.studies.doctor.facts import Examined, size
 from largebatch.studies.doctor.look import free
+from largebatch.studies.doctor.services import of_services
 
 
 def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Examined, list[str]]:
@@ -31,7 +32,10 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Exam
             complaints.append(str(error))
             return None
 
-    facts: Examined = {"name": run.name, "data": run.data.name, "dataset_source": None, "batch": None}
+    facts: Examined = {"name": run.name, "data": run.data.name, "dataset_source": None, "batch": None, "services": {}}
+    if distributed.is_first():  # who alone records
+        facts["services"], against = of_services(run)
+        complaints += against
     attempt(lambda: refusals.check(run, precision_of(run.precision, device.type)))
     dataset = attempt(lambda: dataset_of(run))
     if dataset is None:

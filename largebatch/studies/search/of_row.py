@@ -33,7 +33,7 @@ SET_ITSELF = {  # keys that say what is measured, and by whom they are set
     "record": "records change nothing of a run",
     "checkpoint": "checkpoints change nothing of a run",
 }
-QUIET = ("evaluate.train=false", "record.tensorboard=false", "checkpoint.keep=1")
+QUIET = ("evaluate.train=false", "record.to=[]", "checkpoint.keep=1")
 TIMES = 8.0  # --tune lr looks so many times below and above the recipe's own
 
 

@@ -1,0 +1,38 @@
+"""TensorBoard's event files, by torch's own writer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from largebatch.run.loggers.scalars import Failed, Result, Said
+
+
+class TensorBoard:
+    """``first_step``: what an earlier session wrote from there on is hidden."""
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board: Any = SummaryWriter(str(folder), purge_step=first_step)
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        try:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:  # its thread could not write
+            raise Failed(f"its file cannot be written: {error.strerror or error}") from error
+
+    def ended(self, result: Result) -> None:
+        """TensorBoard knows no result."""
+
+    def heard(self) -> Iterable[Said]:
+        return ()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._board.close()
