@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from largebatch.cli import app
 from largebatch.errors import UserError
+from largebatch.run import record
 from largebatch.studies.reading import runs
 
 
@@ -64,6 +65,25 @@ def test_a_run_in_progress_an_unfinished_and_a_broken_one(folder, tmp_path):
     assert "holds no runs" in command("runs", tmp_path / "empty")
     with pytest.raises(UserError, match="is no folder; runs lie in runs/"):
         command("runs", tmp_path / "nowhere")
+
+
+@pytest.mark.worlds
+def test_a_look_at_the_lock_keeps_no_run_from_beginning(tmp_path, monkeypatch):
+    """`runs` holds it for an instant. A process that trains holds it to its end, and is told."""
+    run = trained(tmp_path / "run", epochs=1)
+    with open(run / "metrics.jsonl", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        monkeypatch.setattr(record.time, "sleep", lambda _: fcntl.flock(file, fcntl.LOCK_UN))
+        with record.locked(run):
+            assert runs.row_of(run, tmp_path)["state"] == "running"
+    waited: list[float] = []
+    with open(run / "metrics.jsonl", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        monkeypatch.setattr(record.time, "sleep", waited.append)
+        with pytest.raises(UserError, match="is being trained in by another process"), record.locked(run):
+            pass
+    assert sum(waited) <= 1
+    assert runs.row_of(run, tmp_path)["state"] == "finished"
 
 
 @pytest.mark.worlds

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -30,6 +31,7 @@ from largebatch.records.typed import check_version, content, made, read
 from largebatch.terminal.console import tell
 from largebatch.terminal.escapes import escaped
 
+LOOKS, PAUSE = 10, 0.05  # a lock that is held is looked at again so often, after so many seconds
 Recipe = dict[str, Any]
 Kind = TypeVar("Kind")
 
@@ -117,10 +119,15 @@ def _becomes(directory: Path, written: Recipe) -> None:
 
 
 def _lock(file: IO[bytes], directory: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"record.dir = {directory} is being trained in by another process") from None
+    """`largebatch runs` may have it for an instant, to see whether somebody trains there: so it is tried again."""
+    for again in range(LOOKS, -1, -1):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not again:
+                raise UserError(f"record.dir = {directory} is being trained in by another process") from None
+            time.sleep(PAUSE)
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
