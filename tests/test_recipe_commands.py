@@ -82,9 +82,11 @@ def test_the_list_names_papers_batches_and_results_and_survives_a_broken_file(fo
 def test_names_of_the_list_never_fold(width, capsys):
     """Other columns give way: they go over several lines, or are left out and named."""
     rows = recipes.listing(recipes.folder_of())
-    Console(width=width).print(recipes.table_of(rows, width), crop=False, no_wrap=True)
+    Console(width=width).print(recipes.table_of(rows, width), crop=False)
     said = capsys.readouterr().out.splitlines()
-    begins = [line.split()[0] for line in said if line and line[0] != " " and not line.startswith(("recipe ", "no room"))]
+    begins = [
+        line.split()[0] for line in said if line and line[0] != " " and not line.startswith(("recipe ", "no room"))
+    ]
     assert begins == [row["name"] for row in rows]
     longest = max(len(row["name"]) for row in rows)
     assert all(len(line.rstrip()) <= max(width, longest) for line in said if "room" not in line)
