@@ -180,7 +180,7 @@ def test_the_file_says_what_is_in_it(run):
 
 def test_the_moving_average(copied):
     run = copied
-    assert command("export", run, "--ema", "--out", run / "ema.pt").exit_code == 0
+    assert command("export", run, "--weights", "ema", "--out", run / "ema.pt").exit_code == 0
     found = torch.load(run / "ema.pt")
     facts = manifest.read(saved(run)[-1])
     result = json.loads((run / "result.json").read_text())
@@ -213,7 +213,7 @@ def test_the_mean_of_the_latest_snapshots(recipe):
     path = recipe(steps=10, epochs=None, model=model, evaluate={"every_epochs": 5}, **more)
     assert train(config.load(path), quiet=True).status == "finished"
     run = config.load(path).directory
-    assert command("export", run, "--lawa").exit_code == 0
+    assert command("export", run, "--weights", "lawa").exit_code == 0
     with safetensors.safe_open(run / "weights-lawa.safetensors", framework="pt") as file:
         about = file.metadata()
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -222,18 +222,19 @@ def test_the_mean_of_the_latest_snapshots(recipe):
     assert float(about["accuracy_percent"]) == result["lawa_test_accuracy_percent"]
     assert accuracy(weights) == pytest.approx(result["lawa_test_accuracy_percent"])
     first, *_, before_the_last, _ = [step_of(path) for path in saved(run)]
-    with pytest.raises(UserError, match=r"--lawa: .* has no batch norm statistics of the mean"):
-        command("export", run, "--lawa", "--step", before_the_last)
-    with pytest.raises(UserError, match=r"--ema and --lawa are two averages"):
-        command("export", run, "--lawa", "--ema")
-    with pytest.raises(UserError, match=r"--lawa: .* holds no snapshots"):
-        command("export", run, "--lawa", "--step", first)
+    for words, said in (
+        (("lawa", "--step", before_the_last), r"--weights lawa: .* has no batch norm statistics of the mean"),
+        (("lawa", "--step", first), r"--weights lawa: .* holds no snapshots"),
+        (("swa",), r"--weights swa is not known; valid: trained, ema, lawa"),
+    ):
+        with pytest.raises(UserError, match=said):
+            command("export", run, "--weights", *words)
 
 
 def test_without_a_moving_average_there_is_a_sentence(recipe, tmp_path):
     assert train(config.load(recipe(steps=2, epochs=None)), quiet=True).status == "finished"
-    with pytest.raises(UserError, match=r"--ema: .*step-00000002 holds no moving average"):
-        command("export", tmp_path / "runs" / "tiny", "--ema")
+    with pytest.raises(UserError, match=r"--weights ema: .*step-00000002 holds no moving average"):
+        command("export", tmp_path / "runs" / "tiny", "--weights", "ema")
 
 
 @pytest.mark.worlds

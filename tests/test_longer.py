@@ -18,7 +18,9 @@ from largebatch.errors import UserError
 from largebatch.recipes import config, longer
 from largebatch.recipes.decide import decide
 from largebatch.recipes.decided import DataFacts, Decided
+from largebatch.report.summary import summarize
 from largebatch.run.train import train
+from largebatch.studies.reading import runs
 
 CONSTANT: dict[str, Any] = {
     "lr": {"base": 0.05, "warmup": {"epochs": 1, "from": "zero"}, "decay": {"name": "constant"}},
@@ -27,6 +29,7 @@ CONSTANT: dict[str, Any] = {
 }
 
 
+WORKERS = {"name": "post_local_sgd", "workers": 2, "period": 5, "from_epoch": 1}
 SLOW_START = {"name": "piecewise", "at_epochs": [1, 3], "factors": [1, 0.1, 0.01]}
 
 
@@ -63,9 +66,18 @@ def result_of(run: Path) -> dict[str, Any]:
             "lr": {"base": 0.1, "decay": SLOW_START},
         },
         {**CONSTANT, "batch": {"global_batch_size": 100, "ramp": {"at_epochs": [1], "factor": 2}}},
+        {**CONSTANT, "lawa": {"latest": 3, "every_steps": 4}},
+        {**CONSTANT, "lawa": {"latest": 2}, "evaluate": {"every_epochs": 0.5}},
+        {**CONSTANT, "outer_momentum": {"every_steps": 4}},  # the last two steps of the shorter one have none yet
+        {**CONSTANT, "averaging": WORKERS},
+        {**CONSTANT, "averaging": {**WORKERS, "from_epoch": 2.5}},  # later than the first run ends
+        {**CONSTANT, "averaging": WORKERS, "outer_momentum": {"every_steps": 10}, "optimizer": {"name": "adamw"}},
     ],
-    ids=["constant", "lamb", "precise", "piecewise", "ramp"],
-)
+    ids=[
+        "constant", "lamb", "precise", "piecewise", "ramp", "lawa", "lawa_by_epochs", "outer_momentum",
+        "post_local_sgd", "post_local_sgd_later", "diloco",
+    ],
+)  # fmt: skip
 def test_a_finished_run_goes_on_as_the_longer_one(tmp_path, keys):
     run = trained(tmp_path / "run", epochs=2, **keys)
     assert trained(run, epochs=4, **keys) == run
@@ -153,6 +165,8 @@ def decided(**keys: Any) -> Decided:
     return decide(config.from_dict(written), DataFacts(1500), 1, "cpu")
 
 
+STEADY: dict[str, Any] = {"lr": {"base": 0.1}}
+DROPS_AT_ONE: dict[str, Any] = {"base": 0.1, "decay": {"name": "steps", "at_epochs": [1]}}
 NO_SIDE = (lambda step: None, lambda step: None)
 
 
@@ -171,10 +185,68 @@ NO_SIDE = (lambda step: None, lambda step: None)
             {"lr": {"base": 0.1}, "evaluate": {"stop_at": {"score": 99}, "every_epochs": 0.8}, "epochs": 4},
             "evaluate.stop_at has counted the evaluation after step 30, which the longer run would not have",
         ),
+        (
+            {**STEADY, "lawa": {"every_epochs": 0.75}},
+            {**STEADY, "lawa": {"every_epochs": 0.75}, "epochs": 4},
+            "lawa took a snapshot after step 30 and would take none",
+        ),
+        ({**STEADY, "lawa": {"every_epochs": 0.5}}, {**STEADY, "lawa": {"every_epochs": 0.5}, "epochs": 4}, None),
+        (
+            {**STEADY, "averaging": {**WORKERS, "period": 4}},
+            {**STEADY, "averaging": {**WORKERS, "period": 4}, "epochs": 4},
+            "post_local_sgd averaged its workers after step 30, the end, 3 steps after the average before, and would "
+            "average them every 4 steps (averaging.period)",
+        ),
+        (
+            {"lr": DROPS_AT_ONE, "averaging": {**WORKERS, "from_epoch": None}},
+            {"lr": {**DROPS_AT_ONE, "decay": {"name": "steps", "at_epochs": [1.5]}}, "epochs": 4}
+            | {"averaging": {**WORKERS, "from_epoch": None}},
+            "post_local_sgd began at step 16 and would begin at step 24",
+        ),
+        (
+            {**STEADY, "outer_momentum": {"every_steps": 7}, "record": {"layers_every_steps": 3}},
+            {**STEADY, "outer_momentum": {"every_steps": 7}, "record": {"layers_every_steps": 5}, "epochs": 4},
+            None,
+        ),
     ],
 )
 def test_steps_are_compared_one_by_one(before, now, said):
     assert longer.first_difference(decided(**before), decided(**now), 30, NO_SIDE) == said
+
+
+def test_an_outer_step_counts_from_where_workers_step_alone():
+    keys = {"averaging": {**WORKERS, "from_epoch": None}, "outer_momentum": {}}
+    one = decided(lr=DROPS_AT_ONE, **keys)
+    two = decided(lr={**DROPS_AT_ONE, "decay": {"name": "steps", "at_epochs": [1.5]}}, epochs=4, **keys)
+    outer = (of.methods["outer_momentum"] for of in (one, two))
+    before, now = outer
+    assert before.first_difference(now, 30) == "began at step 16 and would begin at step 24"
+    assert before.first_difference(now, 15) is None
+
+
+@pytest.mark.worlds
+def test_the_end_that_was_is_no_score_of_the_longer_run(tmp_path):
+    """Of a run that went on, of one that was killed on its way, and of the longer one: the same score everywhere."""
+    keys = {**CONSTANT, "evaluate": {"every_epochs": 0.8, "median_of": 2}}
+    run, short = (trained(tmp_path / name, epochs=2, **keys) for name in ("run", "short"))
+    end_that_was = recorded(run, 30, "test")["accuracy_percent"]
+    whole = trained(tmp_path / "whole", epochs=4, **keys)
+    with pytest.raises(Killed), killed_at(50):
+        train(config.from_dict(recipe_of(run, epochs=4, **keys)), quiet=True)
+    row = runs.row_of(run, tmp_path)
+    assert (row["state"], row["score"]) == ("unfinished", recorded(whole, 48, "test")["accuracy_percent"])
+    trained(run, epochs=4, **keys)
+    assert recorded(run, 30, "test")["accuracy_percent"] == end_that_was, "what was measured stays"
+    rows = [runs.row_of(path, tmp_path) for path in (run, whole)]
+    assert rows[0]["score"] == rows[1]["score"] == result_of(whole)["test_accuracy_percent"] != end_that_was
+    assert rows[0]["epochs"] == rows[1]["epochs"] == 4
+    compared = summarize([whole, run])
+    for row in compared.rows:
+        assert row.reached is not None
+        assert (row.reached.mean, row.steps) == (rows[1]["score"], 60)
+        assert row.reached_in_training is not None
+        assert row.reached_in_training.mean == result_of(whole)["train_accuracy_percent"]
+    assert runs.row_of(short, tmp_path)["score"] != rows[0]["score"]
 
 
 def test_images_that_grow_to_the_end_of_the_budget_would_have_been_smaller():

@@ -14,6 +14,7 @@ from largebatch.errors import UserError
 from largebatch.recipes import config, derive
 from largebatch.studies import reading as recipes
 from largebatch.studies.reading import files
+from largebatch.terminal.console import Console
 from largebatch.terminal.plot import plot
 
 WRITTEN = {
@@ -75,6 +76,21 @@ def test_the_list_names_papers_batches_and_results_and_survives_a_broken_file(fo
     assert "missing" in broken["error"]
     assert goyal["batch_sizes"] == [8192, 16384, 65536]
     assert goyal["published"] == {"batch_size": 8192, "top1": 76.26, "top1_std": 0.09, "source": "table 1"}
+
+
+@pytest.mark.parametrize("width", [200, 100, 80, 60, 40, 12])
+def test_names_of_the_list_never_fold(width, capsys):
+    """Other columns give way: they go over several lines, or are left out and named."""
+    rows = recipes.listing(recipes.folder_of())
+    Console(width=width).print(recipes.table_of(rows, width), crop=False)
+    said = capsys.readouterr().out.splitlines()
+    begins = [
+        line.split()[0] for line in said if line and line[0] != " " and not line.startswith(("recipe ", "no room"))
+    ]
+    assert begins == [row["name"] for row in rows]
+    longest = max(len(row["name"]) for row in rows)
+    assert all(len(line.rstrip()) <= max(width, longest) for line in said if "room" not in line)
+    assert ("published" in said[0]) == (width >= 100)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def evaluate(
     checkpoint: int | str = LAST,
     split: str | None = None,
     data: str | Path | None = None,
-    ema: bool = False,
+    weights: str = "trained",
     predictions: str | Path | None = None,
 ) -> Evaluated:
     """The numbers of an evaluation, by key: every example of a split once, over all ranks. Collective.
@@ -50,7 +50,7 @@ def evaluate(
         checkpoint: a step, ``"last"`` or ``"best"``, by the score.
         split: ``"test"``, ``"held_out"`` or ``"train"``, without augmentation; else the one the run is judged on.
         data: other data: a recipe file with a section ``data``, a folder of images, a pack, shards.
-        ema: the moving average of the weights.
+        weights: ``"trained"``, ``"ema"``, their moving average, or ``"lawa"``, the mean of their latest snapshots.
         predictions: a file for the answer to each example: ``.csv``, ``.npz`` or ``.parquet``.
 
     Raises:
@@ -61,7 +61,8 @@ def evaluate(
         files.check_predictions(Path(predictions))
     with prepared(recipe, Handed(model, dataset, task)) as standing:
         if model is not None:
-            for name, value in {"split": split, "data": data, "ema": ema, "predictions": predictions}.items():
+            asked = {"split": split, "data": data, "predictions": predictions}
+            for name, value in (asked | {"weights": None if weights == "trained" else weights}).items():
                 if value:
                     raise UserError(f"{name} = {value} is for weights of a checkpoint; leave model= out")
             return _of_model(standing)
@@ -73,7 +74,7 @@ def evaluate(
             distributed.choose_device(standing.device),
             split=split,
             where=None if data is None else str(data),
-            average=ema,
+            which=weights,
             run=standing,
             command=command(),
         )
@@ -111,7 +112,7 @@ def predict(
     model: Any = None,
     checkpoint: int | str = LAST,
     top: int = 5,
-    ema: bool = False,
+    weights: str = "trained",
 ) -> list[dict[str, Any]]:
     """What a trained run says of images: ``[{"image": NAME, "answers": [{"class", "name", "probability"}, ...]}]``.
 
@@ -120,7 +121,7 @@ def predict(
         images: a file, a folder or an image of Pillow, or several of them; one that cannot be read has no entry.
         model: the module or builder that was trained, where the recipe does not name it; its weights are a
             checkpoint's.
-        checkpoint, ema: as in :func:`evaluate`.
+        checkpoint, weights: as in :func:`evaluate`.
         top: so many of the likeliest classes.
 
     Raises:
@@ -133,5 +134,5 @@ def predict(
     with prepared(recipe, Handed(model)) as standing:
         at = NamedCheckpoint(standing.directory, step_named(standing.directory, str(checkpoint)))
         device = distributed.choose_device(standing.device)
-        found = predicted_by(at, several, device, top=top, average=ema, run=standing)
+        found = predicted_by(at, several, device, top=top, which=weights, run=standing)
         return files.by_image(found.images, found.answers)

@@ -9,6 +9,7 @@ from largebatch.checkpoint import manifest
 from largebatch.checkpoint.manifest import Damaged, existing, step_of
 from largebatch.errors import UserError
 from largebatch.plan.score import score_of
+from largebatch.recipes.paths import local, run_named
 from largebatch.records import names
 
 LAST, BEST = "last", "best"
@@ -21,7 +22,8 @@ class NamedCheckpoint(NamedTuple):
 
 def named(text: str | Path) -> NamedCheckpoint:
     """What is meant; UserError where there is no such run or checkpoint. Reads no tensor."""
-    directory, asked = parted(str(text))
+    name, asked = run_named(str(text))
+    directory = Path(local("the run", name))
     return NamedCheckpoint(directory, named_step(directory, asked, str(directory)))
 
 
@@ -37,10 +39,8 @@ def named_step(directory: Path, asked: str, where: str) -> int | None:
 
 def parted(text: str) -> tuple[Path, str]:
     """The folder, and which checkpoint; a folder whose own name has an ``@`` is taken as it is."""
-    if "@" not in text or Path(text).exists():
-        return Path(text), LAST
-    directory, _, asked = text.rpartition("@")
-    return Path(directory), asked or LAST
+    directory, asked = run_named(text)
+    return Path(directory), asked
 
 
 def step_named(directory: Path, asked: str) -> int | None:

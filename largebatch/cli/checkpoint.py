@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import rich.table
 import typer
 
-from largebatch.cli.frame import JsonFile, check_folder, local_path, wide_console, write_numbers
+from largebatch.cli.frame import JsonFile, Weights, check_folder, local_path, wide_console, write_numbers
 from largebatch.errors import UserError
 from largebatch.plan.score import score_of
+from largebatch.recipes.config.start import WORDS
 from largebatch.records import names
 from largebatch.records.run import EvaluateLine
 from largebatch.records.typed import read
 from largebatch.terminal.console import Console, tell
 
 if TYPE_CHECKING:
-    from largebatch.checkpoint import Loaded
     from largebatch.models.bert import Bert
-
-AVERAGES = {None: "trained", "ema": "moving average", "lawa": "mean of the latest snapshots"}  # by their evaluations
 
 app = typer.Typer(
     help="What a run has saved: look at it, check it, take the weights.", no_args_is_help=True, rich_markup_mode=None
@@ -77,8 +75,7 @@ def verify(run: Run, step: Annotated[int | None, typer.Option(metavar="N", help=
 def export(
     run: Run,
     step: Annotated[int | None, typer.Option(metavar="N", help="the checkpoint of this step; else the newest")] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="the moving average of the weights")] = False,
-    lawa: Annotated[bool, typer.Option("--lawa", help="the mean of their latest snapshots")] = False,
+    weights: Weights = "trained",
     form: Annotated[
         Literal["plain", "transformers"],
         typer.Option("--format", help="transformers: a folder for its from_pretrained, of model.name = bert"),
@@ -93,10 +90,7 @@ def export(
     ] = None,
 ) -> None:
     """Plain weights by plain names, as they are judged: batch norm's statistics are the means over the ranks."""
-    if ema and lawa:
-        raise UserError("--ema and --lawa are two averages; choose one")
-    average = "ema" if ema else "lawa" if lawa else None
-    name = f"{'weights' if form == 'plain' else form}{f'-{average}' if average else ''}"
+    name = f"{'weights' if form == 'plain' else form}{f'-{weights}' if weights != 'trained' else ''}"
     file = out or run / (f"{name}.safetensors" if form == "plain" else name)
     if form == "plain" and file.suffix not in (".safetensors", ".pt"):
         raise UserError(f"--out {file} should end in .safetensors or .pt")
@@ -104,51 +98,28 @@ def export(
         raise UserError(f"--out {out}: the folder {out.parent} does not exist")
     [path, *_] = chosen(run, step)
     from largebatch.checkpoint import export, load_newest
+    from largebatch.run.chosen import chosen as chosen_weights
 
     found = load_newest(path.parent, step, "name another step with --step; verify tells which are whole")
     assert found is not None
-    weights = weights_in(found, average)
+    tensors = chosen_weights(found, weights, f"--weights {weights}", with_statistics=True).tensors
     said = []
     try:
         if form == "plain":
-            export.write_weights(file, weights, about(run, found.facts, average))
+            export.write_weights(file, tensors, about(run, found.facts, weights))
         else:
-            said = write_for_transformers(file, run, weights, found.facts, average)
+            said = write_for_transformers(file, run, tensors, found.facts, weights)
     except OSError as error:
         raise UserError(f"--out {file} cannot be written: {error.strerror or error}") from None
     console = Console()
-    elements = sum(tensor.numel() for tensor in weights.values())
-    summary = f"{file}: {len(weights)} tensors, {elements:,} numbers, from {found.path}"
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    summary = f"{file}: {len(tensors)} tensors, {elements:,} numbers, from {found.path}"
     for line in (*found.complaints, summary, *said):
         tell(console, line)
 
 
-def weights_in(loaded: Loaded, average: str | None) -> dict[str, Any]:
-    """The trained weights of a checkpoint, or those of an ``average``: ema, lawa."""
-    from largebatch.engines.states import whole_model
-    from largebatch.methods.lawa import in_checkpoint
-    from largebatch.run.older import RECIPE_OF_EMA, with_moving_average
-
-    if average == "ema":
-        return with_moving_average(loaded, "--ema", RECIPE_OF_EMA)
-    weights = whole_model(loaded.state)
-    if average == "lawa":
-        if (latest := in_checkpoint(loaded.state)) is None:
-            raise UserError(
-                f"--lawa: {loaded.path} holds no snapshots; it takes a recipe with lawa, and a step after one"
-            )
-        mean, statistics_missing = latest
-        if statistics_missing:
-            raise UserError(
-                f"--lawa: {loaded.path} has no batch norm statistics of the mean, which an evaluation after its latest "
-                "snapshot recomputes; choose a step that was evaluated"
-            )
-        weights |= mean
-    return weights
-
-
 def write_for_transformers(
-    folder: Path, run: Path, weights: dict[str, Any], facts: dict[str, Any], average: str | None
+    folder: Path, run: Path, tensors: dict[str, Any], facts: dict[str, Any], which: str
 ) -> list[str]:
     """The folder; returns what is to be said of it."""
     from largebatch.checkpoint import export
@@ -160,7 +131,7 @@ def write_for_transformers(
         said = ["without vocab.txt: the pack that the run read is not at data.root any more"]
     else:
         said = [f"vocab.txt is {vocabulary}"]
-    export.write_folder(folder, transformers_names.renamed(weights), about(run, facts, average), settings, vocabulary)
+    export.write_folder(folder, transformers_names.renamed(tensors), about(run, facts, which), settings, vocabulary)
     return said
 
 
@@ -250,7 +221,7 @@ def words_of(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def about(run: Path, facts: dict[str, Any], average: str | None) -> dict[str, Any]:
+def about(run: Path, facts: dict[str, Any], which: str) -> dict[str, Any]:
     """What the file says of the weights in it: the model, the classes, and how images become its input."""
     from largebatch.recipes import config
 
@@ -261,8 +232,8 @@ def about(run: Path, facts: dict[str, Any], average: str | None) -> dict[str, An
         "num_classes": facts["model"]["num_classes"],
         "data": config.load(run / names.RECIPE).data.name,
         **facts.get("input", {}),  # which checkpoints of earlier versions do not say
-        "weights": AVERAGES[average],
-        score.key: score_of_average(run, facts, score.key, average) if average else facts[score.key],
+        "weights": WORDS[which],
+        score.key: facts[score.key] if which == "trained" else score_of_average(run, facts, score.key, which),
         "evaluated_on": facts["evaluated_on"],
         "run": facts["name"],
         "step": facts["step"],

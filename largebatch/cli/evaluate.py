@@ -10,6 +10,7 @@ import typer
 from largebatch.cli.frame import (
     JsonFile,
     PictureFile,
+    Weights,
     With,
     check_folder,
     check_picture,
@@ -36,7 +37,6 @@ Changes = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="device, precision, evaluate.batch_size, data.root, ..."),
 ]
-Average = Annotated[bool, typer.Option("--ema", help="the moving average of the weights")]
 
 
 def evaluate(
@@ -49,7 +49,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="PLACE", help="other data: a recipe file with data:, a folder, a pack, shards"),
     ] = None,
-    ema: Average = False,
+    weights: Weights = "trained",
     predictions: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="an answer for each example: .csv, .npz, .parquet", parser=local_path),
@@ -74,7 +74,7 @@ def evaluate(
         from largebatch.studies.evaluation import measure, show
 
         measured = measure.measure(
-            at, distributed.choose_device(recipe.device), split=split, where=data, average=ema, run=recipe,
+            at, distributed.choose_device(recipe.device), split=split, where=data, which=weights, run=recipe,
             command=command(),
         )  # fmt: skip
         record = measured.record
@@ -96,7 +96,7 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGES...", help="files and folders of images", show_default=False)
     ],
     top: Annotated[int, typer.Option(metavar="N", min=1, help="likeliest classes of each image")] = 3,
-    ema: Average = False,
+    weights: Weights = "trained",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="where")] = "auto",
     predictions: Annotated[
         Path | None,
@@ -123,7 +123,7 @@ def predict(
         from largebatch.studies.evaluation import show
         from largebatch.studies.evaluation.predict import predict
 
-        given, answers, notes = predict(at, images, distributed.choose_device(device), top=top, average=ema)
+        given, answers, notes = predict(at, images, distributed.choose_device(device), top=top, which=weights)
         if distributed.is_first():
             wide_console().print(show.predictions(given, answers))
         for sentence in notes:

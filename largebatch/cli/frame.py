@@ -52,7 +52,9 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="t
 PictureFile = Annotated[
     Path | None, typer.Option("--picture", metavar="FILE", help="a picture: .svg, .png", parser=local_path)
 ]
-
+Weights = Annotated[
+    str, typer.Option(metavar="trained|ema|lawa", help="which: ema, their moving average; lawa, of latest snapshots")
+]
 
 DeviceHours = Annotated[
     float | None, typer.Option(metavar="H", help="hours in which a device fails once, on average: 50000")

@@ -26,7 +26,7 @@ def list_recipes(
 
     rows = recipes.listing(recipes.folder_of(folder))
     console = wide_console()
-    console.print(recipes.table_of(rows))
+    console.print(recipes.table_of(rows, console.width), crop=False)
     if registered := in_words():
         tell(console, f"registered parts: {registered}")
     write_numbers(json_file, {"recipes": rows}, console)

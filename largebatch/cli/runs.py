@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,10 +82,10 @@ def start_of(begins_from: str | None, with_optimizer: bool) -> list[str]:
 
     if begins_from is None:
         return ["start.optimizer=true"] if with_optimizer else []
-    from largebatch.checkpoint.named import parted
+    from largebatch.recipes.paths import run_named
 
-    directory, asked = parted(begins_from)
-    keys = {"start.run": str(directory), "start.checkpoint": asked}
+    directory, asked = run_named(begins_from)
+    keys = {"start.run": directory, "start.checkpoint": asked}
     return [
         *(config.setting(key, value) for key, value in keys.items()),
         *(["start.optimizer=true"] if with_optimizer else []),
@@ -153,13 +154,13 @@ def compare(
     """Many runs, one table, one report. What an interrupted comparison finished is kept."""
     from largebatch.recipes import config
 
-    if any(Path(text).is_dir() for text in arguments):
+    if any(map(os.path.isdir, arguments)):
         given = {"vary": vary, "seeds": seeds if seeds > 1 else None, "tune": tune, "hold-out": hold_out}
         given |= {"sampler": sampler, "trials": trials != TRIALS and trials, "finalists": finalists > 1 and finalists}
         compare_runs(arguments, baseline, out, given)
         return
     out = out or Path("comparisons/comparison")
-    recipes = [Path(text) for text in arguments if "=" not in text or Path(text).exists()]
+    recipes = [Path(text) for text in arguments if "=" not in text or os.path.exists(text)]
     overrides = [text for text in arguments if Path(text) not in recipes]
     if not recipes:
         raise UserError("compare needs at least one recipe file")

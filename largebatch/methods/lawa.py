@@ -95,6 +95,14 @@ class Snapshots(Decision):
         copies = f"{min(self.latest, len(self.steps))} copies of the weights in host memory"
         return f"LAWA: the mean of the latest {self.latest} snapshots{few}, one every {self.when}; {copies}"
 
+    def first_difference(self, now: Snapshots, steps: int) -> str | None:
+        taken, wanted = ({step for step in of.steps if step <= steps} for of in (self, now))
+        if not (others := taken ^ wanted):
+            return None
+        first = min(others)
+        took, would = ("took a", "take none") if first in taken else ("took no", "take one")
+        return f"{took} snapshot after step {first:,} and would {would}"
+
     def part(self, job: Built) -> SnapshotsOfRun:
         return SnapshotsOfRun(self, job)
 

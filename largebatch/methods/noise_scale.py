@@ -84,6 +84,9 @@ class DecidedNoiseScale(Decision):
     def gradient_part(self) -> int:
         return self.small_batches[0]
 
+    def first_difference(self, now: DecidedNoiseScale, steps: int) -> str | None:
+        return None  # it looks on; of phases to come it has a small batch each
+
     def part(self, job: Built) -> NoiseOfRun:
         return NoiseOfRun(self, job)
 

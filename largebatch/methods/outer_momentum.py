@@ -94,6 +94,11 @@ class OuterSteps(Decision):
         after = f"; the last {in_steps(left)} {'has' if left == 1 else 'have'} none" if left > 0 else ""
         return f"outer momentum every {in_steps(self.every)}: {how}{whose}{after}"
 
+    def first_difference(self, now: OuterSteps, steps: int) -> str | None:
+        if min(self.first, steps) == min(now.first, steps):  # how often is the recipe's, and so the same
+            return None
+        return f"began at step {self.first + 1:,} and would begin at step {now.first + 1:,}"
+
     def part(self, job: Built) -> OuterOfRun:
         return OuterOfRun(self, job)
 

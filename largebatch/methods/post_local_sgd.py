@@ -60,7 +60,8 @@ class PostLocalSgd(Method):
 
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> LocalSteps:
         begin, epochs = self.begin(run), plan.budget_examples / plan.dataset_size
-        return LocalSteps(self.workers, self.period, begin, plan.examples_at(begin), epochs)
+        examples = plan.examples_at(begin)
+        return LocalSteps(self.workers, self.period, begin, examples, epochs, plan.first_step_at(examples), plan.steps)
 
     def averages(self, run: Run) -> AveragedEvery:
         return AveragedEvery(self.begin(run), self.period)
@@ -86,6 +87,8 @@ class LocalSteps(Decision):
     from_epoch: float
     from_examples: float  # seen
     epochs: float  # of the run
+    first: int  # steps before the first that workers make alone
+    steps: int  # of the run
 
     @property
     def words(self) -> str:
@@ -96,6 +99,21 @@ class LocalSteps(Decision):
     @property
     def sets(self) -> int:
         return self.workers
+
+    def averages_after(self, step: int) -> bool:
+        """Whether the workers are averaged after so many steps: in turn, and at the end."""
+        return step > self.first and ((step - self.first) % self.period == 0 or step == self.steps)
+
+    def first_difference(self, now: LocalSteps, steps: int) -> str | None:
+        if min(self.first, steps) != min(now.first, steps):
+            return f"began at step {self.first + 1:,} and would begin at step {now.first + 1:,}"
+        if self.averages_after(steps) and not now.averages_after(steps):
+            since = in_steps((steps - self.first) % self.period)
+            return (
+                f"averaged its workers after step {steps:,}, the end, {since} after the average before, and would "
+                f"average them every {in_steps(self.period)} (averaging.period)"
+            )
+        return None
 
     def part(self, job: Built) -> LocalWorkers:
         return LocalWorkers(self, job)
@@ -124,9 +142,7 @@ class LocalWorkers(Part):
             workers.enter(worker)
             part = itertools.islice(stream, micro_batches)
             yield step.turn(examples=examples, micro_batches=part, last=None, workers=count)
-        first = self.plan.first_step_at(self.decision.from_examples)
-        last = step.number + 1 == self.plan.steps
-        step.workers, step.together = count, (step.number + 1 - first) % self.decision.period == 0 or last
+        step.workers, step.together = count, self.decision.averages_after(step.number + 1)
         if step.together:
             step.lap("communication")
             workers.average()

@@ -253,7 +253,7 @@ class SwapOfRun(Part):
 
         from largebatch.machine import distributed
         from largebatch.optim.groups import as_given
-        from largebatch.steps.evaluate import evaluate, with_mirror_images
+        from largebatch.steps.evaluate import evaluate
 
         worker = number * distributed.world_size() + distributed.rank()
         self.back_to_start()
@@ -269,11 +269,10 @@ class SwapOfRun(Part):
             stop_if_asked()
         run.spent(time.perf_counter() - clock)
         last = torch.stack(losses[-math.ceil(len(losses) / 10) :]).mean().item()
-        batches = job.dataset.test.batches(0, 1, job.decided.evaluating.batch_size, job.placement)
+        evaluating = job.decided.evaluating
+        batches = job.dataset.test.batches(0, 1, evaluating.batch_size, job.placement)
         forward = functools.partial(engine.predict, job.task)
-        if job.decided.evaluating.flips:
-            forward = with_mirror_images(forward)
-        alone = evaluate(engine.model, job.task, forward, batches, job.device, over_ranks=False)
+        alone = evaluate(engine.model, job.task, forward, batches, job.device, flips=evaluating.flips, over_ranks=False)
         of_ranks = distributed.gather((worker, plan.steps, last, alone.numbers[ACCURACY.key]))
         results = [WorkerResult(*of_rank) for of_rank in of_ranks]
         self.results_of_workers += results

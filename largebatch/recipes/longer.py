@@ -1,8 +1,9 @@
 """Whether a run may go on as another one: every step that it took is one that the other would have taken.
 
 What differs may be the budget and what is planned over it: then both are decided, and their steps compared one by one,
-in batch, learning rate, settings of the optimizer, decay and size of examples. Examples and their augmentation depend
-on the step alone. Where all are the same, the other run's weights at this step are these, bit by bit. No torch.
+in batch, learning rate, settings of the optimizer, decay and size of examples, and in what each method does at them.
+Examples and their augmentation depend on the step alone. Where all are the same, the other run's weights at this step
+are these, bit by bit. No torch.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def first_difference(before: Decided, now: Decided, steps: int, sides: tuple[Sid
         return f"it has made {steps:,} steps, and would end after {now.plan.steps:,}"
     if before.clock is not None or now.clock is not None:
         return "its schedule follows gains, which end with the plan"
-    for name in {*before.methods, *now.methods}:
-        if before.methods.get(name) != now.methods.get(name):
-            return f"{name} is planned over the whole run"
+    for name, decision in before.methods.items():
+        if name in now.methods and (why := decision.first_difference(now.methods[name], steps)):
+            return f"{name} {why}"  # those of one run alone look on, or set the lr
     marks = now.evaluating.at.steps()
     if "target" in now.methods and steps not in marks and steps in before.evaluating.at.steps():
         return f"evaluate.stop_at has counted the evaluation after step {steps:,}, which the longer run would not have"

@@ -81,6 +81,11 @@ class Decision:
         """Forward and backward passes over each example of a step."""
         return 1
 
+    def first_difference(self, now: Any, steps: int) -> str | None:
+        """What it did in the first ``steps``, and ``now``, decided of the same method for another budget, would not
+        have done, in words that follow its name; None: nothing."""
+        return None if self == now else "is planned over the whole run"
+
     def part(self, job: Any) -> Any:
         """A :class:`~largebatch.steps.part.Part` of a run; None: it needs none."""
         return None
@@ -171,6 +176,9 @@ class Recorded(Method):
     def asked(cls, run: Run) -> Recorded | None:
         every = _stands_at(run, cls.KEY)
         return cls(every_steps=every) if every else None
+
+    def first_difference(self, now: Any, steps: int) -> str | None:
+        return None  # of the steps themselves
 
 
 def _stands_at(run: Run, key: str) -> Any:

@@ -46,6 +46,17 @@ def _short_enough(key: str, path: str) -> None:
         )
 
 
+def run_named(text: str) -> tuple[str, str]:
+    """``RUN@120``: the run directory, and which of its checkpoints; ``last`` where none is named.
+
+    A folder whose own name has an ``@`` is taken as it is.
+    """
+    if "@" not in text or os.path.exists(os.path.expanduser(text)):
+        return text, "last"
+    directory, _, checkpoint = text.rpartition("@")
+    return directory, checkpoint or "last"
+
+
 def named_by(variable: str) -> Path | None:
     """The path in a variable of the environment; one that is set to nothing counts as not set."""
     text = os.environ.get(variable, "").strip()

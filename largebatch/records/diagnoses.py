@@ -53,7 +53,7 @@ class WeightsRecord(DiagnosisRecord):
 
     run: Text  # the recipe's name
     title: Text  # for people
-    weights: Text  # which: the trained ones, not an average
+    weights: Text  # which: trained, not an average; of an evaluation also ema, lawa
     step: Whole  # of the checkpoint
     model: Text
     data: Text

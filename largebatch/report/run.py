@@ -83,8 +83,14 @@ class RecordedRun:
 
     @property
     def evaluated_on(self) -> str:
-        """The split the final accuracy was measured on: ``test`` or ``held_out``."""
-        return self.result.evaluated_on or "test"
+        """The split that it is judged on: ``test`` or ``held_out``."""
+        return self.known_split or "test"
+
+    @property
+    def known_split(self) -> str | None:
+        """The same; None of one without a result that was not evaluated yet."""
+        of_lines = (line.split for line in self.lines_of(EvaluateLine) if line.split in SPLITS)
+        return self.result.evaluated_on or next(of_lines, None)
 
     @property
     def steps(self) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from largebatch import data, engines, models, optim, tasks
+from largebatch.checkpoint import Loaded
 from largebatch.data import nested
 from largebatch.data.sizes import sizes_of_phases
 from largebatch.engines.engine import MOST_SHAPES
@@ -29,7 +30,7 @@ from largebatch.records.saved import SavedRecord
 from largebatch.records.typed import keys_of
 from largebatch.run import fit
 from largebatch.run.phases import Settings
-from largebatch.run.start import StartingPoint, states_into, weights_into
+from largebatch.run.start import StartingPoint, opened, states_into, weights_into
 from largebatch.tasks.task import Task, takes_soft_labels
 from largebatch.terminal.console import Console, tell
 
@@ -61,8 +62,10 @@ def assemble(
     engines: Mapping[str, Callable[..., engines.Engine]] = engines.ENGINES,
     begun: bool = False,
     quiet: bool = False,
+    loaded: Loaded | None = None,
 ) -> Job:
-    """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own; ``quiet``: nothing is told.
+    """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own, and has ``loaded`` what the
+    run is to begin with; ``quiet``: nothing is told.
 
     A run that has ``begun`` goes on with the weights of its checkpoint, whatever became of ``model.weights``.
     """
@@ -81,7 +84,8 @@ def assemble(
     model = model_of(run, task, dataset, weights, normalised_together(run, decided))
     point = None
     if run.start is not None and not begun:
-        point = weights_into(model, {**decided.model, "num_classes": dataset.outputs}, run.start)
+        described = {**decided.model, "num_classes": dataset.outputs}
+        point = weights_into(model, described, run.start, loaded or opened(run.start))
     if run.model.name in models.REGISTRY.parts:  # a script's own module may begin otherwise on every rank
         distributed.same_as_on_first(model.state_dict().values())
     model = with_batch_norm(run, model, plan)

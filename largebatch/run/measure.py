@@ -27,7 +27,7 @@ from largebatch.models import batch_norm
 from largebatch.plan.batch import BatchPlan
 from largebatch.run.assemble import Job
 from largebatch.run.parts import Parts
-from largebatch.steps.evaluate import Evaluation, evaluate, with_mirror_images
+from largebatch.steps.evaluate import Evaluation, evaluate
 
 OTHER_ORDER = 0x5EED  # batch norm's statistics are recomputed in an order of their own
 
@@ -92,9 +92,8 @@ class Measure:
         rank, world = distributed.rank(), distributed.world_size()
         batches = split.batches(rank, world, self.job.decided.evaluating.batch_size, self.job.placement)
         forward = functools.partial(self.engine.predict, self.job.task)
-        if self.job.decided.evaluating.flips:
-            forward = with_mirror_images(forward)
-        evaluation = evaluate(self.engine.model, self.job.task, forward, batches, self.job.device)
+        flips = self.job.decided.evaluating.flips
+        evaluation = evaluate(self.engine.model, self.job.task, forward, batches, self.job.device, flips=flips)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
         self.last[name] = evaluation
         if name == self.evaluated_on:

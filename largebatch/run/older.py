@@ -6,14 +6,10 @@ from typing import Any
 
 import torch
 
-from largebatch.checkpoint import Loaded
 from largebatch.checkpoint.pieces import State, whole
-from largebatch.engines.states import mean_statistics, whole_model
-from largebatch.errors import UserError
+from largebatch.engines.states import mean_statistics
 from largebatch.plan.batch import BatchPlan
 from largebatch.recipes.decided import Marks
-
-RECIPE_OF_EMA = "it takes a recipe with ema.decay"
 
 
 def of_today(state: State, plan: BatchPlan) -> State:
@@ -56,14 +52,6 @@ def examples_since_an_epoch(plan: BatchPlan, step: int) -> int:
     """That were trained on in the epoch in progress, from the step on in which the one before it ended."""
     begun = max((mark for mark in Marks(plan, 1.0).steps() if mark <= step), default=0)
     return plan.examples_before(step) - plan.examples_before(begun)
-
-
-def with_moving_average(loaded: Loaded, asked: str, otherwise: str) -> dict[str, Any]:
-    """A checkpoint's weights, the averaged ones in place of the trained; where it has none a sentence about what was
-    ``asked``, which ends with ``otherwise``."""
-    if (average := moving_average(loaded.state)) is None:
-        raise UserError(f"{asked}: {loaded.path} holds no moving average; {otherwise}")
-    return whole_model(loaded.state) | average
 
 
 def moving_average(state: State) -> dict[str, Any] | None:

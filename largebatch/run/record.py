@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -32,6 +33,7 @@ from largebatch.run.loggers.scalars import Scalars, ScalarWriter
 from largebatch.terminal.console import tell
 from largebatch.terminal.escapes import escaped
 
+LOOKS, PAUSE = 10, 0.05  # a lock that is held is looked at again so often, after so many seconds
 Recipe = dict[str, Any]
 Kind = TypeVar("Kind")
 BESIDE = ("step", "examples_seen")  # what a scalar's place is told by
@@ -120,10 +122,15 @@ def _becomes(directory: Path, written: Recipe) -> None:
 
 
 def _lock(file: IO[bytes], directory: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"record.dir = {directory} is being trained in by another process") from None
+    """`largebatch runs` may have it for an instant, to see whether somebody trains there: so it is tried again."""
+    for again in range(LOOKS, -1, -1):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not again:
+                raise UserError(f"record.dir = {directory} is being trained in by another process") from None
+            time.sleep(PAUSE)
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from largebatch import checkpoint
+from largebatch.checkpoint import Loaded
 from largebatch.checkpoint.named import named_step
 from largebatch.checkpoint.pieces import State
 from largebatch.engines import Engine
-from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.models.heads import head_of
 from largebatch.models.weights import take_weights
 from largebatch.records import names
-from largebatch.run.older import with_moving_average
+from largebatch.run.chosen import chosen
 from largebatch.run.record import differences
 
 OTHERWISE = "name another start.checkpoint, or leave start out"
@@ -41,19 +41,21 @@ class StartingPoint(NamedTuple):
         return f"{self.start.words}, step {self.facts['step']:,}{anew}"
 
 
-def weights_into(model: nn.Module, described: dict[str, Any], start: Any) -> StartingPoint:
-    """The weights of a checkpoint in place of the model's; ``described``: its name, arguments and outputs. Collective.
-
-    Refused, and what differs is named, where it is another model.
-    """
+def opened(start: Any) -> Loaded:
+    """The checkpoint that a section ``start`` names. Collective."""
     directory = Path(start.run)
     step = named_step(directory, str(start.checkpoint), f"start.run = {start.run}")
     loaded = checkpoint.load_newest(directory / names.CHECKPOINTS, step, OTHERWISE)
     assert loaded is not None  # named_step refuses a run without
-    if start.weights == "ema":
-        tensors = with_moving_average(loaded, "start.weights = ema", "valid there: trained")
-    else:
-        tensors = whole_model(loaded.state)
+    return loaded
+
+
+def weights_into(model: nn.Module, described: dict[str, Any], start: Any, loaded: Loaded) -> StartingPoint:
+    """The weights of a checkpoint in place of the model's; ``described``: its name, arguments and outputs.
+
+    Refused, and what differs is named, where it is another model.
+    """
+    found = chosen(loaded, start.weights, f"start.weights = {start.weights}", with_statistics=True)
     fresh: list[str] = []
     if start.head == "fresh" and not (fresh := head_of(model)):
         raise UserError(
@@ -62,7 +64,7 @@ def weights_into(model: nn.Module, described: dict[str, Any], start: Any) -> Sta
     others = differences(loaded.facts["model"], described, "model")
     which = f" ({'; '.join(others)})" if others else ""
     misfit = f"start.run = {start.run} is a run of another model{which}"
-    take_weights(model, tensors, misfit, fresh, "start.head")
+    take_weights(model, found.tensors, misfit, fresh, "start.head")
     return StartingPoint(start, loaded.path, loaded.facts, loaded.state, fresh)
 
 

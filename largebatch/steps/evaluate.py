@@ -37,15 +37,22 @@ def evaluate(
     forward: Callable[[Batch], Any],
     batches: Iterable[Batch],
     device: torch.device,
+    *,
+    flips: bool = False,
+    seen: Callable[[Any, Batch], None] | None = None,
     over_ranks: bool = True,
 ) -> Evaluation:
     """``forward`` in evaluation mode over this rank's ``batches``; ``model`` is returned to its mode after.
 
-    Not ``over_ranks``: every rank evaluates a model of its own. Else collective.
+    ``flips``: of images and their mirror images. What is judged is shown to ``seen``, batch by batch. Not
+    ``over_ranks``: every rank evaluates a model of its own. Else collective.
     """
 
     def tally(batch: Batch) -> dict[str, Any]:
-        return tallied(task, forward(batch), batch)
+        outputs = judged(forward, batch, flips)
+        if seen is not None:
+            seen(outputs, batch)
+        return tallied(task, outputs, batch)
 
     sums = _sums(model, batches, tally)
     found = sums.over_ranks(device) if over_ranks else sums.sums
@@ -53,14 +60,13 @@ def evaluate(
     return Evaluation(task.numbers(found), int(found["examples"]))
 
 
-def with_mirror_images(forward: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
-    """The mean of the outputs for the images (m, C, H, W) of a batch and for their mirror images, left to right."""
-
-    def averaged(batch: Batch) -> Tensor:
-        images, labels = batch
-        return (forward((images, labels)) + forward((images.flip(3), labels))) / 2
-
-    return averaged
+def judged(forward: Callable[[Batch], Any], batch: Batch, flips: bool) -> Any:
+    """The outputs; with ``flips`` the mean of those for the images (m, C, H, W) of the batch and for their mirror
+    images, left to right."""
+    if not flips:
+        return forward(batch)
+    images, labels = batch
+    return (forward((images, labels)) + forward((images.flip(3), labels))) / 2
 
 
 def exact_sums(

@@ -75,6 +75,18 @@ def kept(widths: Sequence[int], ranks: Sequence[int], room: int, gap: int) -> li
     return places
 
 
+def shared(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """So wide are columns that would be ``widths`` and share less room: the widest gives way first, none below its
+    ``least``."""
+    found = list(widths)
+    while sum(found) > room:
+        giving = [place for place, width in enumerate(found) if width > least[place]]
+        if not giving:
+            break
+        found[max(giving, key=found.__getitem__)] -= 1
+    return found
+
+
 def _in_order(ranks: Sequence[int]) -> Iterator[int]:
     """Who goes first."""
     yield from sorted(range(1, len(ranks)), key=lambda place: (-ranks[place], -place))

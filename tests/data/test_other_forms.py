@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from largebatch.data import sets
+from largebatch.data.packs.origins import origins
 from largebatch.errors import UserError
 
 
@@ -31,3 +32,6 @@ def test_what_to_type_is_said(tmp_path, files, said):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=said):
         sets.build("folder", root=str(tmp_path))
+    if "parquet" not in files[0]:  # which can be packed
+        with pytest.raises(UserError, match=said):
+            origins(str(tmp_path))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import largebatch as lb
 from largebatch import data, models
-from largebatch.checkpoint import named
+from largebatch.checkpoint import existing, named, step_of
 from largebatch.cli import app
 from largebatch.errors import UserError
 from largebatch.recipes import config
@@ -40,23 +40,55 @@ def evaluated(run: Path, at: str = "last", **keys: Any) -> EvaluationRecord:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With batch norm, a moving average, examples held out, and checkpoints of two epochs."""
+    """With batch norm, both averages of the weights, examples held out, and checkpoints of two epochs."""
     return trained(
         tmp_path_factory.mktemp("evaluate") / "run",
         model={"name": "tiny_cnn"},
         data={"name": "digits", "hold_out": 300},
         ema={"decay": 0.9},
+        lawa={"latest": 3, "every_steps": 5},
     )
 
 
 @pytest.mark.worlds
 @pytest.mark.parametrize(("at", "step"), [("last", 24), ("24", 24), ("12", 12)])
-@pytest.mark.parametrize("average", [False, True])
-def test_it_is_what_the_run_recorded_at_that_checkpoint(run, at, step, average):
-    found = evaluated(run, at, average=average)
-    assert dict(found.numbers) == recorded(run, step, "ema" if average else "held_out")
+@pytest.mark.parametrize("which", ["trained", "ema", "lawa"])
+def test_it_is_what_the_run_recorded_at_that_checkpoint(run, at, step, which):
+    found = evaluated(run, at, which=which)
+    assert dict(found.numbers) == recorded(run, step, "held_out" if which == "trained" else which)
     assert found.recorded == found.numbers["accuracy_percent"]
-    assert (found.step, found.split, found.examples) == (step, "held_out", 300)
+    assert (found.step, found.split, found.examples, found.weights) == (step, "held_out", 300, which)
+
+
+@pytest.mark.worlds
+def test_statistics_that_no_evaluation_left_are_recomputed(tmp_path):
+    """The same run twice: in the one nobody looked at the mean that was saved, in the other it was evaluated there."""
+    keys = {"model": {"name": "tiny_cnn"}, "lawa": {"latest": 2, "every_steps": 4}, "batch_norm": {"examples": 500}}
+    keys |= {"checkpoint": {"every_epochs": 0.6, "keep": 9}}
+    often = trained(tmp_path / "often", evaluate={"every_epochs": 0.6}, **keys)
+    rarely = trained(tmp_path / "rarely", evaluate={"every_epochs": 9}, **keys)
+    found = evaluated(rarely, "9", which="lawa")
+    assert dict(found.numbers) == recorded(often, 9, "lawa") != recorded(often, 18, "lawa")
+    assert (found.recorded, evaluated(often, "9", which="lawa").recorded) == (None, found.numbers["accuracy_percent"])
+    with pytest.raises(UserError, match="--weights lawa: .*step-00000009 has no batch norm statistics of the mean"):
+        restored.weights_of(named.named(f"{rarely}@9"), "lawa", with_statistics=True)
+
+
+@pytest.mark.worlds
+def test_the_average_of_workers_that_went_on_alone_is_what_the_run_reached(tmp_path):
+    swap = {"name": "swap", "stop_at_train_accuracy": 90, "workers": 2, "worker_batch_size": 50, "epochs": 0.5}
+    keys = {"averaging": {**swap, "lr": {"base": 0.01}}, "model": {"name": "tiny_cnn"}, "lr": {"base": 0.05}}
+    run = trained(tmp_path / "swap", evaluate={"train": True}, checkpoint={"keep": 9}, **keys)
+    reached = json.loads((run / "result.json").read_text())
+    for split in ("test", "train"):
+        found = evaluated(run, split=split)
+        assert dict(found.numbers) == {key: reached[f"{split}_{key}"] for key in ("loss", "accuracy_percent")}
+        assert found.recorded == reached[f"{split}_accuracy_percent"]
+    assert "accuracy as the run recorded it: the same" in command(run)
+    before = [step for step in sorted(map(step_of, existing(run / "checkpoints"))) if step < found.step]
+    assert evaluated(run, str(before[-1])).recorded is None, (
+        "the weights in the midst of the workers were not evaluated"
+    )
 
 
 @pytest.mark.worlds
@@ -73,9 +105,9 @@ def test_recomputed_statistics_are_recomputed(tmp_path):
         tmp_path / "precise", model={"name": "tiny_cnn"}, ema={"decay": 0.9}, batch_norm={"statistics": "precise"}
     )
     for step in (15, 30):
-        for average in (False, True):
-            found = evaluated(run, str(step), average=average)
-            assert dict(found.numbers) == recorded(run, step, "ema" if average else "test")
+        for which in ("trained", "ema"):
+            found = evaluated(run, str(step), which=which)
+            assert dict(found.numbers) == recorded(run, step, "test" if which == "trained" else which)
 
 
 @pytest.mark.worlds
@@ -190,7 +222,7 @@ def test_the_library_says_the_same(run, tmp_path):
     assert found["examples"] == 300
     assert found.record is not None
     assert found.record.classes is not None
-    averaged = lb.evaluate(f"{run}@12", ema=True, predictions=tmp_path / "p.npz")
+    averaged = lb.evaluate(f"{run}@12", weights="ema", predictions=tmp_path / "p.npz")
     assert averaged["loss"] == recorded(run, 12, "ema")["loss"]
     assert len(arrays(tmp_path / "p.npz")["prediction"]) == 300
     recipe = config.load(run / "run.yaml")
@@ -231,8 +263,13 @@ def test_a_folder_without_a_run_and_a_run_without_what_is_asked(run, tmp_path):
     with pytest.raises(UserError, match="has no checkpoint; train it with checkpoint.every_epochs above 0"):
         named.named(bare)
     plain = trained(tmp_path / "plain")
-    with pytest.raises(UserError, match="holds no moving average; it takes a recipe with ema.decay"):
-        evaluated(plain, average=True)
+    for which, said in (
+        ("ema", "--weights ema: .* holds no moving average, which takes a recipe with ema; valid there: trained"),
+        ("lawa", "--weights lawa: .* holds no snapshots, which take a recipe with lawa, and a step after one; valid"),
+        ("swa", "--weights swa is not known; valid: trained, ema, lawa"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluated(plain, which=which)
     with pytest.raises(UserError, match=r"--split held_out: the run held nothing out \(data.hold_out = 0\)"):
         evaluated(plain, split="held_out")
 

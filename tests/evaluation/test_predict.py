@@ -43,6 +43,7 @@ def flowers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         data={"name": "folder", "root": str(root / "images"), "image_size": 16, "workers": 0},
         batch={"global_batch_size": 8},
         ema={"decay": 0.5},
+        lawa={"latest": 2, "every_steps": 2},
     )
     return run, root / "images"
 
@@ -71,7 +72,7 @@ def test_the_crop_the_loss_and_mirror_images_are_those_of_the_run(flowers, tmp_p
 
 
 @pytest.mark.worlds
-@pytest.mark.parametrize("average", [[], ["--ema"]])
+@pytest.mark.parametrize("average", [[], ["--weights", "ema"], ["--weights", "lawa"]])
 def test_it_answers_as_an_evaluation_did(flowers, tmp_path, average):
     run, images = flowers
     ended = CliRunner().invoke(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 
+import pool
 import pytest
 import timm
 import torch
+import yaml
 from programs import weights_at_end
 from timm.optim import param_groups_layer_decay
 
@@ -60,6 +63,39 @@ def test_a_step_of_a_tensor_is_as_much_shorter(tmp_path, optimizer):
     for name, step in found[None].items():
         torch.testing.assert_close(found[0.5][name], scales[name] * step, rtol=1e-9, atol=1e-15)
     assert any(step.abs().max() > 0 for step in found[None].values())
+
+
+ENGINES = {
+    "ddp": {"precision": "fp64"},
+    "fsdp": {"precision": "fp64"},
+    **{f"deepspeed {stage}": {"precision": "fp32"} for stage in (1, 2) if importlib.util.find_spec("deepspeed")},
+}
+
+
+@pytest.mark.worlds
+@pytest.mark.parametrize("optimizer", ["sgd", "lamb"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_of_any_engine_step_as_one_process(tmp_path, engine, optimizer):
+    """Each of the many groups has its lr, whatever cuts their tensors; ZeRO has no float64."""
+    kind, _, stage = engine.partition(" ")
+    keys = {"name": "sgd", "momentum": 0.9} if optimizer == "sgd" else {"name": optimizer}
+    written = {**RECIPE, **ENGINES[engine], "optimizer": keys, "steps": 4, "lr": {"base": 0.05, "layer_decay": 0.5}}
+    ends = {}
+    for name, engine_keys in (
+        ("one", {"name": "ddp"}),
+        ("two", {"name": kind, **({"zero": int(stage)} if stage else {})}),
+    ):
+        folder = tmp_path / name
+        recipe = {**written, "engine": engine_keys, "record": {"dir": str(folder), "tensorboard": False}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        ended = pool.ranks(1 if name == "one" else 2, "-m", "largebatch", "train", str(tmp_path / f"{name}.yaml"))
+        assert ended.returncode == 0, ended.stderr
+        ends[name] = weights_at_end(folder)
+    exact = ENGINES[engine]["precision"] == "fp64"
+    for name, tensor in ends["one"].items():
+        torch.testing.assert_close(
+            ends["two"][name], tensor, rtol=1e-9 if exact else 1e-4, atol=1e-12 if exact else 1e-6, msg=name
+        )
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from PIL import Image
 from largebatch.data.contents import FOLDER, PARQUET, SHARDS
 from largebatch.data.decode import why_unreadable
 from largebatch.data.folder import Files, scan
+from largebatch.data.other_forms import refuse_unpackable
 from largebatch.data.packs.parquet import is_parquet, open_parquet
 from largebatch.data.packs.writing import refuse_machine_failure
 from largebatch.data.questions import same_classes, whole_set
@@ -63,12 +64,13 @@ def origins(given: str, val: str | None = None) -> Origins:
         raise UserError(f"{given} is no folder")
     elif is_parquet(root):
         kind, splits = PARQUET, open_parquet(root, val)
-    elif (root / "train").is_dir():
-        kind, splits = FOLDER, _folders(root, val)
     else:
-        raise UserError(
-            f"{given} holds no data set: train/<class>/*.jpg, train-*.tar and train-*.parquet are looked for there"
-        )
+        refuse_unpackable(root)
+        if not (root / "train").is_dir():
+            raise UserError(
+                f"{given} holds no data set: train/<class>/*.jpg, train-*.tar and train-*.parquet are looked for there"
+            )
+        kind, splits = FOLDER, _folders(root, val)
     same_classes(given, splits)
     prefixes = f"{root}/", f"{given.rstrip('/')}/"
     return Origins(given, kind, splits, {split: _names(source, prefixes) for split, source in splits.items()})

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator
 
 from largebatch.recipes.config.mistakes import shown
 from largebatch.recipes.keys import Section, Switch, path_of
+from largebatch.recipes.paths import run_named
 
-NAMED = re.compile("(?P<run>.+)@(?P<checkpoint>last|best|[0-9]+)", re.S)
+Weights = Literal["trained", "ema", "lawa"]  # ema: their moving average; lawa: the mean of their latest snapshots
+WEIGHTS: tuple[str, ...] = get_args(Weights)
+WORDS = {"trained": "trained", "ema": "moving average", "lawa": "mean of the latest snapshots"}
 
 
 def step_or_word(written: Any) -> Any:
@@ -24,17 +27,17 @@ def step_or_word(written: Any) -> Any:
 
 
 class Start(Section):
-    """Another run, one of its checkpoints, and what of it is taken; ``RUN@120`` is the run and the checkpoint."""
+    """Another run, one of its checkpoints, and what of it is taken; ``run: RUN@120`` is the run and the checkpoint."""
 
     run: Annotated[str, path_of("start.run")]  # its directory
     checkpoint: Annotated[str | int, BeforeValidator(step_or_word)] = "last"  # best, or a step
-    weights: Literal["trained", "ema"] = "trained"  # ema: their moving average
+    weights: Weights = "trained"  # or an average of them
     optimizer: Switch = False  # its states, too; what it is told (lr, decay, betas) is this recipe's
     head: Literal["taken", "fresh"] = "taken"  # fresh: the layer that gives the outputs stays as it was initialised
 
     @property
     def words(self) -> str:
-        taken = [f"the {self.weights} weights" if self.weights == "trained" else "the moving average"]
+        taken = [f"the {WORDS[self.weights]}{' weights' * (self.weights == 'trained')}"]
         taken += ["the optimizer's states"] if self.optimizer else []
         return f"{' and '.join(taken)} of {self.run}@{self.checkpoint}"
 
@@ -46,10 +49,26 @@ class Start(Section):
 def run_and_checkpoint(written: Any) -> Any:
     """``RUN``, ``RUN@120``, ``RUN@best`` as the section that they stand for."""
     if isinstance(written, str):
-        parts = NAMED.fullmatch(written)
-        return parts.groupdict() if parts else {"run": written}
-    if written is not None and not isinstance(written, (dict, Start)):
+        written = {"run": written}
+    if isinstance(written, dict):
+        return parted(written)
+    if written is not None and not isinstance(written, Start):
         raise ValueError(f"start = {shown(written)} should be a run directory or {{run: DIRECTORY, checkpoint: best}}")
+    return written
+
+
+def parted(written: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint behind the directory's name moves to its own key. Where that is there, the name is a folder's."""
+    if not isinstance(name := written.get("run"), str):
+        return written
+    directory, checkpoint = run_named(name)
+    if "checkpoint" not in written:
+        return {**written, "run": directory, "checkpoint": checkpoint}
+    if directory != name and os.path.isdir(os.path.expanduser(directory)):
+        raise ValueError(
+            f"start.run = {shown(name)} names a checkpoint, and so does start.checkpoint = "
+            f"{shown(written['checkpoint'])}; leave one out"
+        )
     return written
 
 

@@ -20,13 +20,16 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from largebatch.checkpoint import Loaded, existing
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config
 from largebatch.recipes.phases_read_aloud import facts_of
+from largebatch.records import names
 from largebatch.records.circumstances import circumstances_of
 from largebatch.run.assemble import Job
 from largebatch.run.beforehand import decisions
+from largebatch.run.start import opened
 from largebatch.studies.dry_run.job import Cluster, job_of, pretended, smaller_micro_batches, usual_device
 from largebatch.studies.dry_run.step import Traced, traced
 
@@ -39,16 +42,25 @@ def dry_run(run: config.Run, cluster: Cluster, command: str = "", memory_gib: fl
     """The facts; raises UserError where ``train`` would, and where a rank would need more than ``memory_gib``."""
     if distributed.joined():
         raise UserError("--dry-run pretends its ranks; start it without a launcher")
+    loaded = checkpoint_to_begin_with(run)  # by this process: those that are pretended read none
     with pretended(cluster.world_size):
-        job, found = of_step(run, cluster)
+        job, found = of_step(run, cluster, loaded)
         if memory_gib is not None and found.total_bytes > memory_gib * GIB:
             raise UserError(too_much(run, cluster, job, found, memory_gib))
         return facts(job, found, cluster, command)
 
 
-def of_step(run: config.Run, cluster: Cluster) -> tuple[Job, Traced]:
+def checkpoint_to_begin_with(run: config.Run) -> Loaded | None:
+    """Of another run; None where this one has checkpoints of its own, from which it goes on."""
+    if run.start is None or existing(run.directory / names.CHECKPOINTS):
+        return None
+    return opened(run.start)
+
+
+def of_step(run: config.Run, cluster: Cluster, loaded: Loaded | None = None) -> tuple[Job, Traced]:
+    """``loaded``: what it begins with, where that is to be checked; to what is traced it is no matter."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    job = job_of(run, cluster, mode)
+    job = job_of(run, cluster, mode, loaded)
     return job, traced(job, mode, cluster.device == "cuda")
 
 

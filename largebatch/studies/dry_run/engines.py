@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from largebatch.engines import Ddp, DeepSpeed, Fsdp
+from largebatch.checkpoint.pieces import State
+from largebatch.engines import Ddp, DeepSpeed, Engine, Fsdp, states
 from largebatch.engines.deepspeed import check_one_after_another
 from largebatch.engines.engine import check_cut, check_exact
 from largebatch.optim.muon import Muon
@@ -40,11 +42,19 @@ def as_fakes(model: nn.Module, mode: Any) -> nn.Module:
         return model.to_empty(device="cpu")
 
 
-class FakeDdp(Ddp):
+class FakeEngine(Engine):
+    """What the three share."""
+
     def __init__(self, mode: Any, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.mode = mode
 
+    def begin_with_states(self, saved: State, fresh: Collection[str]) -> None:
+        """They are those of the same optimizer over the same layers; fakes take none."""
+        states.check(self.optimizer, self.layout(), saved)
+
+
+class FakeDdp(FakeEngine, Ddp):
     def place(self, model: nn.Module) -> nn.Module:
         return as_fakes(super().place(model), self.mode)
 
@@ -140,11 +150,7 @@ def buckets_of(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
     return [[parameters[i] for i in members] for members in indices]
 
 
-class FakeFsdp(Fsdp):
-    def __init__(self, mode: Any, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.mode = mode
-
+class FakeFsdp(FakeEngine, Fsdp):
     def place(self, model: nn.Module) -> nn.Module:
         return as_fakes(super().place(model), self.mode)
 
@@ -153,12 +159,11 @@ class FakeFsdp(Fsdp):
         return [p.grad for p in self.model.parameters() if isinstance(p.grad, DTensor)]
 
 
-class FakeZero(DeepSpeed):
+class FakeZero(FakeEngine, DeepSpeed):
     """Stages 0, 1 and 2."""
 
     def __init__(self, mode: Any, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.mode = mode
+        super().__init__(mode, *arguments, **settings)
         self.half = self.weights is torch.bfloat16
         self.masters: list[Tensor] = []
         self.flats: list[Tensor] = []  # all weights of a group end to end

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from largebatch import data
+from largebatch.checkpoint import Loaded
 from largebatch.data import nested, sets
 from largebatch.data.nested import Batch
 from largebatch.data.resident import TensorSplit
@@ -82,14 +83,17 @@ class Described:
         raise AssertionError("a dry run reads no examples")
 
 
-def job_of(run: config.Run, cluster: Cluster, mode: FakeTensorMode) -> assemble.Job:
-    """As assemble.assemble, with fake tensors on the CPU; its ``device`` is the cluster's."""
+def job_of(run: config.Run, cluster: Cluster, mode: FakeTensorMode, loaded: Loaded | None = None) -> assemble.Job:
+    """As assemble.assemble, with fake tensors on the CPU; its ``device`` is the cluster's.
+
+    ``loaded``: the checkpoint of ``run.start``, where it is to be checked against the model and the optimizer.
+    """
     dataset = dataset_of(run, cluster)
     if run.batch.global_batch_size < cluster.world_size:
         factored("batch.global_batch_size", run.batch.global_batch_size, cluster.world_size, 1 << 62, MicroBatch())
-    plain = run.model_copy(update={"compile": False, "start": None})  # whose weights: no matter for sizes
+    plain = run.model_copy(update={"compile": False, "start": run.start if loaded else None})
     made = {name: functools.partial(fake_engine, kind, mode) for name, kind in FAKES.items()}
-    job = assemble.assemble(plain, torch.device(cluster.device), dataset, made)
+    job = assemble.assemble(plain, torch.device(cluster.device), dataset, made, loaded=loaded)
     return dataclasses.replace(job, run=run)
 
 

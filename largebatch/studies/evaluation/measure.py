@@ -14,7 +14,6 @@ import torch
 
 from largebatch import data
 from largebatch.checkpoint.named import NamedCheckpoint
-from largebatch.data.nested import Batch
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config
@@ -36,7 +35,7 @@ from largebatch.studies.evaluation.answers import (
     confusion_of,
 )
 from largebatch.studies.evaluation.other_data import check_same_classes, check_shape_taken, differences, with_other_data
-from largebatch.studies.evaluation.restored import AVERAGE, Restored, SavedWeights, filled, weights_of
+from largebatch.studies.evaluation.restored import Restored, SavedWeights, filled, weights_of
 
 OTHER = "other"
 SPLITS = ("test", "held_out", "train")
@@ -81,29 +80,23 @@ def measure(
     *,
     split: str | None = None,
     where: str | None = None,
-    average: bool = False,
+    which: str = "trained",
     run: config.Run | None = None,
     command: str = "",
 ) -> Measured:
-    """``run``: the recipe, where the caller has it. Collective."""
-    weights = weights_of(at, average, run)
+    """``which`` weights; ``run``: the recipe, where the caller has it. Collective."""
+    weights = weights_of(at, which, run)
     asked = asked_split(weights.run, split, where)
     dataset = dataset_of(asked.run, quiet=True)
     check_same_classes(weights, dataset, asked.where)
     task = task_of(asked.run, dataset)
     restored = _restored(weights, asked, task, dataset, device)
     collecting = Collecting(task, list(dataset.classes) or weights.classes)
-
-    def forward(batch: Batch) -> Any:
-        outputs = restored.judged(batch)
-        collecting.take(outputs, batch)
-        return outputs
-
     examples = asked.of(dataset)
     batches = examples.batches(
         distributed.rank(), distributed.world_size(), asked.run.evaluate.batch_size, restored.placement
     )
-    evaluation = evaluate(restored.model, task, forward, batches, device)
+    evaluation = evaluate(restored.model, task, restored, batches, device, flips=restored.flips, seen=collecting.take)
     assert evaluation.examples == len(examples), "an example was missed or counted twice"
     answers = collecting.of_all_ranks()
     notes = [*weights.complaints, *(differences(weights, dataset) if asked.name == OTHER else ())]
@@ -127,13 +120,14 @@ def keep_predictions(measured: Measured, file: Path) -> None:
 
 
 def _restored(weights: SavedWeights, asked: AskedSplit, task: Any, dataset: data.Splits, device: Any) -> Restored:
-    """The model, its batch norms with the statistics that the recipe asks for."""
+    """The model, its batch norms with the statistics that it was judged with."""
     run = asked.run
     model = model_of(run, task, dataset)
     if asked.name == OTHER:
         check_shape_taken(weights, model, dataset, asked.where)
     model = filled(model, weights)
-    if not run.recomputes_statistics or not dict(model.named_buffers()):
+    recomputed = weights.stale or (run.recomputes_statistics and weights.which != "lawa")  # it has them
+    if not recomputed or not dict(model.named_buffers()):
         return Restored(model, task, run, device)
     of_run = dataset if run is weights.run else dataset_of(weights.run, quiet=True)
     decided = decide(weights.run, data_facts(of_run), distributed.world_size(), device.type)
@@ -151,7 +145,7 @@ def _facts(
         "directory": str(weights.directory),
         "run": run.name,
         "title": run.title,
-        "weights": "averaged" if weights.which == AVERAGE else "trained",
+        "weights": weights.which,
         "step": weights.step,
         "model": run.model.name,
         "data": asked.run.data.name,
@@ -165,17 +159,20 @@ def _facts(
 
 
 def recorded(weights: SavedWeights, split: str) -> float | None:
-    """The score that the run wrote down of these weights and examples; the average's is its evaluation on them."""
+    """The score that the run wrote down of these weights and examples; an average's is its evaluation on them.
+
+    Looked up by the examples seen: where workers went on alone, lines and checkpoints count their steps otherwise.
+    """
     judged = "held_out" if weights.run.data.hold_out else "test"
     wanted = split
-    if weights.which == AVERAGE:
-        wanted = AVERAGE if split == judged else OTHER
+    if weights.which != "trained":
+        wanted = weights.which if split == judged else OTHER
     try:
         lines = read_run(weights.directory, weights.directory.name).lines_of(EvaluateLine)
     except UserError:
         return None
-    key = weights.facts["score"]["key"]
-    found = [line.number(key) for line in lines if line.split == wanted and line.step == weights.step]
+    key, seen = weights.facts["score"]["key"], weights.facts["examples_seen"]
+    found = [line.number(key) for line in lines if line.split == wanted and line.examples_seen == seen]
     return found[-1] if found else None
 
 

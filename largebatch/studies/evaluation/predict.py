@@ -26,8 +26,9 @@ from largebatch.data.statistics import Statistics
 from largebatch.errors import UserError
 from largebatch.run.assemble import task_arguments
 from largebatch.run.record import read_plan
+from largebatch.steps.evaluate import judged
 from largebatch.studies.evaluation.answers import Answers, likeliest
-from largebatch.studies.evaluation.restored import AVERAGE, Restored, SavedWeights, filled, weights_of
+from largebatch.studies.evaluation.restored import Restored, SavedWeights, filled, weights_of
 from largebatch.tasks.task import Task
 
 ASKED = ("classes", "labels")  # of a task, that images can be asked for
@@ -45,11 +46,11 @@ def predict(
     device: torch.device,
     *,
     top: int = 5,
-    average: bool = False,
+    which: str = "trained",
     run: Any = None,
 ) -> Predicted:
-    """``images``: files, folders, and images of Pillow. Refused where none can be read."""
-    weights = weights_of(at, average, run)
+    """``images``: files, folders, and images of Pillow; ``which`` weights. Refused where none can be read."""
+    weights = weights_of(at, which, run, with_statistics=True)
     restored = restored_of(weights, device)
     prepare = Preparation(weights)
     chosen = found_in(images)
@@ -76,7 +77,7 @@ def predict(
 
 def answered(restored: Restored, images: Tensor, top: int) -> dict[str, Tensor]:
     with torch.no_grad():
-        return likeliest(restored.task.answered(restored.judged((images, None))), top)
+        return likeliest(restored.task.answered(judged(restored, (images, None), restored.flips)), top)
 
 
 def restored_of(weights: SavedWeights, device: torch.device) -> Restored:
@@ -103,8 +104,8 @@ def task_named(weights: SavedWeights) -> Task:
 
 def not_recomputed(weights: SavedWeights) -> list[str]:
     """Where batch norm's statistics are not those that evaluations of the run had."""
-    at_the_end = weights.which != AVERAGE and weights.facts["step_of_loop"] == weights.facts["plan"].get("steps")
-    if not weights.run.recomputes_statistics or at_the_end:
+    at_the_end = weights.which == "trained" and weights.facts["step_of_loop"] == weights.facts["plan"].get("steps")
+    if not weights.run.recomputes_statistics or at_the_end or weights.which == "lawa":
         return []
     return ["batch norm's running statistics are used, and not recomputed ones, which only the end of a run saves"]
 

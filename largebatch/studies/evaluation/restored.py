@@ -7,7 +7,6 @@ several, and running statistics that are means over ranks. Neither the optimizer
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,14 @@ from largebatch.checkpoint.named import NamedCheckpoint
 from largebatch.data.nested import Batch
 from largebatch.engines import Ddp
 from largebatch.engines.engine import check_names
-from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.recipes import config
 from largebatch.recipes.decide import precision_of
 from largebatch.records import names
-from largebatch.run.older import RECIPE_OF_EMA, with_moving_average
-from largebatch.steps.evaluate import with_mirror_images
+from largebatch.run.chosen import chosen
 from largebatch.studies.evaluation.changes import recipe_of_run
 from largebatch.tasks.task import Task
 
-TRAINED, AVERAGE = "trained", "ema"
 OTHERWISE = "name another checkpoint with @; `largebatch checkpoint verify` tells which are whole"
 
 
@@ -42,7 +38,8 @@ class SavedWeights:
     step: int  # of the checkpoint
     facts: dict[str, Any]  # its manifest
     tensors: dict[str, Tensor]
-    which: str  # trained, or ema
+    which: str  # trained, ema, lawa
+    stale: bool  # batch norm's statistics are still to be recomputed for them
     complaints: list[str]
 
     @property
@@ -55,19 +52,20 @@ class SavedWeights:
         return list(self.facts.get("input", {}).get("classes") or [])
 
 
-def weights_of(at: NamedCheckpoint, average: bool = False, run: config.Run | None = None) -> SavedWeights:
-    """The weights of a checkpoint, trained or the moving average; ``run``: its recipe, where the caller has it.
+def weights_of(
+    at: NamedCheckpoint, which: str = "trained", run: config.Run | None = None, with_statistics: bool = False
+) -> SavedWeights:
+    """The weights of a checkpoint, trained or an average; ``run``: its recipe, where the caller has it. Collective.
 
-    Collective.
+    Refused ``with_statistics`` where those of batch norm would have to be recomputed.
     """
     run = run or recipe_of_run(at.directory)
     loaded = checkpoint.load_newest(at.directory / names.CHECKPOINTS, at.step, OTHERWISE)
     if loaded is None:
         raise UserError(f"{at.directory} has no checkpoint; checkpoint.every_epochs above 0 saves some")
-    tensors = with_moving_average(loaded, "--ema", RECIPE_OF_EMA) if average else whole_model(loaded.state)
+    found = chosen(loaded, which, f"--weights {which}", with_statistics)
     step = checkpoint.step_of(loaded.path)
-    which = AVERAGE if average else TRAINED
-    return SavedWeights(at.directory, run, step, loaded.facts, tensors, which, loaded.complaints)
+    return SavedWeights(at.directory, run, step, loaded.facts, found.tensors, which, found.stale, loaded.complaints)
 
 
 class Restored:
@@ -81,8 +79,7 @@ class Restored:
         self.task, self.engine = task, Ddp(device, precision, channels_last, compile=False)
         self.engine.model = self.engine.place(model).eval()
         self.placement = data.Placement(device, self.engine.dtype, channels_last)
-        self.judged: Callable[[Batch], Any] = with_mirror_images(self) if run.evaluate.flips else self
-        """What is scored, as evaluations of the run had it."""
+        self.flips = run.evaluate.flips  # as evaluations of the run had it
 
     @property
     def model(self) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 
 from largebatch.diagnostics.confusion import most_confused
 from largebatch.plan.score import words_of
+from largebatch.recipes.config.start import WORDS
 from largebatch.records.evaluation import EvaluatedClass, EvaluationRecord
 from largebatch.studies.evaluation.answers import Answers
 
@@ -18,7 +19,9 @@ MOST_PAIRS = 5
 
 
 def sentences(record: EvaluationRecord) -> Iterator[str]:
-    yield f"{record.title or record.run}, {record.weights} weights of step {record.step:,}"
+    words = WORDS.get(str(record.weights), "")
+    which = f"{words} weights" if record.weights == "trained" else words
+    yield f"{record.title or record.run}, {which} of step {record.step:,}"
     yield f"{record.examples:,} examples, {record.split} of {record.data} ({record.source})"
     yield "  ".join(numbers_of(record))
     if record.recorded is not None:

@@ -11,6 +11,7 @@ import rich.table
 from largebatch.errors import UserError, suggestion
 from largebatch.plan.score import words_of
 from largebatch.recipes import config, derive
+from largebatch.terminal.columns import kept, shared, widest
 
 CITATION = re.compile(r"([^()]*?),? \(?((?:19|20)\d\d)\)?,? \(?(arXiv:\d{4}\.\d{4,5})")
 
@@ -175,22 +176,40 @@ def in_words(published: Listed | None, short: bool = False) -> str:
     return f"{', '.join(said[:1] if short else said)} at {published['batch_size']:,}"
 
 
-def table_of(rows: list[Listed]) -> rich.table.Table:
-    shown = rich.table.Table(box=None, padding=(0, 1), pad_edge=False)
-    for heading in ("recipe", "paper", "workload", "batch", "published"):
-        longest = {"recipe": max((len(row["name"]) for row in rows), default=0), "paper": len("arXiv:1810.04805")}
-        shown.add_column(heading, overflow="fold", no_wrap=heading == "recipe", min_width=longest.get(heading))
-    for row in rows:
-        if "error" in row:
-            shown.add_row(plain(row["name"]), plain(row["error"]), "does not read", "", "", style="red")
-            continue
-        least, most = row["batch_sizes"][0], row["batch_sizes"][-1]
-        sizes = f"{least:,}" if least == most else f"{least:,} – {most:,}"
-        paper = row["paper"].replace(", arXiv", "\narXiv")
-        workload = f"{row['model']}\non {row['data']}"
-        published = in_words(row["published"], short=True).replace(" at ", "\nat ")
-        shown.add_row(*map(plain, (row["name"], paper, workload, sizes, published)))
+GAP = 2
+LEAST = {"recipe": 0, "paper": len("arXiv:1810.04805"), "workload": 10, "batch": 8, "published": 10}
+"""Columns of the listing, and the signs that each has at least; what is longer goes over several lines. A name never
+does, and where there is no room the last columns are left out."""
+
+
+def table_of(rows: list[Listed], width: int) -> rich.table.Table:
+    """In so many columns of a terminal."""
+    cells = [_cells(row) for row in rows]
+    natural = [max(map(widest, column)) for column in zip(LEAST, *cells, strict=True)]
+    least = [natural[0], *list(LEAST.values())[1:]]
+    places = kept(least, range(len(least)), width - GAP, GAP)
+    room = width - GAP * len(places)
+    shares = shared([natural[place] for place in places], [least[place] for place in places], room)
+    shown = rich.table.Table(box=None, padding=(0, GAP, 0, 0), width=sum(shares) + GAP * len(places))
+    headings = list(LEAST)
+    for place, share in zip(places, shares, strict=True):
+        shown.add_column(headings[place], overflow="fold", no_wrap=place == 0, width=share)
+    if absent := [heading for place, heading in enumerate(headings) if place not in places]:
+        shown.caption = f"no room for: {', '.join(absent)}"
+    for row, texts in zip(rows, cells, strict=True):
+        shown.add_row(*(plain(texts[place]) for place in places), style="red" if "error" in row else None)
     return shown
+
+
+def _cells(row: Listed) -> tuple[str, ...]:
+    if "error" in row:
+        return row["name"], row["error"], "does not read", "", ""
+    least, most = row["batch_sizes"][0], row["batch_sizes"][-1]
+    sizes = f"{least:,}" if least == most else f"{least:,} – {most:,}"
+    paper = row["paper"].replace(", arXiv", "\narXiv")
+    workload = f"{row['model']}\non {row['data']}"
+    published = in_words(row["published"], short=True).replace(" at ", "\nat ")
+    return row["name"], paper, workload, sizes, published
 
 
 def plain(text: str) -> Any:

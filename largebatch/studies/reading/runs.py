@@ -20,7 +20,7 @@ COLUMNS = ("run", "recipe", "state", "epochs", "batch", "score", "seed", "begun"
 
 
 def is_run(path: Path) -> bool:
-    return (path / names.RECIPE).is_file() and (path / names.PLAN).is_file()
+    return all(os.path.isfile(path / name) for name in (names.RECIPE, names.PLAN))  # of any text: it never raises
 
 
 def runs_in(folder: Path) -> list[dict[str, Any]]:
@@ -66,7 +66,12 @@ def row_of(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _is_trained_in(path: Path) -> bool:
-    """Whether another process holds it, as far as this host knows."""
+    """Whether another process holds it, as far as this host knows.
+
+    A lock is the only thing that a killed process leaves nothing of, and to try it is the only way to see it: flock
+    has no question (/proc/locks knows neither file systems in layers nor other containers). So it is taken, shared, and
+    let go at once; two that look do not meet, and a run that begins in that instant tries again (run/record.py).
+    """
     try:
         with open(path / names.METRICS, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -119,10 +124,10 @@ def check_comparable(runs: dict[Path, RecordedRun]) -> None:
             ("task", one.plan.task, other.plan.task),
             ("data", one.plan.dataset, other.plan.dataset),
             ("score", one.score.name, other.score.name),
-            ("split that it is judged on", one.evaluated_on, other.evaluated_on),
+            ("split that it is judged on", one.known_split, other.known_split),
             ("number of examples that it is judged on", one.plan.test_size, other.plan.test_size),
         ):
-            if wanted != found:
+            if wanted != found and None not in (wanted, found):  # what a run has not said yet is no difference
                 raise UserError(
                     f"{first} and {path} cannot be compared: the {what} of the one is {wanted}, of the other {found}"
                 )
