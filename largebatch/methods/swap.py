@@ -253,7 +253,7 @@ class SwapOfRun(Part):
 
         from largebatch.machine import distributed
         from largebatch.optim.groups import as_given
-        from largebatch.steps.evaluate import evaluate, with_mirror_images
+        from largebatch.steps.evaluate import as_judged, evaluate
 
         worker = number * distributed.world_size() + distributed.rank()
         self.back_to_start()
@@ -270,9 +270,8 @@ class SwapOfRun(Part):
         run.spent(time.perf_counter() - clock)
         last = torch.stack(losses[-math.ceil(len(losses) / 10) :]).mean().item()
         batches = job.dataset.test.batches(0, 1, job.decided.evaluating.batch_size, job.placement)
-        forward = functools.partial(engine.predict, job.task)
-        if job.decided.evaluating.flips:
-            forward = with_mirror_images(forward)
+        evaluating = job.decided.evaluating
+        forward = as_judged(functools.partial(engine.predict, job.task), evaluating.flips, evaluating.shift)
         alone = evaluate(engine.model, job.task, forward, batches, job.device, over_ranks=False)
         of_ranks = distributed.gather((worker, plan.steps, last, alone.numbers[ACCURACY.key]))
         results = [WorkerResult(*of_rank) for of_rank in of_ranks]

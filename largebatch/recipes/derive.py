@@ -362,6 +362,8 @@ def words_of_augmentation(run: config.Run) -> dict[str, str]:
     data, found = run.data, {}
     if data.crop != type(data).model_fields["crop"].default:
         found["data.crop"] = f"tests see {data.crop:g} of the short side"
+    if data.window is not None:
+        found["data.window"] = data.window.words
     if data.policy is not None:
         found["data.policy"] = data.policy
     if data.repeats > 1:

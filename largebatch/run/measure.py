@@ -27,7 +27,7 @@ from largebatch.models import batch_norm
 from largebatch.plan.batch import BatchPlan
 from largebatch.run.assemble import Job
 from largebatch.run.parts import Parts
-from largebatch.steps.evaluate import Evaluation, evaluate, with_mirror_images
+from largebatch.steps.evaluate import Evaluation, as_judged, evaluate
 
 OTHER_ORDER = 0x5EED  # batch norm's statistics are recomputed in an order of their own
 
@@ -91,9 +91,9 @@ class Measure:
     def _evaluated(self, name: str, split: Split) -> tuple[str, Evaluation]:
         rank, world = distributed.rank(), distributed.world_size()
         batches = split.batches(rank, world, self.job.decided.evaluating.batch_size, self.job.placement)
+        evaluating = self.job.decided.evaluating
         forward = functools.partial(self.engine.predict, self.job.task)
-        if self.job.decided.evaluating.flips:
-            forward = with_mirror_images(forward)
+        forward = as_judged(forward, evaluating.flips, evaluating.shift)
         evaluation = evaluate(self.engine.model, self.job.task, forward, batches, self.job.device)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
         self.last[name] = evaluation

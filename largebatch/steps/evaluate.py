@@ -63,6 +63,29 @@ def with_mirror_images(forward: Callable[[Batch], Any]) -> Callable[[Batch], Any
     return averaged
 
 
+def with_shifted_images(forward: Callable[[Batch], Any], pixels: int) -> Callable[[Batch], Any]:
+    """Half the outputs for the images (m, C, H, W) of a batch, and a quarter of those for each of two views of them.
+
+    The views are moved by so many pixels down and to the right, up and to the left; what comes in at an edge is the
+    image, mirrored there (Jordan 2024, arXiv:2404.00498: multi-crop evaluation, with mirror images of each).
+    """
+
+    def averaged(batch: Batch) -> Tensor:
+        images, labels = batch
+        height, width = images.shape[2:]
+        wider = torch.nn.functional.pad(images, [pixels] * 4, mode="reflect")
+        moved = [wider[:, :, at : at + height, at : at + width] for at in (0, 2 * pixels)]
+        return forward(batch) / 2 + sum(forward((view, labels)) for view in moved) / 4
+
+    return averaged
+
+
+def as_judged(forward: Callable[[Batch], Any], flips: bool, shift: int) -> Callable[[Batch], Any]:
+    """With the views that ``evaluate.flips`` and ``evaluate.shift`` ask for."""
+    forward = with_mirror_images(forward) if flips else forward
+    return with_shifted_images(forward, shift) if shift else forward
+
+
 def exact_sums(
     model: nn.Module, batches: Iterable[Batch], tally: Callable[[nn.Module, Batch], dict[str, Any]]
 ) -> dict[str, Tensor]:

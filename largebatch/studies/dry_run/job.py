@@ -89,7 +89,7 @@ def job_of(run: config.Run, cluster: Cluster, mode: FakeTensorMode) -> assemble.
         factored("batch.global_batch_size", run.batch.global_batch_size, cluster.world_size, 1 << 62, MicroBatch())
     plain = run.model_copy(update={"compile": False, "start": None})  # whose weights: no matter for sizes
     made = {name: functools.partial(fake_engine, kind, mode) for name, kind in FAKES.items()}
-    job = assemble.assemble(plain, torch.device(cluster.device), dataset, made)
+    job = assemble.assemble(plain, torch.device(cluster.device), dataset, made, unread=True)
     return dataclasses.replace(job, run=run)
 
 

@@ -25,7 +25,7 @@ from largebatch.recipes import config
 from largebatch.recipes.decide import precision_of
 from largebatch.records import names
 from largebatch.run.older import RECIPE_OF_EMA, with_moving_average
-from largebatch.steps.evaluate import with_mirror_images
+from largebatch.steps.evaluate import as_judged
 from largebatch.studies.evaluation.changes import recipe_of_run
 from largebatch.tasks.task import Task
 
@@ -81,7 +81,7 @@ class Restored:
         self.task, self.engine = task, Ddp(device, precision, channels_last, compile=False)
         self.engine.model = self.engine.place(model).eval()
         self.placement = data.Placement(device, self.engine.dtype, channels_last)
-        self.judged: Callable[[Batch], Any] = with_mirror_images(self) if run.evaluate.flips else self
+        self.judged: Callable[[Batch], Any] = as_judged(self, run.evaluate.flips, run.evaluate.shift)
         """What is scored, as evaluations of the run had it."""
 
     @property
