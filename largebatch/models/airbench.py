@@ -8,7 +8,7 @@
 Convolutions are 3 × 3 without bias and begin as identities on as many channels as come in (Dirac), the rest of their
 filters as torch's. Norms have ε = 1e-12, a bias that is trained and a factor that stays 1. b begins at 0.
 
-The filters (Page 2018; Trockman, Kolter 2022): of the c·k² eigenvectors v_i of the patches' second moments,
+The filters (Page 2019, How to train your ResNet 8): of the c·k² eigenvectors v_i of the patches' second moments,
 
     C = 1/n · Σ p·pᵀ = Σ λ_i·v_i·v_iᵀ        w = ±v_i/√(λ_i + ε),  ε = 5e-4
 

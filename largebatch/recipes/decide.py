@@ -123,10 +123,7 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
         early = ", which the run does not reach" if until > epochs else ""
         found.append(Beside("data.image_size", f"images of {' '.join(derive.words_of_sizes(run) or ())}{early}"))
     found += [Beside(key, words) for key, words in derive.words_of_augmentation(run).items()]
-    if run.evaluate.flips:
-        found.append(Beside("evaluate.flips", "evaluated with mirror images"))
-    if run.evaluate.shift:
-        found.append(Beside("evaluate.shift", f"evaluated with views {run.evaluate.shift} pixels off as well"))
+    found += [Beside(key, words) for key, words in derive.words_of_test_views(run).items()]
     if run.lr.layer_decay is not None:
         found.append(Beside("lr.layer_decay", f"lr × {run.lr.layer_decay:g} for each layer below the last"))
     for pattern, one in run.lr.scales.items():

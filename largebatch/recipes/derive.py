@@ -357,6 +357,14 @@ def words_of_sizes(run: config.Run) -> tuple[str, str] | None:
     return f"{sizes.first} → {sizes.last}, tests {tests}", when
 
 
+def words_of_test_views(run: config.Run) -> dict[str, str]:
+    """Which views of a test image are looked at beside itself, by key."""
+    shift = run.evaluate.shift
+    found = {"evaluate.flips": "evaluated with mirror images"} if run.evaluate.flips else {}
+    pixels = f"{shift} pixel{'s' * (shift > 1)}"
+    return found | ({"evaluate.shift": f"evaluated with views {pixels} off as well"} if shift else {})
+
+
 def words_of_augmentation(run: config.Run) -> dict[str, str]:
     """What is done to images that is not done without a word, by key."""
     data, found = run.data, {}
