@@ -10,8 +10,8 @@
                     resized, then ``flip``: Szegedy et al. 2015, arXiv:1409.4842; the standard for ImageNet
 =================== ===================================================================================
 
-A :class:`~largebatch.recipes.config.mixing.Window` states another p, the image mirrored at its edge in place of black
-(its outermost pixels not repeated), and flips that alternate: in epoch e the image of this index is mirrored where
+A :class:`~largebatch.recipes.config.mixing.CropWindow` states another p, the image mirrored at its edge in place of
+black (its outermost pixels not repeated), and flips that alternate: in epoch e the image of an index is mirrored where
 
     (bit of (seed, index) + e) mod 2 = 1
 
@@ -37,11 +37,11 @@ from torch import Tensor
 
 from largebatch.errors import UserError, suggestion
 from largebatch.plan.order import mixed, numbered
-from largebatch.recipes.config.mixing import Window
+from largebatch.recipes.config.mixing import CropWindow
 
 RESIDENT = ["none", "flip", "crop", "crop_flip"]
 FOLDER = ["none", "flip", "resized_crop_flip"]
-USUAL = Window()
+USUAL = CropWindow()
 AREA = (0.08, 1.0)
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 TRIES = 10
@@ -64,7 +64,7 @@ def resolved(augment: str, standard: str, allowed: list[str], name: str) -> str:
     return augment
 
 
-def check_window(window: Window | None, augment: str, sides: tuple[int, ...]) -> None:
+def check_window(window: CropWindow | None, augment: str, sides: tuple[int, ...]) -> None:
     """Refuse one by which an image of these sides cannot be augmented, or in which a key has no effect."""
     if window is None:
         return
@@ -103,7 +103,7 @@ def alternating_flips(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.
     return (numbered(begun, indices) + epochs.astype(np.uint64) & np.uint64(1)).astype(np.int64)
 
 
-def windows(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, how: Window = USUAL) -> Tensor:
+def windows(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, how: CropWindow = USUAL) -> Tensor:
     """The drawn window of every image (m, H, W, C), mirrored where ``flip``; on the images' device."""
     count, height, width, channels = images.shape
     rows = torch.arange(height, device=images.device) + top.view(-1, 1)

@@ -21,7 +21,7 @@ from largebatch.data.policies import policed
 from largebatch.data.sets import leaves_some
 from largebatch.data.statistics import Statistics
 from largebatch.plan.batch import BatchPlan
-from largebatch.recipes.config.mixing import Window
+from largebatch.recipes.config.mixing import CropWindow
 
 HOLD_OUT_SEED = 20170608
 Rows = tuple[np.ndarray, ...]
@@ -108,7 +108,7 @@ class ResidentSplit(TensorSplit):
         statistics: Statistics,
         augment: str = "none",
         policy: str | None = None,
-        window: Window | None = None,
+        window: CropWindow | None = None,
     ) -> None:
         assert images.dtype == np.uint8
         assert images.ndim == 4

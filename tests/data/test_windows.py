@@ -13,15 +13,15 @@ from largebatch.data.augment import alternating_flips, step_draws, windows
 from largebatch.data.resident import ResidentSplit
 from largebatch.data.statistics import Statistics
 from largebatch.errors import UserError
-from largebatch.recipes.config.mixing import Erase, Window
+from largebatch.recipes.config.mixing import CropWindow, Erase
 from tests.data.conftest import pixels
 from tests.data.test_resident import global_batches, plan_of
 
 PLAIN = Statistics((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
-ALTERNATING = Window(padding=2, fill="reflect", flips="alternating")
+ALTERNATING = CropWindow(padding=2, fill="reflect", flips="alternating")
 
 
-def numbered(count: int, augment: str, window: Window, side: int = 6) -> ResidentSplit:
+def numbered(count: int, augment: str, window: CropWindow, side: int = 6) -> ResidentSplit:
     return ResidentSplit(pixels(count, side, 3), np.arange(count), PLAIN, augment, window=window)
 
 
@@ -31,7 +31,7 @@ def test_a_window_is_cut_from_the_padded_image(fill, padding):
     raw = pixels(40, 6, 3)
     draws = step_draws("crop_flip", 5, 2, 40, padding)
     assert {*draws.top, *draws.left} == set(range(2 * padding + 1))
-    found = windows(torch.from_numpy(raw), *map(torch.from_numpy, draws), how=Window(padding=padding, fill=fill))
+    found = windows(torch.from_numpy(raw), *map(torch.from_numpy, draws), how=CropWindow(padding=padding, fill=fill))
     mode = {"black": {"mode": "constant"}, "reflect": {"mode": "reflect"}}[fill]
     for row, image in enumerate(raw):
         padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), **mode)
@@ -54,7 +54,7 @@ def seen(split: ResidentSplit, plan, first: int = 0, seed: int = 9) -> list[tupl
 
 
 def test_two_epochs_in_turn_hold_each_image_once_each_way_round():
-    split, plan = numbered(20, "flip", Window(flips="alternating")), plan_of(20, 8, micro=4, steps=15)  # 6 epochs
+    split, plan = numbered(20, "flip", CropWindow(flips="alternating")), plan_of(20, 8, micro=4, steps=15)  # 6 epochs
     everything = seen(split, plan)
     for epoch in range(5):
         pair = sorted((index, turned) for e, index, turned in everything if e in (epoch, epoch + 1))
@@ -63,7 +63,7 @@ def test_two_epochs_in_turn_hold_each_image_once_each_way_round():
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 2), (2, 4), (4, 2)])
 def test_which_way_round_is_the_same_in_any_world_and_after_a_resume(world, micro):
-    split = numbered(20, "flip", Window(flips="alternating"))
+    split = numbered(20, "flip", CropWindow(flips="alternating"))
     whole = seen(split, plan_of(20, 8, micro=8, steps=15))
     assert seen(split, plan_of(20, 8, world, micro, steps=15)) == whole
     assert seen(split, plan_of(20, 8, world, micro, steps=15), first=7) == whole[7 * 8 :]
@@ -80,7 +80,7 @@ def test_half_of_the_images_are_mirrored_in_an_epoch_and_which_is_the_seeds():
 
 def test_without_a_window_nothing_is_drawn_otherwise():
     plan, usual = plan_of(20, 8), ResidentSplit(pixels(20, 6, 3), np.arange(20), PLAIN, "crop_flip")
-    stated = numbered(20, "crop_flip", Window())
+    stated = numbered(20, "crop_flip", CropWindow())
     for (one, _), (other, _) in zip(global_batches(usual, plan), global_batches(stated, plan), strict=True):
         assert torch.equal(one, other)
 
@@ -101,15 +101,15 @@ def test_cutout_of_twelve_pixels():
     ("keys", "sentence"),
     [
         (
-            {"augment": "flip", "window": Window(padding=2)},
+            {"augment": "flip", "window": CropWindow(padding=2)},
             "data.window: padding and fill have no effect with",
         ),
         (
-            {"augment": "crop", "window": Window(flips="alternating")},
+            {"augment": "crop", "window": CropWindow(flips="alternating")},
             "data.window.flips has no effect with",
         ),
         (
-            {"augment": "crop", "window": Window(padding=8, fill="reflect")},
+            {"augment": "crop", "window": CropWindow(padding=8, fill="reflect")},
             "data.window.padding = 8 reflects",
         ),
     ],

@@ -22,7 +22,7 @@ from largebatch.recipes.registry import Registry
 if TYPE_CHECKING:
     from largebatch.data.dataset import Split, Splits
     from largebatch.recipes.config import Data
-    from largebatch.recipes.config.mixing import Erase, Mix, Window
+    from largebatch.recipes.config.mixing import CropWindow, Erase, Mix
 
 USUAL_DECODER = "turbo"
 WORKED_OUT = {"image_size", "length", "evaluate_length", "max_predictions", "if_changed"}
@@ -39,7 +39,7 @@ class Asked:
     image_size: Sizes | None = None  # the side of what an image set gives, and how it grows; unset: 224
     crop: float = CENTRE  # of the short side of an image that is seen where nothing is drawn
     augment: str = "auto"  # one of largebatch.data.augment; auto: the set's standard
-    window: Window | None = None  # how small images are cropped and mirrored; unset: 4 black pixels, at random
+    window: CropWindow | None = None  # how small images are cropped and mirrored; unset: 4 black pixels, at random
     policy: str | None = None  # of largebatch.data.policies, after the window
     color_jitter: float = 0.0  # s changes brightness, contrast and saturation each by a factor in 1 ± s
     mix: Mix | None = None  # mixup and cutmix of training batches

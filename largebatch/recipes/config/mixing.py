@@ -12,7 +12,7 @@ from largebatch.recipes.keys import NonNegativeFloat, Number, PositiveFloat, Pos
 Probability = Annotated[float, Field(ge=0, le=1), Number]
 
 
-class Window(Section):
+class CropWindow(Section):
     """How ``augment`` crops and mirrors small images."""
 
     padding: PositiveInt = 4  # pixels around the image, within which a crop's window lies

@@ -10,7 +10,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from largebatch.recipes.config.mistakes import shown
-from largebatch.recipes.config.mixing import Erase, Mix, Window
+from largebatch.recipes.config.mixing import CropWindow, Erase, Mix
 from largebatch.recipes.config.policies import PolicyName
 from largebatch.recipes.keys import (
     LARGEST,
@@ -66,7 +66,7 @@ class Data(Section):
     image_size: ImageSizes | None = None  # a number is that side throughout; unset: 224
     crop: Annotated[float, Field(gt=0, le=1), Number] = 0.875  # of the short side is seen in a test
     augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
-    window: Window | None = None  # how ``augment`` crops and mirrors small images
+    window: CropWindow | None = None  # how ``augment`` crops and mirrors small images
     policy: PolicyName | None = None  # rand_augment, trivial_augment_wide, auto_augment, timm/rand-m9-mstd0.5-inc1
     color_jitter: Fraction = 0.0  # brightness, contrast and saturation each by a factor in 1 ± this; image sets only
     repeats: PositiveInt = 1  # of each image within a global batch, with draws of its own
