@@ -113,6 +113,20 @@ METHODS: dict[str, dict[str, Any]] = {
         "ema": {"decay": 0.9},
         "lr": {"base": 0.01},
     },
+    "looking_ahead": {  # as airbench does it, with views, rates and a decay as there
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "data": {
+            "name": "digits",
+            "augment": "crop_flip",
+            "window": {"padding": 1, "fill": "reflect", "flips": "alternating"},
+            "erase": {"probability": 1, "area": [0.140625, 0.140625], "ratio": [1, 1]},
+        },
+        "outer_momentum": {"every_steps": 4, "lr": 1, "end_lr": 0.2, "power": 3, "momentum": 0, "drop_rest": True},
+        "lr": {"base": 0.02, "scales": {"norm": 4, "0.weight": {"until_epoch": 1.1}}},
+        "weight_decay": {"value": 0.01, "skip": [], "even": True},
+        "evaluate": {"flips": True, "shift": 1},
+    },
     "outer_momentum_of_workers": {
         "averaging": {"name": "post_local_sgd", "workers": 4, "period": 2, "from_epoch": 0.3},
         "outer_momentum": {"every_steps": 4, "momentum": 0.9},
@@ -187,6 +201,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "data": {"name": "digits"},
         "lr": {"base": 0.05},
         "evaluate": {"every_epochs": 0.2, "median_of": 2, "stop_at": {"score": 55, "patience": 2}},
+    },
+    "muon_normalised": {
+        "model": NORM,
+        "batch": {"global_batch_size": 120, "bn_batch_size": 20},
+        "optimizer": {"name": "muon", "normalised": True, "match": "none", "ns_steps": 3, "iteration": "fp64"},
+        "lr": {"base": 0.05, "scales": {"norm": 2, "11.*": 3}},
     },
     "muon": {"optimizer": {"name": "muon", "variant": "normuon", "iteration": "fp64"}, "lr": {"base": 0.01}},
 }  # fmt: skip

@@ -202,3 +202,63 @@ def test_any_optimizer_in_any_engine(engines, engine, inner):
     for name, tensor in whole.items():
         distance = (sharded[name] - tensor).double().norm()
         assert distance <= 2e-5 * max(tensor.double().norm(), 1e-3), name
+
+
+def test_airbenchs_lookahead():
+    """Jordan 2024: every five steps slow ← d·slow + (1 − d)·w and w ← slow, d = 0.95⁵·(t/T)³; at the end w ← slow."""
+    section = {"every_steps": 5, "lr": 1, "end_lr": 1 - 0.95**5, "power": 3, "momentum": 0, "drop_rest": True}
+    options = {"model": PLAIN["model"], "batch": PLAIN["batch"], "ema": None, "steps": 13, "epochs": None}
+    options = {key: value for key, value in options.items() if value is not None}
+    job = looking_ahead(section, **options)
+    plain = looking_ahead(None, **options)
+    steps, inner = steps_of(job), steps_of(plain)
+    theirs = list(plain.engine.model.parameters())
+    slow = [weight.detach().clone() for weight in theirs]
+    total = job.plan.steps
+    assert total % 5
+    for number, micros in enumerate(job.dataset.train.steps(job.plan, 0, 0, job.placement, 0), start=1):
+        batches = list(micros)
+        stepped(steps, number - 1, [tuple(t.clone() for t in batch) for batch in batches])
+        stepped(inner, number - 1, batches)
+        with torch.no_grad():
+            if number % 5 == 0:
+                d = 0.95**5 * (number / total) ** 3
+                for kept, weight in zip(slow, theirs, strict=True):
+                    kept.lerp_(weight, 1 - d)
+                    weight.copy_(kept)
+            if number == total:
+                moved = any(not torch.equal(kept, weight) for kept, weight in zip(slow, theirs, strict=True))
+                assert moved, "nothing is left over"
+                for kept, weight in zip(slow, theirs, strict=True):
+                    weight.copy_(kept)
+        for mine, weight in zip(job.engine.model.parameters(), theirs, strict=True):
+            torch.testing.assert_close(mine, weight, rtol=1e-11, atol=1e-13)
+
+
+def looking_ahead(section: dict[str, Any] | None, **more: Any) -> Any:
+    written = {**recipe_of("outer_momentum"), **more, "outer_momentum": section}
+    written.pop("epochs", None)
+    return assemble(config.from_dict(written), torch.device("cpu"))
+
+
+def test_words_of_a_lookahead_that_pulls_harder():
+    section = {"every_steps": 5, "lr": 1, "end_lr": 0.25, "power": 3, "momentum": 0, "drop_rest": True}
+    words = looking_ahead(section, steps=13).decided.methods["outer_momentum"].words
+    assert words == (
+        "outer momentum every 5 steps: lr 1 to 0.25 by power 3, no momentum (lookahead); the last 3 steps are dropped"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"power": 2}, "outer_momentum.power = 2 has no effect without outer_momentum.end_lr"),
+        ({"lr": 1, "momentum": 0}, "outer_momentum.lr = 1 with outer_momentum.momentum = 0 leaves the weights"),
+        ({"lr": 1, "end_lr": 1, "momentum": 0}, "outer_momentum.lr = 1 with outer_momentum.momentum = 0 leaves"),
+    ],
+)
+def test_a_schedule_that_does_nothing_is_one_sentence(section, sentence):
+    from largebatch.errors import UserError
+
+    with pytest.raises(UserError, match=sentence):
+        looking_ahead({"every_steps": 5, **section}, steps=13)

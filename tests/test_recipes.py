@@ -96,6 +96,17 @@ RSB = {  # as mmpretrain's files of it say; the accuracy of A1 is the abstract's
 }  # fmt: skip
 
 
+KILOSTEP = 1 / (1 + 1 / (1 - 0.85))  # airbench's lr for the mean over 1024 examples
+AIRBENCH = {
+    "optimizer.name": "sgd", "optimizer.momentum": 0.85, "optimizer.nesterov": True, "loss.label_smoothing": 0.2,
+    "model.name": "airbench", "data.augment": "crop_flip", "data.window.fill": "reflect",
+    "data.window.flips": "alternating", "outer_momentum.every_steps": 5, "outer_momentum.lr": 1,
+    "outer_momentum.end_lr": round(1 - 0.95**5, 10), "outer_momentum.power": 3, "outer_momentum.momentum": 0,
+    "outer_momentum.drop_rest": True, "evaluate.flips": True, "evaluate.shift": 1, "weight_decay.skip": (),
+    "weight_decay.even": True, "batch.bn_batch_size": 1024, "lr.decay.name": "linear",
+}  # fmt: skip
+
+
 def mlperf(lr, warmup, momentum, decay, bn, epochs, steps) -> At:
     keys = ("optimizer.momentum", "weight_decay.value", "batch.bn_batch_size", "epochs")
     return At(lr, warmup, steps, 75.9, took=steps, says=dict(zip(keys, (momentum, decay, bn, epochs), strict=True)))
@@ -176,6 +187,53 @@ PAPERS = {
             "model.model_extra": {"drop_path_rate": 0.1},
         },
         {1024: At(5e-4 * 1024 / 512, 5, 375_342, 79.9)},
+    ),
+    # Beyer et al. 2022, big_vision/configs/vit_s16_i1k.py; there the decay is 1e-4 of a weight at the peak of the lr
+    "imagenet/beyer2022": Paper(
+        1024,
+        {
+            "epochs": 90, "optimizer.name": "adamw", "optimizer.beta1": 0.9, "optimizer.beta2": 0.999,
+            "max_grad_norm": 1.0, "lr.warmup.steps": 10_000, "lr.warmup.start": "zero", "lr.decay.name": "cosine",
+            "weight_decay.value": 1e-4 / 1e-3, "weight_decay.skip": ("norm", "bias"), "data.mix.mixup": 0.2,
+            "data.mix.cutmix": 0, "data.policy": "timm/rand-m10-n2-p1", "loss.label_smoothing": 0,
+            "model.model_extra": {},
+        },
+        {1024: At(1e-3, 10_000 * 1024 / 1_281_167, round(90 * 1_281_167 / 1024), 76.5)},
+    ),
+    # Liu et al. 2022, TRAINING.md and main.py of facebookresearch/ConvNeXt: 4 nodes of 8 devices of 128
+    "imagenet/convnext2022": Paper(
+        4 * 8 * 128,
+        {
+            "epochs": 300, "optimizer.name": "adamw", "optimizer.eps": 1e-8, "weight_decay.value": 0.05,
+            "weight_decay.skip": ("norm", "bias", "*.gamma"), "loss.label_smoothing": 0.1, "data.mix.mixup": 0.8,
+            "data.mix.cutmix": 1.0, "data.policy": "timm/rand-m9-mstd0.5-inc1", "data.erase.probability": 0.25,
+            "data.erase.mode": "pixel", "lr.warmup.start": "zero", "lr.decay.name": "cosine", "lr.decay.end_lr": 1e-6,
+            "ema.decay": 0.9999, "model.name": "timm/convnext_tiny", "max_grad_norm": None,
+            "model.model_extra": {"drop_path_rate": 0.1, "ls_init_value": 1e-6},
+        },
+        {4096: At(4e-3, 20)},
+    ),
+    # mlcommons/algorithmic-efficiency, target_setting_algorithms: settings, and 0.75 of the workload's step hint
+    "imagenet/algoperf-vit": Paper(
+        1024,
+        {
+            "optimizer.name": "nadamw", "optimizer.beta1": 0.8895758153482813, "optimizer.eps": 1e-8,
+            "optimizer.beta2": 0.9978504782314613, "weight_decay.value": 0.08135402759553023, "weight_decay.skip": (),
+            "lr.warmup.steps": 6999, "lr.decay.name": "cosine", "lr.decay.end_lr": 0, "loss.label_smoothing": 0,
+            "data.mix.mixup": 0.2, "max_grad_norm": None,
+        },
+        {1024: At(0.0008445074561975979, 6999 * 1024 / 1_281_167, int(0.75 * 167_999), 100 * (1 - 0.22691))},
+    ),
+    "imagenet/algoperf-resnet50": Paper(
+        1024,
+        {
+            "optimizer.name": "sgd", "optimizer.momentum": 0.9274758113254791, "optimizer.nesterov": False,
+            "weight_decay.value": 5.6687777311501786e-6, "weight_decay.skip": (), "loss.label_smoothing": 0.2,
+            "lr.warmup.steps": 6999, "lr.decay.name": "linear", "batch.bn_batch_size": 1024 // 8,
+            "lr.decay.end_step": 6999 + int((int(0.75 * 195_999) - 6999) * 0.9007765761611038),
+            "model.zero_init_residual": True, "model.head_init_std": 0.01,
+        },
+        {1024: At(4.131896390902391, 6999 * 1024 / 1_281_167, int(0.75 * 195_999), 100 * (1 - 0.22569))},
     ),
     # Leclerc et al. 2023, rn50_16_epochs.yaml of the authors
     "imagenet/ffcv2023": Paper(
@@ -379,6 +437,36 @@ PAPERS = {
         },
         {2000: At(0.24, steps=200, top1=94.01)},
     ),
+    # Jordan 2024, legacy/airbench94.py, legacy/airbench96.py and airbench94_muon.py of KellerJordan/cifar10-airbench
+    "cifar10/airbench94": Paper(
+        1024,
+        {
+            **AIRBENCH, "batch_norm.momentum": 1 - 0.6, "data.window.padding": 2, "model.model_extra": {},
+            "lr.warmup.steps": int(0.23 * 476), "data.erase": None,
+        },
+        {1024: At(11.5 * KILOSTEP, int(0.23 * 476) * 1024 / 50_000, math.ceil(9.9 * 48), 94.01)},
+    ),
+    "cifar10/airbench96": Paper(
+        1024,
+        {
+            **AIRBENCH, "batch_norm.momentum": None, "data.window.padding": 4, "lr.warmup.steps": int(0.1 * 1776),
+            "model.model_extra": {"channels": [128, 384, 512], "convolutions": 3}, "data.erase.probability": 1,
+            "data.erase.area": (144 / 1024, 144 / 1024), "data.erase.ratio": (1, 1), "data.erase.mode": "constant",
+        },
+        {1024: At(9 * KILOSTEP, int(0.1 * 1776) * 1024 / 50_000, 37 * 48, 96.03)},
+    ),
+    "cifar10/airbench94-muon": Paper(
+        2000,
+        {
+            "epochs": 8, "optimizer.name": "muon", "optimizer.momentum": 0.6, "optimizer.nesterov": True,
+            "optimizer.ns_steps": 3, "optimizer.match": "none", "optimizer.normalised": True,
+            "optimizer.others_momentum": 0.85, "optimizer.others": "sgd", "optimizer.others_lr_scale": 1,
+            "loss.label_smoothing": 0.2, "lr.decay.name": "linear", "lr.decay.end_lr": 0, "data.window.padding": 2,
+            "batch_norm.momentum": 1 - 0.6, "weight_decay.even": True, "outer_momentum": None, "evaluate.shift": 1,
+            "model.model_extra": {"logit_scale": 1 / 256, "head_init_std": 1},
+        },
+        {2000: At(0.24, steps=200, top1=94.01)},
+    ),
     # the speed records: batch, accuracy, method
     "imagenet/mikami2018": Paper(
         34816,
@@ -570,6 +658,16 @@ def test_the_naive_row_is_the_baseline_with_another_batch(workload):
     assert naive == baseline
 
 
+def at(step: float) -> float:
+    """Epochs of CIFAR-10 before this step of 1024."""
+    return step * 1024 / 50_000
+
+
+def image(step: float) -> float:
+    """The same of ImageNet."""
+    return step * 1024 / 1_281_167
+
+
 GOYAL_8K = [(0, 0.1), (2.5, 1.65), (5, 3.2), (29.9, 3.2), (30, 0.32), (60, 0.032), (80, 0.0032), (89.9, 0.0032)]
 AKIBA_32K = [(0, 6.4), (39.9, 6.4), (40, 0.96), (70, 0.128), (85, 0.0128), (89.9, 0.0128)]  # 12.8 times .5, .075, ...
 
@@ -593,12 +691,52 @@ AKIBA_32K = [(0, 6.4), (39.9, 6.4), (40, 0.96), (70, 0.128), (85, 0.0128), (89.9
         ("cifar10/hoffer2017-wrn", 4096, [(60 * 32, 0.1131371), (140 * 32, 5.656854e-4)]),
         ("mnist/hoffer2017", 128, [(9.9, 0.1), (10, 0.01), (20, 1e-3), (30, 1e-4), (49.9, 1e-4)]),
         ("mnist/hoffer2017", 4096, [(319, 0.5656854), (320, 0.05656854), (960, 5.656854e-4)]),
+        # airbench's get_lr: 0.2 to 1 over 109 of 476 steps, then to 0.07; 0.1 of 1776, then to 0
+        ("cifar10/airbench94", 1024, [(at(0), 0.3), (at(54.5), 0.9), (at(109), 1.5), (at(476), 0.105)]),
+        ("cifar10/airbench94", 1024, [(at(109 + 367 / 2), 1.5 * (1 + 0.07) / 2)]),
+        ("cifar10/airbench96", 1024, [(at(0), 1.8 * KILOSTEP), (at(177), 9 * KILOSTEP), (at(1776), 0)]),
+        ("cifar10/airbench94-muon", 2000, [(0, 0.24), (2, 0.18), (8, 0)]),
+        ("imagenet/beyer2022", 1024, [(image(0), 0), (image(2500), 2.5e-4), (image(10_000), 1e-3), (90, 0)]),
+        ("imagenet/beyer2022", 1024, [((90 + image(10_000)) / 2, 5e-4)]),
+        ("imagenet/convnext2022", 4096, [(0, 0), (10, 2e-3), (20, 4e-3), (160, (4e-3 + 1e-6) / 2), (300, 1e-6)]),
+        ("imagenet/algoperf-vit", 1024, [(image(6999), 0.0008445074561975979), (image(125_999), 0)]),
+        (
+            "imagenet/algoperf-resnet50",
+            1024,
+            [(image(6999), 4.131896390902391), (image(133_107), 4.131896e-3), (image(146_999), 4.131896e-3)],
+        ),
         ("cifar10/postlocal2020", 2048, [(5, 3.2), (149.9, 3.2), (150, 0.32), (225, 0.032)]),
     ],
 )
 def test_the_lr_at_an_epoch(name, size, points):
     _, _, lr = derived(name, f"batch.global_batch_size={size}")
     assert [lr(epoch) for epoch, _ in points] == pytest.approx([wanted for _, wanted in points], rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(("name", "lr", "decay"), [("airbench94", 11.5, 0.0153), ("airbench96", 9.0, 0.012)])
+def test_airbenchs_groups(name, lr, decay):
+    """Its code: sums over a batch, biases of norms at 64 times the lr, as much decay of each, a bias for 144 steps."""
+    run = load(f"cifar10/{name}")
+    kilostep_scale = 1024 * (1 + 1 / (1 - 0.85))
+    of_sum, decay_of_sum = lr / kilostep_scale, decay * 1024 / kilostep_scale
+    groups = [(1.0, decay_of_sum / of_sum), (64.0, decay_of_sum / (64 * of_sum))]
+    for factor, theirs in groups:  # the gradient of a sum is 1024 times that of a mean
+        assert factor * run.lr.base == pytest.approx(1024 * factor * of_sum)
+        assert run.weight_decay.value / factor == pytest.approx(theirs / 1024, rel=1e-6)
+    scales = run.lr.scales
+    assert (scales["norm"].factor, scales["norm"].until_epoch) == (64, None)
+    assert (scales["whiten.bias"].factor, scales["whiten.bias"].until_epoch) == (1, at(3 * (50_000 // 1024)))
+
+
+def test_the_groups_of_airbenchs_muon():
+    run = load("cifar10/airbench94-muon")
+    wd = 2e-6 * 2000
+    for pattern, lr in (("norm", 0.053), ("whiten.bias", 0.053), ("head", 0.67)):
+        factor = run.lr.scales[pattern].factor
+        assert factor * run.lr.base == pytest.approx(2000 * lr)
+        assert run.weight_decay.value / factor == pytest.approx(wd / lr / 2000)
+    assert run.lr.scales["whiten.bias"].until_epoch == 3
+    assert run.weight_decay.skip == ("blocks.*.conv*",)
 
 
 def test_the_constant_steps_of_goyals_warm_up():
@@ -691,6 +829,12 @@ def made_small(path: Path, directory: Path) -> list[str]:
         "lr.warmup.epochs": 0,
         "evaluate.every_epochs": 0.5,
     }
+    if run.lr.warmup.steps:
+        small |= {"lr.warmup.steps": 2, "lr.warmup.from": "zero"}
+    if run.lr.scales:
+        small |= {"lr.scales": "{norm: 2}", "weight_decay.skip": "[]"}
+    if "*.gamma" in run.weight_decay.skip:
+        small["weight_decay.skip"] = "[norm, bias]"
     small["lr.base" if run.lr.table is None else "lr.table"] = 0.02 if run.lr.table is None else f"{{{BATCH}: 0.02}}"
     lars_keys = {"optimizer.momentum": 0.9, "optimizer.eps": 0, "weight_decay.value": 1e-4, "batch.bn_batch_size": BN}
     small |= {key: value for key, value in lars_keys.items() if small.get(key) == ""}
@@ -702,6 +846,8 @@ def made_small(path: Path, directory: Path) -> list[str]:
         small["lr.warmup.epochs"] = 0.1
     if run.lr.decay.name in ("polynomial", "linear", "cosine") and run.lr.decay.end_lr:
         small["lr.decay.end_lr"] = 1e-5
+        if run.lr.decay.end_step is not None:
+            small["lr.decay.end_step"] = 10
     if run.lr.decay.name in ("steps", "piecewise"):
         small["lr.decay.at_epochs"] = part_way(len(run.lr.decay.at_epochs))
     if run.regime_adaptation is not None:

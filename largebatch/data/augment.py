@@ -3,12 +3,19 @@
 =================== ===================================================================================
 ``none``            the evaluation view
 ``flip``            mirrored left to right with probability 1/2
-``crop``            4 pixels of raw zero (black, before normalisation) on every side, then a window of
-                    the original size at one of the 9 × 9 places, uniformly
+``crop``            p = 4 pixels of raw zero (black, before normalisation) on every side, then a window of
+                    the original size at one of the (2p + 1)² places, uniformly
 ``crop_flip``       both; the standard for CIFAR
 ``resized_crop_flip`` a window of 8 % to 100 % of the area and of aspect ratio 3/4 to 4/3 (log-uniform),
                     resized, then ``flip``: Szegedy et al. 2015, arXiv:1409.4842; the standard for ImageNet
 =================== ===================================================================================
+
+A :class:`~largebatch.recipes.config.mixing.CropWindow` states another p, the image mirrored at its edge in place of
+black (its outermost pixels not repeated), and flips that alternate: in epoch e the image of an index is mirrored where
+
+    (bit of (seed, index) + e) mod 2 = 1
+
+(Jordan 2024, arXiv:2404.00498, §3.6), so that any two epochs in turn hold each image once each way round.
 
 ``color_jitter`` = s goes beside any of them where images are photographs: brightness, contrast and saturation,
 each by a factor uniform in [max(0, 1 − s), 1 + s], in an order drawn per image; torchvision's ColorJitter(s, s, s).
@@ -29,16 +36,19 @@ import torch
 from torch import Tensor
 
 from largebatch.errors import UserError, suggestion
+from largebatch.plan.order import mixed, numbered
+from largebatch.recipes.config.mixing import CropWindow
 
 RESIDENT = ["none", "flip", "crop", "crop_flip"]
 FOLDER = ["none", "flip", "resized_crop_flip"]
-PADDING = 4
+USUAL = CropWindow()
 AREA = (0.08, 1.0)
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 TRIES = 10
 Box = tuple[int, int, int, int]  # left, upper, right, lower
 _ORDERS = np.array(list(itertools.permutations(range(3))))
 _STREAM = 0xA7  # sets these draws apart from the epoch permutations, which are keyed by (seed, epoch)
+_WAY_ROUND = 0xF11B
 
 
 def resolved(augment: str, standard: str, allowed: list[str], name: str) -> str:
@@ -54,6 +64,21 @@ def resolved(augment: str, standard: str, allowed: list[str], name: str) -> str:
     return augment
 
 
+def check_window(window: CropWindow | None, augment: str, sides: tuple[int, ...]) -> None:
+    """Refuse one by which an image of these sides cannot be augmented, or in which a key has no effect."""
+    if window is None:
+        return
+    if not augment.startswith("crop") and (window.padding, window.fill) != (USUAL.padding, USUAL.fill):
+        raise UserError(f"data.window: padding and fill have no effect with data.augment = {augment}; valid: crop_flip")
+    if not augment.endswith("flip") and window.flips != USUAL.flips:
+        raise UserError(f"data.window.flips has no effect with data.augment = {augment}; valid: flip, crop_flip")
+    if window.fill == "reflect" and window.padding >= min(sides):
+        raise UserError(
+            f"data.window.padding = {window.padding} reflects more than an image of {min(sides)} pixels has; at most "
+            f"{min(sides) - 1}"
+        )
+
+
 class Draws(NamedTuple):
     """The window's corner in the padded image and whether it is mirrored; int64, one per example."""
 
@@ -62,27 +87,43 @@ class Draws(NamedTuple):
     flip: np.ndarray
 
 
-def step_draws(augment: str, seed: int, step: int, global_batch_size: int) -> Draws:
+def step_draws(augment: str, seed: int, step: int, global_batch_size: int, padding: int = USUAL.padding) -> Draws:
     """The draws for a whole global batch, in the order of its examples."""
     rng = np.random.Generator(np.random.PCG64([seed, step, _STREAM]))
-    corners = rng.integers(0, 2 * PADDING + 1, size=(2, global_batch_size))
+    corners = rng.integers(0, 2 * padding + 1, size=(2, global_batch_size))
     if not augment.startswith("crop"):
-        corners = np.full_like(corners, PADDING)
+        corners = np.full_like(corners, padding)
     flip = rng.integers(0, 2, size=global_batch_size)
     return Draws(corners[0], corners[1], flip if augment.endswith("flip") else np.zeros_like(flip))
 
 
-def windows(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+def alternating_flips(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Whether the example of each index is mirrored in its epoch; int64."""
+    begun = mixed(np.array([seed], np.uint64) + np.uint64(_WAY_ROUND))
+    return (numbered(begun, indices) + epochs.astype(np.uint64) & np.uint64(1)).astype(np.int64)
+
+
+def windows(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, how: CropWindow = USUAL) -> Tensor:
     """The drawn window of every image (m, H, W, C), mirrored where ``flip``; on the images' device."""
     count, height, width, channels = images.shape
-    padded = torch.nn.functional.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
-    tall, wide = height + 2 * PADDING, width + 2 * PADDING
+    rows = torch.arange(height, device=images.device) + top.view(-1, 1)
     across = torch.arange(width, device=images.device)
     columns = torch.where(flip.view(-1, 1) != 0, width - 1 - across, across) + left.view(-1, 1)
-    rows = torch.arange(height, device=images.device) + top.view(-1, 1)
+    if how.fill == "reflect":
+        rows, columns = (_reflected(places - how.padding, side) for places, side in ((rows, height), (columns, width)))
+    else:
+        images = torch.nn.functional.pad(images, (0, 0, *[how.padding] * 4))
+    tall, wide = images.shape[1:3]
     first = torch.arange(count, device=images.device).view(-1, 1) * tall
     pixels = (first + rows).unsqueeze(2) * wide + columns.unsqueeze(1)
-    return padded.view(-1, channels).index_select(0, pixels.flatten()).view(images.shape)
+    picked = images.reshape(-1, channels).index_select(0, pixels.flatten())
+    return picked.view(count, height, width, channels)
+
+
+def _reflected(places: Tensor, side: int) -> Tensor:
+    """Places beyond either edge, mirrored at the outermost pixel."""
+    places = places.abs()
+    return torch.where(places >= side, 2 * (side - 1) - places, places)
 
 
 def example_generator(seed: int, position: int) -> np.random.Generator:

@@ -21,6 +21,7 @@ from largebatch.data.policies import policed
 from largebatch.data.sets import leaves_some
 from largebatch.data.statistics import Statistics
 from largebatch.plan.batch import BatchPlan
+from largebatch.recipes.config.mixing import CropWindow
 
 HOLD_OUT_SEED = 20170608
 Rows = tuple[np.ndarray, ...]
@@ -30,6 +31,7 @@ class TensorSplit:
     """Examples that are rows of ``tensors``, a batch of all of them; read from wherever the placement asks."""
 
     augment = "none"
+    window = augmentation.USUAL
     policy: str | None = None
 
     def __init__(self, tensors: Batch) -> None:
@@ -57,13 +59,16 @@ class TensorSplit:
     def _micro_batches(self, plan: BatchPlan, rank: int, step: int, placement: Placement, seed: int) -> Iterator[Batch]:
         everything = self.resident(placement.device)
         stage = plan.at(step)
-        positions, _, mine_of_all = plan.examples_of(step, rank)
+        positions, epochs, mine_of_all = plan.examples_of(step, rank)
         numbers = [mine_of_all]
         if self.augment != "none":
             held = stage.global_batch_size // plan.world_size
             mine = slice(rank * held, (rank + 1) * held)
-            draws = augmentation.step_draws(self.augment, seed, step, stage.global_batch_size)
+            padding, alternating = self.window.padding, self.window.flips == "alternating"
+            draws = augmentation.step_draws(self.augment, seed, step, stage.global_batch_size, padding)
             numbers += [draw[mine] for draw in draws]
+            if alternating:
+                numbers[-1] = augmentation.alternating_flips(seed, epochs, mine_of_all)
         on_device = sent(np.stack(numbers), placement.device)
         for micro in range(stage.accumulation_steps):
             part = slice(micro * stage.micro_batch_size, (micro + 1) * stage.micro_batch_size)
@@ -103,13 +108,14 @@ class ResidentSplit(TensorSplit):
         statistics: Statistics,
         augment: str = "none",
         policy: str | None = None,
+        window: CropWindow | None = None,
     ) -> None:
         assert images.dtype == np.uint8
         assert images.ndim == 4
         kept = labels.astype(np.int64 if labels.ndim == 1 else np.float32)
         super().__init__((torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(kept)))
         self.statistics = statistics
-        self.augment, self.policy = augment, policy
+        self.augment, self.policy, self.window = augment, policy, window or augmentation.USUAL
 
     def policed(self, batch: Batch, keys: np.ndarray) -> Batch:
         """On the CPU, image by image, wherever they live."""
@@ -120,7 +126,7 @@ class ResidentSplit(TensorSplit):
 
     def augmented(self, batch: Batch, *drawn: Tensor) -> Batch:
         images, labels = batch
-        return augmentation.windows(images, *drawn), labels
+        return augmentation.windows(images, *drawn, how=self.window), labels
 
     def given(self, batch: Batch, placement: Placement) -> Batch:
         images, labels = batch

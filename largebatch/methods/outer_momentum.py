@@ -36,13 +36,20 @@ class OuterStep(Method):
 
     every_steps: PositiveInt | None = None  # unset: 30; where workers are averaged, averaging.period
     lr: PositiveFloat = 0.7
+    end_lr: PositiveFloat | None = None  # at step t of T: lr + (end_lr − lr)·(t/T)^power; unset: lr throughout
+    power: PositiveFloat = 1.0
+    drop_rest: Switch = False  # steps that are left over at the end are dropped: the result is the last outer step's
     momentum: Annotated[float, Field(ge=0, lt=1), Number] = 0.6
     nesterov: Switch = True  # false: θ <- θ_ref − lr·u
 
     def refusals(self, run: Run, precision: str) -> Iterator[str]:
         if getattr(run.engine, "weights", "fp32") == "bf16":
             yield "outer_momentum cannot move weights that are kept in bf16; valid: engine.weights = fp32"
-        if self.lr == 1 and not self.momentum:
+        if self.end_lr is None and self.power != 1:
+            yield f"outer_momentum.power = {self.power:g} has no effect without outer_momentum.end_lr"
+        if self.drop_rest and any(method.ENDS_EARLY for method in run.methods.values()):
+            yield "outer_momentum.drop_rest = true needs to know the last step; leave out what may end the run earlier"
+        if self.lr == 1 and not self.momentum and self.end_lr in (None, 1):
             yield (
                 "outer_momentum.lr = 1 with outer_momentum.momentum = 0 leaves the weights where they are; leave "
                 "outer_momentum out, or choose another of the two"
@@ -84,14 +91,25 @@ class OuterSteps(Decision):
     steps: int  # of the run
     averages: AveragedEvery | None  # of workers; None: there is one set of weights
 
+    def lr_after(self, steps: int) -> float:
+        """Of the outer step after so many steps of the run."""
+        method = self.method
+        if method.end_lr is None:
+            return method.lr
+        return method.lr + (method.end_lr - method.lr) * (steps / self.steps) ** method.power
+
     @property
     def words(self) -> str:
         lr, momentum = f"{self.method.lr:g}", f"{self.method.momentum:g}"
+        if self.method.end_lr is not None:
+            lr += f" to {self.method.end_lr:g}" + (f" by power {self.method.power:g}" if self.method.power != 1 else "")
         kind = "Nesterov" if self.method.nesterov else "heavy-ball"
         how = f"{kind}, lr {lr}, momentum {momentum}" if self.method.momentum else f"lr {lr}, no momentum (lookahead)"
         whose = "" if self.averages is None else f", on the workers' mean, from step {self.first + 1:,} on"
         left = (self.steps - self.first) % self.every
-        after = f"; the last {in_steps(left)} {'has' if left == 1 else 'have'} none" if left > 0 else ""
+        none = "dropped" if self.method.drop_rest else "none"
+        verb = ("is" if left == 1 else "are") if self.method.drop_rest else ("has" if left == 1 else "have")
+        after = f"; the last {in_steps(left)} {verb} {none}" if left > 0 else ""
         return f"outer momentum every {in_steps(self.every)}: {how}{whose}{after}"
 
     def first_difference(self, now: OuterSteps, steps: int) -> str | None:
@@ -125,11 +143,18 @@ class OuterOfRun(Part):
 
     def after(self, step: Step) -> None:
         made = step.number + 1 - self.decision.first
-        if made > 0 and made % self.decision.every == 0:
-            step.lap("optimizer")
+        due = made > 0 and made % self.decision.every == 0
+        dropped = self.decision.method.drop_rest and step.number + 1 == self.decision.steps and not due
+        if not due and not dropped:
+            return
+        step.lap("optimizer")
+        if due:
+            self.outer.lr = self.decision.lr_after(step.number + 1)
             self.outer.step()
-            self.engine.take_up_weights()
-            step.lap("other")
+        else:
+            self.outer.back()
+        self.engine.take_up_weights()
+        step.lap("other")
 
     def kept(self) -> list[Tensor]:
         return [*self.outer.anchors, *self.outer.buffers]

@@ -9,6 +9,8 @@ takes ``head_init_std``.
 
 arguments.py   what builders of other projects are given
 weights.py     weights to begin with
+airbench.py    images of 32 × 32, a first layer that whitens
+plain_vit.py   a vision transformer without a class token
 bert.py        sequences of tokens
 pretrained.py  those that timm and torchvision have names for
 heads.py       the layers that give the outputs
@@ -28,12 +30,13 @@ import torch
 from torch import nn
 
 from largebatch.errors import UserError, first_words, suggestion
-from largebatch.models import keskar, small
+from largebatch.models import airbench, keskar, small
 from largebatch.models.arguments import check_arguments, check_truth
 from largebatch.models.bert import bert
 from largebatch.models.frozen import freeze
 from largebatch.models.heads import initialise_head
 from largebatch.models.layers import layer_scales
+from largebatch.models.plain_vit import plain_vit
 from largebatch.models.weights import begin_with, file_of
 from largebatch.recipes.registry import Registry
 
@@ -48,6 +51,8 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "wide_resnet": small.wide_resnet,
     "keskar_c1": keskar.keskar_c1,
     "keskar_c2": keskar.keskar_c2,
+    "airbench": airbench.airbench,
+    "plain_vit": plain_vit,
     "bert": bert,
 }
 ANY_SHAPE = ("mlp",)

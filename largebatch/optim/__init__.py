@@ -1,7 +1,7 @@
 """Optimizers: each states its equation in its module. Usable without the rest of the project."""
 
 from largebatch.optim.directions import Directions, StepNumbers
-from largebatch.optim.groups import Treatment, parameter_groups, treatments
+from largebatch.optim.groups import TensorRate, Treatment, parameter_groups, tensor_rates, treatments
 from largebatch.optim.heavy_ball import HeavyBall
 from largebatch.optim.lamb import Lamb
 from largebatch.optim.lars import Lars
@@ -27,11 +27,13 @@ __all__ = [
     "RmspropSgd",
     "Segment",
     "StepNumbers",
+    "TensorRate",
     "Treatment",
     "Watch",
     "muon_groups",
     "orthogonalised_names",
     "parameter_groups",
     "sgd_share",
+    "tensor_rates",
     "treatments",
 ]

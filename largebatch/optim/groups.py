@@ -23,6 +23,14 @@ from largebatch.optim.loading import Group
 OWN = "own"
 KINDS = ("norm", "bias", OWN, "weight")
 SCALE = "lr_scale"  # of a group: what the run's learning rate is multiplied by
+UNTIL = "lr_until"  # of a group: examples, from which on its learning rate is 0
+
+
+class TensorRate(NamedTuple):
+    """What the learning rate of a tensor is multiplied by, before so many examples have been seen; afterwards 0."""
+
+    scale: float = 1.0
+    until: float | None = None
 
 
 class Treatment(NamedTuple):
@@ -80,33 +88,65 @@ def check_skipped(argument: str, skipped: Collection[str], names: list[str]) -> 
 
 def as_given(groups: Iterable[Group]) -> list[Group]:
     """Parameter groups as they are given to an optimizer: settings that it fills in itself are left out."""
-    keep = ("params", "names", "weight_decay", "adapt", SCALE)
+    keep = ("params", "names", "weight_decay", "adapt", SCALE, UNTIL)
     return [{key: group[key] for key in keep if key in group} for group in groups]
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, table: list[Treatment], scales: Mapping[str, float] | None = None
-) -> list[Group]:
-    """One group for each combination that occurs, for any torch optimizer: four, times how many ``scales`` there are.
+def rate_of(group: Group, lr: float, examples_seen: float) -> float:
+    """The learning rate of a step of a group, where the run's is ``lr``."""
+    over = UNTIL in group and examples_seen >= group[UNTIL]
+    return 0.0 if over else lr * group.get(SCALE, 1.0)
 
-    ``scales``: of the lr, by tensor, which a group has as ``lr_scale``.
+
+def tensor_rates(
+    model: nn.Module, stated: Mapping[str, TensorRate], layers: Mapping[str, float]
+) -> dict[str, TensorRate]:
+    """Of each tensor: what is ``stated`` of its name, or of its kind (see :func:`is_skipped`), times its layer's.
+
+    One that two patterns name is refused, and so is a pattern of no tensor.
+    """
+    trained = list(kinds(model))
+    check_skipped("lr.scales", list(stated), [name for name, _, _ in trained])
+    found: dict[str, TensorRate] = {}
+    for name, kind, _ in trained:
+        of_it = [pattern for pattern in stated if pattern == kind or matches(name, [pattern])]
+        if len(of_it) > 1:
+            raise UserError(f"lr.scales: {of_it[0]!r} and {of_it[1]!r} both say the lr of {name}; let one of them")
+        rate = stated[of_it[0]] if of_it else TensorRate()
+        found[name] = rate._replace(scale=rate.scale * layers.get(name, 1.0))
+    return found
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    table: list[Treatment],
+    rates: Mapping[str, TensorRate | float] | None = None,
+    even: bool = False,
+) -> list[Group]:
+    """One group for each combination that occurs, for any torch optimizer: four, times how many ``rates`` there are.
+
+    ``rates``: of the lr, by tensor, which a group has as ``lr_scale`` and ``lr_until``; a number is a scale. ``even``:
+    the weight decay of a group is divided by its scale, so that lr times weight decay is the same of all.
     """
     parameters = dict(model.named_parameters())
     if missing := [row.name for row in table if row.name not in parameters]:
         raise UserError(f"the table is of another model: this one has no {missing[0]}")
-    groups: dict[tuple[bool, bool, float | None], list[str]] = {}
+    groups: dict[tuple[bool, bool, TensorRate | None], list[str]] = {}
     for row in table:
-        scale = None if scales is None else scales[row.name]
-        groups.setdefault((row.decayed, row.adapted, scale), []).append(row.name)
+        rate = None if rates is None else rates[row.name]
+        rate = TensorRate(rate) if isinstance(rate, (int, float)) else rate
+        groups.setdefault((row.decayed, row.adapted, rate), []).append(row.name)
     return [
         {
             "params": [parameters[name] for name in names],
             "names": names,
-            "weight_decay": weight_decay if decayed else 0.0,
+            "weight_decay": weight_decay / (rate.scale if even and rate else 1.0) if decayed else 0.0,
             "adapt": adapted,
-            **({} if scale is None else {SCALE: scale}),
+            **({} if rate is None else {SCALE: rate.scale}),
+            **({} if rate is None or rate.until is None else {UNTIL: rate.until}),
         }
-        for (decayed, adapted, scale), names in groups.items()
+        for (decayed, adapted, rate), names in groups.items()
     ]
 
 

@@ -19,6 +19,9 @@
     so that with ``rms`` the step is 0.2·η·√(A·B)·Ô/‖Ô‖_F, as there. Its authors' code differs: Nesterov, ``spectral``,
     and ‖O‖_F as it is in the place of √min(A, B).
 
+``normalised``: before each step W ← √A·W/‖W‖_F, so that rows have a mean square length of 1 (airbench's Muon; Jordan
+2024); a matrix of zeros stays. With norms after each convolution W's scale has no effect but on the size of steps.
+
 Jordan's and Liu's code has no (1−μ) before g; the orthogonalisation takes the scale away. A convolution's weight
 (O, I, H, W) is the matrix (O, I·H·W), its columns in the order of the axes, wherever it lies in memory.
 
@@ -48,7 +51,7 @@ from largebatch.optim.dealt import Deal, DealtLayer, Traffic, layer_of_tensor, l
 from largebatch.optim.loading import Group, State
 from largebatch.optim.muon_settings import TYPES, VARIANTS, check_group, of_today
 from largebatch.optim.sharded import ShardedOptimizer
-from largebatch.optim.shards import Partition, Shards
+from largebatch.optim.shards import Partition, Shards, add_up
 
 ROW_EPS = 1e-10
 ROWS = "row_second_moment"
@@ -61,7 +64,7 @@ class Muon(ShardedOptimizer):
     """
 
     BESIDE = (ROWS,)
-    LATER: Mapping[str, Any] = {"variant": "jordan2024", "row_beta": 0.95}
+    LATER: Mapping[str, Any] = {"variant": "jordan2024", "row_beta": 0.95, "normalised": False}
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Muon(ShardedOptimizer):
         match: str | None = None,
         variant: str = "jordan2024",
         row_beta: float = 0.95,
+        normalised: bool = False,
         others: str = "sgd",
         others_lr_scale: float = 1.0,
         others_momentum: float = 0.9,
@@ -94,7 +98,7 @@ class Muon(ShardedOptimizer):
         defaults = {
             "lr": lr, "momentum": momentum, "nesterov": own.nesterov if nesterov is None else nesterov,
             "ns_steps": ns_steps, "match": own.match if match is None else match, "variant": variant,
-            "row_beta": row_beta, "others": others, "others_lr_scale": others_lr_scale,
+            "row_beta": row_beta, "normalised": normalised, "others": others, "others_lr_scale": others_lr_scale,
             "others_momentum": others_momentum, "beta1": beta1, "beta2": beta2, "eps": eps,
             "weight_decay": weight_decay,
         }  # fmt: skip
@@ -184,6 +188,7 @@ class Muon(ShardedOptimizer):
 
     def _step_matrices(self, work: list[tuple[Shards, Group]]) -> None:
         layers, dealings = self._dealt(work)
+        normalise(work, [one.layer.rows for one in layers])
         parts: list[list[Tensor]] = [[] for _ in layers]
         places = []  # of each part of each group: its layer
         for shards, group in work:
@@ -279,6 +284,28 @@ class Dealing(NamedTuple):
     deal: Deal
     numbers: list[int]  # which of the step's layers are its own
     normalised: list[int]  # which of these have rows of equal length
+
+
+def normalise(work: list[tuple[Shards, Group]], rows: list[int]) -> None:
+    """The weights of groups that are ``normalised``, by norms of whole layers; ``rows`` are those of all layers.
+
+    Collective where shards make a layer.
+    """
+    those: list[tuple[Shards, list[int]]] = []
+    first = 0
+    for shards, group in work:
+        if group["normalised"]:
+            those.append((shards, rows[first : first + len(shards.names)]))
+        first += len(shards.names)
+    if not those:
+        return
+    squares = add_up([shards.sums(shards.weights) for shards, _ in those], [shards.groups for shards, _ in those])
+    for (shards, heights), of_layers in zip(those, squares, strict=True):
+        norms = of_layers[:, 0].sqrt()
+        wanted = torch.tensor(heights, dtype=norms.dtype, device=norms.device).sqrt()
+        factors = torch.where(norms > 0, wanted / norms, 1.0)
+        for weight, row in zip(shards.weights, shards.rows, strict=True):
+            weight.mul_(factors[row].to(weight.dtype))
 
 
 def directions(shards: Shards, group: Group) -> list[Tensor]:

@@ -63,6 +63,8 @@ def check_group(number: int, group: Group) -> None:
             raise UserError(f"{key} = {group[key]} in parameter group {number}; it must be at least 0")
         if key in BELOW_ONE and group[key] >= 1:
             raise UserError(f"{key} = {group[key]} in parameter group {number}; it must be below 1")
+    if not isinstance(group["normalised"], bool):
+        raise UserError(f"normalised = {group['normalised']!r} in parameter group {number}; it must be true or false")
     if not (isinstance(group["ns_steps"], int) and 1 <= group["ns_steps"] <= MOST_ITERATIONS):
         raise UserError(
             f"ns_steps = {group['ns_steps']} in parameter group {number}; it must be a whole number from 1 to "

@@ -9,7 +9,8 @@
     θ_ref ← θ
 
 The papers have η inside u, which is the same for a constant η. With μ = 0 it is Lookahead (Zhang et al. 2019,
-1907.08610), whose α is η; with η = 1 besides, nothing. Two buffers as large as the weights: θ_ref and u.
+1907.08610), whose α is η; with η = 1 besides, nothing. An η that changes stands where it stands here, outside of u.
+Two buffers as large as the weights: θ_ref and u.
 """
 
 from __future__ import annotations
@@ -45,3 +46,8 @@ class OuterMomentum:
             buffer.mul_(self.momentum).add_(moved)
             anchor.sub_(moved.add_(buffer, alpha=self.momentum) if self.nesterov else buffer, alpha=self.lr)
             tensor.copy_(anchor)
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """The tensors are where the anchor is: what they did since the last step is dropped."""
+        torch._foreach_copy_(self.live(), self.anchors)

@@ -26,7 +26,7 @@ class MuonSection(Optimizer):
 
     SHARD_SAFE: ClassVar[bool] = True
     FIXED: ClassVar[frozenset[str]] = Optimizer.FIXED | {
-        "iteration", "form", "others", "skip_orthogonalisation", "row_beta",
+        "iteration", "form", "others", "skip_orthogonalisation", "row_beta", "normalised",
     }  # fmt: skip
     REFERENCE: ClassVar[dict[str, Any]] = {"nesterov": False}
 
@@ -39,6 +39,7 @@ class MuonSection(Optimizer):
     iteration: Literal["bf16", "fp32", "fp64"] = "bf16"  # the type of Newton-Schulz
     form: Literal["auto", "plain", "batched", "gram"] = "auto"
     row_beta: Fraction = 0.95  # of NorMuon's second moment of rows
+    normalised: Switch = False  # before each step a matrix of A rows is scaled to a Frobenius norm of √A
     skip_orthogonalisation: tuple[Pattern, ...] = ()  # patterns of hidden weights that are the others', too
     others: Literal["sgd", "adamw"] = "sgd"
     others_lr_scale: PositiveFloat = 1.0  # the others' lr over Muon's

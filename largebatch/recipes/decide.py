@@ -51,6 +51,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
             recomputes=run.recomputes_statistics,
             recomputed_examples=min(run.batch_norm.examples or data.examples, data.examples),
             flips=run.evaluate.flips,
+            shift=run.evaluate.shift,
         ),
         saving=Saving(
             at=Marks(plan, run.checkpoint.every_epochs * stretch),
@@ -122,10 +123,11 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
         early = ", which the run does not reach" if until > epochs else ""
         found.append(Beside("data.image_size", f"images of {' '.join(derive.words_of_sizes(run) or ())}{early}"))
     found += [Beside(key, words) for key, words in derive.words_of_augmentation(run).items()]
-    if run.evaluate.flips:
-        found.append(Beside("evaluate.flips", "evaluated with mirror images"))
+    found += [Beside(key, words) for key, words in derive.words_of_test_views(run).items()]
     if run.lr.layer_decay is not None:
         found.append(Beside("lr.layer_decay", f"lr × {run.lr.layer_decay:g} for each layer below the last"))
+    for pattern, one in run.lr.scales.items():
+        found.append(Beside("lr.scales", f"lr of {pattern} {one.words}"))
     if late := [epoch for epoch, _ in derive.growth_of(run)[0] if epoch >= epochs]:
         found.append(Beside("batch.ramp", f"no growth at epoch {derive.listed(late)}, after the end of the run"))
     if run.model.frozen:

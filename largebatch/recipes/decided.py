@@ -101,6 +101,7 @@ class Evaluating(NamedTuple):
     recomputes: bool  # batch norm's statistics, before each; weights of a method may have none in any case
     recomputed_examples: int  # that it sees for them
     flips: bool = False  # outputs are the mean of those of an image and of its mirror image
+    shift: int = 0  # pixels by which two further views are moved
 
 
 class Saving(NamedTuple):

@@ -357,11 +357,21 @@ def words_of_sizes(run: config.Run) -> tuple[str, str] | None:
     return f"{sizes.first} → {sizes.last}, tests {tests}", when
 
 
+def words_of_test_views(run: config.Run) -> dict[str, str]:
+    """Which views of a test image are looked at beside itself, by key."""
+    shift = run.evaluate.shift
+    found = {"evaluate.flips": "evaluated with mirror images"} if run.evaluate.flips else {}
+    pixels = f"{shift} pixel{'s' * (shift > 1)}"
+    return found | ({"evaluate.shift": f"evaluated with views {pixels} off as well"} if shift else {})
+
+
 def words_of_augmentation(run: config.Run) -> dict[str, str]:
     """What is done to images that is not done without a word, by key."""
     data, found = run.data, {}
     if data.crop != type(data).model_fields["crop"].default:
         found["data.crop"] = f"tests see {data.crop:g} of the short side"
+    if data.window is not None:
+        found["data.window"] = data.window.words
     if data.policy is not None:
         found["data.policy"] = data.policy
     if data.repeats > 1:

@@ -90,6 +90,8 @@ def refusals(run: config.Run, of_phases: Sequence[config.Run]) -> Iterator[str]:
         yield "phases and data.image_size that grows both say when the images change; give each phase its side"
     if any(laid.lr.layer_decay != run.lr.layer_decay for laid in of_phases):
         yield "lr.layer_decay holds for the whole run, and phases change it; write it outside of them"
+    if any(laid.lr.scales != run.lr.scales for laid in of_phases):
+        yield "lr.scales holds for the whole run, and phases change it; write it outside of them"
     for laid in of_phases:
         yield from laid.lr.misfits(laid.optimizer)
         for method in laid.methods.values():

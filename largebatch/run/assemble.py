@@ -28,7 +28,7 @@ from largebatch.recipes.decided import DataFacts, Decided
 from largebatch.records.run import EvaluateLine
 from largebatch.records.saved import SavedRecord
 from largebatch.records.typed import keys_of
-from largebatch.run import fit
+from largebatch.run import first_examples, fit
 from largebatch.run.phases import Settings
 from largebatch.run.start import StartingPoint, opened, states_into, weights_into
 from largebatch.tasks.task import Task, takes_soft_labels
@@ -63,11 +63,13 @@ def assemble(
     begun: bool = False,
     quiet: bool = False,
     loaded: Loaded | None = None,
+    unread: bool = False,
 ) -> Job:
     """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own, and has ``loaded`` what the
     run is to begin with; ``quiet``: nothing is told.
 
-    A run that has ``begun`` goes on with the weights of its checkpoint, whatever became of ``model.weights``.
+    A run that has ``begun`` goes on with the weights of its checkpoint, whatever became of ``model.weights``. Of a
+    dataset that is ``unread`` no example is looked at.
     """
     refusals.check(run, precision_of(run.precision, device.type))
     dataset = dataset or dataset_of(run, quiet)
@@ -86,6 +88,8 @@ def assemble(
     if run.start is not None and not begun:
         described = {**decided.model, "num_classes": dataset.outputs}
         point = weights_into(model, described, run.start, loaded or opened(run.start))
+    if not (begun or unread or weights is not None or point is not None):
+        first_examples.show(model, dataset)
     if run.model.name in models.REGISTRY.parts:  # a script's own module may begin otherwise on every rank
         distributed.same_as_on_first(model.state_dict().values())
     model = with_batch_norm(run, model, plan)
@@ -100,11 +104,10 @@ def assemble(
         if part:
             engine.measure_parts(part)
             break
-    decay = run.lr.layer_decay
-    scales = None if decay is None else models.layer_scales(model, run.model.name, decay)
+    rates = rates_of(run, model, plan)
     model = engine.place(model)
     table = optim.treatments(model, run.weight_decay.skip, run.optimizer.not_adapted)
-    groups = optim.parameter_groups(model, run.weight_decay.value, table, scales)
+    groups = optim.parameter_groups(model, run.weight_decay.value, table, rates, run.weight_decay.even)
     optimizer = optimizer_of(decided.optimizer, groups, decided.lr_at(0), precision, run.engine.name, model)
     matrices = optim.orthogonalised_names(optimizer)
     table = [row._replace(orthogonalised=row.name in matrices) for row in table]
@@ -114,6 +117,21 @@ def assemble(
         states_into(engine, point)
     placement = data.Placement(engine.device, engine.dtype, channels_last)
     return Job(run, decided, device, task, dataset, placement, table, engine, settings, point)
+
+
+def rates_of(run: config.Run, model: nn.Module, plan: BatchPlan) -> dict[str, optim.TensorRate] | None:
+    """What the lr of each tensor is multiplied by, and how long it is trained; None: all by the run's lr to the end."""
+    decay, scales = run.lr.layer_decay, run.lr.scales
+    if decay is None and not scales:
+        return None
+    layers = {} if decay is None else models.layer_scales(model, run.model.name, decay)
+    stated = {
+        pattern: optim.TensorRate(
+            one.factor, None if one.until_epoch is None else one.until_epoch * run.stretch * plan.dataset_size
+        )
+        for pattern, one in scales.items()
+    }
+    return optim.tensor_rates(model, stated, layers)
 
 
 def check_lengths(run: config.Run, dataset: data.Splits) -> None:
@@ -158,11 +176,7 @@ def task_of(run: config.Run, dataset: data.Splits) -> Task:
         )
     blank = dataset.blank(1)
     nested.check(blank, f"data.name = {run.data.name}")
-    if run.evaluate.flips and len(dataset.input_shape) != 3:
-        shape = "×".join(map(str, dataset.input_shape)) or "one number"
-        raise UserError(
-            f"evaluate.flips = true mirrors images, and data.name = {run.data.name} has inputs of {shape}; leave it out"
-        )
+    check_views(run, dataset)
     task.check_data(blank, run.data.name)
     for method in run.methods.values():
         if method.EQUAL_UNITS and task.units_vary:
@@ -170,6 +184,22 @@ def task_of(run: config.Run, dataset: data.Splits) -> Task:
         for sentence in method.check_score(task.score):
             raise UserError(sentence)
     return task
+
+
+def check_views(run: config.Run, dataset: data.Splits) -> None:
+    """Refuse views of tests that the inputs have not."""
+    shape, shift = dataset.input_shape, run.evaluate.shift
+    for asked, what in ((run.evaluate.flips, "flips = true mirrors"), (shift, f"shift = {shift} moves")):
+        if asked and len(shape) != 3:
+            inputs = "×".join(map(str, shape)) or "one number"
+            raise UserError(
+                f"evaluate.{what} images, and data.name = {run.data.name} has inputs of {inputs}; leave it out"
+            )
+    if shift and shift >= min(shape[1:]):
+        raise UserError(
+            f"evaluate.shift = {shift} is as far as an image of {min(shape[1:])} pixels reaches; at most "
+            f"{min(shape[1:]) - 1}"
+        )
 
 
 def model_of(

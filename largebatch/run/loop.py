@@ -19,7 +19,7 @@ from largebatch.data.nested import Batch
 from largebatch.errors import Lost
 from largebatch.machine import distributed, watchdog
 from largebatch.machine.signals import signals_noticed
-from largebatch.optim.groups import SCALE
+from largebatch.optim.groups import rate_of
 from largebatch.records.mllog import MlperfLog
 from largebatch.run.account import Account, Result
 from largebatch.run.assemble import Job
@@ -93,8 +93,9 @@ class Steps:
                 part.with_gradient(turn)
         turn.lap("optimizer")
         self.job.settings.tell(engine.optimizer.param_groups, turn.phase)
+        seen = self.plan.examples_before(turn.number)
         for group in engine.optimizer.param_groups:
-            group.update(turn.settings, lr=turn.lr * group.get(SCALE, 1.0))
+            group.update(turn.settings, lr=rate_of(group, turn.lr, seen))
         turn.norm = engine.step(measure=turn.measured, alone=turn.alone)
         turn.skipped, turn.micro_batches = engine.skipped, ()
         self.buffers.settle(turn.skipped)

@@ -22,6 +22,18 @@ from largebatch.machine import distributed, watchdog
 from largebatch.tasks.task import Task
 
 
+class ImageViews(NamedTuple):
+    """What an image's outputs are the mean of.
+
+    ``flips``: the image and its mirror image. ``shift``: half of the image's, and a quarter of each of two views that
+    are moved by so many pixels down and to the right, up and to the left; what comes in at an edge is the image,
+    mirrored there (Jordan 2024, arXiv:2404.00498: multi-crop evaluation, with mirror images of each).
+    """
+
+    flips: bool = False
+    shift: int = 0
+
+
 class Evaluation(NamedTuple):
     numbers: dict[str, float]  # by key: the loss, the score, and what else the task tells
     examples: int
@@ -38,18 +50,18 @@ def evaluate(
     batches: Iterable[Batch],
     device: torch.device,
     *,
-    flips: bool = False,
+    views: ImageViews = ImageViews(),
     seen: Callable[[Any, Batch], None] | None = None,
     over_ranks: bool = True,
 ) -> Evaluation:
     """``forward`` in evaluation mode over this rank's ``batches``; ``model`` is returned to its mode after.
 
-    ``flips``: of images and their mirror images. What is judged is shown to ``seen``, batch by batch. Not
-    ``over_ranks``: every rank evaluates a model of its own. Else collective.
+    What is judged, the mean over ``views``, is shown to ``seen``, batch by batch. Not ``over_ranks``: every rank
+    evaluates a model of its own. Else collective.
     """
 
     def tally(batch: Batch) -> dict[str, Any]:
-        outputs = judged(forward, batch, flips)
+        outputs = judged(forward, batch, views)
         if seen is not None:
             seen(outputs, batch)
         return tallied(task, outputs, batch)
@@ -60,13 +72,22 @@ def evaluate(
     return Evaluation(task.numbers(found), int(found["examples"]))
 
 
-def judged(forward: Callable[[Batch], Any], batch: Batch, flips: bool) -> Any:
-    """The outputs; with ``flips`` the mean of those for the images (m, C, H, W) of the batch and for their mirror
-    images, left to right."""
-    if not flips:
+def judged(forward: Callable[[Batch], Any], batch: Batch, views: ImageViews) -> Any:
+    """The outputs; of ``views`` of the images (m, C, H, W) of a batch, with mirror images left to right of each."""
+    if not (views.flips or views.shift):
         return forward(batch)
     images, labels = batch
-    return (forward((images, labels)) + forward((images.flip(3), labels))) / 2
+
+    def of(seen: Tensor) -> Tensor:
+        once = forward((seen, labels))
+        return (once + forward((seen.flip(3), labels))) / 2 if views.flips else once
+
+    if not views.shift:
+        return of(images)
+    height, width = images.shape[2:]
+    wider = torch.nn.functional.pad(images, [views.shift] * 4, mode="reflect")
+    moved = [wider[:, :, at : at + height, at : at + width] for at in (0, 2 * views.shift)]
+    return of(images) / 2 + sum(of(view) for view in moved) / 4
 
 
 def exact_sums(

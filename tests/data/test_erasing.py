@@ -140,10 +140,11 @@ def test_what_cannot_be_erased_is_one_sentence(data, sentence):
 
 
 def test_mirror_images_are_averaged_with_images():
-    from largebatch.steps.evaluate import with_mirror_images
+    from largebatch.steps.evaluate import ImageViews, judged
 
     images, weights = torch.randn(5, 3, 4, 6), torch.randn(3 * 4 * 6, 7)
-    found = with_mirror_images(lambda batch: batch[0].flatten(1) @ weights)((images, torch.arange(5)))
+    views = ImageViews(flips=True)
+    found = judged(lambda batch: batch[0].flatten(1) @ weights, (images, torch.arange(5)), views)
     mirrored = torch.tensor(np.ascontiguousarray(images.numpy()[:, :, :, ::-1]))
     torch.testing.assert_close(found, 0.5 * images.flatten(1) @ weights + 0.5 * mirrored.flatten(1) @ weights)
 

@@ -379,3 +379,51 @@ def test_a_small_net_learns_alike_twice():
         ends.append(list(model.parameters()))
     for this, that in zip(*ends, strict=True):
         assert torch.equal(this, that)
+
+
+def test_normalised_weights_are_those_of_airbenchs_muon():
+    """Its lines, in float64: the weight to a norm of √rows, then lr times the orthogonalised momentum, unscaled."""
+    torch.manual_seed(3)
+    model = small_net().double()
+    theirs = {name: p.detach().clone() for name, p in model.named_parameters() if name in HIDDEN}
+    optimizer = Muon(
+        groups_of(model, weight_decay=0.0), 0.24, momentum=0.6, nesterov=True, match="none", normalised=True,
+        ns_steps=3, iteration="fp64",
+    )  # fmt: skip
+    buffers = {name: torch.zeros_like(weight) for name, weight in theirs.items()}
+    for step in range(3):
+        grads = gradients(model, 50 + step)
+        for name, parameter in model.named_parameters():
+            parameter.grad = grads[name].double()
+        optimizer.step()
+        for name, weight in theirs.items():
+            g = grads[name].double()
+            buffers[name] = 0.6 * buffers[name] + g
+            weight.mul_(len(weight) ** 0.5 / weight.norm())
+            x = (g + 0.6 * buffers[name]).reshape(len(g), -1)
+            x = x / (x.norm() + 1e-7)
+            wide = x.T if x.shape[0] > x.shape[1] else x
+            for _ in range(3):
+                a = wide @ wide.T
+                wide = 3.4445 * wide + (-4.7750 * a + 2.0315 * a @ a) @ wide
+            x = wide.T if x.shape[0] > x.shape[1] else wide
+            weight.sub_(0.24 * x.reshape(weight.shape))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(model.get_parameter(name), weight, rtol=1e-6, atol=1e-8)
+
+
+def test_a_matrix_of_zeros_is_not_normalised_and_states_of_before_are_not():
+    model = small_net()
+    with torch.no_grad():
+        model.get_parameter("3.weight").zero_()
+    optimizer = Muon(groups_of(model), 0.02, normalised=True)
+    advance(model, optimizer, 1)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    older = optimizer.state_dict()
+    for group in older["param_groups"]:
+        del group["normalised"]
+    other = Muon(groups_of(small_net()), 0.02)
+    other.load_state_dict(older)
+    assert not any(group["normalised"] for group in other.param_groups)
+    with pytest.raises(UserError, match="normalised = 1 in parameter group 0; it must be true or false"):
+        Muon(groups_of(small_net()), 0.02, normalised=1)  # type: ignore[arg-type]

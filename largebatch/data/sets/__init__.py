@@ -22,11 +22,11 @@ from largebatch.recipes.registry import Registry
 if TYPE_CHECKING:
     from largebatch.data.dataset import Split, Splits
     from largebatch.recipes.config import Data
-    from largebatch.recipes.config.mixing import Erase, Mix
+    from largebatch.recipes.config.mixing import CropWindow, Erase, Mix
 
 USUAL_DECODER = "turbo"
 WORKED_OUT = {"image_size", "length", "evaluate_length", "max_predictions", "if_changed"}
-OWN_SECTIONS = {"mix", "erase"}
+OWN_SECTIONS = {"mix", "erase", "window"}
 """Keys of a recipe's ``data`` that are no plain values."""
 
 
@@ -39,6 +39,7 @@ class Asked:
     image_size: Sizes | None = None  # the side of what an image set gives, and how it grows; unset: 224
     crop: float = CENTRE  # of the short side of an image that is seen where nothing is drawn
     augment: str = "auto"  # one of largebatch.data.augment; auto: the set's standard
+    window: CropWindow | None = None  # how small images are cropped and mirrored; unset: 4 black pixels, at random
     policy: str | None = None  # of largebatch.data.policies, after the window
     color_jitter: float = 0.0  # s changes brightness, contrast and saturation each by a factor in 1 ± s
     mix: Mix | None = None  # mixup and cutmix of training batches
@@ -115,6 +116,7 @@ OF_SOME = {  # keys that only the sets take which say so: what they are for, and
     "image_shape": ("{takers} only", "has its own"),
     "examples": ("{takers} only", "has its own"),
     "augment": ("images", "has none"),
+    "window": ("{takers} only", "has none"),
     "policy": ("images", "has none"),
     "crop": ("{takers} only", "is seen as a whole"),
     "image_size": ("images", "has none"),

@@ -31,7 +31,7 @@ class SmallImages(DataSet):
     statistics: ClassVar[Statistics]
     standard: ClassVar[str] = "none"  # the augmentation that "auto" means
     several: ClassVar[bool] = False  # whether a label is a row of 0 and 1, and not one of the classes
-    takes = frozenset({"augment", "policy", "image_size"})
+    takes = frozenset({"augment", "window", "policy", "image_size"})
 
     @abc.abstractmethod
     def load(self, asked: Asked) -> tuple[Callable[[str], Arrays], str]:
@@ -56,7 +56,9 @@ class SmallImages(DataSet):
     def augmentation(self, asked: Asked) -> str:
         from largebatch.data import augment
 
-        return augment.resolved(asked.augment, self.standard, augment.RESIDENT, self.name)
+        found = augment.resolved(asked.augment, self.standard, augment.RESIDENT, self.name)
+        augment.check_window(asked.window, found, self.shape(asked)[1:])
+        return found
 
     def is_outlined(self, asked: Asked, stated: bool) -> bool:
         return True
@@ -86,12 +88,13 @@ class SmallImages(DataSet):
         from largebatch.data.resident import ResidentSplit, divided
 
         self.check_side(asked, self.shape(asked))
-        augment, statistics, classes = self.augmentation(asked), self.statistics_of(asked), self.classes_of(asked)
+        statistics, classes = self.statistics_of(asked), self.classes_of(asked)
+        how = {"augment": self.augmentation(asked), "window": asked.window}
         load, source = self.load(asked)
         train, test, loaded = divided(load, asked.hold_out)
         splits = (
-            ResidentSplit(*train, statistics=statistics, augment=augment, policy=asked.policy),
-            ResidentSplit(*test, statistics=statistics, augment=augment),
+            ResidentSplit(*train, statistics=statistics, policy=asked.policy, **how),
+            ResidentSplit(*test, statistics=statistics, **how),
         )
         made = self.outline(asked, splits, source, len(classes))
         listed = {part: Listing(classes, labels) for part, (_, labels) in loaded.items()}

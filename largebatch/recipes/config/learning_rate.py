@@ -24,6 +24,7 @@ from largebatch.recipes.keys import (
     PositiveInt,
     Section,
     Size,
+    Skipped,
     Switch,
 )
 
@@ -112,6 +113,26 @@ def measured_noise_scale(written: str) -> dict[str, Any]:
     return {"examples": examples, "from": written}
 
 
+class Scale(Section):
+    """A number is its factor."""
+
+    factor: PositiveFloat = 1.0
+    until_epoch: PositiveFloat | None = None  # the lr is 0 from there on; unset: to the end
+
+    @property
+    def words(self) -> str:
+        return f"× {self.factor:g}" + ("" if self.until_epoch is None else f" to epoch {self.until_epoch:g}")
+
+
+def a_scale(written: Any) -> Any:
+    if isinstance(written, (int, float)) and not isinstance(written, bool):
+        return {"factor": written}
+    return written
+
+
+OneScale = Annotated[Scale, pydantic.BeforeValidator(a_scale, json_schema_input_type=float | Scale)]
+
+
 class LearningRate(Section):
     """A rule of the batch size (``base`` at ``reference_batch_size``), or a ``table`` of it."""
 
@@ -124,8 +145,15 @@ class LearningRate(Section):
     warmup: Warmup = Warmup()
     decay: Decay = ConstantDecay()
     layer_decay: Annotated[float, Field(gt=0, lt=1), Number] | None = None  # times this for each layer below the head
+    scales: dict[Skipped, OneScale] = Field({})  # by norm, bias or a pattern of tensors: what the lr is multiplied by
 
     def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        if self.scales and run.lr is not self:
+            yield "lr.scales holds for a whole run, and stands in another section here"
+        for pattern, one in self.scales.items():
+            late = [method.where for method in run.methods.values() if method.ALONE == "at the end"]
+            if late and one.until_epoch is not None:
+                yield f"lr.scales.{pattern}.until_epoch does not go with {late[0]}, whose workers count steps anew"
         if self.layer_decay is None:
             return
         if run.lr is not self:

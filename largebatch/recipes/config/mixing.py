@@ -1,4 +1,4 @@
-"""The sections of random erasing, of mixup and cutmix."""
+"""The sections of windows and flips, of random erasing, of mixup and cutmix."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from largebatch.recipes.keys import NonNegativeFloat, Number, PositiveFloat, Section
+from largebatch.recipes.keys import NonNegativeFloat, Number, PositiveFloat, PositiveInt, Section
 
 Probability = Annotated[float, Field(ge=0, le=1), Number]
+
+
+class CropWindow(Section):
+    """How ``augment`` crops and mirrors small images."""
+
+    padding: PositiveInt = 4  # pixels around the image, within which a crop's window lies
+    fill: Literal["black", "reflect"] = "black"  # what the padding is: raw zero, or the image mirrored at its edge
+    flips: Literal["random", "alternating"] = "random"  # alternating: each image is another way round in every epoch
+
+    @property
+    def words(self) -> str:
+        flips = ", mirrored in every other epoch" if self.flips == "alternating" else ""
+        return f"crops reach {self.padding} pixels beyond the edge ({self.fill}){flips}"
 
 
 class Erase(Section):

@@ -164,7 +164,7 @@ class Run(Section):
         for reading in ("root", "decode", "workers", "unreadable_share", "if_changed"):
             everything["data"].pop(reading)
         if evaluate["stop_at"] is not None:  # which ends the run at one of its evaluations
-            everything["evaluate"] = {key: evaluate[key] for key in ("every_epochs", "stop_at", "flips")}
+            everything["evaluate"] = {key: evaluate[key] for key in ("every_epochs", "stop_at", "flips", "shift")}
         return everything
 
 

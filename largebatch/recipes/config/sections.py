@@ -10,7 +10,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from largebatch.recipes.config.mistakes import shown
-from largebatch.recipes.config.mixing import Erase, Mix
+from largebatch.recipes.config.mixing import CropWindow, Erase, Mix
 from largebatch.recipes.config.policies import PolicyName
 from largebatch.recipes.keys import (
     LARGEST,
@@ -65,6 +65,7 @@ class Data(Section):
     image_size: ImageSizes | None = None  # a number is that side throughout; unset: 224
     crop: Annotated[float, Field(gt=0, le=1), Number] = 0.875  # of the short side is seen in a test
     augment: Literal["auto", "none", "flip", "crop", "crop_flip", "resized_crop_flip"] = "auto"
+    window: CropWindow | None = None  # how ``augment`` crops and mirrors small images
     policy: PolicyName | None = None  # rand_augment, trivial_augment_wide, auto_augment, timm/rand-m9-mstd0.5-inc1
     color_jitter: Fraction = 0.0  # brightness, contrast and saturation each by a factor in 1 ± this; image sets only
     repeats: PositiveInt = 1  # of each image within a global batch, with draws of its own
@@ -234,6 +235,15 @@ class BatchNorm(Section):
 class WeightDecay(Section):
     value: NonNegativeFloat = 0.0
     skip: tuple[Skipped, ...] = ("norm", "bias")
+    even: Switch = False  # value/factor of a tensor that lr.scales scales by a factor: a step shrinks all alike
+
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        if not self.even:
+            return
+        if not run.lr.scales:
+            yield "weight_decay.even = true has no effect without lr.scales; leave it out"
+        if run.phases is not None:
+            yield "weight_decay.even = true does not go with phases; choose one"
 
 
 class TaskSection(BaseModel):
@@ -327,6 +337,9 @@ class Evaluate(Section):
     batch_size: PositiveInt = 1000  # examples per rank and forward
     train: Switch | None = None  # at the end also the training set, unaugmented; unset: if it is a small one
     flips: Switch = False  # outputs are the mean of those of an image and of its mirror image
+    shift: NonNegativeInt = (
+        0  # pixels by which two views are moved along a diagonal, whose outputs count a quarter each
+    )
     median_of: PositiveInt = 1  # the result is the median accuracy of the last so many evaluations
 
 

@@ -93,7 +93,7 @@ def job_of(run: config.Run, cluster: Cluster, mode: FakeTensorMode, loaded: Load
         factored("batch.global_batch_size", run.batch.global_batch_size, cluster.world_size, 1 << 62, MicroBatch())
     plain = run.model_copy(update={"compile": False, "start": run.start if loaded else None})
     made = {name: functools.partial(fake_engine, kind, mode) for name, kind in FAKES.items()}
-    job = assemble.assemble(plain, torch.device(cluster.device), dataset, made, loaded=loaded)
+    job = assemble.assemble(plain, torch.device(cluster.device), dataset, made, loaded=loaded, unread=True)
     return dataclasses.replace(job, run=run)
 
 

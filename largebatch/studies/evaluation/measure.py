@@ -96,7 +96,7 @@ def measure(
     batches = examples.batches(
         distributed.rank(), distributed.world_size(), asked.run.evaluate.batch_size, restored.placement
     )
-    evaluation = evaluate(restored.model, task, restored, batches, device, flips=restored.flips, seen=collecting.take)
+    evaluation = evaluate(restored.model, task, restored, batches, device, views=restored.views, seen=collecting.take)
     assert evaluation.examples == len(examples), "an example was missed or counted twice"
     answers = collecting.of_all_ranks()
     notes = [*weights.complaints, *(differences(weights, dataset) if asked.name == OTHER else ())]

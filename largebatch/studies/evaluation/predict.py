@@ -77,7 +77,7 @@ def predict(
 
 def answered(restored: Restored, images: Tensor, top: int) -> dict[str, Tensor]:
     with torch.no_grad():
-        return likeliest(restored.task.answered(judged(restored, (images, None), restored.flips)), top)
+        return likeliest(restored.task.answered(judged(restored, (images, None), restored.views)), top)
 
 
 def restored_of(weights: SavedWeights, device: torch.device) -> Restored:

@@ -204,6 +204,8 @@ def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
         rows.append(("batch norm over", f"{run.batch.bn_batch_size:,}", rule, origin("batch.bn_batch_size")))
     if run.batch_norm.statistics != "running":
         rows.append(("  evaluated with", run.batch_norm.statistics, "batch-norm statistics", origin("batch_norm")))
+    for key, words in derive.words_of_test_views(run).items():
+        rows.append(("tests", words, "", origin(key)))
     return rows
 
 
@@ -245,6 +247,7 @@ def _lr_rows(run: config.Run, plan: BatchPlan, lr: ExplainedSchedule, origin: Or
     length = f"{epochs} = {_steps(run, plan, schedule.warmup)}" if schedule.warmup else "none"
     rows.append(("warm-up", length, lr.warmup.removeprefix(epochs).strip().removeprefix("none"), origin("lr.warmup")))
     begin, _ = schedule.decay_span
+    scales = run.lr.scales.items()
     rest = plan.steps - plan.first_step_at(begin)
     if schedule.milestones:
         after = ", ".join(_steps(run, plan, at).removesuffix(" steps") for at in schedule.milestones)
@@ -257,7 +260,8 @@ def _lr_rows(run: config.Run, plan: BatchPlan, lr: ExplainedSchedule, origin: Or
         rule = ""
     else:
         rule = f"over the {rest:,} steps after the warm-up" if begin else f"over all {rest:,} steps"
-    return [*rows, ("decay", lr.decay, rule, origin("batch.ramp" if derive.growth_of(run)[1] else "lr.decay"))]
+    rows.append(("decay", lr.decay, rule, origin("batch.ramp" if derive.growth_of(run)[1] else "lr.decay")))
+    return [*rows, *((f"  of {tensors}", f"lr {one.words}", "", origin("lr.scales")) for tensors, one in scales)]
 
 
 def _steps(run: config.Run, plan: BatchPlan, examples: float) -> str:
@@ -286,6 +290,7 @@ def _optimizer_rows(run: config.Run, decided: Decided, origin: Origin) -> list[R
         rows.append(("not adapted", ", ".join(skipped) or "nothing", "", origin("optimizer.skip_adaptation")))
     skip = ", ".join(run.weight_decay.skip)
     whom = f"not on {skip}" if skip else "on everything"
+    whom += ", over what scales the lr" * run.weight_decay.even
     rows.append(("weight decay", f"{run.weight_decay.value:g}", whom, origin("weight_decay.value")))
     smoothing = run.task.arguments.get("label_smoothing") if run.task is not None else None
     smoothing = _value(run.loss.label_smoothing if smoothing is None else smoothing)

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from largebatch.data import Placement, fork_server
-from largebatch.data.augment import PADDING
 from largebatch.data.resident import ResidentSplit
 from largebatch.studies.bench.throughput.bare_loop import Batches
 
@@ -29,9 +28,11 @@ class TransformedExamples(torch.utils.data.Dataset):
         images, labels = split.resident(torch.device("cpu"))
         self.images: np.ndarray = images.numpy()
         self.labels = labels.tolist() if labels.dim() == 1 else labels  # a row of several is collated as it is
-        side = self.images.shape[1:3]
+        side, window = self.images.shape[1:3], split.window
+        edge = "reflect" if window.fill == "reflect" else "constant"
+        crop = transforms.RandomCrop(side, padding=window.padding, padding_mode=edge)
         self.transform = transforms.Compose([
-            *([transforms.RandomCrop(side, padding=PADDING)] if split.augment.startswith("crop") else []),
+            *([crop] if split.augment.startswith("crop") else []),
             *([transforms.RandomHorizontalFlip()] if split.augment.endswith("flip") else []),
             transforms.ToTensor(),
             transforms.Normalize(*split.statistics),
