@@ -73,11 +73,7 @@ def assemble(
     """
     refusals.check(run, precision_of(run.precision, device.type))
     dataset = dataset or dataset_of(run, quiet)
-    if run.compile and dataset.sizes is not None and len(dataset.sizes.all) > MOST_SHAPES:
-        raise UserError(
-            f"data.image_size has {len(dataset.sizes.all)} sides, and compile = true takes at most {MOST_SHAPES}; set "
-            "data.image_size.multiple_of higher"
-        )
+    check_shapes(run, dataset)
     check_lengths(run, dataset)
     task = task_of(run, dataset)
     decided = decide(run, data_facts(dataset), distributed.world_size(), device.type)
@@ -132,6 +128,15 @@ def rates_of(run: config.Run, model: nn.Module, plan: BatchPlan) -> dict[str, op
         for pattern, one in scales.items()
     }
     return optim.tensor_rates(model, stated, layers)
+
+
+def check_shapes(run: config.Run, dataset: data.Splits) -> None:
+    """Each is compiled for itself."""
+    if run.compile and dataset.sizes is not None and len(dataset.sizes.all) > MOST_SHAPES:
+        raise UserError(
+            f"data.image_size has {len(dataset.sizes.all)} sides, and compile = true takes at most {MOST_SHAPES}; set "
+            "data.image_size.multiple_of higher"
+        )
 
 
 def check_lengths(run: config.Run, dataset: data.Splits) -> None:

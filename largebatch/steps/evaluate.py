@@ -34,6 +34,9 @@ class ImageViews(NamedTuple):
     shift: int = 0
 
 
+AS_THEY_ARE = ImageViews()
+
+
 class Evaluation(NamedTuple):
     numbers: dict[str, float]  # by key: the loss, the score, and what else the task tells
     examples: int
@@ -50,7 +53,7 @@ def evaluate(
     batches: Iterable[Batch],
     device: torch.device,
     *,
-    views: ImageViews = ImageViews(),
+    views: ImageViews = AS_THEY_ARE,
     seen: Callable[[Any, Batch], None] | None = None,
     over_ranks: bool = True,
 ) -> Evaluation:
