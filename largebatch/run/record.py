@@ -222,13 +222,20 @@ class Recorder:
                 self._scalar(f"{number}/{layer}", value, step)
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
+        self._to_board(lambda board: board.add_scalar(tag, value, step))
+
+    def _to_board(self, write: Callable[[Any], object]) -> None:
         if self._board is None:
             return
         try:
-            self._board.add_scalar(tag, value, step)
+            write(self._board)
         except OSError as error:  # its thread could not write
             self._board = None
             self.say(f"TensorBoard's file cannot be written ({error.strerror or error}); the run goes on without it")
+
+    def picture(self, tag: str, pixels: Any, step: int) -> None:
+        """``pixels`` (height, width, 3) uint8, to TensorBoard."""
+        self._to_board(lambda board: board.add_image(tag, pixels, step, dataformats="HWC"))
 
     def say(self, text: str) -> None:
         """A sentence for the log and, unless ``quiet``, the terminal."""

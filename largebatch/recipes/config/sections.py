@@ -373,6 +373,7 @@ class Record(Section):
     layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
     directions_every_steps: NonNegativeInt = 0  # distance from the start, lengths and angles of steps; 0: never
     ranks_every_steps: NonNegativeInt = 0  # what each rank's step is made of, and the slowest rank; 0: never
+    pictures: Annotated[int, Field(ge=0, le=64), Number] = 0  # of the first batch as the network sees it; 0: none
     tensorboard: Switch = True
     mllog: Switch = False  # MLPerf's log lines, in mllog.txt of the run directory
 

@@ -28,7 +28,7 @@ from largebatch.engines import Engine
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.plan.batch import BatchPlan, MicroBatch, factored
-from largebatch.recipes import config, derive
+from largebatch.recipes import config, derive, refusals
 from largebatch.run import assemble
 from largebatch.studies.dry_run.engines import FAKES
 from largebatch.studies.reading import training_examples
@@ -84,6 +84,7 @@ class Described:
 
 def job_of(run: config.Run, cluster: Cluster, mode: FakeTensorMode) -> assemble.Job:
     """As assemble.assemble, with fake tensors on the CPU; its ``device`` is the cluster's."""
+    refusals.check_device(run, cluster.device)
     dataset = dataset_of(run, cluster)
     if run.batch.global_batch_size < cluster.world_size:
         factored("batch.global_batch_size", run.batch.global_batch_size, cluster.world_size, 1 << 62, MicroBatch())
