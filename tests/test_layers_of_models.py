@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 import torchvision
 from conftest import TINY
 
@@ -39,7 +40,15 @@ def by_name(model: ModelRecord) -> dict[str | None, LayerRow]:
 
 
 @pytest.mark.worlds
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "vit_b_16", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnet50",
+        "mobilenet_v2",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit_b_16", "convnext_tiny")),
+    ],
+)
 def test_torchvisions_published_counts(name):
     """Its weights say how many parameters they have, and 1e9 multiply-adds of an image."""
     meta = torchvision.models.get_model_weights(name).DEFAULT.meta
@@ -96,7 +105,7 @@ def test_totals_are_those_of_the_dry_run_and_of_the_bench(keys):
     assert facts["micro_batch_size"] == model.micro_batch_size
     assert model.activation_bytes <= facts["memory_per_rank_mib"]["activations"] * 2**20
     if run.data.name != "cifar10":  # which need not be here
-        job = assemble(run, __import__("torch").device("cpu"), quiet=True)
+        job = assemble(run, torch.device("cpu"), quiet=True)
         of_one = flops.of_one_example(model_of(run, job.task, job.dataset), job.task, job.dataset.largest(2))
         assert (of_one.forward, of_one.backward) == (model.forward_flops, model.backward_flops)
 
@@ -111,8 +120,8 @@ def test_a_perceptron_by_hand():
     assert [row.output_shape for row in linear] == [[20, 16], [20, 10]]
     assert [row.trainable for row in linear] == [64 * 16 + 16, 16 * 10 + 10]
     assert [row.forward_flops for row in linear] == [2 * 64 * 16, 2 * 16 * 10]
-    # the input (float32), what ReLU gives, which the second layer needs too, and of the loss its log-softmax and labels
-    assert model.activation_bytes == 20 * (64 * 4 + 16 * 4 + 10 * 4 + 8)
+    # the input, what ReLU gives, which the second layer needs too; of the loss its log-softmax, labels and their weight
+    assert model.activation_bytes == 20 * (64 * 4 + 16 * 4 + 10 * 4 + 8) + 4
     assert model.layers[0].activation_bytes == 20 * (64 * 4 + 16 * 4)
     assert linear[1].activation_bytes == 0
 
@@ -138,7 +147,7 @@ def test_a_module_has_what_is_below_it():
 @pytest.mark.worlds
 def test_frozen_parameters_are_counted_apart():
     keys = {"model": {"name": "tiny_cnn"}}
-    whole, part = measured(**keys), measured(model={"name": "tiny_cnn", "frozen": ["features"]})
+    whole, part = measured(**keys), measured(model={"name": "tiny_cnn", "frozen": ["0"]})
     assert part.frozen > 0
     assert part.trainable + part.frozen == whole.trainable
     assert part.forward_flops == whole.forward_flops
@@ -160,7 +169,7 @@ def test_of_text(tmp_path):
     from texts import shared_pack
 
     keys = {
-        "model": {"name": "bert", "layers": 2, "width": 32, "heads": 2, "vocabulary": 100},
+        "model": {"name": "bert", "layers": 2, "width": 16, "heads": 2, "positions": 32, "dropout": 0.0},
         "data": {"name": "text", "root": str(shared_pack()), "length": 32},
         "batch": {"global_batch_size": 8, "micro_batch_size": 4},
     }

@@ -23,6 +23,9 @@ class Session:
     """Ready from when it is made; records from the first step's beginning on."""
 
     def __init__(self, device: str, shapes: bool, stacks: bool, warmed_up: bool) -> None:
+        """RuntimeError where somebody profiles already: torch has one profiler."""
+        if torch.autograd._profiler_enabled():
+            raise RuntimeError("another one is at work")
         activities = [torch.profiler.ProfilerActivity.CPU]
         if device == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
