@@ -9,7 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from docs.floors import picture
-from largebatch.records import comparison, curves, diagnoses, evaluation, names, plan, run, saved, simulation, target
+from largebatch.records import (
+    comparison,
+    curves,
+    diagnoses,
+    evaluation,
+    looking,
+    names,
+    plan,
+    run,
+    saved,
+    simulation,
+    target,
+)  # fmt: skip
 
 DOCS = Path(__file__).parent
 FIELD = re.compile(r"^    (\w+): ([A-Z]\w*.*?|int|float|int [|] None)(?: = \S+)?(?:  # (?:\[(.+?)\] ?)?(.*))?$", re.M)
@@ -54,6 +66,20 @@ def run_directory() -> str:
     parts += [f"## `{names.DIAGNOSTICS}/`", "What `diagnose` measured; `kind` is the name of the file."]
     for kind, *within in DIAGNOSES:
         parts += [f"### `{kind.kind}`", *_record(kind, *within)]
+    parts += [
+        f"## `{names.PROFILE}/`, `{names.PICTURES}/`, `{names.MEMORY}/`",
+        "Where the recipe asks for them ([looking.md](looking.md)). The traces are Chrome's format, gzipped; memory "
+        "snapshots are torch's own.",
+        f"### `{looking.ProfileRecord.kind}`",
+        *_record(looking.ProfileRecord, looking.ProfiledOperator, looking.ProfiledKernel),
+        f"### `{looking.PicturesRecord.kind}`",
+        *_record(looking.PicturesRecord),
+    ]
+    parts += [
+        "## A model's layers",
+        "The numbers of `largebatch recipe model` ([looking.md](looking.md#a-models-layers)).",
+        *_record(looking.ModelRecord, looking.LayerRow),
+    ]
     parts += ["## Evaluations", "The numbers of `largebatch evaluate` ([running.md](running.md#evaluate))."]
     parts += _record(
         evaluation.EvaluationRecord, evaluation.EvaluatedClass, evaluation.Calibration, evaluation.CalibrationBin

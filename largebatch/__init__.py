@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from largebatch import data, methods, models, optim, optimizers, tasks
     from largebatch.api.comparing import compare
+    from largebatch.api.describing import layers
     from largebatch.api.diagnosing import critical_batch
     from largebatch.api.evaluating import evaluate, predict
     from largebatch.api.loading import load
@@ -70,6 +71,7 @@ _ROOMS = {  # name -> the module that has it
     "decide": "largebatch.api.recipes",
     "evaluate": "largebatch.api.evaluating",
     "exact_sums": "largebatch.steps.evaluate",
+    "layers": "largebatch.api.describing",
     "load": "largebatch.api.loading",
     "predict": "largebatch.api.evaluating",
     "recipe": "largebatch.api.recipes",
@@ -91,9 +93,9 @@ _MODULES = {  # of parts by name, with ``register``; and the optimizers' algebra
 __all__ = [
     "BatchPlan", "Classification", "Dataset", "ExactSampler", "ExamplesLR", "Method", "Multilabel", "NoiseMeter",
     "Optimizer", "Part", "Regression", "Result", "Run", "Score", "SeededDataset", "ShareSampler", "Task", "UserError",
-    "compare", "convert_batch_norm", "critical_batch", "data", "datasets", "decide", "evaluate", "exact_sums", "load",
-    "methods", "models", "optim", "optimizers", "predict", "recipe", "recompute_batch_norm", "schedule", "study",
-    "tasks", "train",
+    "compare", "convert_batch_norm", "critical_batch", "data", "datasets", "decide", "evaluate", "exact_sums", "layers",
+    "load", "methods", "models", "optim", "optimizers", "predict", "recipe", "recompute_batch_norm", "schedule",
+    "study", "tasks", "train",
 ]  # fmt: skip
 
 

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from largebatch.cli.frame import JsonFile, Overrides, With, check_folder, local_path, wide_console, write_numbers
+from largebatch.cli.frame import (
+    JsonFile,
+    Overrides,
+    Recipe,
+    With,
+    check_folder,
+    local_path,
+    wide_console,
+    write_numbers,
+)
+from largebatch.errors import UserError
 from largebatch.terminal.console import tell
 
 app = typer.Typer(help="Recipes.", no_args_is_help=True, rich_markup_mode=None)
@@ -56,6 +66,37 @@ def show_recipe(
     width = max(30, min(60, console.width - 12))
     console.print(f"\n{recipes.as_plot(facts, width)}", markup=False, highlight=False, soft_wrap=True)
     write_numbers(json_file, facts, console)
+
+
+@app.command("model")
+def show_model(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    depth: Annotated[int, typer.Option(metavar="N", min=0, help="modules within modules, so deep")] = 2,
+    devices: Annotated[int, typer.Option(metavar="N", min=1, help="ranks, which decide the micro-batch")] = 1,
+    device: Annotated[str | None, typer.Option(metavar="cuda|cpu", help="theirs; else the recipe's")] = None,
+    examples: Annotated[int | None, typer.Option(metavar="N", min=1, help="training images of a folder")] = None,
+    classes: Annotated[int | None, typer.Option(metavar="N", min=1, help="classes of a folder")] = None,
+    json_file: JsonFile = None,
+    parts: With = None,
+) -> None:
+    """The layers of a recipe's model: parameters, shapes, operations, activations of a micro-batch. Trains nothing."""
+    check_folder(json_file)
+    if device not in (None, "cuda", "cpu"):
+        raise UserError(f"--device {device} is not known; valid: cuda, cpu")
+    from largebatch.recipes import config
+    from largebatch.records.typed import content
+    from largebatch.studies import layers
+    from largebatch.studies.dry_run import Cluster, usual_device
+
+    run = config.load(recipe, overrides or [])
+    of_model = layers.measured(run, Cluster(devices, device or usual_device(run.device, None), examples, classes))
+    console = wide_console()
+    tell(console, layers.heading(of_model))
+    console.print(layers.table(of_model, depth))
+    for sentence in layers.sentences(of_model):
+        tell(console, sentence)
+    write_numbers(json_file, content(of_model), console)
 
 
 @app.command("schema")

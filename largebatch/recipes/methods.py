@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 # The table: their parts stand in a run in this order.
 ORDER = (
-    "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale", "outer_momentum",
-    "schedule_free", "ema", "lawa", "swap", "target",
+    "pictures", "step_times", "adascale", "post_local_sgd", "sam", "layers", "directions", "noise_scale",
+    "outer_momentum", "schedule_free", "ema", "lawa", "swap", "target", "memory_snapshot", "profile",
 )  # fmt: skip
 
 
@@ -55,6 +55,8 @@ class AveragedEvery(NamedTuple):
 
 class Decision:
     """What was decided of a method; frozen, without torch."""
+
+    OF_RUN: ClassVar[bool] = False  # whether its part stands beside a run alone, and not beside steps that are tried
 
     @property
     def words(self) -> str | None:
@@ -109,6 +111,7 @@ class Method(Section, Decision):
     STALE_STATISTICS: ClassVar[bool] = False  # whether batch norm's are never those of the weights that are judged
     ENDS_EARLY: ClassVar[bool] = False  # whether its plan may end early; a target cuts what comes after it
     EQUAL_UNITS: ClassVar[bool] = False  # whether it needs examples that count alike
+    DEVICE: ClassVar[str | None] = None  # the one kind that it has something to do on: cuda
 
     @classmethod
     def written(cls, value: Any) -> Any:
@@ -137,6 +140,10 @@ class Method(Section, Decision):
 
     def check_task(self, name: str, numbers: list[str]) -> Iterator[str]:
         """The same of the task called ``name``, whose evaluations give these ``numbers``."""
+        yield from ()
+
+    def check_inputs(self, data: str, shape: tuple[int, ...]) -> Iterator[str]:
+        """The same of the data set called ``data``, whose examples begin with a tensor of this ``shape``."""
         yield from ()
 
     def check_score(self, score: Score) -> Iterator[str]:

@@ -17,6 +17,15 @@ def check(run: config.Run, precision: str) -> None:
         raise UserError(sentence)
 
 
+def check_device(run: config.Run, device: str) -> None:
+    """Refuse to train on this kind of ``device`` what looks at another one. (It may be evaluated anywhere.)"""
+    for method in run.methods.values():
+        if method.DEVICE not in (None, device):
+            raise UserError(
+                f"{method.where} needs device = {method.DEVICE}, and this run would be on {device}; leave it out"
+            )
+
+
 def refusals(run: config.Run, precision: str) -> Iterator[str]:
     for method in run.methods.values():
         if method.WHOLE:

@@ -11,6 +11,9 @@ DATA = "data.npz"
 CHECKPOINTS = "checkpoints"
 DIAGNOSTICS = "diagnostics"
 TENSORBOARD = "tensorboard"
+PROFILE = "profile"
+MEMORY = "memory"
+PICTURES = "pictures"
 
 COMPARISON = "comparison.json"
 SEARCH = "search"  # of a row: the runs that tried its learning rates

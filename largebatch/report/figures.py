@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from largebatch.report import (
+    batch_picture,
     critical_figure,
     noise_figure,
     path_figure,
@@ -35,6 +36,7 @@ def pictures(comparison: Comparison) -> list[Picture]:
             *critical_figure.pictures(comparison),
             spectrum_figure.picture(comparison),
             *path_figure.pictures(comparison),
+            *batch_picture.pictures(comparison),
         ]
     return [picture for picture in made if picture is not None]
 

@@ -16,6 +16,7 @@ from largebatch.plan.score import Score
 from largebatch.recipes.strict_yaml import parse
 from largebatch.records import names
 from largebatch.records.diagnoses import DIAGNOSES, DiagnosisRecord
+from largebatch.records.looking import PicturesRecord
 from largebatch.records.run import (
     DirectionsLine,
     EvaluateLine,
@@ -52,6 +53,8 @@ class RecordedRun:
     """Those of the kinds in ``SHOWN``, in the order of their steps."""
     diagnoses: tuple[DiagnosisRecord, ...]
     """What was measured on the run's weights, one of a kind."""
+    pictures: PicturesRecord | None = None
+    """Of a training batch; the first where there are several."""
 
     def lines_of(self, kind: type[Kind]) -> tuple[Kind, ...]:
         return tuple(line for line in self.lines if isinstance(line, kind))
@@ -136,7 +139,13 @@ def read_run(path: Path, name: str) -> RecordedRun:
     recipe = read(RecipeRecord, parse(text, f"{path / names.RECIPE} is not valid YAML"), path / names.RECIPE)
     result = _result(path / names.RESULT)
     lines = _metrics(path / names.METRICS, required=result.status == "finished")
-    return RecordedRun(path, name, recipe, text, plan, result, lines, _diagnoses(path / names.DIAGNOSTICS))
+    diagnoses, pictures = _diagnoses(path / names.DIAGNOSTICS), _pictures(path / names.PICTURES)
+    return RecordedRun(path, name, recipe, text, plan, result, lines, diagnoses, pictures)
+
+
+def _pictures(folder: Path) -> PicturesRecord | None:
+    found = [read(PicturesRecord, json_of(file), file) for file in folder.glob("*.json")]
+    return min(found, key=lambda record: record.step, default=None)
 
 
 def _result(file: Path) -> ResultRecord:

@@ -186,7 +186,10 @@ def task_of(run: config.Run, dataset: data.Splits) -> Task:
     for method in run.methods.values():
         if method.EQUAL_UNITS and task.units_vary:
             raise UserError(f"{method.where} needs examples that count alike; those of task.name = {name} do not")
-        for sentence in method.check_score(task.score):
+        for sentence in (
+            *method.check_score(task.score),
+            *method.check_inputs(run.data.name, dataset.input_shape),
+        ):
             raise UserError(sentence)
     return task
 

@@ -129,7 +129,7 @@ class Loop:
         self.decided = job.decided
         self.unread: list[Step] = []
         self.noticed: list[int] = []  # signals
-        self.parts = Parts(job, added)
+        self.parts = Parts(job, added, of_run=True)
         self.steps = Steps(job, self.parts)
         self.measure = Measure(job, self.parts)
         self.saves = Saves(job, directory, self.parts, self.measure)
@@ -277,8 +277,11 @@ class Loop:
     def __enter__(self) -> Loop:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.saves.close()
-        self.recorder.close()
-        if self.mllog is not None:
-            self.mllog.close()
+    def __exit__(self, _: object, problem: BaseException | None, __: object) -> None:
+        with contextlib.ExitStack() as closing:  # all of them, whatever one raises; the last first
+            if self.mllog is not None:
+                closing.callback(self.mllog.close)
+            closing.callback(self.recorder.close)
+            closing.callback(self.saves.close)
+            for part in self.parts.values():
+                closing.callback(part.close, self.recorder, problem)

@@ -17,12 +17,17 @@ everywhere: dict[str, Callable[[Job], Part]] = {}  # parts of every run of this 
 
 
 class Parts(dict[str, Part]):
-    """Name -> part, and what all of them together say."""
+    """Name -> part, and what all of them together say.
 
-    def __init__(self, job: Job, added: Added | None = None) -> None:
+    ``of_run``: they stand beside a run, and not beside steps of a dry run, a bench or a diagnosis.
+    """
+
+    def __init__(self, job: Job, added: Added | None = None, of_run: bool = False) -> None:
         super().__init__()
         self.code = told_code(job, added)
         for name, decision in job.decided.methods.items():
+            if decision.OF_RUN and not of_run:
+                continue
             if (part := decision.part(job)) is not None:
                 self[name] = part
         self.update({name: _made(name, make, job) for name, make in _makers(added).items()})

@@ -244,6 +244,10 @@ class Recorder:
             self._told.add(name)
             self.event("logger", step=self._step, logger=name, problem=problem, given_up=given_up)
 
+    def picture(self, tag: str, pixels: Any, step: int) -> None:
+        """``pixels`` (height, width, 3) uint8, for the writers that show pictures."""
+        self._scalars.picture(step, tag, pixels)
+
     def say(self, text: str) -> None:
         """A sentence for the log and, unless ``quiet``, the terminal."""
         if self.active:

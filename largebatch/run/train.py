@@ -18,7 +18,7 @@ from largebatch.machine import distributed, watchdog
 from largebatch.machine.determinism import deterministic
 from largebatch.machine.watchdog import watched
 from largebatch.plan.batch import BatchPlan
-from largebatch.recipes import config, longer
+from largebatch.recipes import config, longer, refusals
 from largebatch.recipes.decide import decide
 from largebatch.records import names
 from largebatch.records.mllog import MlperfLog
@@ -48,6 +48,7 @@ def train(
     ``into`` gets the weights of the run's end, unless it failed.
     """
     device = distributed.choose_device(run.device)
+    refusals.check_device(run, device.type)
     console = console or Console()
     if run.engine.name != "ddp" and not distributed.joined():
         raise UserError(f"engine.name = {run.engine.name} needs a process group; call train inside distributed.group")

@@ -10,6 +10,7 @@ All that a part may do is here, and all of it is optional. The run holds its par
     read            what waits on the device is recorded
     evaluated       there is an evaluation, of the weights that are judged or of others
     afterwards      the steps are over; the evaluation at the end is still to come
+    close           the run ends here, however it does
     save, load      what it remembers between two steps, in tensors, numbers and text
 """
 
@@ -71,6 +72,7 @@ class PartRecorder(Protocol):
     def event(self, event: str, /, **facts: Any) -> None: ...
     def layers(self, step: int, examples_seen: int, summary: dict[str, float], by_layer: dict[str, Any]) -> None: ...
     def say(self, text: str, /) -> None: ...
+    def picture(self, tag: str, pixels: Any, step: int) -> None: ...
 
 
 class Running(Protocol):
@@ -124,6 +126,12 @@ class Part:
         """
 
     def afterwards(self, run: Running) -> None: ...
+
+    def close(self, recorder: PartRecorder, problem: BaseException | None) -> None:
+        """Whatever it has changed in the process is as it was. Called once, at an end of any kind.
+
+        ``problem``: the exception that ended the run, if one did. Not collective: other ranks may be gone.
+        """
 
     def shown(self) -> contextlib.AbstractContextManager[Any]:
         """Inside, the model is the one to be judged and saved; afterwards everything is as it was."""

@@ -8,7 +8,7 @@ import pydantic
 from pydantic import BeforeValidator, Field
 
 from largebatch.recipes.config.mistakes import shown
-from largebatch.recipes.keys import Folder, NonNegativeInt, PositiveInt, Section, Switch
+from largebatch.recipes.keys import Folder, NonNegativeInt, Number, PositiveInt, Section, Switch
 
 Service = Literal["tensorboard", "wandb", "mlflow"]
 Word = Annotated[str, Field(min_length=1, max_length=250)]
@@ -42,6 +42,7 @@ class Record(Section):
     layers_every_steps: NonNegativeInt = 0  # trust ratio, weight norm and update norm of every layer; 0: never
     directions_every_steps: NonNegativeInt = 0  # distance from the start, lengths and angles of steps; 0: never
     ranks_every_steps: NonNegativeInt = 0  # what each rank's step is made of, and the slowest rank; 0: never
+    pictures: Annotated[int, Field(ge=0, le=64), Number] = 0  # of the first batch as the network sees it; 0: none
     to: Annotated[tuple[Service, ...], BeforeValidator(several)] = ("tensorboard",)  # who gets the scalars, too
     wandb: Wandb = Wandb()
     mlflow: Mlflow = Mlflow()

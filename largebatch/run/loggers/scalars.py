@@ -6,7 +6,7 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from largebatch.errors import UserError, in_one_line
 
@@ -40,6 +40,15 @@ class ScalarWriter(Protocol):
 
     def heard(self) -> Iterable[Said]:
         """What is new."""
+        ...
+
+
+@runtime_checkable
+class PictureWriter(ScalarWriter, Protocol):
+    """One that shows pictures, too."""
+
+    def picture(self, step: int, name: str, pixels: Any) -> None:
+        """``pixels`` (height, width, 3) uint8."""
         ...
 
 
@@ -83,6 +92,12 @@ class Scalars:
         for writer in list(self.writers):
             if not numbers or self._guarded(writer, functools.partial(writer.write, step, numbers)):
                 self._guarded(writer, functools.partial(self._hear, writer))
+
+    def picture(self, step: int, name: str, pixels: Any) -> None:
+        """``pixels`` (height, width, 3) uint8, to those who show pictures."""
+        for writer in list(self.writers):
+            if isinstance(writer, PictureWriter):
+                self._guarded(writer, functools.partial(writer.picture, step, name, pixels))
 
     def ended(self, result: Result) -> None:
         for writer in list(self.writers):

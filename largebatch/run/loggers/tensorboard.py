@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from largebatch.run.loggers.scalars import Result, Said, ServiceFailed
+
+
+@contextlib.contextmanager
+def told_as_failure() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # the writer's thread could not write
+        raise ServiceFailed(f"its file cannot be written: {error.strerror or error}") from error
 
 
 class TensorBoard:
@@ -21,11 +29,13 @@ class TensorBoard:
         self._board: Any = SummaryWriter(str(folder), purge_step=first_step)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        try:
+        with told_as_failure():
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
-        except OSError as error:  # its thread could not write
-            raise ServiceFailed(f"its file cannot be written: {error.strerror or error}") from error
+
+    def picture(self, step: int, name: str, pixels: Any) -> None:
+        with told_as_failure():
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def ended(self, result: Result) -> None:
         """TensorBoard knows no result."""

@@ -29,7 +29,7 @@ from largebatch.engines import Engine
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.plan.batch import BatchPlan, MicroBatch, factored
-from largebatch.recipes import config, derive
+from largebatch.recipes import config, derive, refusals
 from largebatch.run import assemble
 from largebatch.studies.dry_run.engines import FAKES
 from largebatch.studies.reading import training_examples
@@ -88,6 +88,7 @@ def job_of(run: config.Run, cluster: Cluster, mode: FakeTensorMode, loaded: Load
 
     ``loaded``: the checkpoint of ``run.start``, where it is to be checked against the model and the optimizer.
     """
+    refusals.check_device(run, cluster.device)
     dataset = dataset_of(run, cluster)
     if run.batch.global_batch_size < cluster.world_size:
         factored("batch.global_batch_size", run.batch.global_batch_size, cluster.world_size, 1 << 62, MicroBatch())
