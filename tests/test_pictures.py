@@ -31,7 +31,7 @@ MIXED: dict[str, Any] = {"mixup": 0.8, "cutmix": 1.0, "per": "pair"}
 
 def run_of(folder: Path, pictures: int, tensorboard: bool = False, **keys: Any) -> config.Run:
     written = recipe_of(folder, **{"model": {"name": "tiny_cnn"}, "steps": 4, "epochs": None, **keys})
-    written["record"] |= {"pictures": pictures, "tensorboard": tensorboard}
+    written["record"] |= {"pictures": pictures, "to": ["tensorboard"] if tensorboard else []}
     return config.from_dict(written)
 
 
