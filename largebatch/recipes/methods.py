@@ -102,6 +102,7 @@ class Method(Section, Decision):
     BESIDE: ClassVar[str | None] = None  # other weights that are evaluated beside the trained ones
     RECOMPUTES: ClassVar[bool] = False  # whether it evaluates weights whose batch-norm statistics are recomputed
     ENDS_EARLY: ClassVar[bool] = False  # whether its plan may end early; a target cuts what comes after it
+    MEASURES_MICRO_BATCHES: ClassVar[bool] = False  # whether what it records is of the micro-batch
     EQUAL_UNITS: ClassVar[bool] = False  # whether it needs examples that count alike
 
     @classmethod

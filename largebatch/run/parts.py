@@ -19,12 +19,14 @@ everywhere: dict[str, Callable[[Job], Part]] = {}  # parts of every run of this 
 class Parts(dict[str, Part]):
     """Name -> part, and what all of them together say."""
 
-    def __init__(self, job: Job, added: Added | None = None) -> None:
+    def __init__(self, job: Job, added: Added | None = None, of_methods_alone: bool = False) -> None:
         super().__init__()
         self.code = told_code(job, added)
         for name, decision in job.decided.methods.items():
             if (part := decision.part(job)) is not None:
                 self[name] = part
+        if of_methods_alone:
+            return
         self.update({name: _made(name, make, job) for name, make in _makers(added).items()})
 
     def turns(self, step: Step) -> Iterator[Step]:
