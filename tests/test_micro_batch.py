@@ -27,6 +27,7 @@ from largebatch.run import micro_batch
 from largebatch.run.assemble import assemble
 from largebatch.run.micro_batch import Outcome, search
 from largebatch.run.train import train
+from largebatch.studies.dry_run import Cluster, dry_run
 from largebatch.studies.reading.show import derived
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -341,3 +342,25 @@ def test_the_pretended_device_fails_where_it_should(monkeypatch):
     assert micro_batch.memory_of(CPU) is device
     assert distributed.world_size() == 1
     assert trained_with
+
+
+@pytest.mark.worlds
+def test_a_dry_run_takes_what_the_memory_holds(recipe):
+    """The largest whose trace fits with the reserve; without --memory what no word would be."""
+    model = {"name": "resnet20", "depth": 8}
+    batch = {"global_batch_size": 96, "bn_batch_size": 4, "micro_batch_size": "auto", "memory_reserve": 0.25}
+    path = recipe(model=model, batch=batch)
+    whole = dry_run(config.load(path), Cluster(1, "cuda"))
+    assert whole["micro_batch_size"] == 96
+    room = 0.4 * whole["memory_total_per_rank_mib"] / 1024
+    facts = dry_run(config.load(path), Cluster(1, "cuda"), memory_gib=room)
+    taken = facts["micro_batch_size"]
+    sizes = [4, 8, 12, 16, 24, 32, 48, 96]
+    assert taken in sizes[1:-1]
+    next_one = sizes[sizes.index(taken) + 1]
+    above = dry_run(
+        config.load(path, [f"batch.micro_batch_size={next_one}", "batch.memory_reserve=null"]), Cluster(1, "cuda")
+    )
+    assert facts["memory_total_per_rank_mib"] <= 0.75 * room * 1024 < above["memory_total_per_rank_mib"]
+    with pytest.raises(UserError, match="no smaller micro-batch would fit"):
+        dry_run(config.load(path), Cluster(1, "cuda"), memory_gib=1e-3)

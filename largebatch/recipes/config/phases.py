@@ -133,6 +133,8 @@ def _laid_over(run: Run, kind: type[Run]) -> Iterator[Run]:
         try:
             for key, value in phase.keys.items():
                 place(written, key, copy.deepcopy(value))
+                if key == "batch.micro_batch_size":
+                    place(written, "batch.memory_reserve", None)  # of the phases in which it is tried
             laid = kind.model_validate(written)
         except pydantic.ValidationError as error:
             raise UserError(f"phases.{number}: {sentence(error, kind)}") from None

@@ -232,12 +232,17 @@ class Batch(Section):
         """None where the machine decides it."""
         return None if self.micro_batch_size == AUTO else self.micro_batch_size
 
+    @pydantic.model_validator(mode="after")
+    def no_idle_reserve(self) -> Batch:
+        if self.memory_reserve is not None and not self.tries_micro_batches:
+            raise ValueError(
+                f"batch.memory_reserve = {self.memory_reserve:g} has no effect without batch.micro_batch_size = auto"
+            )
+        return self
+
     def refusals(self, run: Any, precision: str) -> Iterator[str]:
         """What a micro-batch that is tried does not go with: results that depend on it, and what communicates."""
         if not self.tries_micro_batches:
-            if self.memory_reserve is not None:
-                reserve = f"batch.memory_reserve = {self.memory_reserve:g}"
-                yield f"{reserve} has no effect without batch.micro_batch_size = auto"
             return
         if run.engine.name != "ddp":
             yield (
