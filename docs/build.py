@@ -42,7 +42,7 @@ def run_directory() -> str:
         "What is not finite stands as null. A key marked *where there is one* is left out where it says nothing.\n"
         "Readers pass over keys that they do not know, and refuse a version above their own.",
         f"## `{names.PLAN}`",
-        *_record(run.PlanRecord, run.PlannedRate),
+        *_record(run.PlanRecord, run.PlannedRate, run.MicroBatchTrial, run.TriedMicroBatch),
         f"## `{names.METRICS}`",
         "One JSON object a line; `event` is its kind. After a resume a step may be there twice: the last line counts.",
     ]
@@ -60,7 +60,7 @@ def run_directory() -> str:
     parts += ["## Comparisons", f"A comparison's folder holds `{names.COMPARISON}` and its run directories."]
     parts += _record(
         comparison.ComparisonRecord, comparison.Tuning, comparison.ComparedRow, comparison.SearchRecord,
-        comparison.TrialRecord,
+        comparison.MicroBatchTrial,
     )  # fmt: skip
     parts += [
         "## Steps to a target",

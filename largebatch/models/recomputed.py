@@ -44,9 +44,16 @@ class Recomputed(nn.Module):
         if not torch.is_grad_enabled():
             return own(*given, **named)
         if torch.compiler.is_compiling():  # the compiler sees to what moves, and draws the same numbers itself
-            return checkpoint(own, *given, use_reentrant=False, **named)
+            return checkpoint(functools.partial(_compiled, own), *given, use_reentrant=False, **named)
         given, named = tree_map(lambda leaf: leaf, (given, named))
         return checkpoint(own, *given, use_reentrant=False, context_fn=functools.partial(_passes, self), **named)
+
+
+def _compiled(own: Any, *given: Any, **named: Any) -> Any:
+    """Refuse what the compiler gave back uncompiled: the second pass would leave traces."""
+    if not torch.compiler.is_compiling():
+        raise UserError(f"compile = true cannot compile a module that {KEY} computes again; leave one of them out")
+    return own(*given, **named)
 
 
 def recompute(model: nn.Module, name: str, patterns: Collection[str] | None = None, every: int = 1) -> list[str]:

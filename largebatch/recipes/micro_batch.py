@@ -15,7 +15,7 @@ from largebatch.recipes import config, derive
 RESERVE = 0.1  # of a device's memory, where the recipe does not say
 
 
-class Sizes(NamedTuple):
+class AllowedSizes(NamedTuple):
     """Micro-batches of examples of one size."""
 
     pixels: int  # of an example
@@ -26,7 +26,7 @@ class Sizes(NamedTuple):
 
 class Trying(NamedTuple):
     reserve: float  # of the device's memory, to stay free
-    sizes: tuple[Sizes, ...]
+    sizes: tuple[AllowedSizes, ...]
 
 
 def trying(run: config.Run, plan: BatchPlan, pixels: int) -> Trying | None:
@@ -34,15 +34,17 @@ def trying(run: config.Run, plan: BatchPlan, pixels: int) -> Trying | None:
     if not run.batch.tries_micro_batches:
         return None
     of_stages = (run,) * len(plan.stages) if run.phases is None else config.of_phases(run)
-    found: dict[int, Sizes] = {}
+    found: dict[int, AllowedSizes] = {}
     for number, (laid, stage) in enumerate(zip(of_stages, plan.stages, strict=True)):
         if not laid.batch.tries_micro_batches:  # a phase may state its own
             continue
         size = pixels if run.phases is None else derive.pixels_of(laid.data) or pixels
         share = stage.global_batch_size // plan.world_size
         allowed = derive.micro_batch_of(laid, plan.world_size, share).all_of(share)
-        before = found.get(size, Sizes(size, number, 0, ()))
+        before = found.get(size, AllowedSizes(size, number, 0, ()))
         both = tuple(sorted({*before.allowed, *allowed}))
-        found[size] = before._replace(allowed=both) if before.share >= share else Sizes(size, number, share, both)
+        found[size] = (
+            before._replace(allowed=both) if before.share >= share else AllowedSizes(size, number, share, both)
+        )
     reserve = RESERVE if run.batch.memory_reserve is None else run.batch.memory_reserve
     return Trying(reserve, tuple(found.values()))

@@ -76,7 +76,7 @@ class TriedMicroBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord:
+class MicroBatchTrial:
     """What `batch.micro_batch_size = auto` found; a resume takes it where the circumstances are the same."""
 
     largest: Mapping[str, Size]  # [examples] that fit, by the pixels of an example
@@ -86,7 +86,7 @@ class TrialRecord:
 
     @property
     def by_pixels(self) -> dict[int, int]:
-        return {int(pixels): size for pixels, size in self.largest.items()}
+        return {int(pixels): size for pixels, size in self.largest.items() if pixels.isdecimal()}
 
     @property
     def words(self) -> str:
@@ -112,7 +112,7 @@ class PlanRecord(FileRecord):
     global_batch_size: Size  # [examples] of the first step, over all ranks and micro-batches
     micro_batch_size: Whole  # [examples] that a rank computes at once
     accumulation_steps: Whole  # micro-batches of a rank in a step
-    micro_batch_trial: Annotated[TrialRecord | None, lenient_part(TrialRecord)] = None  # where it is tried
+    micro_batch_trial: Annotated[MicroBatchTrial | None, lenient_part(MicroBatchTrial)] = None  # where it is tried
     bn_batch_size: Whole  # [examples] that a batch norm sees together; null: the micro-batch
     methods: Text  # what else the recipe asks for, in words
     ramp: Ramp | None  # pairs of an epoch and the batch from then on

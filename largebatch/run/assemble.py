@@ -24,7 +24,7 @@ from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.config.model import FirstWeights
 from largebatch.recipes.decide import decide, precision_of, task_name
 from largebatch.recipes.decided import DataFacts, Decided
-from largebatch.records.run import EvaluateLine, TrialRecord
+from largebatch.records.run import EvaluateLine, MicroBatchTrial
 from largebatch.records.saved import SavedRecord
 from largebatch.records.typed import keys_of
 from largebatch.run import fit
@@ -48,7 +48,7 @@ class Job:
     engine: engines.Engine
     settings: Settings  # of the optimizer, by phase
     starting_point: StartingPoint | None = None  # of a run that begins with another's weights, and only now
-    trial: TrialRecord | None = None  # of micro-batches, where the recipe asks for one and the device was tried
+    trial: MicroBatchTrial | None = None  # of micro-batches, where the recipe asks for one and the device was tried
 
     @property
     def plan(self) -> BatchPlan:
@@ -62,7 +62,7 @@ def assemble(
     engines: Mapping[str, Callable[..., engines.Engine]] = engines.ENGINES,
     begun: bool = False,
     quiet: bool = False,
-    trial: TrialRecord | None = None,
+    trial: MicroBatchTrial | None = None,
 ) -> Job:
     """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own; ``quiet``: nothing is told;
     ``trial``: what the device was found to hold.

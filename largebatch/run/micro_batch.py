@@ -28,7 +28,7 @@ from largebatch.data.resident import TensorSplit
 from largebatch.errors import UserError
 from largebatch.machine import distributed, watchdog
 from largebatch.recipes.micro_batch import Trying
-from largebatch.records.run import TrialRecord, TriedMicroBatch
+from largebatch.records.run import MicroBatchTrial, TriedMicroBatch
 from largebatch.run.assemble import Job
 from largebatch.run.loop import Steps
 from largebatch.run.parts import Parts
@@ -86,20 +86,20 @@ def circumstances_of(device: torch.device, memory: DeviceMemory, settings: Mappi
     return {"world_size": distributed.world_size(), "device": name, "memory_bytes": memory.bytes, **settings}
 
 
-def still_holds(trial: TrialRecord | None, circumstances: Mapping[str, Any]) -> TrialRecord | None:
+def still_holds(trial: MicroBatchTrial | None, circumstances: Mapping[str, Any]) -> MicroBatchTrial | None:
     """A recorded trial, where it was made in the same circumstances on all ranks. Collective."""
     same = trial is not None and dict(trial.circumstances) == dict(circumstances)
     return trial if all(distributed.gather(same)) else None
 
 
-class Outcome(NamedTuple):
+class OnRank(NamedTuple):
     """Of a trial on one rank."""
 
     enough: bool
     free_share: float | None  # None: it ran out of memory
 
 
-def tried(build: Callable[[], Job], memory: DeviceMemory, circumstances: Mapping[str, Any]) -> TrialRecord:
+def tried(build: Callable[[], Job], memory: DeviceMemory, circumstances: Mapping[str, Any]) -> MicroBatchTrial:
     """The largest micro-batches that fit, and what was tried. Random states are afterwards what they were. Collective.
 
     ``build`` makes the job anew: after a trial that failed nothing of it is used again.
@@ -120,10 +120,10 @@ def tried(build: Callable[[], Job], memory: DeviceMemory, circumstances: Mapping
                 largest[str(sizes.pixels)] = max(fitting)
         finally:
             rooms.leave()
-    return TrialRecord(largest=largest, reserve=trying.reserve, circumstances=circumstances, tried=attempts)
+    return MicroBatchTrial(largest=largest, reserve=trying.reserve, circumstances=circumstances, tried=attempts)
 
 
-def search(allowed: Sequence[int], attempt: Callable[[int], list[Outcome]]) -> Iterator[tuple[int, list[Outcome]]]:
+def search(allowed: Sequence[int], attempt: Callable[[int], list[OnRank]]) -> Iterator[tuple[int, list[OnRank]]]:
     """Each that is tried, of ascending ones, and how it went on every rank: doubling, then halving the gap."""
     good, bad, at = -1, len(allowed), 0
     while good + 1 < bad:
@@ -160,7 +160,7 @@ class Rooms:
         gc.collect()  # wrapped models hold themselves in cycles
         self.memory.clear()
 
-    def try_(self, number: int, micro: int) -> list[Outcome]:
+    def try_(self, number: int, micro: int) -> list[OnRank]:
         """How it goes on every rank, with examples of the ``number``-th size."""
         watchdog.now(f"the trial of micro-batches of {micro}")
         outcomes = distributed.gather(self._alone(self.enter(), number, micro))
@@ -168,7 +168,7 @@ class Rooms:
             self.leave()
         return outcomes
 
-    def _alone(self, steps: Steps, number: int, micro: int) -> Outcome:
+    def _alone(self, steps: Steps, number: int, micro: int) -> OnRank:
         self.memory.clear()
         try:
             pass_over(steps, number, micro)
@@ -176,8 +176,8 @@ class Rooms:
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not (isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)):
                 raise
-            return Outcome(False, None)
-        return Outcome(free >= trying_of(steps.job).reserve, free)
+            return OnRank(False, None)
+        return OnRank(free >= trying_of(steps.job).reserve, free)
 
 
 def trying_of(job: Job) -> Trying:
@@ -223,7 +223,7 @@ def unnoticed() -> Iterator[None]:
             torch.cuda.set_rng_state(own["cuda"])
 
 
-def recorded(pixels: int, micro: int, outcomes: list[Outcome]) -> TriedMicroBatch:
+def recorded(pixels: int, micro: int, outcomes: list[OnRank]) -> TriedMicroBatch:
     without = [rank for rank, outcome in enumerate(outcomes) if not outcome.enough]
     free = [math.inf if outcome.free_share is None else outcome.free_share for outcome in outcomes]
     least = None if math.inf in free else min(free)

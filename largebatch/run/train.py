@@ -24,7 +24,7 @@ from largebatch.recipes import config, longer
 from largebatch.recipes.decide import decide, precision_of
 from largebatch.records import names
 from largebatch.records.mllog import MlperfLog
-from largebatch.records.run import TrialRecord
+from largebatch.records.run import MicroBatchTrial
 from largebatch.run import micro_batch, record, weights
 from largebatch.run.account import Result
 from largebatch.run.assemble import Job, assemble, data_facts, sizes_of
@@ -93,7 +93,7 @@ def train(
             return result
 
 
-def known_trial(run: config.Run, device: torch.device, memory: micro_batch.DeviceMemory) -> TrialRecord | None:
+def known_trial(run: config.Run, device: torch.device, memory: micro_batch.DeviceMemory) -> MicroBatchTrial | None:
     """The trial of micro-batches that the run directory holds, if it was made in these circumstances. Collective."""
     plan = distributed.from_first(record.read_plan(run.directory))
     return micro_batch.still_holds(plan and plan.micro_batch_trial, circumstances_of(run, device, memory))

@@ -36,7 +36,7 @@ from largebatch.run.parts import Parts
 from largebatch.steps.part import Part
 from largebatch.steps.step import Step
 from largebatch.studies.dry_run import engines as fakes
-from largebatch.studies.dry_run.autocast import AsOnCuda
+from largebatch.studies.dry_run.autocast import as_on_cuda
 from largebatch.studies.dry_run.engines import FakeZero
 from largebatch.studies.dry_run.job import Described
 from largebatch.studies.dry_run.trace import ACTIVATIONS, GATHERED, Collective, Trace, fake_addresses_allowed, local
@@ -90,7 +90,7 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     if sets_here(job.decided) > 1:
         shown = stage.accumulation_steps  # every worker of the rank takes its own
     trace, flops = Trace(WHAT_FOR), FlopCounterMode(display=False)
-    with fake_addresses_allowed(), mode, AsOnCuda() if cuda else contextlib.nullcontext():
+    with fake_addresses_allowed(), mode, as_on_cuda() if cuda else contextlib.nullcontext():
         parts = what_stays(job, trace)
         held = Held(engine, trace)
         steps = Steps(job, Parts(job, {"held": lambda job: held}))
