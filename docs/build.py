@@ -60,7 +60,7 @@ def run_directory() -> str:
     parts += ["## Comparisons", f"A comparison's folder holds `{names.COMPARISON}` and its run directories."]
     parts += _record(
         comparison.ComparisonRecord, comparison.Tuning, comparison.ComparedRow, comparison.SearchRecord,
-        comparison.MicroBatchTrial,
+        comparison.TrialRecord,
     )  # fmt: skip
     parts += [
         "## Steps to a target",

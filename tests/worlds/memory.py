@@ -21,14 +21,14 @@ from largebatch.run.train import train
 
 NET = {"name": "wide_resnet", "depth": 10, "width": 1, "dropout": 0.3}
 WIDE = {"name": "wide_resnet", "depth": 10, "width": 4, "dropout": 0.3}  # of several blocks that FSDP gathers
-PHOTOS = {"name": "synthetic", "image_shape": [3, 8, 8], "num_classes": 4, "examples": 240}
+PHOTOS = {"name": "synthetic", "image_shape": [3, 8, 8], "num_classes": 4, "examples": 24}
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {},
     "ddp, several buckets and half sums": {"model": WIDE, "engine": {"all_reduce": "bf16"}, "precision": "fp32"},
-    "synchronised": {"batch": {"global_batch_size": 48, "bn_batch_size": 48}},
+    "synchronised": {"batch": {"global_batch_size": 8, "bn_batch_size": 8}},
     "sam": {"sam": {"rho": 0.1}},
     "adascale": {
-        "lr": {"base": 0.05, "scaling": "adascale", "reference_batch_size": 12}, "model": {**NET, "dropout": 0.0},
+        "lr": {"base": 0.05, "scaling": "adascale", "reference_batch_size": 2}, "model": {**NET, "dropout": 0.0},
     },
     "fsdp": {"model": WIDE, "engine": {"name": "fsdp"}},
     "fsdp, coarse": {"model": WIDE, "engine": {"name": "fsdp", "activation_checkpointing": ["1", "2", "3", "4"]}},
@@ -50,8 +50,8 @@ def recomputed(folder: str) -> None:
             for again in (None, engine.get("activation_checkpointing", "blocks")):
                 where = Path(folder) / case / ("with" if again else "without")
                 written = {
-                    **PLAIN, "name": "memory", "model": NET, "data": PHOTOS, "epochs": None, "steps": 3,
-                    "batch": {"global_batch_size": 48, "micro_batch_size": 12}, "lr": {"base": 0.05},
+                    **PLAIN, "name": "memory", "model": NET, "data": PHOTOS, "epochs": None, "steps": 2,
+                    "batch": {"global_batch_size": 8, "micro_batch_size": 2}, "lr": {"base": 0.05},
                     "checkpoint": {"every_epochs": 100}, "evaluate": {"every_epochs": 100}, **changes,
                     "engine": {**engine, "activation_checkpointing": again},
                     "record": {"tensorboard": False, "dir": str(where)},

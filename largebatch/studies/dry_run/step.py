@@ -89,7 +89,7 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     engine = job.engine
     if sets_here(job.decided) > 1:
         shown = stage.accumulation_steps  # every worker of the rank takes its own
-    trace, flops = Trace(WHAT_FOR), FlopCounterMode(display=False)
+    trace, flops = Trace(WHAT_FOR), counter_of_operations()
     with fake_addresses_allowed(), mode, as_on_cuda() if cuda else contextlib.nullcontext():
         parts = what_stays(job, trace)
         held = Held(engine, trace)
@@ -123,6 +123,21 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
         stage.micro_batch_size, stage.accumulation_steps, parts, of_evaluation, times,
         *(counted * stage.accumulation_steps // shown for counted in (flops.get_total_flops(), convolutions_of(flops))),
     )  # fmt: skip
+
+
+def counter_of_operations() -> FlopCounterMode:
+    """Of all modules together: to tell them apart torch hangs hooks on tensors, by which a recomputed pass lives on."""
+    counter: Any = FlopCounterMode(display=False)
+    counter.mod_tracker = EveryModule()
+    return counter
+
+
+class EveryModule(contextlib.nullcontext[None]):
+    """In the place of torch's ModuleTracker."""
+
+    parents = ("Global",)
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def convolutions_of(flops: FlopCounterMode) -> int:
