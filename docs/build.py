@@ -54,7 +54,7 @@ def run_directory() -> str:
         "What is not finite stands as null. A key marked *where there is one* is left out where it says nothing.\n"
         "Readers pass over keys that they do not know, and refuse a version above their own.",
         f"## `{names.PLAN}`",
-        *_record(run.PlanRecord, run.PlannedRate),
+        *_record(run.PlanRecord, run.PlannedRate, run.MicroBatchTrial, run.TriedMicroBatch),
         f"## `{names.METRICS}`",
         "One JSON object a line; `event` is its kind. After a resume a step may be there twice: the last line counts.",
     ]

@@ -39,6 +39,7 @@ from largebatch.plan.batch import BatchPlan
 from largebatch.tasks.task import Task
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TRACES_ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"  # of torch's compiler
 MOST_SHAPES = 64  # of micro-batches that one run may compile; beyond them torch would silently run eagerly
 
 
@@ -93,6 +94,8 @@ class Engine(abc.ABC):
 
         limits = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, MOST_SHAPES)
+        if hasattr(limits, TRACES_ONCE):  # of recomputed modules: sized norms then count no part twice
+            setattr(limits, TRACES_ONCE, True)
         return torch.compile(self.parallel, dynamic=False, mode=self.compile_mode)
 
     def communicate(self, last: bool) -> contextlib.AbstractContextManager[Any]:

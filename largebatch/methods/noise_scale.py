@@ -32,6 +32,7 @@ class NoiseScale(Method):
     WHOLE = True
     AT_WEIGHTS = True
     ONE_STEP = True
+    MEASURES_MICRO_BATCHES = True
 
     small_batch_size: PositiveInt | None = None  # examples of the small batch; unset: the micro-batch
     every_steps: PositiveInt = 5

@@ -48,7 +48,7 @@ class Sam(Method):
                 yield f"{other.where} with sam needs sam.m: workers that step alone share no perturbation"
 
     def micro_batch(self, run: Run, world_size: int) -> MicroBatchWish | None:
-        size, stated, bn = run.batch.global_batch_size, run.batch.micro_batch_size, run.batch.bn_batch_size
+        size, stated, bn = run.batch.global_batch_size, run.batch.stated_micro_batch_size, run.batch.bn_batch_size
         if self.m is None:
             return None
         if stated not in (None, self.m):

@@ -103,7 +103,7 @@ class Swap(Method):
                 f"averaging.worker_batch_size = {self.worker_batch_size} should be at most the {plan.dataset_size} "
                 f"training examples{of}"
             )
-        largest = min(largest_micro_batch, run.batch.micro_batch_size or largest_micro_batch)
+        largest = min(largest_micro_batch, run.batch.stated_micro_batch_size or largest_micro_batch)
         found = batch.resolve(
             dataset_size=plan.dataset_size,
             global_batch_size=self.worker_batch_size,

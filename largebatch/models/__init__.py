@@ -15,6 +15,7 @@ bert.py        sequences of tokens
 pretrained.py  those that timm and torchvision have names for
 heads.py       the layers that give the outputs
 frozen.py      what is not trained
+recomputed.py  what is computed again in the backward pass
 auxiliary.py   classifiers that only training has
 """
 

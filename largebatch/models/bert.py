@@ -25,9 +25,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from largebatch.errors import UserError, suggestion
+from largebatch.models.recomputed import recompute
 
 STD = 0.02
 
@@ -93,11 +93,11 @@ class Bert(nn.Module):
 
     def __init__(
         self, vocabulary: int, shape: Shape, inner: int, positions: int, norm: str, dropout: float, eps: float,
-        next_sentence: bool, checkpoint_activations: bool,
+        next_sentence: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         width = shape.width
-        self.vocabulary, self.positions, self.checkpoint_activations = vocabulary, positions, checkpoint_activations
+        self.vocabulary, self.positions = vocabulary, positions
         self.tokens, self.places, self.segments = (nn.Embedding(count, width) for count in (vocabulary, positions, 2))
         self.norm = nn.LayerNorm(width, eps)  # of the embeddings, or the last
         self.drop = nn.Dropout(dropout)
@@ -125,10 +125,7 @@ class Bert(nn.Module):
         hidden = self.drop(hidden if self.pre else self.norm(hidden))
         mask = None if attended is None else attended[:, None, None, :]
         for layer in self.layers:
-            if self.checkpoint_activations and self.training:
-                hidden = checkpoint(layer, hidden, mask, use_reentrant=False)
-            else:
-                hidden = layer(hidden, mask)
+            hidden = layer(hidden, mask)
         hidden = self.norm(hidden) if self.pre else hidden
         asked = hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[2]))
         logits = F.linear(self.transform_norm(F.gelu(self.transform(asked))), self.tokens.weight, self.bias)
@@ -165,7 +162,8 @@ def bert(
     checkpoint_activations: bool = False,
 ) -> nn.Module:
     """``num_classes`` is the size of the vocabulary. A ``size``, or layers × width × heads; or a size with other
-    numbers. ``feed_forward`` unset: four times the width."""
+    numbers. ``feed_forward`` unset: four times the width. ``checkpoint_activations`` is what
+    ``engine.activation_checkpointing = blocks`` is, as older recipes write it."""
     if size is None and None in (layers, width, heads):
         raise ValueError("it needs a size (such as base), or layers, width and heads")
     if size is not None and size not in SHAPES:
@@ -186,4 +184,7 @@ def bert(
         raise ValueError(f"dropout = {dropout} should be at least 0 and below 1")
     if len(image_shape) != 1:
         raise ValueError("it takes sequences of tokens, as data.name = text gives them")
-    return Bert(num_classes, shape, inner, positions, norm, dropout, eps, next_sentence, checkpoint_activations)
+    model = Bert(num_classes, shape, inner, positions, norm, dropout, eps, next_sentence)
+    if checkpoint_activations:
+        recompute(model, "bert")
+    return model

@@ -149,6 +149,10 @@ class MicroBatch:
             return self.size if whole % self.size == 0 and self.size % self.multiple_of == 0 else None
         return self.multiple_of * largest_divisor(whole // self.multiple_of, max(1, self.largest // self.multiple_of))
 
+    def all_of(self, share: int) -> list[int]:
+        """Every micro-batch that such a rank may have, the smallest first."""
+        return [part for part in divisors(share) if dataclasses.replace(self, size=self.size or part).of(share) == part]
+
     @property
     def unit(self) -> int:
         """Every rank's share is a multiple of it."""
@@ -293,6 +297,12 @@ def multiples_near(size: int, unit: int, at_most: int) -> str:
 def largest_divisor(number: int, at_most: int) -> int:
     """The largest divisor of ``number`` that is not above ``at_most``."""
     return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+
+
+def divisors(number: int) -> list[int]:
+    """Ascending."""
+    small = [part for part in range(1, int(number**0.5) + 1) if number % part == 0]
+    return sorted({*small, *(number // part for part in small)})
 
 
 def due(step: int, every: int) -> bool:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from largebatch.plan.batch import BatchPlan
-from largebatch.recipes import config, derive, moments, phases, refusals, registry
+from largebatch.recipes import config, derive, micro_batch, moments, phases, refusals, registry
 from largebatch.recipes.decided import Beside, DataFacts, Decided, Evaluating, Marks, Recording, Saving
 from largebatch.recipes.methods import Decision
 from largebatch.recipes.registry import Code
 
 
-def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> Decided:
+def decide(
+    run: config.Run, data: DataFacts, world_size: int, device: str, held: Mapping[int, int] | None = None
+) -> Decided:
     """Raises UserError for methods that contradict one another, and for numbers that do not fit.
 
-    ``device`` is cpu or cuda.
+    ``device`` is cpu or cuda; ``held`` are the micro-batches that it was found to hold, by the pixels of an example.
     """
     precision = precision_of(run.precision, device)
     refusals.check(run, precision)
-    largest = derive.largest_micro_batch(device, data.pixels)
-    plan, of_phases = phases.planned(run, data.examples, data.pixels, world_size, device)
+    largest = derive.largest_micro_batch(device, data.pixels, held)
+    plan, of_phases = phases.planned(run, data.examples, data.pixels, world_size, device, held)
     decisions = {name: method.decide(run, plan, largest) for name, method in run.methods.items()}
     stretch = run.stretch
     keep = run.checkpoint.keep
@@ -63,6 +67,7 @@ def decide(run: config.Run, data: DataFacts, world_size: int, device: str) -> De
         recording=Recording(run.record.every_steps, run.record.to),
         skipped_at_most=run.nonfinite_gradients.at_most,
         accepts_changed_data=run.data.if_changed == "accept",
+        trying=micro_batch.trying(run, plan, data.pixels),
         beside=(*beside_of(run, plan), *words_of(run, decisions)),
     )
 

@@ -22,6 +22,7 @@ from largebatch.recipes.registry import Code
 if TYPE_CHECKING:  # whose package needs this module
     from largebatch.recipes.config.model import FirstWeights
     from largebatch.recipes.config.start import Start
+    from largebatch.recipes.micro_batch import Trying
 
 
 class DataFacts(NamedTuple):
@@ -144,6 +145,7 @@ class Decided:
     recording: Recording
     skipped_at_most: int  # steps whose gradient is not finite
     accepts_changed_data: bool
+    trying: Trying | None  # micro-batches, on a device
     beside: tuple[Beside, ...]
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from largebatch.errors import UserError
@@ -84,8 +84,13 @@ def in_phase(number: int) -> Iterator[None]:
         raise UserError(f"phases.{number}: {error}") from None
 
 
-def largest_micro_batch(device: str, pixels: int) -> int:
-    """What is taken where the recipe does not say: measured on the CPU, generous on CUDA, less for large images."""
+def largest_micro_batch(device: str, pixels: int, held: Mapping[int, int] | None = None) -> int:
+    """What is taken where the recipe does not say: measured on the CPU, generous on CUDA, less for large images.
+
+    ``held``: what this device was found to hold, by the pixels of an example.
+    """
+    if held and pixels in held:
+        return held[pixels]
     if device == "cuda" and pixels > SMALL_IMAGE_PIXELS:
         return max(1, LARGEST_MICRO_BATCH_PIXELS // pixels)
     return LARGEST_MICRO_BATCH[device]
@@ -110,7 +115,7 @@ def growth_of(run: config.Run) -> tuple[tuple[tuple[float, int], ...], tuple[flo
 
 def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch:
     """What the recipe's methods ask of the micro-batch."""
-    size, stated, bn = run.batch.global_batch_size, run.batch.micro_batch_size, run.batch.bn_batch_size
+    size, stated, bn = run.batch.global_batch_size, run.batch.stated_micro_batch_size, run.batch.bn_batch_size
     share = size // world_size
     within, why, size_key = None, [], "batch.micro_batch_size"
     for wish in (method.micro_batch(run, world_size) for method in run.methods.values()):
@@ -119,6 +124,8 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             why.append(wish.why)
             if wish.size:
                 size_key = wish.why.partition(" =")[0]
+            if wish.size and run.batch.tries_micro_batches:
+                raise UserError(f"batch.micro_batch_size = auto has nothing to try: {wish.why} says it; leave it out")
     multiple = 1
     if run.data.mix is not None:
         multiple = PAIR
@@ -131,6 +138,11 @@ def micro_batch_of(run: config.Run, world_size: int, largest: int) -> MicroBatch
             )
         if 0 < share < bn and not size % world_size:  # else refused with the batch
             synchronised_ranks(run, world_size)
+            if run.batch.tries_micro_batches:
+                raise UserError(
+                    f"batch.micro_batch_size = auto has nothing to try: batch.bn_batch_size = {bn} is more than a "
+                    f"rank's {share} examples, which are then one micro-batch; leave it out"
+                )
             if stated is None:
                 stated, size_key = share, ""
         else:
@@ -154,7 +166,7 @@ def synchronised_ranks(run: config.Run, world_size: int) -> int:
         run.batch.ramp is not None
         or bn % share
         or world_size % ranks
-        or run.batch.micro_batch_size not in (None, share)
+        or run.batch.stated_micro_batch_size not in (None, share)
     ):
         raise UserError(
             f"batch.bn_batch_size = {bn} cannot be shared by {world_size} ranks with {share} examples each in one "

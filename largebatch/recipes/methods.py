@@ -110,6 +110,7 @@ class Method(Section, Decision):
     RECOMPUTES: ClassVar[bool] = False  # whether it evaluates weights whose batch-norm statistics are recomputed
     STALE_STATISTICS: ClassVar[bool] = False  # whether batch norm's are never those of the weights that are judged
     ENDS_EARLY: ClassVar[bool] = False  # whether its plan may end early; a target cuts what comes after it
+    MEASURES_MICRO_BATCHES: ClassVar[bool] = False  # whether what it records is of the micro-batch
     EQUAL_UNITS: ClassVar[bool] = False  # whether it needs examples that count alike
     DEVICE: ClassVar[str | None] = None  # the one kind that it has something to do on: cuda
 

@@ -5,7 +5,7 @@ A batch ramp is phases of one clock, which :mod:`derive` lays out; a run without
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from largebatch.errors import UserError
 from largebatch.plan.batch import BatchPlan
@@ -15,15 +15,21 @@ from largebatch.recipes.decided import ExplainedSchedule, Phase
 
 
 def planned(
-    run: config.Run, dataset_size: int, pixels: int, world_size: int, device: str
+    run: config.Run,
+    dataset_size: int,
+    pixels: int,
+    world_size: int,
+    device: str,
+    held: Mapping[int, int] | None = None,
 ) -> tuple[BatchPlan, tuple[Phase, ...]]:
-    """The plan, with a stage for each phase. ``pixels``: of the largest image; ``device``: cpu or cuda."""
+    """The plan, with a stage for each phase. ``pixels``: of the largest image; ``device``: cpu or cuda; ``held``: the
+    micro-batches that it was found to hold, by pixels."""
     if run.phases is None:
-        plan = derive.plan_of(run, dataset_size, world_size, derive.largest_micro_batch(device, pixels))
+        plan = derive.plan_of(run, dataset_size, world_size, derive.largest_micro_batch(device, pixels, held))
         return plan, of_one_clock(run, plan)
     of_phases = config.of_phases(run)
     check_combinations(run, of_phases)
-    largest = [derive.largest_micro_batch(device, derive.pixels_of(laid.data) or pixels) for laid in of_phases]
+    largest = [derive.largest_micro_batch(device, derive.pixels_of(laid.data) or pixels, held) for laid in of_phases]
     plan, spans = derive.plan_of_phases(run, of_phases, dataset_size, world_size, largest)
     followed = clocks(spans, [phase.clock == "goes_on" for phase in run.phases])
     schedules = _schedules(of_phases, spans, followed, plan)

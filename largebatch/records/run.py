@@ -65,6 +65,39 @@ class PhaseRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TriedMicroBatch:
+    """A micro-batch that was tried before the first step."""
+
+    pixels: Count  # of an example; 392 for each token of a sequence
+    micro_batch_size: Size  # [examples]
+    fits: Flag  # on every rank
+    free_share: Amount  # of the device's memory, free afterwards on the rank with the least; null: it ran out of memory
+    ranks_without: Sequence[Count]  # those that ran out of memory, or kept less free than the reserve
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchTrial:
+    """What `batch.micro_batch_size = auto` found; a resume takes it where the circumstances are the same."""
+
+    largest: Mapping[str, Size]  # [examples] that fit, by the pixels of an example
+    reserve: Amount  # share of the device's memory that stays free
+    circumstances: Table  # ranks, device, its memory, and what else the memory of a step depends on
+    tried: Sequence[Annotated[TriedMicroBatch, part(TriedMicroBatch)]]
+
+    @property
+    def by_pixels(self) -> dict[int, int]:
+        return {int(pixels): size for pixels, size in self.largest.items() if pixels.isdecimal()}
+
+    @property
+    def words(self) -> str:
+        """What was found and what did not fit."""
+        largest = ", ".join(f"{size:,}" for size in dict.fromkeys(self.largest.values()))
+        failed = sorted({one.micro_batch_size or 0 for one in self.tried if not one.fits})
+        beyond = f"; {failed[0]:,} did not fit" if failed else ""
+        return f"micro-batches of up to {largest} fit, with {self.reserve or 0:.0%} of the memory free{beyond}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanRecord(FileRecord):
     """``plan.json``: what was decided before time was spent; written anew when a run goes on."""
 
@@ -79,6 +112,7 @@ class PlanRecord(FileRecord):
     global_batch_size: Size  # [examples] of the first step, over all ranks and micro-batches
     micro_batch_size: Whole  # [examples] that a rank computes at once
     accumulation_steps: Whole  # micro-batches of a rank in a step
+    micro_batch_trial: Annotated[MicroBatchTrial | None, lenient_part(MicroBatchTrial)] = None  # where it is tried
     bn_batch_size: Whole  # [examples] that a batch norm sees together; null: the micro-batch
     methods: Text  # what else the recipe asks for, in words
     ramp: Ramp | None  # pairs of an epoch and the batch from then on
@@ -93,6 +127,7 @@ class PlanRecord(FileRecord):
     precision: Text
     engine: Text
     engine_settings: Text  # in words
+    activation_checkpointing: Text = None  # of which modules the inside is computed again, in words
     seed: Count
     command: Text  # that the run was started with
     machine: Table | None  # processor, cores, threads, GPU, system

@@ -16,7 +16,7 @@ from largebatch.data.sizes import sizes_of_phases
 from largebatch.engines.engine import MOST_SHAPES
 from largebatch.errors import UserError
 from largebatch.machine import distributed, watchdog
-from largebatch.models import batch_norm
+from largebatch.models import batch_norm, recomputed
 from largebatch.optim import Treatment
 from largebatch.optimizers import Optimizer, Surroundings
 from largebatch.plan.batch import BatchPlan
@@ -25,7 +25,7 @@ from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.config.model import FirstWeights
 from largebatch.recipes.decide import decide, precision_of, task_name
 from largebatch.recipes.decided import DataFacts, Decided
-from largebatch.records.run import EvaluateLine
+from largebatch.records.run import EvaluateLine, MicroBatchTrial
 from largebatch.records.saved import SavedRecord
 from largebatch.records.typed import keys_of
 from largebatch.run import first_examples, fit
@@ -49,6 +49,7 @@ class Job:
     engine: engines.Engine
     settings: Settings  # of the optimizer, by phase
     starting_point: StartingPoint | None = None  # of a run that begins with another's weights, and only now
+    trial: MicroBatchTrial | None = None  # of micro-batches, where the recipe asks for one and the device was tried
 
     @property
     def plan(self) -> BatchPlan:
@@ -64,9 +65,10 @@ def assemble(
     quiet: bool = False,
     loaded: Loaded | None = None,
     unread: bool = False,
+    trial: MicroBatchTrial | None = None,
 ) -> Job:
     """Everything decided and built. A dry run has a ``dataset`` and ``engines`` of its own, and has ``loaded`` what the
-    run is to begin with; ``quiet``: nothing is told.
+    run is to begin with; ``quiet``: nothing is told; ``trial``: what the device was found to hold.
 
     A run that has ``begun`` goes on with the weights of its checkpoint, whatever became of ``model.weights``. Of a
     dataset that is ``unread`` no example is looked at.
@@ -76,23 +78,14 @@ def assemble(
     check_shapes(run, dataset)
     check_lengths(run, dataset)
     task = task_of(run, dataset)
-    decided = decide(run, data_facts(dataset), distributed.world_size(), device.type)
+    held = None if trial is None else trial.by_pixels
+    decided = decide(run, data_facts(dataset), distributed.world_size(), device.type, held)
     plan, precision = decided.plan, decided.precision
-    weights = None if begun else run.model.weights
-    model = model_of(run, task, dataset, weights, normalised_together(run, decided))
-    point = None
-    if run.start is not None and not begun:
-        described = {**decided.model, "num_classes": dataset.outputs}
-        point = weights_into(model, described, run.start, loaded or opened(run.start))
-    if not (begun or unread or weights is not None or point is not None):
-        first_examples.show(model, dataset)
-    if run.model.name in models.REGISTRY.parts:  # a script's own module may begin otherwise on every rank
-        distributed.same_as_on_first(model.state_dict().values())
-    model = with_batch_norm(run, model, plan)
+    model, point = begun_model(run, task, dataset, decided, begun, loaded, unread)
     channels_last = run.channels_last
     if channels_last is None:
         channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    keys = run.engine.model_dump(exclude={"name"})
+    keys = run.engine.model_dump(exclude={"name", "activation_checkpointing"})
     engine = engines[run.engine.name](device, precision, channels_last, run.compile, **keys)
     engine.skips_nonfinite = run.nonfinite_gradients.action == "skip"
     engine.shard_safe = run.optimizer.SHARD_SAFE
@@ -112,7 +105,26 @@ def assemble(
     if point is not None:
         states_into(engine, point)
     placement = data.Placement(engine.device, engine.dtype, channels_last)
-    return Job(run, decided, device, task, dataset, placement, table, engine, settings, point)
+    return Job(run, decided, device, task, dataset, placement, table, engine, settings, point, trial)
+
+
+def begun_model(
+    run: config.Run, task: Task, dataset: data.Splits, decided: Decided, begun: bool, loaded: Loaded | None,
+    unread: bool,
+) -> tuple[nn.Module, StartingPoint | None]:  # fmt: skip
+    """The model with the weights that it begins with, as :func:`assemble` has it, and where another run's are from."""
+    weights = None if begun else run.model.weights
+    model = model_of(run, task, dataset, weights, normalised_together(run, decided))
+    moving = moving_buffers(run, model, task, dataset)
+    point = None
+    if run.start is not None and not begun:
+        described = {**decided.model, "num_classes": dataset.outputs}
+        point = weights_into(model, described, run.start, loaded or opened(run.start))
+    if not (begun or unread or weights is not None or point is not None):
+        first_examples.show(model, dataset)
+    if run.model.name in models.REGISTRY.parts:  # a script's own module may begin otherwise on every rank
+        distributed.same_as_on_first(model.state_dict().values())
+    return recomputed_where_asked(run, with_batch_norm(run, model, decided.plan), moving), point
 
 
 def rates_of(run: config.Run, model: nn.Module, plan: BatchPlan) -> dict[str, optim.TensorRate] | None:
@@ -320,6 +332,11 @@ def with_batch_norm(run: config.Run, model: nn.Module, plan: BatchPlan) -> nn.Mo
         key = "batch.bn_batch_size" if size is not None else "batch_norm"
         none = "has no batch norm" if not run.model.frozen else "has no batch norm that is not frozen"
         raise UserError(f"{key} has nothing to act on: model.name = {run.model.name} {none}; leave it out")
+    if size is None and run.batch.tries_micro_batches and any(True for _ in batch_norm.batch_norms(model)):
+        raise UserError(
+            f"batch.micro_batch_size = auto would let the device decide what the batch norms of model.name = "
+            f"{run.model.name} see; state batch.bn_batch_size, or a number"
+        )
     if size is None and section.statistics == "last":
         size = plan.micro_batch_size  # torch's own would keep the last micro-batch, not the last step
     if size is not None:
@@ -330,6 +347,21 @@ def with_batch_norm(run: config.Run, model: nn.Module, plan: BatchPlan) -> nn.Mo
         batch_norm.set_momentum(model, 1.0)
     elif section.momentum is not None:
         batch_norm.set_momentum(model, section.momentum)
+    return model
+
+
+def moving_buffers(run: config.Run, model: nn.Module, task: Task, dataset: data.Splits) -> set[str]:
+    """Those that a training pass moves, where that matters: nothing else of the model is changed to know."""
+    if run.engine.activation_checkpointing is None:
+        return set()
+    return fit.moving_buffers(model, run.model.name, task, dataset.blank(2))
+
+
+def recomputed_where_asked(run: config.Run, model: nn.Module, moving: set[str]) -> nn.Module:
+    """The model with activation checkpointing."""
+    if (section := run.engine.activation_checkpointing) is not None:
+        recomputed.recompute(model, run.model.name, section.modules, section.every)
+        recomputed.check_moving(model, run.model.name, moving)
     return model
 
 

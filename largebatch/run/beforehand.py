@@ -13,7 +13,7 @@ from typing import Any
 import rich.table
 
 from largebatch.data.preparation import prepared
-from largebatch.models import batch_norm, frozen
+from largebatch.models import batch_norm, frozen, recomputed
 from largebatch.models import weights as first_weights
 from largebatch.optim import Treatment
 from largebatch.recipes import config, derive
@@ -43,6 +43,7 @@ def planned(job: Job, command: str, code: dict[str, Any]) -> PlanRecord:
         global_batch_size=plan.global_batch_size,
         micro_batch_size=plan.micro_batch_size,
         accumulation_steps=plan.accumulation_steps,
+        micro_batch_trial=job.trial,
         bn_batch_size=run.batch.bn_batch_size,
         methods=decided.beside_words,
         ramp=[[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
@@ -62,6 +63,7 @@ def planned(job: Job, command: str, code: dict[str, Any]) -> PlanRecord:
         precision=decided.precision,
         engine=run.engine.name,
         engine_settings=job.engine.description,
+        activation_checkpointing=recomputed.words_of(job.engine.model) or None,
         seed=run.seed,
         **circumstances_of(command, job.device),
         code=code or None,
@@ -175,6 +177,7 @@ def decisions(job: Job, directory: Path) -> dict[str, str]:
         "optimizer": f"{run.optimizer.words}; weight decay {run.weight_decay.value:g} on {decayed} of "
         f"{len(job.treatments)} tensors; {adapted} adapted layer by layer{orthogonalised}",
         "beside": decided.beside_words,
+        "memory": "; ".join(filter(None, (recomputed.words_of(model), job.trial and job.trial.words))),
         "machine": f"{job.device}, {decided.precision}, engine {job.engine.description}",
     }
     return {key: text for key, text in lines.items() if text}

@@ -46,6 +46,21 @@ def check(model: nn.Module, name: str, task: Task, blank: Batch, outputs: int | 
     return keys
 
 
+def moving_buffers(model: nn.Module, name: str, task: Task, blank: Batch) -> set[str]:
+    """The names of those that a training pass of ``blank`` moves. Afterwards all are as they were."""
+    kept = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    training = model.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            passed(model.train(), name, task, cast(blank, next(model.parameters()).dtype))
+        return {key for key, buffer in model.named_buffers() if not torch.equal(buffer, kept[key])}
+    finally:
+        model.train(training)
+        with torch.no_grad():
+            for key, buffer in model.named_buffers():
+                buffer.copy_(kept[key])
+
+
 def passed(model: nn.Module, name: str, task: Task, batch: Batch) -> Any:
     """What the model makes of a blank batch."""
     try:

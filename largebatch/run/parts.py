@@ -22,7 +22,9 @@ class Parts(dict[str, Part]):
     ``of_run``: they stand beside a run, and not beside steps of a dry run, a bench or a diagnosis.
     """
 
-    def __init__(self, job: Job, added: Added | None = None, of_run: bool = False) -> None:
+    def __init__(
+        self, job: Job, added: Added | None = None, of_run: bool = False, of_methods_alone: bool = False
+    ) -> None:
         super().__init__()
         self.code = told_code(job, added)
         for name, decision in job.decided.methods.items():
@@ -30,6 +32,8 @@ class Parts(dict[str, Part]):
                 continue
             if (part := decision.part(job)) is not None:
                 self[name] = part
+        if of_methods_alone:
+            return
         self.update({name: _made(name, make, job) for name, make in _makers(added).items()})
 
     def turns(self, step: Step) -> Iterator[Step]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import rich.console
 import rich.padding
+import torch
 from torch import nn
 
 from largebatch import checkpoint
@@ -19,10 +21,11 @@ from largebatch.machine.determinism import deterministic
 from largebatch.machine.watchdog import watched
 from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import config, longer, refusals
-from largebatch.recipes.decide import decide
+from largebatch.recipes.decide import decide, precision_of
 from largebatch.records import names
 from largebatch.records.mllog import MlperfLog
-from largebatch.run import record, weights
+from largebatch.records.run import MicroBatchTrial
+from largebatch.run import micro_batch, record, weights
 from largebatch.run.account import Result
 from largebatch.run.assemble import Job, assemble, data_facts, sizes_of
 from largebatch.run.beforehand import decisions, table_of_tensors
@@ -59,7 +62,9 @@ def train(
         record.on_first_rank(lambda: check_installed(run.record.to), "record.to")
         mllog = MlperfLog(directory / names.MLPERF_LOG) if run.record.mllog and distributed.is_first() else None
         begun = distributed.from_first(bool(checkpoint.existing(directory / names.CHECKPOINTS)))
-        job = assemble(run, device, begun=begun, quiet=quiet)
+        memory = micro_batch.memory_of(device) if run.batch.tries_micro_batches else None
+        known = None if memory is None else known_trial(run, device, memory)
+        job = assemble(run, device, begun=begun, quiet=quiet, trial=known)
         record.open_directory(
             directory, run.as_written(), run.science(), science_of_file, run.resume, functools.partial(why_not_on, job)
         )
@@ -72,6 +77,10 @@ def train(
             return Result("finished", made_otherwise(job, parts), directory, finished, score=job.task.score)
         if problem := no_place_for_checkpoints(job.decided):
             return Result("stopped", problem, directory, None)
+        if memory is not None and known is None:
+            build = functools.partial(assemble, run, device, job.dataset, begun=begun, quiet=True)
+            del job  # whose memory the trials need
+            job = with_tried_micro_batches(run, device, memory, build)
         if distributed.is_first() and not quiet:
             for key, text in decisions(job, directory).items():
                 tell(console, f"{key:>10}  {text}")
@@ -85,6 +94,35 @@ def train(
             if into is not None and result.status != "failed":
                 weights.give(weights.of_run(loop), into)
             return result
+
+
+def known_trial(run: config.Run, device: torch.device, memory: micro_batch.DeviceMemory) -> MicroBatchTrial | None:
+    """The trial of micro-batches that the run directory holds, if it was made in these circumstances. Collective."""
+    plan = distributed.from_first(record.read_plan(run.directory))
+    return micro_batch.still_holds(plan and plan.micro_batch_trial, circumstances_of(run, device, memory))
+
+
+def with_tried_micro_batches(
+    run: config.Run, device: torch.device, memory: micro_batch.DeviceMemory, build: Callable[..., Job]
+) -> Job:
+    """The job with the micro-batches that all devices were found to hold. Collective."""
+    with micro_batch.unnoticed():
+        with deterministic(run.deterministic):
+            trial = micro_batch.tried(build, memory, circumstances_of(run, device, memory))
+        return build(trial=trial)
+
+
+def circumstances_of(run: config.Run, device: torch.device, memory: micro_batch.DeviceMemory) -> dict[str, Any]:
+    """What decides the memory of a step beside what decides its result."""
+    settings = {
+        "precision": precision_of(run.precision, device.type),
+        "compile": run.compile,
+        "deterministic": run.deterministic,
+        "channels_last": run.channels_last,
+        "reserve": run.batch.memory_reserve,
+        "engine": run.engine.model_dump(mode="json"),
+    }
+    return micro_batch.circumstances_of(device, memory, settings)
 
 
 def made_otherwise(job: Job, parts: Added | None) -> str | None:

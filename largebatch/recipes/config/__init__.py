@@ -5,6 +5,7 @@ phases.py          keys that are laid over a recipe for a stretch of the run
 model.py           the section of the model: what it begins with, what of it is trained
 learning_rate.py   that of the learning rate: its peak at a batch, its warm-up, its decay
 recorded.py        that of the records: how often, and who gets the numbers beside the run's own files
+engines.py         those of the engines
 sections.py        what each other key may hold; those of optimizers and decays are in folders of their own
 mistakes.py        what is wrong, in one sentence
 """

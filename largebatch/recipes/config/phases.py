@@ -105,6 +105,8 @@ def _check_keys(at: str, phase: PhaseKeys) -> None:
             raise ValueError(f"{at}: {shown(key)} is no key of a recipe; write it with dots, such as lr.base")
         if not any(f"{key}.".startswith(f"{change}.") for change in CHANGES):
             raise ValueError(_cannot(at, key))
+        if key == "batch.micro_batch_size" and value == "auto":
+            raise ValueError(f"{at}.{key} = auto: it is for the whole run; write it outside of the phases")
         if key.startswith("data.image_size") and (key != "data.image_size" or not isinstance(value, int)):
             raise ValueError(f"{at}.{key} = {shown(value)} should be one side, such as data.image_size: 160")
         if touches(key, "lr") and phase.clock == "goes_on":
@@ -131,6 +133,8 @@ def _laid_over(run: Run, kind: type[Run]) -> Iterator[Run]:
         try:
             for key, value in phase.keys.items():
                 place(written, key, copy.deepcopy(value))
+                if key == "batch.micro_batch_size":
+                    place(written, "batch.memory_reserve", None)  # of the phases in which it is tried
             laid = kind.model_validate(written)
         except pydantic.ValidationError as error:
             raise UserError(f"phases.{number}: {sentence(error, kind)}") from None

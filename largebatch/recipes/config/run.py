@@ -20,6 +20,7 @@ from largebatch.errors import UserError
 from largebatch.recipes import kinds, methods, optimizers, strict_yaml
 from largebatch.recipes.config import recorded, sections
 from largebatch.recipes.config.dotted import is_key, place
+from largebatch.recipes.config.engines import DdpEngine, Engine
 from largebatch.recipes.config.learning_rate import LearningRate
 from largebatch.recipes.config.mistakes import sentence, shown
 from largebatch.recipes.config.model import Model
@@ -30,8 +31,6 @@ from largebatch.recipes.config.sections import (
     BatchNorm,
     Checkpoint,
     Data,
-    DdpEngine,
-    Engine,
     Expect,
     Loss,
     NonfiniteGradients,
@@ -156,6 +155,7 @@ class Run(Section):
         everything["median_of"] = evaluate["median_of"]
         everything["all_reduce"] = everything["engine"].get("all_reduce", "fp32")
         everything["nonfinite_gradients"].pop("at_most")
+        everything["batch"].pop("memory_reserve")
         for machine in (
             "name", "title", "device", "compile", "deterministic", "timeout_minutes", "channels_last", "resume",
             "engine", "evaluate", "checkpoint", "record", "expect", "search",

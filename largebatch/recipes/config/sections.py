@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from largebatch.recipes.config.mistakes import shown
 from largebatch.recipes.config.mixing import CropWindow, Erase, Mix
@@ -194,11 +195,77 @@ class Ramp(Section):
             yield "batch.ramp.rule = seesaw changes what a step is; state lr.warmup and lr.decay in epochs or shares"
 
 
+AUTO = "auto"
+
+
+def _number_or_auto(written: Any, number: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    if written is None or written == AUTO:
+        return written
+    if isinstance(written, str):
+        raise PydanticCustomError("number", "should be a whole number, or auto")
+    return number(written)
+
+
+if TYPE_CHECKING:
+    MicroBatchSize = int | Literal["auto"] | None
+else:
+    MicroBatchSize = Annotated[
+        PositiveInt,
+        WrapValidator(_number_or_auto, json_schema_input_type=PositiveInt | Literal["auto"] | None),
+        PlainSerializer(lambda written: written),
+    ]
+
+
 class Batch(Section):
     global_batch_size: PositiveInt
-    micro_batch_size: PositiveInt | None = None  # else the largest divisor that fits the device
+    micro_batch_size: MicroBatchSize = None  # auto: tried on the device; unset: the largest divisor up to a usual size
+    memory_reserve: Fraction | None = None  # of a device's memory, that auto leaves free; unset: a tenth
     bn_batch_size: PositiveInt | None = None  # examples that one batch norm sees; else the micro-batch
     ramp: Ramp | None = None
+
+    @property
+    def tries_micro_batches(self) -> bool:
+        return self.micro_batch_size == AUTO
+
+    @property
+    def stated_micro_batch_size(self) -> int | None:
+        """None where the machine decides it."""
+        return None if self.micro_batch_size == AUTO else self.micro_batch_size
+
+    @pydantic.model_validator(mode="after")
+    def no_idle_reserve(self) -> Batch:
+        if self.memory_reserve is not None and not self.tries_micro_batches:
+            raise ValueError(
+                f"batch.memory_reserve = {self.memory_reserve:g} has no effect without batch.micro_batch_size = auto"
+            )
+        return self
+
+    def refusals(self, run: Any, precision: str) -> Iterator[str]:
+        """What a micro-batch that is tried does not go with: results that depend on it, and what communicates."""
+        if not self.tries_micro_batches:
+            return
+        if run.engine.name != "ddp":
+            yield (
+                f"batch.micro_batch_size = auto needs engine.name = ddp: with {run.engine.name} ranks communicate "
+                "inside of a pass, and one without memory would leave the others waiting; valid there: a number, and "
+                "train --dry-run --memory GIB says which fits"
+            )
+        if run.batch_norm.statistics == "last" and self.bn_batch_size is None:
+            yield (
+                "batch.micro_batch_size = auto does not go with batch_norm.statistics = last, which are those of the "
+                "micro-batch; state batch.bn_batch_size"
+            )
+        for method in run.methods.values():
+            if method.ALONE == "by turns":
+                yield (
+                    f"batch.micro_batch_size = auto is tried without communication, and {method.where} averages its "
+                    "workers within a step; state a number"
+                )
+            if method.MEASURES_MICRO_BATCHES:
+                yield (
+                    f"batch.micro_batch_size = auto would let the device decide what {method.where} measures; state a "
+                    "number"
+                )
 
 
 class BatchNorm(Section):
@@ -287,49 +354,6 @@ class RegimeAdaptation(Section):
     def refusals(self, run: Any, precision: str) -> Iterator[str]:
         if run.epochs is None:
             yield "regime_adaptation stretches a budget in epochs; this run states steps"
-
-
-class DdpEngine(Section):
-    name: Literal["ddp"] = "ddp"
-    all_reduce: Literal["fp32", "fp16", "bf16"] = "fp32"  # the number format in which gradients travel
-    cuda_graphs: Switch = False  # forward and backward replayed: where the micro-batch is small and the host too slow
-
-    def refusals(self, run: Any, precision: str) -> Iterator[str]:
-        sizes = run.data.image_size
-        changing = [method.where for method in run.methods.values() if not method.REPLAYED]
-        for asked, name in (
-            *((True, where) for where in changing),
-            (run.batch.bn_batch_size is not None, "batch.bn_batch_size"),
-            (run.batch_norm.statistics == "last", "batch_norm.statistics = last"),
-            (run.batch.ramp is not None, "batch.ramp"),
-            (
-                sizes is not None and sizes.first != sizes.last and not run.compile,
-                "data.image_size that grows, without compile = true",
-            ),
-            (bool(run.model.frozen), "model.frozen"),
-        ):
-            if self.cuda_graphs and asked:
-                yield f"engine.cuda_graphs = true does not go with {name}; leave engine.cuda_graphs out"
-
-
-class FsdpEngine(Section):
-    name: Literal["fsdp"]
-
-
-class DeepSpeedEngine(Section):
-    name: Literal["deepspeed"]
-    zero: Annotated[Literal[0, 1, 2], Number] = 1  # the ZeRO stage: what is divided among the ranks
-    weights: Literal["fp32", "bf16"] = "fp32"  # bf16: those of the model, with fp32 masters in the optimizer
-
-    def refusals(self, run: Any, precision: str) -> Iterator[str]:
-        if self.weights == "bf16" and run.model.frozen:
-            yield (
-                "model.frozen does not go with engine.weights = bf16, which has fp32 masters of trained weights alone; "
-                "valid: engine.weights = fp32"
-            )
-
-
-Engine = Annotated[DdpEngine | FsdpEngine | DeepSpeedEngine, Field(discriminator="name")]
 
 
 class Evaluate(Section):

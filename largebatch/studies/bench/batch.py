@@ -163,7 +163,7 @@ def notes(facts: dict[str, Any]) -> list[str]:
 
 def _entered(run: config.Run, size: int, device: torch.device, dataset: Splits, eager: bool) -> TimedBatchSize:
     """Assembled, and warm."""
-    stated = run.batch.micro_batch_size
+    stated = run.batch.stated_micro_batch_size
     micro = stated if stated is not None and size % stated == 0 else None  # of a smaller batch its own
     timed = run.model_copy(
         update={

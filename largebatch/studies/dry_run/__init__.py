@@ -30,7 +30,14 @@ from largebatch.records.circumstances import circumstances_of
 from largebatch.run.assemble import Job
 from largebatch.run.beforehand import decisions
 from largebatch.run.start import opened
-from largebatch.studies.dry_run.job import Cluster, job_of, pretended, smaller_micro_batches, usual_device
+from largebatch.studies.dry_run.job import (
+    Cluster,
+    job_of,
+    pretended,
+    smaller_micro_batches,
+    usual_device,
+    with_micro_batch,
+)
 from largebatch.studies.dry_run.step import Traced, traced
 
 MIB, GIB = 2**20, 2**30
@@ -45,6 +52,8 @@ def dry_run(run: config.Run, cluster: Cluster, command: str = "", memory_gib: fl
     loaded = checkpoint_to_begin_with(run)  # by this process: those that are pretended read none
     with pretended(cluster.world_size):
         job, found = of_step(run, cluster, loaded)
+        if memory_gib is not None and job.decided.trying is not None:
+            job, found = with_memory(run, cluster, job, found, memory_gib)
         if memory_gib is not None and found.total_bytes > memory_gib * GIB:
             raise UserError(too_much(run, cluster, job, found, memory_gib))
         return facts(job, found, cluster, command)
@@ -64,6 +73,23 @@ def of_step(run: config.Run, cluster: Cluster, loaded: Loaded | None = None) -> 
     return job, traced(job, mode, cluster.device == "cuda")
 
 
+def with_memory(run: config.Run, cluster: Cluster, job: Job, trace: Traced, memory_gib: float) -> tuple[Job, Traced]:
+    """With the micro-batch that ``batch.micro_batch_size = auto`` would take on a device of so much, by what is traced.
+
+    Where phases have examples of several sizes, or none fits, as it was.
+    """
+    assert job.decided.trying is not None
+    reserve, sizes = job.decided.trying
+    for micro in reversed(sizes[0].allowed) if len(sizes) == 1 and run.phases is None else ():
+        passing = trace.bytes_by_part["activations"] + trace.bytes_by_part["gathered blocks"]
+        if passing * micro / trace.micro_batch_size > 1.1 * (1 - reserve) * memory_gib * GIB:
+            continue  # activations are nearly proportional to the micro-batch
+        changed = of_step(with_micro_batch(run, micro), cluster)
+        if changed[1].total_bytes <= (1 - reserve) * memory_gib * GIB:
+            return changed
+    return job, trace
+
+
 def too_much(run: config.Run, cluster: Cluster, job: Job, trace: Traced, memory_gib: float) -> str:
     """The sentence, with the largest micro-batch that would fit: guessed in proportion, then traced."""
     passing = trace.bytes_by_part["activations"] + trace.bytes_by_part["gathered blocks"]
@@ -72,8 +98,7 @@ def too_much(run: config.Run, cluster: Cluster, job: Job, trace: Traced, memory_
     for micro in smaller_micro_batches(run, job.plan, cluster) if room > 0 else []:
         if passing * micro / trace.micro_batch_size > 1.1 * room:
             continue  # activations are nearly proportional to the micro-batch
-        changed = run.model_copy(update={"batch": run.batch.model_copy(update={"micro_batch_size": micro})})
-        if of_step(changed, cluster)[1].total_bytes <= memory_gib * GIB:
+        if of_step(with_micro_batch(run, micro), cluster)[1].total_bytes <= memory_gib * GIB:
             fits = micro
             break
     advice = f"batch.micro_batch_size = {fits} would fit" if fits else "no smaller micro-batch would fit"

@@ -142,6 +142,11 @@ def outputs_of(run: config.Run, cluster: Cluster) -> int:
     return stated
 
 
+def with_micro_batch(run: config.Run, micro: int) -> config.Run:
+    """The run with this one stated."""
+    return run.model_copy(update={"batch": run.batch.model_copy(update={"micro_batch_size": micro})})
+
+
 def smaller_micro_batches(run: config.Run, plan: BatchPlan, cluster: Cluster) -> list[int]:
     """The micro-batches below the run's that its methods allow, largest first."""
     size = plan.micro_batch_size
@@ -149,7 +154,7 @@ def smaller_micro_batches(run: config.Run, plan: BatchPlan, cluster: Cluster) ->
     for micro in range(size - 1, 0, -1):
         if (plan.global_batch_size // plan.world_size) % micro:
             continue
-        changed = run.model_copy(update={"batch": run.batch.model_copy(update={"micro_batch_size": micro})})
+        changed = with_micro_batch(run, micro)
         with contextlib.suppress(UserError):
             derive.plan_of(changed, plan.dataset_size, plan.world_size, 1 << 20)
             found.append(micro)

@@ -36,7 +36,7 @@ from largebatch.run.parts import Parts
 from largebatch.steps.part import Part
 from largebatch.steps.step import Step
 from largebatch.studies.dry_run import engines as fakes
-from largebatch.studies.dry_run.autocast import AsOnCuda
+from largebatch.studies.dry_run.autocast import as_on_cuda
 from largebatch.studies.dry_run.engines import FakeZero
 from largebatch.studies.dry_run.job import Described
 from largebatch.studies.dry_run.trace import ACTIVATIONS, GATHERED, Collective, Trace, fake_addresses_allowed, local
@@ -89,8 +89,8 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
     engine = job.engine
     if sets_here(job.decided) > 1:
         shown = stage.accumulation_steps  # every worker of the rank takes its own
-    trace, flops = Trace(WHAT_FOR), FlopCounterMode(display=False)
-    with fake_addresses_allowed(), mode, AsOnCuda() if cuda else contextlib.nullcontext():
+    trace, flops = Trace(WHAT_FOR), counter_of_operations()
+    with fake_addresses_allowed(), mode, as_on_cuda() if cuda else contextlib.nullcontext():
         parts = what_stays(job, trace)
         held = Held(engine, trace)
         steps = Steps(job, Parts(job, {"held": lambda job: held}))
@@ -123,6 +123,21 @@ def traced(job: Job, mode: FakeTensorMode, cuda: bool) -> Traced:
         stage.micro_batch_size, stage.accumulation_steps, parts, of_evaluation, times,
         *(counted * stage.accumulation_steps // shown for counted in (flops.get_total_flops(), convolutions_of(flops))),
     )  # fmt: skip
+
+
+def counter_of_operations() -> FlopCounterMode:
+    """Of all modules together: to tell them apart torch hangs hooks on tensors, by which a recomputed pass lives on."""
+    counter: Any = FlopCounterMode(display=False)
+    counter.mod_tracker = EveryModule()
+    return counter
+
+
+class EveryModule(contextlib.nullcontext[None]):
+    """In the place of torch's ModuleTracker."""
+
+    parents = ("Global",)
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def convolutions_of(flops: FlopCounterMode) -> int:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from largebatch.errors import UserError
+from largebatch.plan.batch import divisors
 from largebatch.report.numerals import count
 from largebatch.studies.cluster.machine import Machine
 
@@ -57,9 +58,3 @@ def nearest(devices: int, batches: Iterable[int], machine: Machine) -> list[int]
     below = max((number for number in fitting if number < devices), default=None)
     above = min((number for number in fitting if number > devices), default=None)
     return [number for number in (below, above) if number is not None]
-
-
-def divisors(number: int) -> list[int]:
-    """Ascending."""
-    small = [part for part in range(1, int(number**0.5) + 1) if number % part == 0]
-    return sorted({*small, *(number // part for part in small)})

@@ -18,7 +18,6 @@ from largebatch.recipes import derive
 from largebatch.records.plan import LeftOut, PlannedPhase, PlannedPoint
 from largebatch.studies.cluster.machine import Machine, Precision
 from largebatch.studies.cluster.step import StepTime, step_time
-from largebatch.studies.planning.devices import divisors
 from largebatch.studies.planning.legs import PLENTY, Leg
 from largebatch.studies.planning.memory import GIB, StepMemory, StepNeeds
 from largebatch.studies.planning.pace import SecondsBetween, is_pace_of, pace_for, ratio_of, seconds_between
@@ -56,11 +55,7 @@ class LegOnMachine:
         except UserError as error:
             raise Unplanned(str(error)) from None
         share = batch // devices
-        allowed = [
-            part
-            for part in reversed(divisors(share))
-            if dataclasses.replace(micro, size=micro.size or part).of(share) == part
-        ]
+        allowed = micro.all_of(share)[::-1]
         limit = self.machine.memory
         for part in allowed or [plan.micro_batch_size]:
             cut = Cut(part, share // part)

@@ -182,8 +182,10 @@ def _model_rows(run: config.Run, origin: Origin) -> list[Row]:
 def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
     made_of = f"{plan.world_size} × {plan.micro_batch_size:,} × {plan.accumulation_steps}"
     rule = "ranks × micro-batch × accumulation"
-    if run.batch.micro_batch_size is None and not sized_by_methods(run, plan.world_size):
+    if run.batch.stated_micro_batch_size is None and not sized_by_methods(run, plan.world_size):
         rule += f", as on {'CPU' if run.device == 'cpu' else 'CUDA'}"
+    if run.batch.tries_micro_batches and run.device != "cpu":
+        rule += " before anything is tried (batch.micro_batch_size = auto)"
     rows = [("global batch", f"{plan.global_batch_size:,} = {made_of}", rule, origin("batch.global_batch_size"))]
     if run.phases is not None:
         rows = [("global batch", f"of {len(plan.stages)} phases", "below", origin("phases"))]
