@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largebatch.terminal.columns import RankedColumn, RankedTable, kept
+from largebatch.terminal.columns import RankedColumn, RankedTable, kept, shared
 from largebatch.terminal.console import Console
 
 TABLE = RankedTable(
@@ -48,3 +48,17 @@ def test_no_number_is_cut(capsys, width, heading, first, said):
     rest = "".join(lines[2:]).replace(" ", "")
     assert rest.endswith(said.replace(" ", ""))
     assert ("noroom" in rest) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("widths", "least", "room", "wanted"),
+    [
+        ([10, 5, 3], [1, 1, 1], 18, [10, 5, 3]),
+        ([10, 5, 3], [1, 1, 1], 12, [4, 5, 3]),
+        ([10, 5, 3], [1, 1, 1], 6, [2, 2, 2]),
+        ([10, 5, 3], [10, 2, 2], 15, [10, 2, 3]),
+        ([10, 5, 3], [10, 5, 3], 4, [10, 5, 3]),  # none has less than it needs
+    ],
+)
+def test_the_widest_gives_way_first_and_none_below_its_least(widths, least, room, wanted):
+    assert shared(widths, least, room) == wanted

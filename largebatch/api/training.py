@@ -16,11 +16,11 @@ from torch import nn
 
 from largebatch.api.handed_over import Handed, standing_in
 from largebatch.api.recipes import recipe
-from largebatch.checkpoint.named import parted
 from largebatch.errors import UserError
 from largebatch.machine import distributed, launched
 from largebatch.machine.as_found import as_found
 from largebatch.recipes import config
+from largebatch.recipes.paths import run_named
 from largebatch.run import train as running
 from largebatch.run.account import Result
 from largebatch.run.parts import Added
@@ -73,8 +73,8 @@ def train(
     random states are left as they were found.
     """
     if from_ is not None:
-        directory, asked = parted(str(from_))
-        start = {"start.run": str(directory), "start.checkpoint": asked}
+        directory, asked = run_named(str(from_))
+        start = {"start.run": directory, "start.checkpoint": asked}
         run = recipe(run, start | ({"start.optimizer": True} if with_optimizer else {}))
     handed = Handed(model, dataset, task, optimizer)
     console = Console() if verbose else Console(quiet=True)
