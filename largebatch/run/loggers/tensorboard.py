@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from largebatch.run.loggers.scalars import Failed, Result, Said
+from largebatch.run.loggers.scalars import GivenUp, Result, Said
 
 
 class TensorBoard:
@@ -25,7 +25,7 @@ class TensorBoard:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
         except OSError as error:  # its thread could not write
-            raise Failed(f"its file cannot be written: {error.strerror or error}") from error
+            raise GivenUp(f"its file cannot be written: {error.strerror or error}") from error
 
     def ended(self, result: Result) -> None:
         """TensorBoard knows no result."""
