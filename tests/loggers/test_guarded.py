@@ -21,7 +21,7 @@ from largebatch.recipes import config
 from largebatch.run import beforehand
 from largebatch.run.loggers import process, service
 from largebatch.run.loggers.mlflow import leaves, name_of
-from largebatch.run.loggers.scalars import Said, Scalars, ServiceFailed, check_installed
+from largebatch.run.loggers.scalars import GivenUp, Said, Scalars, check_installed
 from largebatch.run.train import train
 
 FAKE = """
@@ -160,7 +160,7 @@ def test_what_waits_for_one_that_hangs_has_an_end(fake, monkeypatch, tmp_path):
     for step in range(1000):
         try:
             hung.write(step, numbers)
-        except ServiceFailed as problem:
+        except GivenUp as problem:
             given_up = str(problem)
             break
     assert given_up is not None

@@ -52,7 +52,7 @@ class PictureWriter(ScalarWriter, Protocol):
         ...
 
 
-class ServiceFailed(Exception):
+class GivenUp(Exception):
     """Why a writer writes no more, in words."""
 
 
@@ -125,5 +125,5 @@ class Scalars:
             self.writers = [other for other in self.writers if other is not writer]
             with contextlib.suppress(Exception):
                 self._hear(writer)  # what it said before
-            self._failed(writer.name, str(error) if isinstance(error, ServiceFailed) else in_one_line(error), True)
+            self._failed(writer.name, str(error) if isinstance(error, GivenUp) else in_one_line(error), True)
             return False

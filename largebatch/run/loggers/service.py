@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from largebatch.machine import watchdog
-from largebatch.run.loggers.scalars import Result, Said, ServiceFailed
+from largebatch.run.loggers.scalars import GivenUp, Result, Said
 
 PROGRAM = """
 import json, sys
@@ -71,7 +71,7 @@ class ServiceProcess:
         self._send({"result": dict(result)})
 
     def heard(self) -> Iterable[Said]:
-        """Raises ServiceFailed where there is nothing more to hope for."""
+        """Raises GivenUp where there is nothing more to hope for."""
         if not self._over:
             self._push()
             self._hear()
@@ -112,7 +112,7 @@ class ServiceProcess:
                 del self._waiting[: os.write(self._into, bytes(self._waiting[:PIPE_BYTES]))]
 
     def _hear(self) -> None:
-        """Raises ServiceFailed where it has ended before it should, or gives up."""
+        """Raises GivenUp where it has ended before it should, or gives up."""
         with contextlib.suppress(BlockingIOError):
             while not self._over:
                 part = os.read(self._out_of, PIPE_BYTES)
@@ -134,11 +134,11 @@ class ServiceProcess:
         if message.get("over"):
             self._end()
 
-    def _given_up(self, problem: str) -> ServiceFailed:
+    def _given_up(self, problem: str) -> GivenUp:
         with contextlib.suppress(OSError):  # it is gone, or never was a group
             os.killpg(self._process.pid, signal.SIGKILL)
         self._end()
-        return ServiceFailed(problem)
+        return GivenUp(problem)
 
     def _end(self) -> None:
         """It has said its last word, or gets no other."""

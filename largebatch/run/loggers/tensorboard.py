@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from largebatch.run.loggers.scalars import Result, Said, ServiceFailed
+from largebatch.run.loggers.scalars import GivenUp, Result, Said
 
 
 @contextlib.contextmanager
@@ -15,7 +15,7 @@ def told_as_failure() -> Iterator[None]:
     try:
         yield
     except OSError as error:  # the writer's thread could not write
-        raise ServiceFailed(f"its file cannot be written: {error.strerror or error}") from error
+        raise GivenUp(f"its file cannot be written: {error.strerror or error}") from error
 
 
 class TensorBoard:
