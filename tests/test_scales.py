@@ -129,3 +129,12 @@ def test_two_ranks_and_a_resume_end_where_one_process_does(tmp_path):
 def test_what_does_not_go_is_one_sentence(changes, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
         assemble(recipe(**changes), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("now", [{"base": 0.05}, {"base": 0.05, "scales": {"norm": 4}}])
+def test_a_run_does_not_go_on_with_other_rates_of_its_tensors(now):
+    from largebatch.recipes.longer import may_go_on
+
+    before = recipe(lr={"base": 0.05, "scales": {"norm": 8}}).science()
+    assert may_go_on(before, recipe(lr={"base": 0.04, "scales": {"norm": 8}}, steps=20).science())
+    assert not may_go_on(before, recipe(lr=now, steps=20).science())

@@ -63,7 +63,7 @@ class AirbenchNet(nn.Module):
         logit_scale: float,
     ) -> None:
         super().__init__()
-        inputs, *sides = image_shape
+        inputs, height, side = image_shape
         width = 2 * inputs * whiten_size**2
         self.whiten = nn.Conv2d(inputs, width, whiten_size)
         self.whiten.weight.requires_grad_(False)
@@ -72,7 +72,7 @@ class AirbenchNet(nn.Module):
         for outputs in channels:
             self.blocks.append(ConvolutionBlock(width, outputs, convolutions))
             width = outputs
-        self.pool = nn.MaxPool2d([(side - whiten_size + 1) // 2**BLOCKS for side in sides])
+        self.pool = nn.MaxPool2d(((height - whiten_size + 1) // 2**BLOCKS, (side - whiten_size + 1) // 2**BLOCKS))
         self.head = nn.Linear(width, num_classes, bias=False)
         self.activation = nn.GELU()
         self.logit_scale = logit_scale

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def plain_vit(
         raise ValueError(f"patch_size = {patch_size} does not divide images of {height} pixels a side")
     if width % 4 or width < 8 or width % heads:
         raise ValueError(f"width = {width} should be a multiple of 4 and of heads = {heads}, and at least 8")
-    body = VisionTransformer(
+    body: Any = VisionTransformer(
         img_size=height,
         patch_size=patch_size,
         in_chans=channels,

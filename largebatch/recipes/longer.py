@@ -14,12 +14,15 @@ from typing import Any
 from largebatch.recipes.decided import Decided
 
 MAY_DIFFER = {"epochs", "steps", "phases", "lr"}  # sections of a recipe
+OF_TENSORS = ("scales", "layer_decay")  # of the section lr: what each tensor has of it, which no step says
 SideAt = Callable[[int], int | None]  # of a step's training images
 
 
 def may_go_on(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether the two differ in nothing but what is planned over the budget; both as :meth:`Run.science` gives them."""
-    return {key for key in {*before, *now} if before.get(key) != now.get(key)} <= MAY_DIFFER
+    rates = [[science.get("lr", {}).get(key) for key in OF_TENSORS] for science in (before, now)]
+    others = {key for key in {*before, *now} if before.get(key) != now.get(key)}
+    return others <= MAY_DIFFER and rates[0] == rates[1]
 
 
 def first_difference(before: Decided, now: Decided, steps: int, sides: tuple[SideAt, SideAt]) -> str | None:

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class SmallImages(DataSet):
 
         self.check_side(asked, self.shape(asked))
         statistics, classes = self.statistics_of(asked), self.classes_of(asked)
-        how = {"augment": self.augmentation(asked), "window": asked.window}
+        how: dict[str, Any] = {"augment": self.augmentation(asked), "window": asked.window}
         load, source = self.load(asked)
         train, test, loaded = divided(load, asked.hold_out)
         splits = (
