@@ -14,15 +14,13 @@ import pytest
 import torch
 from method_recipes import PLAIN
 from programs import state_at_end
-from worlds.memory import Pretended, pretended_device, trained_with
+from worlds.memory import pretended_device
 
 from largebatch.errors import UserError
-from largebatch.machine import distributed
 from largebatch.plan.batch import MicroBatch
 from largebatch.recipes import config
 from largebatch.recipes.decide import decide
 from largebatch.recipes.decided import DataFacts
-from largebatch.run import micro_batch
 from largebatch.run.assemble import assemble
 from largebatch.run.micro_batch import OnRank, search
 from largebatch.run.train import train
@@ -333,14 +331,6 @@ def test_a_rank_without_memory_decides_for_all(tmp_path):
     failed = [one for one in plan_of(tried)["micro_batch_trial"]["tried"] if not one["fits"]]
     assert [(one["micro_batch_size"], one["ranks_without"]) for one in failed] == [(8, [1])]
     assert set(differences(state_at_end(stated), state_at_end(tried))) <= TIMES
-
-
-def test_the_pretended_device_fails_where_it_should(monkeypatch):
-    device = pretended_device(monkeypatch, most=3)
-    assert isinstance(device, Pretended)
-    assert micro_batch.memory_of(CPU) is device
-    assert distributed.world_size() == 1
-    assert trained_with
 
 
 @pytest.mark.worlds
