@@ -26,7 +26,7 @@ from largebatch.data.nested import Batch, tensors_of
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config
-from largebatch.recipes.config.sections import DdpEngine
+from largebatch.recipes.config.engines import DdpEngine
 from largebatch.records.looking import LayerRow, ModelRecord
 from largebatch.run.assemble import Job
 from largebatch.studies.dry_run.autocast import AsOnCuda
