@@ -346,7 +346,7 @@ def test_recipes_that_do_not_read_are_listed_as_such(place):
     facts = recipes.listing(place)
     wrong = {row["name"] for row in facts if "error" in row}
     assert wrong == {"binary", "sparse"} or wrong == {"binary", "sparse", "folder"}
-    rich.console.Console(file=io.StringIO(), width=100).print(recipes.table_of(facts))
+    rich.console.Console(file=io.StringIO(), width=100).print(recipes.table_of(facts, 100))
 
 
 @pytest.mark.worlds

@@ -145,7 +145,7 @@ class LearningRate(Section):
     warmup: Warmup = Warmup()
     decay: Decay = ConstantDecay()
     layer_decay: Annotated[float, Field(gt=0, lt=1), Number] | None = None  # times this for each layer below the head
-    scales: dict[Skipped, OneScale] = Field(default_factory=dict)  # by norm, bias or a pattern of tensors: what the lr is multiplied by
+    scales: dict[Skipped, OneScale] = Field(default_factory=dict)  # by norm, bias or a pattern: what the lr is times
 
     def refusals(self, run: Any, precision: str) -> Iterator[str]:
         if self.scales and run.lr is not self:
