@@ -219,7 +219,7 @@ def test_two_ranks_of_every_engine_are_bit_for_bit_those_without(tmp_path):
     assert not [(case, names) for case, names in told.items() if names]
 
 
-@pytest.mark.worlds
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("norm", ["batch norm", "ghost"])
 def test_a_compiled_model_moves_statistics_once(tmp_path, norm):
