@@ -8,6 +8,7 @@ from typing import Any
 import pool
 import pytest
 import torch
+import yaml
 from beside import stepped, steps_of
 from programs import weights_at_end
 
@@ -23,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "name": "scales", "model": {"name": "tiny_cnn", "channels": [4, 6]}, "data": {"name": "digits"},
     "batch": {"global_batch_size": 100, "bn_batch_size": 50}, "steps": 12, "precision": "fp64", "device": "cpu",
     "optimizer": {"name": "sgd", "momentum": 0.85, "nesterov": True}, "weight_decay": {"value": 0.01, "skip": []},
-    "lr": {"base": 0.05}, "record": {"tensorboard": False}, "checkpoint": {"every_epochs": 0.4},
+    "lr": {"base": 0.05}, "record": {"to": []}, "checkpoint": {"every_epochs": 0.4},
 }  # fmt: skip
 SCALES = {"norm": 8, "0.weight": {"factor": 0.5, "until_epoch": 5 * 100 / 1500}}
 
@@ -91,12 +92,12 @@ def test_groups_by_rate_and_decay():
 @pytest.mark.worlds
 def test_two_ranks_and_a_resume_end_where_one_process_does(tmp_path):
     keys = {**RECIPE, "lr": {"base": 0.05, "scales": SCALES}, "weight_decay": {"value": 0.01, "skip": [], "even": True}}
-    train(config.from_dict({**keys, "record": {"dir": str(tmp_path / "one"), "tensorboard": False}}), quiet=True)
+    train(config.from_dict({**keys, "record": {"dir": str(tmp_path / "one"), "to": []}}), quiet=True)
     file = tmp_path / "recipe.yaml"
-    file.write_text(config.strict_yaml.written({**keys, "record": {"dir": str(tmp_path / "two")}}, "recipe"))
-    stop = pool.ranks(2, "-m", "largebatch", "train", file, "steps=6", "--quiet")
+    file.write_text(yaml.safe_dump({**keys, "record": {"dir": str(tmp_path / "two"), "to": []}}))
+    stop = pool.ranks(2, "-m", "largebatch", "train", file, "steps=6")
     assert stop.returncode == 0, stop.stdout + stop.stderr
-    on = pool.ranks(2, "-m", "largebatch", "train", file, "--quiet")
+    on = pool.ranks(2, "-m", "largebatch", "train", file)
     assert on.returncode == 0, on.stdout + on.stderr
     one, two = weights_at_end(tmp_path / "one"), weights_at_end(tmp_path / "two")
     for name, tensor in one.items():
