@@ -156,11 +156,19 @@ def test_frozen_parameters_are_counted_apart():
 
 
 @pytest.mark.worlds
-def test_half_precision_of_cuda_keeps_half_the_bytes():
-    one = measured("cpu", **imagenet("torchvision/resnet18"))
-    half = measured("cuda", **imagenet("torchvision/resnet18"))
+def test_half_precision_of_cuda_keeps_half_the_bytes_of_an_example():
+    """Beside them autograd keeps the copies of the weights in half precision, once for the micro-batch."""
+    kept = {}
+    for device in ("cpu", "cuda"):
+        few, many = (
+            measured(device, **imagenet("torchvision/resnet18") | {"batch": {"global_batch_size": n}}) for n in (2, 6)
+        )
+        kept[device] = (many.activation_bytes - few.activation_bytes) / 4, few
+    (whole, one), (of_half, half) = kept["cpu"], kept["cuda"]
     assert (one.precision, half.precision) == ("fp32", "bf16")
-    assert 0.4 < half.activation_bytes / one.activation_bytes < 0.75
+    assert 0.45 < of_half / whole < 0.6
+    copies = half.activation_bytes - 2 * of_half
+    assert copies == pytest.approx(2 * half.trainable, rel=0.02)
     assert half.forward_flops == one.forward_flops
 
 
