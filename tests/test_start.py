@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pool
 import pytest
@@ -24,8 +24,9 @@ from largebatch.cli.runs import start_of
 from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.recipes import config
-from largebatch.recipes.config.start import Start
+from largebatch.recipes.config.start import Start, Weights
 from largebatch.run.assemble import assemble
+from largebatch.run.chosen import WEIGHTS
 from largebatch.run.older import moving_average
 from largebatch.run.train import train
 from largebatch.studies.dry_run import Cluster, dry_run
@@ -308,3 +309,7 @@ def test_a_text_stands_for_run_and_checkpoint(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             config.from_dict(recipe_of(tmp_path / "x", start=written))
+
+
+def test_what_a_recipe_may_begin_with_is_what_a_checkpoint_may_hold():
+    assert get_args(Weights) == WEIGHTS

@@ -11,13 +11,14 @@ from largebatch.checkpoint.pieces import State
 from largebatch.engines.states import whole_model
 from largebatch.errors import UserError
 from largebatch.methods.lawa import in_checkpoint
-from largebatch.recipes.config.start import WEIGHTS
 from largebatch.run.older import moving_average
 
 NEEDS = {
     "ema": "no moving average, which takes a recipe with ema",
     "lawa": "no snapshots, which take a recipe with lawa, and a step after one",
 }
+
+WEIGHTS = ("trained", *NEEDS)
 
 
 class ChosenWeights(NamedTuple):

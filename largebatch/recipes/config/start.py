@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -13,7 +13,6 @@ from largebatch.recipes.keys import Section, Switch, path_of
 from largebatch.recipes.paths import run_named
 
 Weights = Literal["trained", "ema", "lawa"]  # ema: their moving average; lawa: the mean of their latest snapshots
-WEIGHTS: tuple[str, ...] = get_args(Weights)
 WORDS = {"trained": "trained", "ema": "moving average", "lawa": "mean of the latest snapshots"}
 
 
