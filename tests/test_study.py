@@ -373,9 +373,7 @@ def test_killed_twenty_times_no_run_is_lost_and_none_counted_twice(alone, tmp_pa
     deadline = time.monotonic() + 240
     while killed < 20 and time.monotonic() < deadline:
         time.sleep(0.3 * draw.random())
-        at_work = [
-            number for number, worker in enumerate(workers) if "trial-" in worker.stdout or "seed-" in worker.stdout
-        ]
+        at_work = [number for number, worker in enumerate(workers) if re.search(r", (trial|seed) \d+ ", worker.stdout)]
         for victim in at_work[:1]:
             killed += workers[victim].poll() is None
             workers[victim].kill()
