@@ -113,17 +113,14 @@ class SnapshotsOfRun(Part):
     stale_views = True
 
     def __init__(self, decision: Snapshots, job: Built) -> None:
+        from largebatch.methods._trained import TrainedWeights
         from largebatch.optim.averages import LatestAverage
-        from largebatch.optim.shards import local
 
         self.decision, self.engine, self.key = decision, job.engine, job.task.score.key
-        self.named = [(name, weight) for name, weight in job.engine.model.named_parameters() if weight.requires_grad]
+        self.trained = TrainedWeights(job.engine)
         self.statistics: dict[str, Tensor] = {}  # of the mean, if it was evaluated since the latest snapshot
 
-        def live() -> list[Tensor]:
-            return [local(weight).detach() for _, weight in self.named]
-
-        self.average = LatestAverage(live, decision.latest)
+        self.average = LatestAverage(self.trained.live, decision.latest)
 
     def after(self, step: Step) -> None:
         if step.number + 1 in self.decision.steps:
@@ -142,22 +139,14 @@ class SnapshotsOfRun(Part):
         return {f"lawa_test_{self.key}": averaged and averaged.numbers[self.key]}
 
     def save(self) -> State:
-        from largebatch.checkpoint import pieces
-
-        snapshots = [
-            {name: pieces.of_parameter(weight, kept) for (name, weight), kept in zip(self.named, snapshot, strict=True)}
-            for snapshot in self.average.snapshots
-        ]
+        snapshots = [self.trained.saved(snapshot) for snapshot in self.average.snapshots]
         return {"snapshots": snapshots, "statistics": self.statistics}
 
     def load(self, state: State, of_ranks: list[State]) -> None:
-        from largebatch.checkpoint import pieces
-
         self.statistics = dict(state["statistics"])
         self.average.snapshots = [self.average.blank() for _ in state["snapshots"]]
         for kept, saved in zip(self.average.snapshots, state["snapshots"], strict=True):
-            for (name, weight), tensor in zip(self.named, kept, strict=True):
-                pieces.take(tensor, weight, saved[name])
+            self.trained.take(kept, saved)
 
 
 def in_checkpoint(state: State) -> tuple[dict[str, Tensor], bool] | None:

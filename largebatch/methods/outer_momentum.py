@@ -21,7 +21,7 @@ from largebatch.recipes.keys import Number, PositiveFloat, PositiveInt, Switch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from largebatch.checkpoint.pieces import Pieces, State
+    from largebatch.checkpoint.pieces import State
     from largebatch.recipes.config import Run
     from largebatch.steps.step import Step
 
@@ -125,17 +125,13 @@ class OuterOfRun(Part):
     """Anchor and momentum are as sharded as the weights that it moves."""
 
     def __init__(self, decision: OuterSteps, job: Built) -> None:
+        from largebatch.methods._trained import TrainedWeights
         from largebatch.optim.outer import OuterMomentum
-        from largebatch.optim.shards import local
 
         method = decision.method
         self.decision, self.engine = decision, job.engine
-        self.named = [(name, weight) for name, weight in job.engine.model.named_parameters() if weight.requires_grad]
-
-        def live() -> list[Tensor]:
-            return [local(weight).detach() for _, weight in self.named]
-
-        self.outer = OuterMomentum(live, method.lr, method.momentum, method.nesterov)
+        self.trained = TrainedWeights(job.engine)
+        self.outer = OuterMomentum(self.trained.live, method.lr, method.momentum, method.nesterov)
 
     def before(self, step: Step) -> None:
         if step.number == self.decision.first:
@@ -160,17 +156,9 @@ class OuterOfRun(Part):
         return [*self.outer.anchors, *self.outer.buffers]
 
     def save(self) -> State:
-        return {"anchor": self.saved(self.outer.anchors), "momentum": self.saved(self.outer.buffers)}
-
-    def saved(self, tensors: list[Tensor]) -> dict[str, Tensor | Pieces]:
-        from largebatch.checkpoint import pieces
-
-        pairs = zip(self.named, tensors, strict=True)
-        return {name: pieces.of_parameter(weight, tensor) for (name, weight), tensor in pairs}
+        saved = self.trained.saved
+        return {"anchor": saved(self.outer.anchors), "momentum": saved(self.outer.buffers)}
 
     def load(self, state: State, of_ranks: list[State]) -> None:
-        from largebatch.checkpoint import pieces
-
-        for tensors, key in ((self.outer.anchors, "anchor"), (self.outer.buffers, "momentum")):
-            for (name, weight), tensor in zip(self.named, tensors, strict=True):
-                pieces.take(tensor, weight, state[key][name])
+        self.trained.take(self.outer.anchors, state["anchor"])
+        self.trained.take(self.outer.buffers, state["momentum"])

@@ -18,7 +18,7 @@ from largebatch.recipes.keys import Number
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from largebatch.checkpoint.pieces import Pieces, State
+    from largebatch.checkpoint.pieces import State
     from largebatch.recipes.config import Run
     from largebatch.steps.step import Step
 
@@ -73,16 +73,12 @@ class ScheduleFreeOfRun(Part):
     """x and z are as sharded as the weights."""
 
     def __init__(self, method: ScheduleFreeAverage, job: Built) -> None:
+        from largebatch.methods._trained import TrainedWeights
         from largebatch.optim.schedule_free import ScheduleFree
-        from largebatch.optim.shards import local
 
         self.engine = job.engine
-        self.named = [(name, weight) for name, weight in job.engine.model.named_parameters() if weight.requires_grad]
-
-        def live() -> list[Tensor]:
-            return [local(weight).detach() for _, weight in self.named]
-
-        self.weights = ScheduleFree(live, method.beta)
+        self.trained = TrainedWeights(job.engine)
+        self.weights = ScheduleFree(self.trained.live, method.beta)
 
     def after(self, step: Step) -> None:
         if step.skipped:
@@ -103,21 +99,15 @@ class ScheduleFreeOfRun(Part):
         return [*self.weights.fast, *self.weights.mean]
 
     def save(self) -> State:
-        from largebatch.checkpoint import pieces
-
-        pairs = zip(self.named, self.weights.fast, strict=True)
-        fast: dict[str, Tensor | Pieces] = {name: pieces.of_parameter(weight, kept) for (name, weight), kept in pairs}
+        fast = self.trained.saved(self.weights.fast)
         return {"z": fast, "largest_lr": self.weights.largest_lr, "total": self.weights.total}
 
     def load(self, state: State, of_ranks: list[State]) -> None:
         """The model has the checkpoint's weights, which are x."""
         import torch
 
-        from largebatch.checkpoint import pieces
-
         torch._foreach_copy_(self.weights.mean, self.weights.live())
-        for (name, weight), kept in zip(self.named, self.weights.fast, strict=True):
-            pieces.take(kept, weight, state["z"][name])
+        self.trained.take(self.weights.fast, state["z"])
         self.weights.largest_lr, self.weights.total = state["largest_lr"], state["total"]
         self.weights.take_up()
         self.engine.take_up_weights()

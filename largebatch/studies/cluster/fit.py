@@ -47,7 +47,7 @@ from scipy.optimize import least_squares
 
 from largebatch.errors import UserError
 from largebatch.report.numerals import rounded
-from largebatch.studies.cluster.machine import FittedRow, Link, Machine, MachineFit, Pace
+from largebatch.studies.cluster.machine import FittedRow, Link, Machine, MachineFit, Pace, point_errors
 from largebatch.studies.cluster.rows import StepRow, StepRows
 from largebatch.studies.cluster.step import collective_time, step_time
 from largebatch.studies.cluster.workload import Transfer, data_parallel
@@ -320,17 +320,15 @@ def _fit_record(
         )
         for row in rows.rows
     )  # fmt: skip
-    record = MachineFit(
+    return MachineFit(
         rows=fitted,
-        rms_error=0.0,
+        rms_error=_rms([_rms(errors) for errors in point_errors(fitted).values()]),
         doubt=None if other is None else _doubt(machine, other, rows),
         largest_error=max(abs(row.error) for row in fitted),
         row_error=row_error,
         parameters=tuple(prior.parameter for prior in priors),
         covariance=tuple(tuple(float(value) for value in line) for line in covariance),
     )
-    rms = _rms([_rms(errors) for errors in record.point_errors().values()])
-    return record.model_copy(update={"rms_error": rms})
 
 
 def _doubt(machine: Machine, other: Machine, rows: StepRows) -> str:

@@ -17,7 +17,7 @@ from largebatch.studies.cluster import calibrate
 from largebatch.studies.cluster import machine as machines
 from largebatch.studies.cluster import rows as measured
 from largebatch.studies.cluster.fit import FAR, TransferRow, fit, interval_of, seconds_of
-from largebatch.studies.cluster.machine import Machine, MachineFit
+from largebatch.studies.cluster.machine import Machine, MachineFit, point_errors
 from largebatch.studies.cluster.rows import StepRow, StepRows, WorkloadFacts
 
 ALLOWED = FAR
@@ -118,7 +118,7 @@ def _fitted(facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _worst(found: MachineFit) -> str:
-    largest = {point: max(errors, key=abs) for point, errors in found.point_errors().items()}
+    largest = {point: max(errors, key=abs) for point, errors in point_errors(found.rows).items()}
     errors = sorted(largest.items(), key=lambda point: -abs(point[1]))[:3]
     return listing(
         f"{workload} on {count(devices)} at batch {count(batch)} ({_percent(error, 0)})"
@@ -179,7 +179,7 @@ def _of_numbers(machine: dict[str, Any]) -> rich.table.Table:
 
 def notes(facts: dict[str, Any]) -> list[str]:
     found = _found(facts)
-    number, points = len(found.rows), len(found.point_errors())
+    number, points = len(found.rows), len(point_errors(found.rows))
     others = [abs(line["error"]) for line in facts["rows"] if not line["fitted"]]
     repeats = f" of {counted(points, 'point')}, each of which counts once" if points < number else ""
     said = [

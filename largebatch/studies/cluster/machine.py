@@ -19,6 +19,7 @@ fitted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -119,6 +120,14 @@ class FittedRow(Section):
         return self.fitted_seconds / self.seconds - 1
 
 
+def point_errors(rows: Sequence[FittedRow]) -> dict[tuple[str, int, float, int], list[float]]:
+    """Workload, devices, batch and accumulation -> the errors of the rows that repeat this point."""
+    errors: dict[tuple[str, int, float, int], list[float]] = {}
+    for row in rows:
+        errors.setdefault((row.workload, row.devices, row.batch, row.accumulation), []).append(row.error)
+    return errors
+
+
 class MachineFit(Section):
     """How a machine's numbers were found (fit.py), and how sure they are: of the logarithms of ``parameters``."""
 
@@ -136,13 +145,6 @@ class MachineFit(Section):
         if [len(line) for line in self.covariance] != [number] * number:
             raise ValueError(f"covariance should have {number} lines of {number} numbers, as there are parameters")
         return self
-
-    def point_errors(self) -> dict[tuple[str, int, float, int], list[float]]:
-        """Workload, devices, batch and accumulation -> the errors of the rows that repeat this point."""
-        errors: dict[tuple[str, int, float, int], list[float]] = {}
-        for row in self.rows:
-            errors.setdefault((row.workload, row.devices, row.batch, row.accumulation), []).append(row.error)
-        return errors
 
     def most_devices(self, workload: str) -> int:
         """Of its own rows; 1 of a workload without any."""

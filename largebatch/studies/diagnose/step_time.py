@@ -67,8 +67,6 @@ def sentence(record: StepTimeRecord) -> str:
 
 def _other_precision(record: StepTimeRecord) -> str:
     own, pace = record.precision, record.pace_precision
-    return (
-        ""
-        if None in (own, pace) or own == pace
-        else f"; its pace was measured in {pace}, and the run computed in {own}"
-    )
+    if None in (own, pace) or own == pace:
+        return ""
+    return f"; its pace was measured in {pace}, and the run computed in {own}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -80,28 +81,40 @@ def with_memory(run: config.Run, cluster: Cluster, job: Job, trace: Traced, memo
     """
     assert job.decided.trying is not None
     reserve, sizes = job.decided.trying
-    for micro in reversed(sizes[0].allowed) if len(sizes) == 1 and run.phases is None else ():
-        passing = trace.bytes_by_part["activations"] + trace.bytes_by_part["gathered blocks"]
-        if passing * micro / trace.micro_batch_size > 1.1 * (1 - reserve) * memory_gib * GIB:
+    tried = reversed(sizes[0].allowed) if len(sizes) == 1 and run.phases is None else ()
+    limit = (1 - reserve) * memory_gib * GIB
+    found = first_that_fits(run, cluster, trace, tried, limit, limit)
+    return (job, trace) if found is None else found[1:]
+
+
+def first_that_fits(
+    run: config.Run, cluster: Cluster, trace: Traced, sizes: Iterable[int], room: float, limit: float
+) -> tuple[int, Job, Traced] | None:
+    """Of micro-batches: guessed in proportion to ``trace``, whose activations then have ``room``, and traced.
+
+    Both in bytes; ``limit`` is that of all.
+    """
+    for micro in sizes:
+        if passing(trace) * micro / trace.micro_batch_size > 1.1 * room:
             continue  # activations are nearly proportional to the micro-batch
-        changed = of_step(with_micro_batch(run, micro), cluster)
-        if changed[1].total_bytes <= (1 - reserve) * memory_gib * GIB:
-            return changed
-    return job, trace
+        job, found = of_step(with_micro_batch(run, micro), cluster)
+        if found.total_bytes <= limit:
+            return micro, job, found
+    return None
+
+
+def passing(trace: Traced) -> float:
+    """Bytes of what is there for a while."""
+    return trace.bytes_by_part["activations"] + trace.bytes_by_part["gathered blocks"]
 
 
 def too_much(run: config.Run, cluster: Cluster, job: Job, trace: Traced, memory_gib: float) -> str:
-    """The sentence, with the largest micro-batch that would fit: guessed in proportion, then traced."""
-    passing = trace.bytes_by_part["activations"] + trace.bytes_by_part["gathered blocks"]
-    room = memory_gib * GIB - (trace.total_bytes - passing)
-    fits = None
-    for micro in smaller_micro_batches(run, job.plan, cluster) if room > 0 else []:
-        if passing * micro / trace.micro_batch_size > 1.1 * room:
-            continue  # activations are nearly proportional to the micro-batch
-        if of_step(with_micro_batch(run, micro), cluster)[1].total_bytes <= memory_gib * GIB:
-            fits = micro
-            break
-    advice = f"batch.micro_batch_size = {fits} would fit" if fits else "no smaller micro-batch would fit"
+    """The sentence, with the largest micro-batch that would fit."""
+    limit = memory_gib * GIB
+    room = limit - (trace.total_bytes - passing(trace))
+    smaller = smaller_micro_batches(run, job.plan, cluster) if room > 0 else []
+    found = first_that_fits(run, cluster, trace, smaller, room, limit)
+    advice = f"batch.micro_batch_size = {found[0]} would fit" if found else "no smaller micro-batch would fit"
     return (
         f"the run needs {trace.total_bytes / GIB:.2f} GiB per rank, of which activations "
         f"{trace.bytes_by_part['activations'] / GIB:.2f} GiB at micro-batch {trace.micro_batch_size}; --memory = "

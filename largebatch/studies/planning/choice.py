@@ -60,8 +60,8 @@ def nothing_ends(points: Sequence[PlannedPoint]) -> str:
     shortest = min(points, key=lambda point: point.hours * point.devices)
     unit = time_unit(shortest.hours)
     return (
-        f"--device-hours: failures come so often that no run comes to its end, not even that of batch "
-        f"{count(shortest.global_batch_size)} on {count(shortest.devices)} devices with {unit.of(shortest.hours)} "
+        f"--device-hours: failures come so often that no run comes to its end, not even that of "
+        f"{_where(shortest)} with {unit.of(shortest.hours)} "
         f"{unit.sign} of training; a shorter --restart or --standing, or fewer devices, may help"
     )
 
@@ -91,8 +91,7 @@ def _more(number: str, over: str, unit: str) -> str:
 
 
 def _where(point: PlannedPoint) -> str:
-    endless = "" if point.expected_hours < math.inf else ", and comes to no end with these failures"
-    return f"batch {count(point.global_batch_size)} on {count(point.devices)} devices{endless}"
+    return f"batch {count(point.global_batch_size)} on {count(point.devices)} devices"
 
 
 def knee_of(points: Sequence[PlannedPoint]) -> int:

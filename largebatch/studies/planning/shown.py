@@ -134,8 +134,6 @@ def sentences(facts: ClusterPlanRecord) -> Iterator[str]:
 def described(facts: ClusterPlanRecord, point: PlannedPoint) -> str:
     batch = "/".join(count(phase.global_batch_size) for phase in point.phases)
     where = f"batch {batch} on {count(point.devices)} devices"
-    if not math.isfinite(point.expected_hours):
-        return f"{where}: failures come so often that a run with such saves and restarts comes to no end"
     unit, between = time_unit(point.expected_hours), ""
     low, high = point.expected_between
     if low is not None or high is not None:
