@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -150,6 +151,10 @@ def optimizer(
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="where")] = "auto",
     repeats: Annotated[int, typer.Option(metavar="N", help="rounds that count, at least 3")] = 11,
     muon: Annotated[bool, typer.Option("--muon", help="torch's Muon and ours; resnet50 and bert_base")] = False,
+    ranks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="with --muon: a world of so many beside one process", show_default=False),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """One step of ours, torch's and timm's optimizers in turn, beside each other and the memory's bandwidth."""
@@ -159,8 +164,14 @@ def optimizer(
     from largebatch.machine import distributed
     from largebatch.studies.bench import optimizer
 
+    names = model or list(optimizer.OF_MUON if muon else optimizer.DEFAULT_MODELS)
+    if ranks is not None:
+        if not muon:
+            raise UserError(f"--ranks {ranks} is about dealing Muon's matrices; add --muon")
+        return dealt_muon(names, device, repeats, ranks, json_file)
+    optimizer.check_alone()
     chosen = distributed.choose_device(device)
-    waiting = optimizer.built(model or list(optimizer.OF_MUON if muon else optimizer.DEFAULT_MODELS), repeats)
+    waiting = optimizer.built(names, repeats)
     facts = optimizer.circumstances(chosen, repeats, command())
     console = Console()
     while waiting:  # one model's memory at a time
@@ -171,6 +182,28 @@ def optimizer(
         for sentence in optimizer.notes(measured):
             tell(console, sentence)
     write_numbers(json_file, facts, console)
+
+
+def dealt_muon(names: list[str], device: str, repeats: int, ranks: int, json_file: Path | None) -> None:
+    """Muon's step in a world that is started here, and in each of its processes."""
+    from largebatch.studies.bench import dealt, optimizer
+
+    waiting = optimizer.built(names, repeats)
+    if not dealt.is_started(ranks):
+        return dealt.start(ranks, sys.argv[1:])
+    with group(device) as console:
+        from largebatch.machine import distributed
+
+        chosen = distributed.choose_device(device)
+        facts = optimizer.circumstances(chosen, repeats, command())
+        while waiting:
+            name, model = waiting.pop(0)
+            measured = dealt.measure(name, model, chosen, repeats)
+            facts["models"].append(measured)
+            console.print(dealt.table(measured))
+            for sentence in dealt.notes(measured):
+                tell(console, sentence)
+        write_numbers(json_file, facts, console)
 
 
 @app.command("data")

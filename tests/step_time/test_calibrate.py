@@ -10,10 +10,10 @@ from programs import REPOSITORY
 
 from largebatch.errors import UserError
 from largebatch.studies.cluster import calibrate
-from largebatch.studies.cluster.fit import seconds_of
+from largebatch.studies.cluster.fit import fit, seconds_of
 from largebatch.studies.cluster.fitted import machine_fit
-from largebatch.studies.cluster.machine import Link, Machine, Pace
-from largebatch.studies.cluster.rows import StepRow
+from largebatch.studies.cluster.machine import Link, Machine, Meeting, Pace
+from largebatch.studies.cluster.rows import StepRow, StepRows
 from largebatch.studies.cluster.step import collective_time, step_time
 from largebatch.studies.cluster.workload import data_parallel
 
@@ -25,18 +25,18 @@ PACES = {
 HOST = Machine(name="host", devices_per_node=4, inside=LINK, between=LINK, workloads=PACES)
 
 
-def scaling(model: str, ranks: tuple[int, ...] = (1, 2)) -> dict[str, Any]:
-    """What bench scaling would tell of HOST at 256 examples for each rank, or 256 in all."""
+def scaling(model: str, ranks: tuple[int, ...] = (1, 2), host: Machine = HOST) -> dict[str, Any]:
+    """What bench scaling would tell of ``host`` at 256 examples for each rank, or 256 in all."""
     pace = PACES[model]
 
     def of(world: int, batch: int) -> dict[str, Any]:
-        seconds = step_time(HOST, data_parallel(pace), world, batch / world).total
+        seconds = step_time(host, data_parallel(pace), world, batch / world).total
         return {"global_batch_size": batch, "accumulation_steps": 1, "seconds_per_step": [seconds, 0.9 * seconds, 2.0]}
 
     def alone(world: int) -> dict[str, Any] | None:
         if world == 1:
             return None
-        seconds = collective_time(HOST, "all_reduce", pace.gradient_bytes, world)
+        seconds = collective_time(host, "all_reduce", pace.gradient_bytes, world)
         rate = pace.gradient_bytes / seconds
         return {"bytes": pace.gradient_bytes, "seconds": [seconds], "algorithm_bytes_per_second": rate}
 
@@ -73,6 +73,29 @@ def test_rows_of_worlds():
     for row in rows:
         truth = step_time(HOST, data_parallel(PACES["small"]), row.devices, row.share).total
         assert row.seconds == truth  # the median of three
+
+
+def test_what_meeting_costs_is_found_from_one_model_and_holds_for_another():
+    """Two ranks of a CPU wait 8 ms in each step, which shows in short steps; the fit has seen one rank of the other."""
+    known, other = "small", "large"
+    host = HOST.model_copy(update={"meeting": Meeting(seconds=8e-3)})
+    benches = {name: scaling(name, host=host) for name in (known, other)}
+    rows = [*calibrate.rows_of(benches[known]), *(r for r in calibrate.rows_of(benches[other]) if r.devices == 1)]
+    facts = {name: calibrate.facts_of(bench) for name, bench in benches.items()}
+    base = calibrate.this_host([benches[known]])
+    machine = fit(StepRows(tuple(rows), facts), base, calibrate.transfers_of(benches[known]))
+    assert machine.meeting is not None
+    low, high = machine.meeting.interval("seconds")
+    assert low < 8e-3 < high
+    assert machine.meeting.seconds == pytest.approx(8e-3, rel=0.2)
+    for row in calibrate.rows_of(benches[other]):
+        if row.devices > 1:
+            assert seconds_of(machine, row) == pytest.approx(row.seconds, rel=0.12)
+
+
+def test_devices_that_do_not_share_cores_with_communication_do_not_wait():
+    bench = scaling("small") | {"machine": {"host_cpu": "some cores", "gpu": "a device"}}
+    assert calibrate.this_host([bench]).meeting is None
 
 
 def test_another_model_is_predicted_by_its_throughput_alone(tmp_path):

@@ -23,6 +23,7 @@ from largebatch.studies.cluster.fit import (
     TransferRow,
     fit,
     interval_of,
+    inverse_square,
     seconds_of,
 )
 from largebatch.studies.cluster.machine import Link, Machine
@@ -253,3 +254,14 @@ def test_a_pace_above_the_peak_is_refused():
     with pytest.raises(UserError, match=r"workloads.one: flops over per_example are 9.*e\+15 FLOP/s, and a device"):
         fit(StepRows(rows.rows, facts), BASE.model_copy(update={"peaks": {"bf16": 1e15}}))
     assert fit(StepRows(rows.rows, facts), BASE.model_copy(update={"peaks": {"bf16": 1e17}})).pace("one").flops == 1e12
+
+
+def test_variances_are_squares():
+    """(JᵀJ)⁻¹; the pseudo-inverse where a direction changes nothing, with no variance below 0."""
+    generator = np.random.default_rng(0)
+    jacobian = generator.normal(size=(9, 4))
+    assert np.allclose(inverse_square(jacobian), np.linalg.inv(jacobian.T @ jacobian), rtol=1e-10)
+    jacobian[:, 3] = 1e-12 * jacobian[:, 0]
+    found = inverse_square(jacobian)
+    assert np.all(np.diag(found) >= 0)
+    assert np.allclose(found, np.linalg.pinv(jacobian.T @ jacobian), rtol=1e-6, atol=1e-12)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from step_time.clusters import PACE, machine
 
-from largebatch.studies.cluster.machine import Link, Machine, Pace
+from largebatch.studies.cluster.machine import Link, Machine, Meeting, Pace
 from largebatch.studies.cluster.step import BACKWARD, collective_time, on_link, step_time
 from largebatch.studies.cluster.workload import Transfer, Workload, buckets_of, data_parallel
 from largebatch.studies.dry_run import trace
@@ -36,6 +36,18 @@ def test_with_infinite_bandwidth_only_hops_are_left():
 def test_one_device_sends_nothing():
     time = step_time(machine(), data_parallel(PACE), 1, 100)
     assert (time.compute, time.fixed, time.communication, time.exposed) == (4e-3 + 1e-2, 1e-3, 0, 0)
+
+
+def test_ranks_that_meet_wait_once_a_step():
+    """Whatever they compute, send and accumulate; one alone meets nobody."""
+    for devices, parts in ((1, 1), (1, 4), (2, 1), (8, 4), (64, 1)):
+        alone = step_time(machine(), data_parallel(PACE), devices, 10, parts)
+        meeting = machine().model_copy(update={"meeting": Meeting(seconds=5e-3)})
+        together = step_time(meeting, data_parallel(PACE), devices, 10, parts)
+        wait = 0.0 if devices == 1 else 5e-3
+        assert together.total == pytest.approx(alone.total + wait, rel=1e-12)
+        assert together.exposed == pytest.approx(alone.exposed + wait, rel=1e-12)
+        assert together.communication == alone.communication
 
 
 @pytest.mark.parametrize("devices", [2, 5, 8])

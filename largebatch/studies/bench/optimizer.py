@@ -55,8 +55,6 @@ Times = dict[str, list[float]]  # milliseconds per step of each round, by the co
 
 def built(names: list[str], repeats: int) -> list[tuple[str, nn.Module]]:
     """The models on the CPU. Every mistake of the command is found here, before anything is measured."""
-    if launched.number(os.environ, "WORLD_SIZE", 1) > 1:
-        raise UserError("bench optimizer measures one process; start it without a launcher")
     if repeats < 3:
         raise UserError(f"--repeats {repeats} is too few for a median and its spread; at least 3")
     made = []
@@ -67,6 +65,11 @@ def built(names: list[str], repeats: int) -> list[tuple[str, nn.Module]]:
         except UserError as error:
             raise UserError(str(error).replace("model.name =", "--model")) from None
     return made
+
+
+def check_alone() -> None:
+    if launched.number(os.environ, "WORLD_SIZE", 1) > 1:
+        raise UserError("bench optimizer measures one process; start it without a launcher")
 
 
 def circumstances(device: torch.device, repeats: int, command: str) -> dict[str, Any]:

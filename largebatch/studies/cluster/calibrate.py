@@ -4,8 +4,8 @@ Every world of a scaling is a row at each of its batches, its all-reduce alone a
 row of one device. Rows of one model are of one workload, called after the model, in the precision of the bench. How
 many bytes its gradients have a scaling says, how many operations an example has a throughput.
 
-Ranks of one host share its memory and its clock, which the model knows nothing of: two ranks of a CPU compute a little
-slower than one, and the fit puts that where it fits least badly.
+Ranks of a CPU compute on the cores that communicate, so that a step of several takes some milliseconds longer than one
+alone and its all-reduce, whatever it computes: what they are the worlds of a scaling say (``meeting``).
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import Any
 
 from largebatch.errors import UserError
 from largebatch.studies.cluster.fit import TransferRow, fit, interval_of, seconds_of
-from largebatch.studies.cluster.machine import Link, Machine, Precision
+from largebatch.studies.cluster.machine import Link, Machine, Meeting, Precision
 from largebatch.studies.cluster.rows import LONGEST, PRECISIONS, SHORTEST, StepRow, StepRows, WorkloadFacts
 from largebatch.studies.cluster.workload import Transfer
 
 KINDS = ("weak", "strong")
 SLOW, HOP = 1e9, 1e-4
 """[bytes/s], [s] Of the network where no world of several ranks was measured: next to nothing is known of it."""
+MEETING = 1e-3
+"""[s] Of a CPU's ranks, before any world of several was measured."""
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -103,7 +105,8 @@ def this_host(benches: Sequence[Mapping[str, Any]]) -> Machine:
     ranks = max((-(-world["ranks"] // world["hosts"]) for world in worlds), default=1)
     machine = benches[0]["machine"]
     name = machine.get("gpu") or machine.get("host_cpu") or "this machine"
-    return Machine(name=str(name), devices_per_node=ranks, inside=link, between=link)
+    meeting = None if machine.get("gpu") else Meeting(seconds=MEETING)
+    return Machine(name=str(name), devices_per_node=ranks, inside=link, between=link, meeting=meeting)
 
 
 def modelled(facts: Mapping[str, Any]) -> dict[str, Any]:

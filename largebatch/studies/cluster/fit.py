@@ -1,7 +1,8 @@
 """A machine fitted to measured steps.
 
 What is fitted is positive, so that its logarithm θ is: of each workload the seconds of an example, the floor of a
-micro-batch and the fixed part of a step; bandwidth and latency of both networks. The maximum a posteriori minimises
+micro-batch and the fixed part of a step; bandwidth and latency of both networks; where ranks of a CPU
+meet, what that costs. The maximum a posteriori minimises
 
     Σ_rows (ln T(θ) − ln T_measured)²/kσ² + Σ_transfers (ln c(θ) − ln c_measured)²/τ² + Σ_θ ρ((θ − µ)/s)
 
@@ -26,6 +27,7 @@ The priors, as medians and standard deviations of the logarithm:
     fixed           what the optimizer moves over the memory's bandwidth, 0.45; where that is unknown 1 % of the step, 1
     bandwidth       0.7 of the link's ``peak``, 0.3; of a link without one its bandwidth, as sure as its interval
     latency         10 µs between nodes and 3 µs inside, or of a link without a peak its own; 1
+    meeting         the machine's own, 1.5
 
 Published rows of at most 64 devices, each left out once, are told as well by 6 % and 0.6 or 0.9 (results/plan).
 
@@ -58,6 +60,9 @@ UNKNOWN_FIXED, UNKNOWN_FIXED_SPREAD = 0.01, 1.0
 ACHIEVED, ACHIEVED_SPREAD = 0.7, 0.3
 LATENCY = {"inside": 3e-6, "between": 1e-5}
 LATENCY_SPREAD = 1.0
+MEETING_SPREAD = 1.5
+PARTS = ("inside", "between", "meeting")
+"""Of a machine, that have numbers to fit; those of a workload are beside them."""
 SLOWER = (1.0, 30.0, 1000.0)
 """How many times as slow as its prior a link is where a search begins."""
 SEARCH = 60
@@ -116,7 +121,8 @@ def fit(rows: StepRows, base: Machine, transfers: Sequence[TransferRow] = ()) ->
 
 
 def _fit(rows: StepRows, base: Machine, transfers: Sequence[TransferRow]) -> Machine:
-    priors = [*_of_links(base), *(prior for name in rows.facts for prior in _of_workload(name, rows, base))]
+    of_workloads = (prior for name in rows.facts for prior in _of_workload(name, rows, base))
+    priors = [*_of_links(base), *_of_meeting(base), *of_workloads]
     unfitted = _with_paces(base, rows, {prior.parameter: prior.median for prior in priors})
     weights = _weights(rows.rows)
     points = sum(weight**2 for weight in weights)
@@ -140,7 +146,7 @@ def _fit(rows: StepRows, base: Machine, transfers: Sequence[TransferRow]) -> Mac
     scale = np.ones(len(ended.fun))
     scale[: len(apart)] = ROW_ERROR / row_error
     jacobian = ended.jac * scale[:, None]
-    covariance = np.linalg.pinv(jacobian.T @ jacobian)
+    covariance = inverse_square(jacobian)
     machine = _placed(unfitted, priors, ended.x)
     other = None if found.other is None else _placed(unfitted, priors, found.other.x)
     record = _fit_record(machine, rows, priors, covariance, row_error, other)
@@ -149,6 +155,14 @@ def _fit(rows: StepRows, base: Machine, transfers: Sequence[TransferRow]) -> Mac
         if said := whole.above_peak(name):
             raise UserError(said)
     return whole
+
+
+def inverse_square(jacobian: np.ndarray) -> np.ndarray:
+    """(JᵀJ)⁻¹ as a square, so that no variance is below 0; 0 along what no residual depends on."""
+    _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
+    told = values > np.finfo(float).eps ** 0.5 * values[0]
+    root = directions[told].T / values[told]
+    return root @ root.T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +254,10 @@ def _of_links(base: Machine) -> list[Prior]:
     return priors
 
 
+def _of_meeting(base: Machine) -> list[Prior]:
+    return [Prior("meeting.seconds", base.meeting.seconds, MEETING_SPREAD)] if base.meeting else []
+
+
 def _spread(link: Link, key: str, otherwise: float) -> float:
     low, high = link.interval(key)
     return math.log(high / low) / (2 * TWO_SIDED) if 0 < low < high else otherwise
@@ -271,22 +289,21 @@ def _with_paces(base: Machine, rows: StepRows, values: dict[str, float]) -> Mach
 def _times(machine: Machine, parameter: str, factor: float) -> Machine:
     """With this number so many times as large."""
     where, key = parameter.rsplit(".", 1)
-    if where in ("inside", "between"):
-        link = getattr(machine, where)
-        return machine.model_copy(update={where: link.model_copy(update={key: factor * getattr(link, key)})})
+    if where in PARTS:
+        part = getattr(machine, where)
+        return machine.model_copy(update={where: part.model_copy(update={key: factor * getattr(part, key)})})
     pace = machine.workloads[where]
     changed = pace.model_copy(update={key: factor * getattr(pace, key)})
     return machine.model_copy(update={"workloads": {**machine.workloads, where: changed}})
 
 
 def _placed(unfitted: Machine, priors: Sequence[Prior], theta: np.ndarray) -> Machine:
-    links = {where: getattr(unfitted, where) for where in ("inside", "between")}
     parts: dict[str, dict[str, float]] = {}
     for prior, value in zip(priors, theta, strict=True):
         where, key = prior.parameter.rsplit(".", 1)
         parts.setdefault(where, {})[key] = math.exp(value)
     paces = {name: pace.model_copy(update=parts.get(name, {})) for name, pace in unfitted.workloads.items()}
-    changed = {where: link.model_copy(update=parts[where]) for where, link in links.items()}
+    changed = {where: getattr(unfitted, where).model_copy(update=parts[where]) for where in PARTS if where in parts}
     return unfitted.model_copy(update={**changed, "workloads": paces})
 
 
@@ -298,15 +315,16 @@ def _with_intervals(
         where, key = prior.parameter.rsplit(".", 1)
         bounds = (math.exp(value - TWO_SIDED * spread), math.exp(value + TWO_SIDED * spread))
         intervals.setdefault(where, {})[key] = bounds
-    links = {
+    parts = {
         where: getattr(machine, where).model_copy(update={"intervals": intervals[where]})
-        for where in ("inside", "between")
+        for where in PARTS
+        if where in intervals
     }
     paces = {
         name: pace.model_copy(update={"intervals": intervals[name]}) if name in intervals else pace
         for name, pace in machine.workloads.items()
     }
-    return machine.model_copy(update={**links, "workloads": paces, "fit": record})
+    return machine.model_copy(update={**parts, "workloads": paces, "fit": record})
 
 
 def _fit_record(

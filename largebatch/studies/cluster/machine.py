@@ -32,7 +32,7 @@ from largebatch.recipes.config.mistakes import section_of
 from largebatch.recipes.keys import Finite, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 FOLDER = Path(__file__).parent / "machines"
-LINK, PACE = ("bandwidth", "latency"), ("per_example", "floor", "fixed")
+LINK, PACE, MEETING = ("bandwidth", "latency"), ("per_example", "floor", "fixed"), ("seconds",)
 """Keys that are fitted (fit.py)."""
 
 Interval = tuple[NonNegativeFloat, NonNegativeFloat]
@@ -71,6 +71,13 @@ class Link(Estimated):
     bandwidth: PositiveFloat  # [bytes/s]
     latency: NonNegativeFloat = 0.0  # [s]
     peak: PositiveFloat | None = None  # [bytes/s]
+
+
+class Meeting(Estimated):
+    """What a step of several ranks costs beside what they send: those of a CPU compute on the cores that communicate,
+    and wait for their turn."""
+
+    seconds: PositiveFloat  # [s] of a step
 
 
 class Pace(Estimated):
@@ -166,6 +173,7 @@ class Machine(Section):
     peaks: dict[Precision, PositiveFloat] = Field(default_factory=dict)  # [FLOP/s] dense, of a device
     inside: Link
     between: Link
+    meeting: Meeting | None = None  # unset: nothing
     workloads: dict[str, Pace] = Field(default_factory=dict)
     sources: tuple[Text, ...] = ()
     fit: MachineFit | None = None
@@ -173,6 +181,8 @@ class Machine(Section):
     @pydantic.model_validator(mode="after")
     def parameters_are_numbers_that_stand_here(self) -> Machine:
         keys = {"inside": LINK, "between": LINK} | dict.fromkeys(self.workloads, PACE)
+        if self.meeting is not None:
+            keys["meeting"] = MEETING
         for parameter in self.fit.parameters if self.fit else ():
             where, _, key = parameter.rpartition(".")
             if key not in keys.get(where, ()):

@@ -21,6 +21,7 @@ between:                        # nodes: all network cards of one together
   bandwidth: 2.8e11
   latency: 1.0e-5
   peak: 4.0e11
+# meeting: {seconds: 8.0e-3}    # that ranks of a CPU wait for one another in a step, beside what they send
 workloads:                      # what a device computes; `plan fit ROWS.csv` finds them
   resnet50:                     # model, or model_size, or model_size_side; model_size_length of text
     per_example: 1.3e-4         # seconds of an example

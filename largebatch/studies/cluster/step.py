@@ -22,6 +22,9 @@ c_k, so that the last one has arrived at max_k(r_k + Σ_{j ≥ k} c_j): what of 
 exposed. Along equal buckets that sum is a line in k, so that the first and the last of them tell. Whatever else is
 hidden by a pass is exposed as far as it takes longer. Communication takes nothing from what it goes on beside.
 
+**Meeting.** Ranks of a CPU compute on the cores that communicate: a step of several costs some turns of the scheduler
+more (``meeting`` of the machine), and they are exposed.
+
 **Data** that take longer to read than the rest of the step takes are waited for.
 """
 
@@ -57,7 +60,8 @@ def step_time(machine: Machine, workload: Workload, devices: int, share: float, 
     """Of ``accumulation`` micro-batches of ``share`` examples on each device."""
     micro = workload.pace.computing(share)
     passes = {"forward": (1 - BACKWARD) * micro, "backward": BACKWARD * micro}
-    communication = exposed = 0.0
+    communication = 0.0
+    exposed = machine.meeting.seconds if machine.meeting and devices > 1 else 0.0
     for transfer in workload.transfers:
         runs = pieces_of(transfer, workload)
         times = [collective_time(machine, transfer.collective, transfer.bytes * part, devices) for part, _ in runs]
