@@ -22,10 +22,18 @@ SEED = 1729
 
 
 class Soap(SOAP):
+    """Products round by how their factors lie in memory, so states lie as they do after a resume."""
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         with diverging_as_others_do(self):
-            return super().step(closure)
+            loss = super().step(closure)
+        for weight, state in self.state.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                if state[key].stride() != weight.stride():
+                    state[key] = torch.empty_like(weight).copy_(state[key])
+            state["Q"] = [basis.contiguous() if isinstance(basis, Tensor) else basis for basis in state["Q"]]
+        return loss
 
 
 class GuptaShampoo(Shampoo):
