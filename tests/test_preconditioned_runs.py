@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pool
 import pytest
 import torch
 import yaml
-from ends import leaves
+from ends import different, leaves
 from method_recipes import NORM, recipe_of
-from programs import state_at_end
+from programs import Killed, killed_at, state_at_end
 from small_runs import recorded, trained
 
 from largebatch.errors import UserError
@@ -110,3 +111,19 @@ LEARNS = {"shampoo": 0.1, "shampoo of 2018": 0.1, "shampoo in blocks": 0.001, "s
 def test_it_learns_the_digits(tmp_path, name):
     keys = {"optimizer": SECTIONS[name], "lr": {"base": LEARNS[name]}, "epochs": 4}
     assert recorded(trained(tmp_path / "run", **keys), 60, "test")["accuracy_percent"] > 80
+
+
+@pytest.mark.worlds
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", SECTIONS)
+def test_stopped_between_two_bases_and_resumed_it_is_never_stopped(tmp_path, name):
+    """Convolutions in channels-last and the paper's own iteration; the matrix of kills has the rest."""
+    optimizer = {**SECTIONS[name], "precondition_frequency": 4}
+    more = {"optimizer": optimizer, "model": NORM, "epochs": 2, "checkpoint": {"every_epochs": 0.5, "keep": 9}}
+    whole, parts = (config.from_dict(written(tmp_path / part, name, **more)) for part in ("whole", "parts"))
+    assert train(whole, quiet=True).status == "finished"
+    with killed_at(18), pytest.raises(Killed):
+        train(parts, quiet=True)
+    assert train(parts, quiet=True).status == "finished"
+    assert re.search("resumed at step 1[0-7]", (tmp_path / "parts" / "run" / "train.log").read_text())
+    assert different(tmp_path / "whole" / "run", tmp_path / "parts" / "run") == []
