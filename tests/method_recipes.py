@@ -209,6 +209,18 @@ METHODS: dict[str, dict[str, Any]] = {
         "lr": {"base": 0.05, "scales": {"norm": 2, "11.*": 3}},
     },
     "muon": {"optimizer": {"name": "muon", "variant": "normuon", "iteration": "fp64"}, "lr": {"base": 0.01}},
+    "shampoo": {
+        "optimizer": {"name": "shampoo", "grafting": "adagrad", "matrix_eps": 0.01, "roots": "svd", "block_size": 5},
+        "lr": {"base": 0.02},
+    },
+    "shampoo_of_2018": {
+        "optimizer": {"name": "shampoo", "variant": "gupta2018", "matrix_eps": 0.01},
+        "lr": {"base": 0.02},
+    },
+    "soap": {  # no axis is longer than its gradient's rank, so that every basis is determined
+        "optimizer": {"name": "soap", "max_preconditioner_dim": 8, "precondition_frequency": 3},
+        "lr": {"base": 0.01},
+    },
 }  # fmt: skip
 
 

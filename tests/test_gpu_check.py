@@ -33,7 +33,7 @@ BROUGHT = {"numpy": "torchvision", "PIL": "torchvision", "packaging": "matplotli
 BY_IMPORT = {"yaml": "PyYAML", "sklearn": "scikit-learn", "pydantic_core": "pydantic-core"}
 ON_REQUEST = {  # behind a key or an extra, told in a sentence where they are missing
     "deepspeed", "mlperf_logging", "pyarrow", "nvidia", "webdataset", "pandas", "tokenizers", "transformers",
-    "accelerate", "optuna", "wandb", "mlflow",
+    "accelerate", "optuna", "wandb", "mlflow", "pytorch_optimizer",
 }  # fmt: skip
 
 

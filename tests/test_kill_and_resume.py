@@ -20,7 +20,7 @@ import pool
 import pytest
 import torch
 import yaml
-from ends import different, events, result
+from ends import different, events, leaves, result
 from method_recipes import METHODS as BESIDE_THE_LOOP
 from method_recipes import NORM, recipe_of
 from programs import saved, state_at_end, weights_at_end
@@ -71,6 +71,8 @@ REFUSED = {  # on every engine that cuts weights into shards, and in which words
     "adascale": f"lr.scaling = adascale {WHOLE_WEIGHTS}",
     **dict.fromkeys(WORKERS, f"averaging.name = post_local_sgd {WHOLE_WEIGHTS}"),
     "swap": f"averaging.name = swap {WHOLE_WEIGHTS}",
+    **dict.fromkeys(("shampoo", "shampoo_of_2018"), "optimizer.name = shampoo needs whole layers on every rank"),
+    "soap": "optimizer.name = soap needs whole layers on every rank",
 }
 SWAPS = [moment for moment in MOMENTS if "SWAP" in moment]
 ONLY = {  # moments that other methods never come to
@@ -168,6 +170,11 @@ CORE = [  # every engine, every method, every moment
     ("ddp alone", "muon", ["while an old checkpoint goes"]),
     ("fsdp on 2", "muon", ["in the middle of a file"]),
     ("zero 1 on 2", "muon", ["between a save and its name"]),
+    ("ddp on 2", "shampoo", ["between a gradient and its step", "between a save and its name"]),
+    ("ddp alone", "shampoo", ["in the middle of a file"]),
+    ("ddp alone", "shampoo_of_2018", ["in an evaluation"]),
+    ("ddp on 2", "soap", ["while a save is copied", "in an evaluation"]),
+    ("ddp alone", "soap", ["between a save and its name"]),
 ]  # fmt: skip
 
 Undisturbed = Callable[[str, str], Path]
@@ -331,6 +338,8 @@ def test_killed_anywhere(undisturbed, tmp_path, engine):
 
 LARS, LAMB = {"name": "lars", "momentum_correction": True}, {"name": "lamb"}
 NORMUON = {"name": "muon", "variant": "normuon", "iteration": "fp64", "others": "adamw", "others_lr_scale": 0.2}
+SHAMPOO = {"name": "shampoo", "matrix_eps": 0.01, "roots": "svd", "grafting": "rmsprop"}
+SOAP = {"name": "soap", "max_preconditioner_dim": 6}
 NO_NORM = {"name": "tiny_cnn", "channels": [4, 6], "norm": False}  # batch norm sees other examples in another world
 MOVES: list[tuple[dict[str, Any], float, list[str], str, float]] = [  # optimizer, lr, engines, precision, tolerance
     (LARS, 5.0, ["zero 1 on 2", "ddp alone"], "fp32", 1e-5),
@@ -341,6 +350,9 @@ MOVES: list[tuple[dict[str, Any], float, list[str], str, float]] = [  # optimize
     ({"name": "sgd", "momentum": 0.9}, 0.1, ["ddp on 2", "ddp alone"], "fp64", 1e-12),
     (NORMUON, 0.01, ["zero 1 on 2", "ddp on 2", "zero 2 on 2"], "fp32", 1e-5),
     (NORMUON, 0.01, ["fsdp on 2", "ddp alone", "fsdp alone"], "fp64", 1e-11),
+    (SHAMPOO, 0.02, ["ddp on 2", "ddp alone"], "fp64", 1e-9),
+    (SHAMPOO, 0.02, ["zero 0 on 2", "ddp alone"], "fp32", 1e-3),
+    (SOAP, 0.01, ["ddp on 2", "ddp alone"], "fp64", 1e-4),
 ]
 OUTER = {"outer_momentum": {"every_steps": 4}}
 MOVES_WITH = [
@@ -348,7 +360,11 @@ MOVES_WITH = [
     (NORMUON, 0.01, ["zero 1 on 2", "ddp alone", "fsdp on 2"], "fp32", 1e-5, OUTER),
     ({"name": "adamw"}, 0.002, ["fsdp on 2", "ddp alone"], "fp64", 1e-12, OUTER),
 ]
-EVERYWHERE = {**ENGINES, "fsdp alone": Engine(1, ("engine.name=fsdp",))}
+EVERYWHERE = {
+    **ENGINES,
+    "fsdp alone": Engine(1, ("engine.name=fsdp",)),
+    "zero 0 on 2": Engine(2, ("engine.name=deepspeed", "engine.zero=0", "precision=fp32")),
+}
 
 
 @pytest.mark.worlds
@@ -395,7 +411,7 @@ def tensors_of(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {
         **state["model"],
         **kept,
-        **{f"{name} {key}": value for name, of in layers.items() for key, value in of.items()},
+        **leaves(layers),
     }
 
 

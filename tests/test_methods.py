@@ -72,11 +72,14 @@ def worlds(tmp_path_factory) -> Path:
     return directory
 
 
+TOLERANCES = {"shampoo": 1e-9, "shampoo_of_2018": 1e-9, "soap": 1e-4}  # powers below 0; bases renewed in float32
+
+
 @pytest.mark.worlds
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_are_one(worlds, method):
     one, two = (worlds / f"world{world}" / method for world in (1, 2))
-    tolerance = 1e-12 if METHODS[method].get("precision") != "fp32" else 2e-3
+    tolerance = TOLERANCES.get(method, 1e-12) if METHODS[method].get("precision") != "fp32" else 2e-3
     alone, many = checkpoint(one), checkpoint(two)
     assert alone["step"] == many["step"]
     for name, tensor in alone["model"].items():

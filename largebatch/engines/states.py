@@ -188,8 +188,12 @@ def part_of(parameter: Tensor, layers: dict[str, dict[str, Any]], layout: Layout
 
 def like(parameter: Tensor, value: Any) -> Any:
     """Cut as the parameter is, and laid out in memory as it is: torch's fused kernels walk memory and do not ask."""
-    if not isinstance(value, Tensor | Pieces) or tuple(value.shape) != tuple(parameter.shape):
-        return pieces.whole(value) if isinstance(value, Pieces) else value
+    if isinstance(value, list):
+        return [like(parameter, one) for one in value]
+    if not isinstance(value, Tensor | Pieces):
+        return value
+    if tuple(value.shape) != tuple(parameter.shape):
+        return pieces.whole(value).clone()  # out of the mapped file
     mine = torch.empty_like(local(parameter), dtype=value.dtype, memory_format=torch.preserve_format)
     pieces.take(mine, parameter, value)
     if not isinstance(parameter, DTensor):

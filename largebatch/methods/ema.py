@@ -58,7 +58,7 @@ class Ema(Method):
         if getattr(run.engine, "weights", "fp32") == "bf16":
             yield "ema cannot follow weights that are kept in bf16; valid: engine.weights = fp32"
 
-    def saved(self, states: int) -> int:
+    def saved(self, states: float) -> float:
         return 1
 
     def part(self, job: Built) -> MovingAverageOfRun:

@@ -66,7 +66,7 @@ class Lawa(Method):
                 "choose one"
             )
 
-    def saved(self, states: int) -> int:
+    def saved(self, states: float) -> float:
         return self.latest
 
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> Snapshots:

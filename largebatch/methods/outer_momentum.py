@@ -60,7 +60,7 @@ class OuterStep(Method):
                 f"{averages.period}, and between two averages no weights are those of all workers"
             )
 
-    def saved(self, states: int) -> int:
+    def saved(self, states: float) -> float:
         return 2
 
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> OuterSteps:

@@ -55,7 +55,7 @@ class PostLocalSgd(Method):
             )
         return MicroBatchWish(f"averaging.workers = {self.workers}", within=size // self.workers)
 
-    def saved(self, states: int) -> int:
+    def saved(self, states: float) -> float:
         return (self.workers - 1) * (1 + states)
 
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> LocalSteps:

@@ -62,7 +62,7 @@ class ScheduleFreeAverage(Method):
                 "several; choose one"
             )
 
-    def saved(self, states: int) -> int:
+    def saved(self, states: float) -> float:
         return 1
 
     def part(self, job: Built) -> ScheduleFreeOfRun:

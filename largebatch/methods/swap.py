@@ -76,7 +76,7 @@ class Swap(Method):
         if ACCURACY.key not in numbers:
             yield f"{self.where} waits for a train accuracy, and {name} has none"
 
-    def saved(self, states: int) -> int:
+    def saved(self, states: float) -> float:
         return 2  # the sum over workers, in float64
 
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> SwapRule:

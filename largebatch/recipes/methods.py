@@ -163,7 +163,7 @@ class Method(Section, Decision):
         """Of workers that step by turns, where it has any."""
         return None
 
-    def saved(self, states: int) -> int:
+    def saved(self, states: float) -> float:
         """Tensors as large as the weights that a checkpoint has for it; ``states`` are those of the optimizer."""
         return 0
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pydantic
@@ -80,6 +81,10 @@ class Optimizer(Section):
     def build(self, groups: list[dict[str, Any]], lr: float, around: Surroundings) -> torch.optim.Optimizer:
         """``groups`` carry their ``names``, their own ``weight_decay`` and whether they are to ``adapt``."""
         raise NotImplementedError
+
+    def kept(self, shape: Sequence[int]) -> int:
+        """Numbers that it keeps of a weight of this shape."""
+        return self.STATES * math.prod(shape)
 
     @property
     def words(self) -> str:

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, TypedDict
 
-PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy", "deepspeed")
+PACKAGES = ("largebatch", "torch", "torchvision", "timm", "numpy", "deepspeed", "pytorch_optimizer")
 
 
 class Circumstances(TypedDict):

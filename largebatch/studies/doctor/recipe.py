@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Exam
         begun = existing(run.directory / names.CHECKPOINTS)
         model = attempt(lambda: model_of(run, task_of(run, dataset), dataset, None if begun else run.model.weights))
         if model is not None:
-            weights = sum(parameter.numel() for parameter in model.parameters())
-            one, files = checkpoint_bytes(run, weights), checkpoint_files(run)
+            shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+            one, files = checkpoint_bytes(run, shapes), checkpoint_files(run)
             facts |= {"checkpoint_bytes": one, "checkpoints_at_a_time": files}
             if one * files > free(folder):
                 complaints.append(
@@ -67,10 +68,11 @@ def of_recipe(run: config.Run, device: torch.device, folder: Path) -> tuple[Exam
     return facts, complaints
 
 
-def checkpoint_bytes(run: config.Run, weights: int) -> int:
-    """Weights, what the optimizer keeps of each, and what methods do, in float32."""
-    states = run.optimizer.STATES
-    return 4 * weights * (1 + states + sum(method.saved(states) for method in run.methods.values()))
+def checkpoint_bytes(run: config.Run, shapes: list[tuple[int, ...]]) -> int:
+    """Weights of these shapes, what the optimizer keeps of each, and what methods do, in float32."""
+    weights, kept = (sum(map(of, shapes)) for of in (math.prod, run.optimizer.kept))
+    beside = sum(method.saved(kept / weights) for method in run.methods.values())
+    return round(4 * (weights + kept + weights * beside))
 
 
 def checkpoint_files(run: config.Run) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import _fully_shard
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import largebatch.steps.step
@@ -175,8 +176,8 @@ def what_stays(job: Job, trace: Trace) -> dict[str, int]:
 
 
 def states_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Those of a parameter's shape; counters are a few bytes."""
-    found = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    """Of a parameter's shape or of factors of it; counters are a few bytes."""
+    found = [t for t in tree_leaves(list(optimizer.state.values())) if isinstance(t, Tensor)]
     return [tensor for tensor in found if tensor.dim()]
 
 

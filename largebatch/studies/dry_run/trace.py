@@ -32,6 +32,11 @@ NAMES = {  # of torch's operations -> the collective
     "reduce_scatter_tensor": "reduce_scatter", "broadcast_": "broadcast", "broadcast": "broadcast",
     "alltoall_base_": "all_to_all",
 }  # fmt: skip
+ASKED = (  # in inference mode the latter two come as they are
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.item.default,
+    torch.ops.aten.is_nonzero.default,
+)
 ACTIVATIONS, GATHERED = "activations", "gathered blocks"  # the kinds that pass
 
 
@@ -71,8 +76,8 @@ class Trace(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # what it does with its local tensors comes here in turn
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0 if args[0].dtype.is_floating_point else 1
+        if func in ASKED:
+            return 1.0 if args[0].dtype.is_floating_point else args[0].dtype is torch.bool or 1
         if func.namespace in ("c10d", "_c10d_functional") and func._opname in NAMES:
             self._collective(NAMES[func._opname], args)
         result = func(*args, **kwargs)
