@@ -41,6 +41,18 @@ def test_rows_are_recipes_times_values(recipe):
 
 
 @pytest.mark.worlds
+def test_rows_by_the_names_of_the_listing_or_by_the_readmes_paths_from_any_folder(tmp_path, monkeypatch, front_door):
+    monkeypatch.chdir(tmp_path)
+    keys = ["data.name=digits", "epochs=1", "batch.global_batch_size=500", "record.to=null", "device=cpu"]
+    code, _, complaint = front_door("compare", "quickstart/baseline", "configs/quickstart/naive.yaml", *keys)
+    assert code == 0, complaint
+    assert [row["id"] for row in facts(tmp_path / "comparisons/comparison")["rows"]] == ["baseline", "naive"]
+    code, _, complaint = front_door("compare", "quickstart/nobody", "configs/quickstart/naive.yaml")
+    assert code == 2
+    assert "cannot read the recipe quickstart/nobody: No such file" in complaint
+
+
+@pytest.mark.worlds
 def test_a_comparison_end_to_end_with_seeds_tuning_and_a_diverging_row(recipe, tmp_path):
     small, large = recipe("small", batch={"global_batch_size": 25}), recipe("large")
     wild = recipe("wild", lr={"base": 1e25})

@@ -139,6 +139,7 @@ def test_what_may_differ_between_two_sessions_of_one_run(path):
     same = [
         "device=cpu",
         "record.every_steps=3",
+        "evaluate.every_epochs=3",
         "data.root=/elsewhere",
         "resume=never",
     ]
@@ -151,6 +152,8 @@ def test_what_may_differ_between_two_sessions_of_one_run(path):
         "batch.global_batch_size=128",
         "max_grad_norm=1",
         "batch.micro_batch_size=8",
+        "evaluate.flips=true",
+        "evaluate.shift=1",
     ]:
         assert config.load(path, [override]).science() != config.load(path).science(), override
 

@@ -17,6 +17,7 @@ from method_recipes import PLAIN, recipe_of
 from programs import REPOSITORY, largebatch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from largebatch import models
 from largebatch.data.sets.imagenet import Imagenet
 from largebatch.engines import DeepSpeed
 from largebatch.errors import UserError
@@ -322,6 +323,23 @@ def test_too_little_memory_is_one_sentence_with_a_micro_batch_that_fits(recipe):
     assert dry_run(config.load(path, [f"batch.micro_batch_size={fits}"]), cluster, memory_gib=limit)
     with pytest.raises(UserError, match="no smaller micro-batch would fit"):
         dry_run(run, cluster, memory_gib=1e-4)
+
+
+class OwnNet(torch.nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.flat, self.last = torch.nn.Flatten(), torch.nn.Linear(64, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(self.flat(images))
+
+
+def test_a_model_of_ones_own_on_ranks_that_are_pretended(recipe):
+    """Its first weights are rank zero's on every rank, which nobody is there to receive."""
+    with models.REGISTRY.holding("own_net", OwnNet):
+        facts = of(recipe(model={"name": "own_net"}), world=4)
+    assert memory(facts, "weights") == 4 * (64 * 10 + 10)
+    assert not torch.distributed.is_initialized()
 
 
 def test_of_phases_the_one_that_needs_most_is_traced(recipe):

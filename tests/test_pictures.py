@@ -11,11 +11,14 @@ import numpy as np
 import pool
 import pytest
 import torch
+from packs import packed
 from PIL import Image
 from programs import Killed, killed_at, weights_at_end
 from small_runs import recipe_of
 
 import largebatch as lb
+from largebatch.data import nested
+from largebatch.data.statistics import IMAGENET
 from largebatch.errors import UserError
 from largebatch.methods import _batch_pictures as drawing
 from largebatch.recipes import config
@@ -63,7 +66,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, list[str]]]
 def first_batch(run: config.Run) -> Any:
     """The examples of the first step, from the data set itself."""
     job = assemble(run, CPU, quiet=True)
-    batches = list(next(job.dataset.train.steps(job.plan, 0, 0, job.placement, job.decided.seed)))
+    steps = job.dataset.train.steps(job.plan, 0, 0, job.placement, job.decided.seed)
+    batches = [nested.mapped(torch.clone, batch) for batch in next(steps)]
     return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
@@ -248,6 +252,44 @@ def test_of_a_folder_read_by_workers(tmp_path, drawn, workers):
         wanted = (255, 0, 0) if label == "red" else (0, 0, 255)
         assert np.abs(image.astype(int) - wanted).max() <= 2
     assert record_of(tmp_path / "run").levels == "the normalisation is undone"
+
+
+@pytest.mark.worlds
+@pytest.mark.parametrize("keys", [
+    {},  # a thread cuts windows out of the mapped pixels
+    {"workers": 1, "policy": "rand_augment"},  # workers do
+    {"erase": {"probability": 1.0}, "mix": {"mixup": 0.8, "per": "pair"}},
+])  # fmt: skip
+def test_of_packed_pixels(tmp_path, drawn, keys):
+    """The batch that is trained on, whoever cuts it out of the pack, with the normalisation undone; ImageNet's."""
+    for part, count in (("train", 24), ("val", 4)):
+        for name in ("blue", "red"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for index in range(count):
+                image = np.random.default_rng([index, name == "red"]).integers(0, 80, (40, 36, 3)).astype(np.uint8)
+                image[:, :, 0 if name == "red" else 2] += 150
+                Image.fromarray(image).save(tmp_path / "images" / part / name / f"{index}.png")
+    packed(tmp_path / "images", tmp_path / "pack", size=32)
+    data = {"name": "folder", "root": str(tmp_path / "pack"), "image_size": 32, **keys}
+    run = run_of(tmp_path / "run", 6, data=data, batch={"global_batch_size": 8})
+    ended = train(run, quiet=True)
+    assert ended.status == "finished", ended.reason
+    [(pixels, labels)] = drawn
+    inputs, targets = first_batch(run)
+    raw = inputs[:6].double().numpy() * np.reshape(IMAGENET.std, (3, 1, 1)) + np.reshape(IMAGENET.mean, (3, 1, 1))
+    wanted = np.clip(np.rint(np.clip(raw, 0, 1) * 255), 0, 255).transpose(0, 2, 3, 1)
+    assert pixels.shape == (6, 32, 32, 3)
+    assert np.abs(pixels.astype(int) - wanted).max() <= 1
+    assert pixels.std() > 20  # pictures, no grey
+    for words, target in zip(labels, targets[:6], strict=True):
+        shares = target.tolist() if target.dim() else [float(int(target) == 0), float(int(target) == 1)]
+        assert {part.split(" ")[0] for part in words.split(", ")} == {
+            name for name, share in zip(("blue", "red"), shares, strict=True) if share > 5e-4
+        }
+    assert record_of(tmp_path / "run").levels == "the normalisation is undone"
+    without = trained(tmp_path / "without", 0, data=data, batch={"global_batch_size": 8})
+    one, other = weights_at_end(tmp_path / "run"), weights_at_end(without)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.worlds

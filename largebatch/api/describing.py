@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from largebatch.api.handed_over import Handed, standing_in
+from largebatch.errors import UserError
 from largebatch.recipes import config
 
 if TYPE_CHECKING:
@@ -34,8 +35,14 @@ def layers(
     Operations are FLOP of matrix products, attention and convolutions, two for each multiply-add; activations are the
     bytes that autograd keeps for the backward pass.
     """
+    if device not in ("cuda", "cpu"):
+        raise UserError(f"device = {device} is not known; valid: cuda, cpu")
+    if not isinstance(world_size, int) or world_size < 1:
+        raise UserError(f"world_size = {world_size} should be a whole number of ranks, at least 1")
+    from largebatch.api.training import one_at_a_time
+    from largebatch.machine.as_found import as_found
     from largebatch.studies.dry_run import Cluster
     from largebatch.studies.layers import measured
 
-    with standing_in(run, Handed(model, dataset, task)) as standing:
+    with one_at_a_time(), standing_in(run, Handed(model, dataset, task)) as standing, as_found():
         return measured(standing, Cluster(world_size, device))

@@ -18,6 +18,7 @@ from largebatch.cli.frame import (
     command,
     group,
     local_path,
+    recipe_file,
     wide_console,
     write_numbers,
 )
@@ -125,7 +126,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="CONFIG... [KEY=VALUE]... | RUN...",
-            help="recipe files, and overrides for all of them; or run folders that are there",
+            help="recipe files or names of recipe list, and overrides for all of them; or run folders that are there",
         ),
     ],
     vary: Annotated[list[str] | None, typer.Option(metavar="KEY=A,B,C", help="a row for each value")] = None,
@@ -160,8 +161,8 @@ def compare(
         compare_runs(arguments, baseline, out, given)
         return
     out = out or Path("comparisons/comparison")
-    recipes = [Path(text) for text in arguments if "=" not in text or os.path.exists(text)]
-    overrides = [text for text in arguments if Path(text) not in recipes]
+    of_files = [text for text in arguments if "=" not in text or os.path.exists(text)]
+    recipes, overrides = list(map(recipe_file, of_files)), [text for text in arguments if text not in of_files]
     if not recipes:
         raise UserError("compare needs at least one recipe file")
     tuning = tuning_of(tune, trials, hold_out, sampler, finalists)

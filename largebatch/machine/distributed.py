@@ -158,8 +158,8 @@ def store() -> Any:
 
 
 def separate_group() -> Any:
-    """A gloo group of all ranks, for a thread of its own; None alone. Collective."""
-    if world_size() == 1:
+    """A gloo group of all ranks, for a thread of its own; None alone, and where a dry run pretends them. Collective."""
+    if world_size() == 1 or dist.get_backend() == "fake":
         return None
     return dist.new_group(backend="gloo", timeout=_timeout)  # which it would not inherit
 

@@ -253,7 +253,7 @@ class SwapOfRun(Part):
 
         from largebatch.machine import distributed
         from largebatch.optim.groups import as_given
-        from largebatch.steps.evaluate import ImageViews, evaluate
+        from largebatch.steps.evaluate import evaluate
 
         worker = number * distributed.world_size() + distributed.rank()
         self.back_to_start()
@@ -271,7 +271,7 @@ class SwapOfRun(Part):
         last = torch.stack(losses[-math.ceil(len(losses) / 10) :]).mean().item()
         evaluating = job.decided.evaluating
         batches = job.dataset.test.batches(0, 1, evaluating.batch_size, job.placement)
-        forward, views = functools.partial(engine.predict, job.task), ImageViews(evaluating.flips, evaluating.shift)
+        forward, views = functools.partial(engine.predict, job.task), evaluating.views
         alone = evaluate(engine.model, job.task, forward, batches, job.device, views=views, over_ranks=False)
         of_ranks = distributed.gather((worker, plan.steps, last, alone.numbers[ACCURACY.key]))
         results = [WorkerResult(*of_rank) for of_rank in of_ranks]

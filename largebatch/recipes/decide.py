@@ -54,8 +54,7 @@ def decide(
             median_of=run.evaluate.median_of,
             recomputes=run.recomputes_statistics,
             recomputed_examples=min(run.batch_norm.examples or data.examples, data.examples),
-            flips=run.evaluate.flips,
-            shift=run.evaluate.shift,
+            views=run.evaluate.views,
         ),
         saving=Saving(
             at=Marks(plan, run.checkpoint.every_epochs * stretch),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from largebatch.plan.batch import BatchPlan, Stage
+from largebatch.plan.image_views import AS_THEY_ARE, ImageViews
 from largebatch.plan.phases import Span
 from largebatch.plan.schedules import Schedule
 from largebatch.recipes.methods import Decision, GainClock
@@ -101,8 +102,7 @@ class Evaluating(NamedTuple):
     median_of: int  # the last so many evaluations are the result
     recomputes: bool  # batch norm's statistics, before each; weights of a method may have none in any case
     recomputed_examples: int  # that it sees for them
-    flips: bool = False  # outputs are the mean of those of an image and of its mirror image
-    shift: int = 0  # pixels by which two further views are moved
+    views: ImageViews = AS_THEY_ARE  # of images: what is judged is the mean of their outputs
 
 
 class Saving(NamedTuple):

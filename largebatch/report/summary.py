@@ -8,6 +8,7 @@ unfinished runs enter no mean; they are counted.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ class MeasuredRow:
     """The score on the training set."""
     reached: SeedMean | None
     """The score that the row is judged by."""
+    averages: Mapping[str, SeedMean]
+    """The same of averages of its weights that were evaluated beside them, by their names: ema, lawa."""
     seconds_per_step: SeedMean | None
     seconds_per_epoch: SeedMean | None
     seconds_total: SeedMean | None
@@ -214,6 +217,7 @@ def _row(group: Group, reference: Group, place: int) -> MeasuredRow:
         evaluated_on=_split(group),
         reached_in_training=_over_seeds(group, lambda run: run.result.number(f"train_{score.key}")),
         reached=reached,
+        averages=_averages(group, score.key),
         seconds_per_step=_over_seeds(group, lambda run: run.result.seconds_per_step),
         seconds_per_epoch=_over_seeds(group, lambda run: run.result.seconds_per_epoch),
         seconds_total=_over_seeds(group, lambda run: run.result.seconds_total),
@@ -224,6 +228,14 @@ def _row(group: Group, reference: Group, place: int) -> MeasuredRow:
         published=group.published,
         comparison=group.comparison,
     )
+
+
+def _averages(group: Group, key: str) -> dict[str, SeedMean]:
+    of_average = re.compile(rf"([a-z0-9]{{1,20}})_test_{re.escape(key)}")
+    matches = map(of_average.fullmatch, group.runs[0].result.numbers)
+    names = [match[1] for match in matches if match]
+    means = {name: _over_seeds(group, lambda run, name=name: run.reached(f"{name}_test")) for name in names}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -122,6 +122,7 @@ class TextTable:
 def results(comparison: Comparison) -> TextTable:
     """The main table. Seconds share the decimals of their column."""
     rows, best = comparison.rows, best_large_batch(comparison)
+    averages = _averages(comparison)
     score = comparison.score if comparison.one_score else Score("score", "score")
     columns = (
         Column("recipe", number=False),
@@ -130,6 +131,7 @@ def results(comparison: Comparison) -> TextTable:
         Column("peak lr", wide=True),
         _scored(comparison.named("train"), wide=True),
         _scored(comparison.reached),
+        *(_scored(_of_average(name, comparison.reached), wide=True) for name in averages),
         Column("difference", score.differences_in),
         Column("95\u00a0% interval", score.differences_in, wide=True, under=True),
         Column("seeds"),
@@ -154,6 +156,7 @@ def results(comparison: Comparison) -> TextTable:
                     plain(row.peak_lr),
                     cell(row.reached_in_training, row.score),
                     cell(row.reached, row.score) if row.reached else row.runs[0].status,
+                    *(cell(row.averages.get(name), row.score) for name in averages),
                     signed(row.difference, row.score) if row.difference else ABSENT,
                     interval(row.difference, row.score) or ABSENT,
                     str(len(row.runs)) if not row.broken else f"{len(row.finished)} of {len(row.runs)}",
@@ -275,7 +278,7 @@ def published(comparison: Comparison) -> TextTable | None:
 
 def every_run(comparison: Comparison) -> TextTable:
     """One line a run, so that no seed is lost in a mean; what its task measures beside the score, too."""
-    beside, cell = _beside(comparison), _cells(comparison)
+    beside, cell, averages = _beside(comparison), _cells(comparison), _averages(comparison)
     to_target = any(run.result.target for run in comparison.runs)
     columns = (
         Column("run", number=False),
@@ -284,6 +287,7 @@ def every_run(comparison: Comparison) -> TextTable:
         Column("steps done"),
         _scored(comparison.named("train")),
         _scored(comparison.reached),
+        *(_scored(_of_average(name, comparison.reached)) for name in averages),
         *(Column(*words_of(key)) for key in beside),
         *(TO_TARGET if to_target else ()),
         Column("in total", "s"),
@@ -306,6 +310,7 @@ def every_run(comparison: Comparison) -> TextTable:
                     count(run.result.steps),
                     cell(_alone(run.reached("train")), run.score),
                     cell(_alone(run.reached()), run.score),
+                    *(cell(_alone(run.reached(f"{name}_test")), run.score) for name in averages),
                     *(scored(_alone(run.result.number(f"test_{key}")), Score(key, *words_of(key))) for key in beside),
                     *(_to_target(run) if to_target else ()),
                     ABSENT if (seconds := run.result.seconds_total) is None else f"{seconds:,.{total}f}",
@@ -335,6 +340,15 @@ def _cells(comparison: Comparison) -> Callable[[SeedMean | None, Score], str]:
     if comparison.one_score:
         return scored
     return lambda value, score: f"{scored(value, score)} {score.unit}".rstrip() if value else ABSENT
+
+
+def _averages(comparison: Comparison) -> list[str]:
+    """Which averages of weights were evaluated, by name."""
+    return list(dict.fromkeys(name for row in comparison.rows for name in row.averages))[:MOST_BESIDE]
+
+
+def _of_average(name: str, score: Score) -> Score:
+    return score._replace(name=f"{name.upper()}: {score.name}")
 
 
 def _beside(comparison: Comparison) -> list[str]:

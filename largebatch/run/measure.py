@@ -27,7 +27,7 @@ from largebatch.models import batch_norm
 from largebatch.plan.batch import BatchPlan
 from largebatch.run.assemble import Job
 from largebatch.run.parts import Parts
-from largebatch.steps.evaluate import Evaluation, ImageViews, evaluate
+from largebatch.steps.evaluate import Evaluation, evaluate
 
 OTHER_ORDER = 0x5EED  # batch norm's statistics are recomputed in an order of their own
 
@@ -90,11 +90,10 @@ class Measure:
 
     def _evaluated(self, name: str, split: Split) -> tuple[str, Evaluation]:
         rank, world = distributed.rank(), distributed.world_size()
-        batches = split.batches(rank, world, self.job.decided.evaluating.batch_size, self.job.placement)
-        evaluating = self.job.decided.evaluating
+        evaluating, model = self.job.decided.evaluating, self.engine.model
+        batches = split.batches(rank, world, evaluating.batch_size, self.job.placement)
         forward = functools.partial(self.engine.predict, self.job.task)
-        views = ImageViews(evaluating.flips, evaluating.shift)
-        evaluation = evaluate(self.engine.model, self.job.task, forward, batches, self.job.device, views=views)
+        evaluation = evaluate(model, self.job.task, forward, batches, self.job.device, views=evaluating.views)
         assert evaluation.examples == len(split), "an example was missed or counted twice"
         self.last[name] = evaluation
         if name == self.evaluated_on:

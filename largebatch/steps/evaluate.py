@@ -19,22 +19,8 @@ from largebatch.engines.ddp import unwrapped
 from largebatch.engines.engine import averaged_statistics
 from largebatch.engines.fsdp import unsharded
 from largebatch.machine import distributed, watchdog
+from largebatch.plan.image_views import AS_THEY_ARE, ImageViews
 from largebatch.tasks.task import Task
-
-
-class ImageViews(NamedTuple):
-    """What an image's outputs are the mean of.
-
-    ``flips``: the image and its mirror image. ``shift``: half of the image's, and a quarter of each of two views that
-    are moved by so many pixels down and to the right, up and to the left; what comes in at an edge is the image,
-    mirrored there (Jordan 2024, arXiv:2404.00498: multi-crop evaluation, with mirror images of each).
-    """
-
-    flips: bool = False
-    shift: int = 0
-
-
-AS_THEY_ARE = ImageViews()
 
 
 class Evaluation(NamedTuple):

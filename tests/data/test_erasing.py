@@ -140,7 +140,8 @@ def test_what_cannot_be_erased_is_one_sentence(data, sentence):
 
 
 def test_mirror_images_are_averaged_with_images():
-    from largebatch.steps.evaluate import ImageViews, judged
+    from largebatch.plan.image_views import ImageViews
+    from largebatch.steps.evaluate import judged
 
     images, weights = torch.randn(5, 3, 4, 6), torch.randn(3 * 4 * 6, 7)
     views = ImageViews(flips=True)

@@ -11,9 +11,10 @@ from small_runs import recorded, trained
 
 from largebatch.checkpoint import named
 from largebatch.errors import UserError
+from largebatch.plan.image_views import ImageViews
 from largebatch.recipes import config
 from largebatch.run.assemble import assemble
-from largebatch.steps.evaluate import ImageViews, judged
+from largebatch.steps.evaluate import judged
 from largebatch.studies.evaluation import measure
 
 

@@ -7,7 +7,7 @@ from scipy import stats
 from largebatch.report import summarize, verdict
 from largebatch.report.fairness import fairness
 from largebatch.report.summary import SeedMean, difference, estimate
-from largebatch.report.table import results
+from largebatch.report.table import every_run, results
 
 
 def test_a_row_by_hand(tmp_path, write_comparison):
@@ -22,6 +22,26 @@ def test_a_row_by_hand(tmp_path, write_comparison):
     assert lamb.difference.amount == -0.5
     assert lamb.difference.standard_error == pytest.approx(math.sqrt(0.5 / 2 + 1 / 3))
     assert base.difference is None
+
+
+def test_averages_of_weights_stand_beside_the_trained_ones(tmp_path, write_comparison):
+    folder = write_comparison(tmp_path / "c", {"base": (64, [91.0, 92.0]), "averaged": (64, [91.0, 92.0])})
+    assert not any("EMA" in column.heading for column in results(summarize(folder)).columns)
+    for seed, reached in enumerate((93.0, 93.5)):
+        file = folder / "row-1" / f"seed-{seed}" / "result.json"
+        beside = {"ema_test_accuracy_percent": reached, "lawa_test_accuracy_percent": None, "ema_test_loss": 0.1}
+        file.write_text(json.dumps(json.loads(file.read_text()) | beside))
+    base, averaged = summarize(folder).rows
+    assert (base.averages, averaged.reached.mean) == ({}, 91.5)
+    assert list(averaged.averages) == ["ema"]
+    assert (averaged.averages["ema"].mean, averaged.averages["ema"].std) == (93.25, pytest.approx(math.sqrt(0.125)))
+    for table, cells in (
+        (results(summarize(folder)), ["–", "93.25 ± 0.35"]),
+        (every_run(summarize(folder)), ["–", "–", "93.00", "93.50"]),
+    ):
+        place = [column.heading for column in table.columns].index("EMA: test accuracy, %")
+        assert table.columns[place - 1].heading == "test accuracy, %"
+        assert [line.cells[place] for line in table.lines] == cells
 
 
 def test_the_interval_is_welchs():

@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "jordan": {"lr": 0.05},
     "moonlight": {"lr": 0.05, "variant": "moonlight2025", "others": "adamw", "form": "plain"},
     "normuon": {"lr": 0.05, "variant": "normuon", "others": "adamw"},
+    "normalised": {"lr": 0.05, "momentum": 0.6, "ns_steps": 3, "match": "none", "normalised": True},
 }
 STAGES = [  # of ZeRO, the type of the weights, that in which gradients are accumulated
     (0, "fp32", "fp32"), (1, "fp32", "fp32"), (2, "fp32", "fp32"),
@@ -49,6 +50,11 @@ COLLECTIVES = (
     "broadcast",
     "all_gather_object",
 )
+
+
+def stages_of(kind: str) -> list[tuple[int, str, str]]:
+    """All of them where more than matrices travels."""
+    return STAGES if kind in ("normuon", "normalised") else STAGES[:1] + STAGES[3:4]
 
 
 class Weights(nn.Module):
@@ -177,7 +183,8 @@ def dtensors(folder: str) -> None:
                 whole |= {name: value.clone() for name, value in rows.items() if value is not None}
                 ends[f"{layout} {kind} {iteration}"] = whole
                 seen[f"{layout} {kind} {iteration}"] = calls
-                assert optimizer.traffic.collectives == sum(len(names) for names, _ in calls), layout
+                carried = [name for names, _ in calls for name in names if name != "all_reduce"]  # of norms
+                assert optimizer.traffic.collectives == len(carried), layout
         seen["among half"] = among(half)
         if distributed.is_first():
             torch.save({"ends": ends, "seen": seen}, Path(folder) / "dtensors.pt")
@@ -222,7 +229,7 @@ def zero(folder: str) -> None:
             settings = {**settings, "iteration": "fp32"}
             ends[f"alone bf16 {kind}"] = alone(settings, torch.bfloat16)
             ends[f"alone fp32 {kind}"] = alone(settings)
-            for stage, weights, accumulated in STAGES if kind == "normuon" else STAGES[:1] + STAGES[3:4]:
+            for stage, weights, accumulated in stages_of(kind):
                 model = Weights()
                 optimizer = Muon(groups(model.named_parameters()), **settings)
                 small = {"sub_group_size": 100} if stage == 3 else {}  # several sub-groups of one parameter group

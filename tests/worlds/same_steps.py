@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.optim import nadamw
 from torch import nn
 
 from largebatch import checkpoint, engines, optim
@@ -30,6 +31,10 @@ OPTIMIZERS = {
     "normuon": lambda g, model, kind: optim.Muon(
         optim.muon_groups(g, model), 0.01, iteration=kind, variant="normuon", others="adamw", others_lr_scale=0.05
     ),
+    "normalised": lambda g, model, kind: optim.Muon(
+        optim.muon_groups(g, model), 0.03, 0.6, iteration=kind, ns_steps=3, match="none", normalised=True
+    ),  # airbench's
+    "nadamw": lambda g, model, kind: nadamw.NAdamW(g, 4e-3),
 }
 
 

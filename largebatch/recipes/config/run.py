@@ -163,8 +163,8 @@ class Run(Section):
             everything.pop(machine)
         for reading in ("root", "decode", "workers", "unreadable_share", "if_changed"):
             everything["data"].pop(reading)
-        if evaluate["stop_at"] is not None:  # which ends the run at one of its evaluations
-            everything["evaluate"] = {key: evaluate[key] for key in ("every_epochs", "stop_at", "flips", "shift")}
+        marks = ("every_epochs", "stop_at") if evaluate["stop_at"] is not None else ()  # it ends the run at one of them
+        everything["evaluate"] = {key: evaluate[key] for key in (*marks, "flips", "shift")}
         return everything
 
 

@@ -10,6 +10,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WrapValidator
 from pydantic_core import PydanticCustomError
 
+from largebatch.plan.image_views import ImageViews
 from largebatch.recipes.config.mistakes import shown
 from largebatch.recipes.config.mixing import CropWindow, Erase, Mix
 from largebatch.recipes.config.policies import PolicyName
@@ -365,6 +366,10 @@ class Evaluate(Section):
         0  # pixels by which two views are moved along a diagonal, whose outputs count a quarter each
     )
     median_of: PositiveInt = 1  # the result is the median accuracy of the last so many evaluations
+
+    @property
+    def views(self) -> ImageViews:
+        return ImageViews(self.flips, self.shift)
 
 
 class Keep(Section):

@@ -23,7 +23,6 @@ from largebatch.recipes import config
 from largebatch.recipes.decide import precision_of
 from largebatch.records import names
 from largebatch.run.chosen import chosen
-from largebatch.steps.evaluate import ImageViews
 from largebatch.studies.evaluation.changes import recipe_of_run
 from largebatch.tasks.task import Task
 
@@ -80,7 +79,7 @@ class Restored:
         self.task, self.engine = task, Ddp(device, precision, channels_last, compile=False)
         self.engine.model = self.engine.place(model).eval()
         self.placement = data.Placement(device, self.engine.dtype, channels_last)
-        self.views = ImageViews(run.evaluate.flips, run.evaluate.shift)  # as evaluations of the run had them
+        self.views = run.evaluate.views  # as evaluations of the run had them
 
     @property
     def model(self) -> nn.Module:

@@ -48,8 +48,8 @@ def located(name: str) -> Path:
 
 
 def listed_as(name: str) -> Path | None:
-    """The file with this name in the listing."""
-    return recipe_names().get(name.removesuffix(".yaml"))
+    """The file with this name in the listing, or with this path where the recipes are those of the package."""
+    return recipe_names().get(name.removesuffix(".yaml").removeprefix("configs/"))
 
 
 def recipe_names() -> dict[str, Path]:
