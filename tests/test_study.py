@@ -202,6 +202,11 @@ def test_a_folder_holds_one_study(study, tmp_path):
     ):
         with pytest.raises(UserError, match=f"holds another version of the study .*{re.escape(difference)}"):
             begun(study(**changes), tmp_path / "out")
+    rows = [{"recipe": "tiny.yaml", "id": name} for name in ("tiny", "other", "third")]
+    with pytest.raises(UserError, match="holds the study without the recipes other, third; `largebatch study add .*"):
+        begun(study(recipes=rows), tmp_path / "out")
+    with pytest.raises(UserError, match=re.escape("(recipes.tiny.overrides.lr.base: None there, 0.3 here")):
+        begun(study(recipes=[{"recipe": "tiny.yaml", "overrides": {"lr.base": 0.3}}]), tmp_path / "out")
     with pytest.raises(UserError, match="nowhere holds no study"):
         StudyFolder(tmp_path / "nowhere").cells()
     with pytest.raises(UserError, match="5000"):

@@ -62,8 +62,16 @@ class StudyFolder:
             facts = self._facts()
         there, written = self.study, facts["recipes"]
         self._check_versions(facts["points_by"], there.sampler)
-        asked, stands = (one.model_dump(mode="json") for one in (study, there))
-        stands["recipes"] = [row for row in stands["recipes"] if row in asked["recipes"]]
+        asked, stands = (
+            one.model_dump(mode="json") | {"recipes": {row.name: row.model_dump(mode="json") for row in one.recipes}}
+            for one in (study, there)
+        )
+        stands["recipes"] = {name: row for name, row in stands["recipes"].items() if name in asked["recipes"]}
+        if more := [name for name in asked["recipes"] if name not in stands["recipes"]]:
+            raise UserError(
+                f"--out {self.out} holds the study without the recipe{'s' * (len(more) > 1)} {', '.join(more)}; "
+                f"`largebatch study add {self.out} --recipe CONFIG` adds one to it, or choose another --out"
+            )
         stands["batches"] = [batch for batch in stands["batches"] if batch in asked["batches"]]
         stands["seeds"] = min(stands["seeds"], asked["seeds"]) if study.seeds <= there.seeds else stands["seeds"]
         if different := record.differences(stands, asked):
