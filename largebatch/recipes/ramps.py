@@ -58,14 +58,14 @@ def at_epochs(run: config.Run, ramp: config.Ramp) -> tuple[tuple[Growth, ...], t
     return tuple(growth), tuple(drops)
 
 
-class Verdict(NamedTuple):
+class Adaptation(NamedTuple):
     """What was decided at a mark."""
 
     size: int  # of the global batch from there on
     why: str
 
 
-def adapted(ramp: config.Ramp, size: int, noise_scale: float | None, low: float, measured: float) -> Verdict:
+def adapted(ramp: config.Ramp, size: int, noise_scale: float | None, low: float, measured: float) -> Adaptation:
     """Of a batch of ``size``; the noise scale, in examples, was averaged over so many ``measured`` steps.
 
     None: the gradient cannot be told from its noise, and known is ``low``, the lower end of an interval of 95 %.
@@ -73,13 +73,15 @@ def adapted(ramp: config.Ramp, size: int, noise_scale: float | None, low: float,
     assert ramp.factor is not None
     needed = ramp.threshold * size
     if not grows_further(ramp, size):
-        return Verdict(size, f"stays: {size * ramp.factor:,} would be beyond batch.ramp.largest")
+        return Adaptation(size, f"stays: {size * ramp.factor:,} would be beyond batch.ramp.largest")
     if measured < ramp.least:
-        return Verdict(size, f"stays: the noise scale is that of {measured:.4g} steps, of {ramp.least} that it needs")
+        return Adaptation(
+            size, f"stays: the noise scale is that of {measured:.4g} steps, of {ramp.least} that it needs"
+        )
     known, what = (noise_scale, "noise scale of") if noise_scale is not None else (low, "noise scale of at least")
     if not known > needed:
-        return Verdict(size, f"stays: the {what} {known:,.4g} is not above {needed:,.6g}")
-    return Verdict(size * ramp.factor, f"grows: the {what} {known:,.4g} is above {needed:,.6g}")
+        return Adaptation(size, f"stays: the {what} {known:,.4g} is not above {needed:,.6g}")
+    return Adaptation(size * ramp.factor, f"grows: the {what} {known:,.4g} is above {needed:,.6g}")
 
 
 def grows_further(ramp: config.Ramp, size: int) -> bool:

@@ -110,7 +110,7 @@ class Steps:
         return turn.loss
 
 
-class Ahead:
+class StepsLeft:
     """The examples of the steps that are left, and after which of them something is to be done."""
 
     def __init__(self, job: Job, step: int, ramp: AdaptiveRamp) -> None:
@@ -119,11 +119,11 @@ class Ahead:
         self.evaluations, self.saves = decided.evaluating.at.steps(), decided.saving.at.steps()
         self.asked = ramp.asked_after()
 
-    def anew(self, step: int) -> Ahead:
+    def anew(self, step: int) -> StepsLeft:
         """From where the batch has grown, after so many steps."""
         if isinstance(self.stream, Generator):
             self.stream.close()  # what was read ahead is cut into other steps
-        return Ahead(self.job, step, self.ramp)
+        return StepsLeft(self.job, step, self.ramp)
 
 
 class Stopped(Exception):
@@ -210,25 +210,25 @@ class Loop:
 
     def train(self) -> None:
         """The steps that are left of the plan."""
-        decided, ahead = self.job.decided, Ahead(self.job, self.step, self.ramp)
+        decided, left = self.job.decided, StepsLeft(self.job, self.step, self.ramp)
         self.engine.model.train()
         with distributed.Flag() as flag:
-            if self.step in ahead.evaluations and not self.over and not self.measure.knows(self.step):
+            if self.step in left.evaluations and not self.over and not self.measure.knows(self.step):
                 self.evaluate()  # killed in it, after a signal's save
             clock = time.perf_counter()
             while not self.over:
                 watchdog.now(f"the data of step {self.step + 1}")
                 recording = (self.step + 1) % decided.recording.every_steps == 0
                 step = self.steps.begin(self.step, measured=recording)
-                micro_batches = next(ahead.stream)
+                micro_batches = next(left.stream)
                 watchdog.now(f"the gradient of step {self.step + 1}")
                 self.unread.append(self.steps.make(step, micro_batches))
                 recording |= self.progress.made(step) > decided.skipped_at_most
                 watchdog.now(f"the end of step {self.step}")
                 last = self.over
-                if self.step in ahead.asked and not last and self.ramp.ask(self.recorder):
-                    ahead = ahead.anew(self.step)
-                evaluating, saving = self.step in ahead.evaluations, self.step in ahead.saves
+                if self.step in left.asked and not last and self.ramp.ask(self.recorder):
+                    left = left.anew(self.step)
+                evaluating, saving = self.step in left.evaluations, self.step in left.saves
                 stop = flag.exchange(self.asked_to_stop()) if not last else 0
                 if not (recording or evaluating or saving or stop or last):
                     continue
