@@ -253,7 +253,7 @@ class RampLine(LineRecord):
     noise_scale: Amount  # [examples] null: not bounded
     noise_scale_low: Amount  # [examples] of its 95 % interval
     measured_steps: Amount  # as many independent ones would be as certain
-    why: Text
+    why: Text  # what was decided, in words
 
 
 @dataclass(frozen=True, kw_only=True)
