@@ -47,10 +47,10 @@ class NoiseScale(Method):
     _asked_by: str = pydantic.PrivateAttr(KEY)
 
     @classmethod
-    def asked(cls, run: Run) -> NoiseScale | None:
+    def asked(cls, run: Run) -> Method | None:
         """A ramp that adapts to it need not say so twice."""
         stated = super().asked(run)
-        if isinstance(stated, NoiseScale) or not follows(run):
+        if stated is not None or not follows(run):
             return stated
         found = cls()
         found._asked_by = "batch.ramp.rule = adaptive"
