@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from programs import Killed, killed_at, state_at_end, weights_at_end
 from torch import Tensor, nn
+from worlds.own_parts import TwoInputs, dataset_of
 
 import largebatch as lb
 from largebatch.diagnostics.noise import Averages, Squares
@@ -270,6 +271,26 @@ def test_with_what_else_follows_the_plan(tmp_path, one_thread, keys):
         train(run, quiet=True)
     assert train(run, quiet=True).status == "finished"
     assert different(tmp_path / "killed", adaptive) == []
+
+
+@pytest.mark.worlds
+def test_what_processes_have_read_ahead_is_cut_anew(tmp_path, one_thread):
+    """Two of them, and augmentation that is drawn by an example's place in the run."""
+    ramp: dict[str, Any] = {**ADAPTIVE, "largest": 96, "above": 0.1, "every_epochs": 0.5}
+    weights, growth = [], []
+    for name in ("adaptive", "schedule"):
+        written = {
+            "name": name, "device": "cpu", "epochs": 6, "data": {"name": "own", "workers": 2},
+            "batch": {"global_batch_size": 12, "micro_batch_size": 6, "ramp": ramp}, "optimizer": {"name": "sgd"},
+            "lr": {"base": 0.05}, "record": {**KEYS["record"], "dir": str(tmp_path / name)},
+        }  # fmt: skip
+        model, data = TwoInputs(), dataset_of("generator")
+        ended = lb.train(written, model=model, dataset=data)
+        weights.append(model.state_dict())
+        growth = growth or ended.numbers["ramp"]
+        ramp = {"at_epochs": [epoch for epoch, _ in growth], "sizes": [size for _, size in growth]}
+    assert len(growth) >= 2
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def grown(run: Path) -> list[dict[str, Any]]:
