@@ -26,6 +26,17 @@ METHODS: dict[str, dict[str, Any]] = {
         "batch": {"global_batch_size": 60, "ramp": {"at_epochs": [0.5, 1.1, 1.5], "factor": 2, "largest": 240}},
         "lr": CONSTANT,
     },
+    "adaptive_ramp": {
+        "batch": {
+            "global_batch_size": 60,
+            "ramp": {
+                "rule": "adaptive", "factor": 2, "largest": 480, "above": 0.05, "every_epochs": 0.3, "least_steps": 3,
+                "lr": "sqrt",
+            },
+        },
+        "model": {"name": "tiny_cnn", "channels": [4, 6, 8], "norm": False},
+        "record": {"to": [], "noise_scale": {"every_steps": 2, "smoothing": 0.8, "small_batch_size": 30}},
+    },
     "ramp_of_sizes": {"batch": {"global_batch_size": 120, "ramp": {"at_epochs": [0.7], "sizes": [300]}}},
     "phases": {  # batch down, size up, warm-up again; the stream crosses both edges within an epoch
         "model": NORM,

@@ -73,6 +73,7 @@ REFUSED = {  # on every engine that cuts weights into shards, and in which words
     "swap": f"averaging.name = swap {WHOLE_WEIGHTS}",
     **dict.fromkeys(("shampoo", "shampoo_of_2018"), "optimizer.name = shampoo needs whole layers on every rank"),
     "soap": "optimizer.name = soap needs whole layers on every rank",
+    "adaptive_ramp": f"record.noise_scale {WHOLE_WEIGHTS}",
 }
 SWAPS = [moment for moment in MOMENTS if "SWAP" in moment]
 ONLY = {  # moments that other methods never come to
@@ -124,6 +125,8 @@ CORE = [  # every engine, every method, every moment
     ("zero 2 on 2", "adamw", ["in an evaluation"]),
     ("ddp alone", "ramp", ["between the last save and the result"]),
     ("fsdp on 2", "ramp_of_sizes", ["before the evaluation at the end"]),
+    ("ddp on 2", "adaptive_ramp", ["between a gradient and its step", "between a save and its name"]),
+    ("ddp alone", "adaptive_ramp", ["before old checkpoints go"]),
     ("ddp on 2", "phases", ["between a gradient and its step", "between a save and its name"]),
     ("ddp alone", "ghost", ["in an evaluation"]),
     ("ddp alone", "ghost_in_micro_batches", ["between a gradient and its step"]),
@@ -183,6 +186,7 @@ Undisturbed = Callable[[str, str], Path]
 def written(folder: Path, method: str, engine: str = "ddp alone", **more: Any) -> Path:
     options = {**METHODS[method], **OFTEN, **more}
     options["evaluate"] = {**METHODS[method].get("evaluate", {}), **options["evaluate"]}
+    options["record"] = {**METHODS[method].get("record", {}), **options["record"]}
     if method not in BESIDE_THE_LOOP:
         recipe = {**recipe_of("ramp", **options), "name": method, "batch": {"global_batch_size": 120}}
         recipe["lr"] = more.get("lr", {"base": 0.02, "warmup": {"epochs": 0.5}, "decay": {"name": "cosine"}})

@@ -35,7 +35,7 @@ class DirectionsOfRun(Part):
     def __init__(self, method: DirectionsOfSteps, job: Built) -> None:
         from largebatch.optim import Directions
 
-        self.plan, self.every = job.plan, method.every_steps
+        self.job, self.every = job, method.every_steps
         self.directions = Directions(job.engine.model.parameters())
         self.waiting: list[tuple[int, StepNumbers]] = []  # steps done, what they showed
 
@@ -61,5 +61,5 @@ class DirectionsOfRun(Part):
 
     def read(self, recorder: PartRecorder) -> None:
         for step, numbers in self.waiting:
-            recorder.event("directions", **self.plan.when(step), **numbers.read())
+            recorder.event("directions", **self.job.plan.when(step), **numbers.read())
         self.waiting = []

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from largebatch.steps.evaluate import Evaluation
     from largebatch.steps.step import Step
 
-VIEW = "lawa"  # what its evaluations are called
+NAME = "lawa"
+VIEW = NAME  # what its evaluations are called
 
 
 class Lawa(Method):
@@ -70,17 +71,18 @@ class Lawa(Method):
         return self.latest
 
     def decide(self, run: Run, plan: BatchPlan, largest_micro_batch: int) -> Snapshots:
+        epochs = None if self.every_steps else (self.every_epochs or 1.0) * run.stretch
         if self.every_steps:
             steps, when = set(range(self.every_steps, plan.steps + 1, self.every_steps)), in_steps(self.every_steps)
         else:
-            epochs = self.every_epochs or 1.0
-            steps, when = Marks(plan, epochs * run.stretch).steps(), "epoch" if epochs == 1 else f"{epochs:g} epochs"
+            stated = self.every_epochs or 1.0
+            steps, when = Marks(plan, epochs or 0).steps(), "epoch" if stated == 1 else f"{stated:g} epochs"
         if len(steps) < 2:
             raise UserError(
                 f"lawa takes a snapshot every {when}, which is {'once' if steps else 'never'} in the {plan.steps:,} "
                 "steps of the run; set lawa.every_steps so that there are two at least"
             )
-        return Snapshots(self.latest, frozenset(steps), when)
+        return Snapshots(self.latest, frozenset(steps), when, epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,12 @@ class Snapshots(Decision):
     latest: int
     steps: frozenset[int]  # after which one is taken
     when: str
+    every_epochs: float | None = None  # of the plan, where it is counted in them
+
+    def grown(self, plan: BatchPlan) -> Snapshots:
+        if self.every_epochs is None:
+            return self
+        return dataclasses.replace(self, steps=frozenset(Marks(plan, self.every_epochs).steps()))
 
     @property
     def words(self) -> str:
@@ -116,14 +124,15 @@ class SnapshotsOfRun(Part):
         from largebatch.methods._trained import TrainedWeights
         from largebatch.optim.averages import LatestAverage
 
-        self.decision, self.engine, self.key = decision, job.engine, job.task.score.key
+        self.job, self.engine, self.key = job, job.engine, job.task.score.key
         self.trained = TrainedWeights(job.engine)
         self.statistics: dict[str, Tensor] = {}  # of the mean, if it was evaluated since the latest snapshot
 
         self.average = LatestAverage(self.trained.live, decision.latest)
 
     def after(self, step: Step) -> None:
-        if step.number + 1 in self.decision.steps:
+        decision: Any = self.job.decided.methods[NAME]  # the batch may have grown since the run began
+        if step.number + 1 in decision.steps:
             self.average.take()
             self.statistics = {}
 

@@ -25,7 +25,7 @@ class LayersOfRun(Part):
     def __init__(self, method: Layers, job: Built) -> None:
         from largebatch.optim import Watch
 
-        self.plan, self.every = job.plan, method.every_steps
+        self.job, self.every = job, method.every_steps
         self.watch = Watch(job.engine.model.named_parameters(), job.engine.optimizer)
         self.waiting: list[tuple[int, LayerNumbers]] = []  # steps done, what they showed
 
@@ -40,5 +40,5 @@ class LayersOfRun(Part):
     def read(self, recorder: PartRecorder) -> None:
         for step, layers in self.waiting:
             values = layers.read()
-            recorder.layers(step, self.plan.examples_before(step), values.summary(), values.by_layer())
+            recorder.layers(step, self.job.plan.examples_before(step), values.summary(), values.by_layer())
         self.waiting = []

@@ -60,6 +60,10 @@ class OuterStep(Method):
                 f"{averages.period}, and between two averages no weights are those of all workers"
             )
 
+    @property
+    def counts_on_steps(self) -> bool:
+        return self.end_lr is not None or self.drop_rest
+
     def saved(self, states: float) -> float:
         return 2
 

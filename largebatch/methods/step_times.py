@@ -57,7 +57,7 @@ class TimesOfRanks(Part):
     def __init__(self, method: StepTimes, job: Built) -> None:
         from largebatch.machine import distributed
 
-        self.every, self.plan, self.device, self.engine = method.every_steps, job.plan, job.device, job.engine
+        self.every, self.job, self.device, self.engine = method.every_steps, job, job.device, job.engine
         self.hosts: list[str] = distributed.gather(platform.node())
         self.laps: Laps | None = None  # of the measured step in progress
         self.complete: list[tuple[int, Laps]] = []  # steps done, and the laps of the last of them
@@ -150,7 +150,7 @@ class TimesOfRanks(Part):
         table = distributed.sum_(of_ranks).transpose(0, 1).tolist()  # step, rank, part
         for (step, _), seconds in zip(self.complete, table, strict=True):
             found = summary([dict(zip(PARTS, row, strict=True)) for row in seconds], self.hosts)
-            recorder.event("ranks", **self.plan.when(step), **found)
+            recorder.event("ranks", **self.job.plan.when(step), **found)
             self.measured += 1
             rank = found["slowest_rank"]
             if is_slow(found) and self.measured >= self.quiet_until.get(rank, 0):

@@ -5,7 +5,8 @@ laid end to end form one stream; step ``s`` is the stream's positions ``[s·B, (
 may cross an epoch's edge and no example is dropped. Rank ``r`` of ``w`` takes the ``r``-th contiguous
 ``B/w`` positions of it: the examples of a step do not depend on the world. A budget of ``E`` epochs
 over ``N`` examples is ``ceil(E·N/B)`` full steps; the last one is completed from the next epoch. With phases or a ramp
-``B`` changes at the first step that begins at or after the stated epoch: the stream stays, the cuts change.
+``B`` changes at the first step that begins at or after the stated epoch: the stream stays, the cuts change. Where a
+ramp adapts, the plan is that of a batch that stays, until it grows (:func:`grown`).
 
 With ``repeats`` m (repeated augmentation: Hoffer et al. 2020, arXiv:1901.09335) each example of the stream stands there
 m times, one after another, and is drawn for as often. An epoch stays N positions, of N/m examples, so that m epochs see
@@ -17,7 +18,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,6 +199,22 @@ def resolve(
     stages = [(stage, count) for stage, count in cut(wishes, dataset_size, world_size) if count]
     total = sum(count for _, count in stages)
     return BatchPlan(dataset_size, world_size, total, budget, seed, tuple(stage for stage, _ in stages))
+
+
+def grown(plan: BatchPlan, growth: Sequence[tuple[int, int]]) -> BatchPlan:
+    """The plan of a run whose batch has grown: (steps done, global batch from then on), one after another.
+
+    Of ``plan`` the first stage counts. The micro-batch stays, and so do the steps before each growth.
+    """
+    micro = MicroBatch(plan.micro_batch_size)
+    sizes = [plan.global_batch_size, *(size for _, size in growth)]
+    wishes = [
+        StageWish("batch.ramp", size, micro, until_step=end) for size, (end, _) in zip(sizes, growth, strict=False)
+    ]
+    wishes.append(StageWish("batch.ramp", sizes[-1], micro, until_examples=plan.budget_examples))
+    stages = list(cut(wishes, plan.dataset_size, plan.world_size))
+    total = sum(count for _, count in stages)
+    return dataclasses.replace(plan, steps=total, stages=tuple(stage for stage, _ in stages))
 
 
 def repeated(plan: BatchPlan, repeats: int, mixed: bool, key: str = "batch.global_batch_size") -> BatchPlan:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
+from largebatch.plan import batch
 from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import config, derive, micro_batch, moments, phases, refusals, registry
-from largebatch.recipes.decided import Beside, DataFacts, Decided, Evaluating, Marks, Recording, Saving
+from largebatch.recipes.decided import Adapting, Beside, DataFacts, Decided, Evaluating, Marks, Recording, Saving
 from largebatch.recipes.methods import Decision
 from largebatch.recipes.registry import Code
 
@@ -46,6 +48,7 @@ def decide(
         stretch=stretch,
         clock=derive.clock_of(run),
         methods=decisions,
+        adapting=adapting_of(run, plan),
         evaluating=Evaluating(
             at=Marks(plan, run.evaluate.every_epochs * stretch),
             batch_size=run.evaluate.batch_size,
@@ -69,6 +72,32 @@ def decide(
         trying=micro_batch.trying(run, plan, data.pixels),
         beside=(*beside_of(run, plan), *words_of(run, decisions)),
     )
+
+
+def grown(decided: Decided, run: config.Run, growth: Sequence[tuple[int, int]]) -> Decided:
+    """The same of a run whose batch has grown: (steps done, global batch from then on), one after another.
+
+    Nothing is refused, and nothing changes of the steps before each.
+    """
+    plan = batch.grown(decided.plan, growth)
+    decisions = {name: decision.grown(plan) for name, decision in decided.methods.items()}
+    return dataclasses.replace(
+        decided,
+        plan=plan,
+        phases=phases.of_one_clock(run, plan),
+        methods=decisions,
+        adapting=adapting_of(run, plan),
+        evaluating=decided.evaluating._replace(at=decided.evaluating.at._replace(plan=plan)),
+        saving=decided.saving._replace(at=decided.saving.at._replace(plan=plan)),
+        beside=(*beside_of(run, plan), *words_of(run, decisions)),
+    )
+
+
+def adapting_of(run: config.Run, plan: BatchPlan) -> Adapting | None:
+    ramp = run.batch.ramp
+    if ramp is None or ramp.rule != "adaptive":
+        return None
+    return Adapting(Marks(plan, ramp.asked_every * run.stretch), ramp)
 
 
 def code_of_parts(run: config.Run, task: str) -> dict[str, Code]:
@@ -117,6 +146,8 @@ def beside_of(run: config.Run, plan: BatchPlan) -> list[Beside]:
         Beside("batch.ramp", f"batch {s.global_batch_size:,} from epoch {s.first_example / plan.dataset_size:.4g}")
         for s in (plan.stages[1:] if run.phases is None else ())
     ]
+    if (ramp := run.batch.ramp) is not None and ramp.rule == "adaptive":
+        found.insert(0, Beside("batch.ramp", ramp.words))
     if run.phases is not None:
         sizes = [f"{phase.batch.global_batch_size:,}" for phase in config.of_phases(run)]
         found.append(Beside("phases", f"{len(sizes)} phase{'s' * (len(sizes) > 1)} of batch {', '.join(sizes)}"))

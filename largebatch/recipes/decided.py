@@ -21,6 +21,7 @@ from largebatch.recipes.methods import Decision, GainClock
 from largebatch.recipes.registry import Code
 
 if TYPE_CHECKING:  # whose package needs this module
+    from largebatch.recipes import config
     from largebatch.recipes.config.model import FirstWeights
     from largebatch.recipes.config.start import Start
     from largebatch.recipes.micro_batch import Trying
@@ -94,6 +95,16 @@ class Marks(NamedTuple):
         return {plan.first_step_at(k * every) for k in range(1, count + 1)} | {plan.steps}
 
 
+class Adapting(NamedTuple):
+    """A ramp whose batch grows as the run's noise scale has it."""
+
+    at: Marks  # where it is asked; at the end there is nothing left to decide
+    rule: config.Ramp
+
+    def steps(self) -> set[int]:
+        return self.at.steps() - {self.at.plan.steps}
+
+
 class Evaluating(NamedTuple):
     at: Marks
     batch_size: int  # examples of a rank and a forward pass
@@ -140,6 +151,7 @@ class Decided:
     stretch: int  # κ of the regime adaptation; 1 without
     clock: GainClock | None  # of the schedule; None: the examples seen
     methods: Mapping[str, Decision]  # by name, in the order of their parts
+    adapting: Adapting | None  # the batch; None: it changes where the plan says so
     evaluating: Evaluating
     saving: Saving
     recording: Recording
@@ -161,6 +173,8 @@ class Decided:
         if self.clock is not None:
             least = math.ceil(plan.steps / self.clock.parts)
             steps = f"{least:,} to {plan.steps:,} steps, as their gains turn out"
+        if self.adapting is not None:
+            steps = f"at most {plan.steps:,} steps, as its noise scale turns out"
         adapted = f" ({stretch} times as many by regime adaptation)" if stretch > 1 else ""
         return f"{steps}, {plan.budget_examples / plan.dataset_size:.4g} epochs{adapted}"
 

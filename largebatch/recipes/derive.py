@@ -55,6 +55,8 @@ def plan_of(run: config.Run, dataset_size: int, world_size: int, largest_micro_b
         growth=growth_of(run)[0],
         micro=micro_batch_of(run, world_size, largest_micro_batch),
     )
+    for size in ramps.may_come_to(run)[1:]:
+        batch.factored("batch.ramp", size, world_size, dataset_size, MicroBatch(plan.micro_batch_size))
     plan = batch.repeated(plan, run.data.repeats, run.data.mix is not None)
     return plan if budget is None else dataclasses.replace(plan, budget_examples=budget)
 
@@ -106,7 +108,7 @@ def pixels_of(section: config.Data) -> int | None:
 def growth_of(run: config.Run) -> tuple[tuple[tuple[float, int], ...], tuple[float, ...]]:
     """((epoch, global batch from then on), ...), and the epochs at which the lr falls instead."""
     ramp = run.batch.ramp
-    if ramp is None:
+    if ramp is None or ramp.rule == "adaptive":  # where it grows, the run will know
         return (), ()
     if ramp.rule == "seesaw":
         return ramps.of_decay(run, ramp, peak_of(run.lr, run.batch.global_batch_size)[0]), ()

@@ -88,6 +88,10 @@ class Decision:
         have done, in words that follow its name; None: nothing."""
         return None if self == now else "is planned over the whole run"
 
+    def grown(self, plan: BatchPlan) -> Decision:
+        """The same from where the batch has grown: ``plan`` is that of the run from there on. It refuses nothing."""
+        return self
+
     def part(self, job: Any) -> Any:
         """A :class:`~largebatch.steps.part.Part` of a run; None: it needs none."""
         return None
@@ -138,6 +142,11 @@ class Method(Section, Decision):
     def refusals(self, run: Run, precision: str) -> Iterator[str]:
         """What of the recipe it does not go with: a sentence for each, with the keys and what would be valid."""
         yield from ()
+
+    @property
+    def counts_on_steps(self) -> bool:
+        """Whether what it does at a step depends on how many there will be."""
+        return False
 
     def check_task(self, name: str, numbers: list[str]) -> Iterator[str]:
         """The same of the task called ``name``, whose evaluations give these ``numbers``."""

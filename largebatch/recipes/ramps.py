@@ -4,8 +4,15 @@
       lr: stays    η as it is                    Smith et al. 2018 (1711.00489), in place of a decay
       lr: sqrt     η times √ of B's growth       Merrill et al. 2025 (2505.23971) for Adam, where the critical batch
       lr: linear   η times B's growth            has come to twice the batch; linear for SGD
+    adaptive     at marks, where B_noise > above·B: B ← B·factor, no further than ``largest``; η as at epochs. Above is
+                 the factor: Merrill et al. 2025, who double B where the critical batch has come to 2·B
     seesaw       wherever the decay would have cut the lr by another a·√b:  η ← η/a, B ← B·b
                                                  Meterez et al. 2025 (2510.14717): a = √b, and no less
+
+Merrill et al. measure the critical batch by branches of the run, and find B_noise = tr(Σ)/|G|² of McCandlish et al.
+2018 (1812.06162) far below it: asked of that, the batch grows later than it could. diagnostics/noise.py has the
+estimate; where that of |G|² is not above 0, the lower end of the interval stands for it. What is decided at a mark
+follows from the steps before it alone, so that a run that goes on decides alike.
 
 Seesaw rests on the line on which normalised steps have the same loss: cuts by a and growth by b are alike where a·√b
 is; with a < √b a step's noise grows and the loss leaves that of the decay. Until the first cut the lr is as the warm-up
@@ -49,6 +56,48 @@ def at_epochs(run: config.Run, ramp: config.Ramp) -> tuple[tuple[Growth, ...], t
             size *= ramp.factor
             growth.append(Growth(epoch, size))
     return tuple(growth), tuple(drops)
+
+
+class Adaptation(NamedTuple):
+    """What was decided at a mark."""
+
+    size: int  # of the global batch from there on
+    why: str
+
+
+def adapted(ramp: config.Ramp, size: int, noise_scale: float | None, low: float, measured: float) -> Adaptation:
+    """Of a batch of ``size``; the noise scale, in examples, was averaged over so many ``measured`` steps.
+
+    None: the gradient cannot be told from its noise, and known is ``low``, the lower end of an interval of 95 %.
+    """
+    assert ramp.factor is not None
+    needed = ramp.threshold * size
+    if not grows_further(ramp, size):
+        return Adaptation(size, f"stays: {size * ramp.factor:,} would be beyond batch.ramp.largest")
+    if measured < ramp.least:
+        return Adaptation(
+            size, f"stays: the noise scale is that of {measured:.4g} steps, of {ramp.least} that it needs"
+        )
+    known, what = (noise_scale, "noise scale of") if noise_scale is not None else (low, "noise scale of at least")
+    if not known > needed:
+        return Adaptation(size, f"stays: the {what} {known:,.4g} is not above {needed:,.6g}")
+    return Adaptation(size * ramp.factor, f"grows: the {what} {known:,.4g} is above {needed:,.6g}")
+
+
+def grows_further(ramp: config.Ramp, size: int) -> bool:
+    assert ramp.factor is not None
+    assert ramp.largest is not None
+    return size * ramp.factor <= ramp.largest
+
+
+def may_come_to(run: config.Run) -> tuple[int, ...]:
+    """Every batch that an adaptive ramp may come to, ascending; the first is the run's."""
+    sizes = [run.batch.global_batch_size]
+    if (ramp := run.batch.ramp) is not None and ramp.rule == "adaptive":
+        assert ramp.factor is not None
+        while grows_further(ramp, sizes[-1]):
+            sizes.append(sizes[-1] * ramp.factor)
+    return tuple(sizes)
 
 
 def of_decay(run: config.Run, ramp: config.Ramp, peak: float) -> tuple[Growth, ...]:
@@ -131,7 +180,7 @@ class Raised:
 def of_stages(run: config.Run, plan: BatchPlan, lr: ExplainedSchedule) -> Sequence[ExplainedSchedule]:
     """The schedule of each stage of the plan; ``lr``: as if the batch stayed."""
     ramp, first = run.batch.ramp, run.batch.global_batch_size
-    if ramp is None or (ramp.rule == "epochs" and ramp.lr == "stays"):
+    if ramp is None or (ramp.rule != "seesaw" and ramp.lr == "stays"):
         return [lr] * len(plan.stages)
     grown = [stage.global_batch_size / first for stage in plan.stages]
     if ramp.rule == "seesaw":

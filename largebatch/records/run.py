@@ -240,6 +240,23 @@ class NoiseScaleLine(LineRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RampLine(LineRecord):
+    """At each mark of `batch.ramp.rule = adaptive`: what was asked, and what was decided for the steps to come."""
+
+    EVENT = "ramp"
+
+    step: Count  # steps done
+    examples_seen: Whole  # [examples] up to here
+    epoch: Amount  # the same, in passes over the data
+    global_batch_size: Whole  # [examples] of the last step
+    next_global_batch_size: Whole  # [examples] of the next
+    noise_scale: Amount  # [examples] null: not bounded
+    noise_scale_low: Amount  # [examples] of its 95 % interval
+    measured_steps: Amount  # as many independent ones would be as certain
+    why: Text  # what was decided, in words
+
+
+@dataclass(frozen=True, kw_only=True)
 class RanksLine(LineRecord):
     """One step's, where ``record.ranks_every_steps`` asks: what it was made of, and which rank the others waited for.
 
@@ -390,8 +407,8 @@ class AddedLine(LineRecord):
 LINES: dict[str, type[LineRecord]] = {
     kind.EVENT: kind
     for kind in (
-        TrainLine, EvaluateLine, LayersLine, DirectionsLine, NoiseScaleLine, RanksLine, CheckpointLine, ResumeLine,
-        StopLine, SkippedLine, UnreadableLine, TrainAccuracyLine, WorkerLine, LoggerLine, AddedLine,
+        TrainLine, EvaluateLine, LayersLine, DirectionsLine, NoiseScaleLine, RampLine, RanksLine, CheckpointLine,
+        ResumeLine, StopLine, SkippedLine, UnreadableLine, TrainAccuracyLine, WorkerLine, LoggerLine, AddedLine,
     )
 }  # fmt: skip
 
@@ -414,6 +431,7 @@ class ResultRecord(FileRecord):
     evaluated_on: Text  # test or held_out
     numbers: Numbers
     workers: Workers = None  # that went on alone and were averaged
+    ramp: Ramp | None = None  # pairs of an epoch and the batch from then on, where its noise scale had the batch grow
     reached_train_accuracy: Flag = None  # whether the training before them reached its target
     target: Annotated[TargetRecord | None, lenient_part(TargetRecord)] = None  # of a run with evaluate.stop_at
     peak_lr: Amount  # the highest that the optimizer got

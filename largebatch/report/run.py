@@ -23,6 +23,7 @@ from largebatch.records.run import (
     LineRecord,
     NoiseScaleLine,
     PlanRecord,
+    Ramp,
     RecipeRecord,
     ResultRecord,
     TrainLine,
@@ -108,8 +109,13 @@ class RecordedRun:
         seen = self.result.examples_seen if self.finished else None
         if seen is None or budget is None:
             return budget
-        largest = max([self.plan.global_batch_size, *(size for _, size in self.plan.ramp or ())])
+        largest = max([self.plan.global_batch_size, *(size for _, size in self.ramp)])
         return budget if abs(seen - budget) < min(largest, 0.05 * budget) else seen
+
+    @property
+    def ramp(self) -> Ramp:
+        """Where the batch grew: as planned, or as its noise scale had it."""
+        return self.result.ramp or self.plan.ramp or ()
 
     @property
     def edges(self) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ import torch
 
 from largebatch.machine import distributed, watchdog
 from largebatch.models import frozen
+from largebatch.plan.batch import BatchPlan
 from largebatch.plan.score import ACCURACY, Score
 from largebatch.records import names
 from largebatch.records.facts import write_json
@@ -26,7 +27,7 @@ from largebatch.records.target import AtScore, TargetRecord
 from largebatch.records.typed import content, made
 from largebatch.run import record
 from largebatch.run.assemble import Job
-from largebatch.run.beforehand import mlperf_facts
+from largebatch.run.beforehand import mlperf_facts, ramp_of
 from largebatch.run.measure import Evaluations, Measure
 from largebatch.run.orthogonalised import Orthogonalised
 from largebatch.run.parts import Parts
@@ -89,7 +90,7 @@ class Account:
         recorder: record.Recorder,
         mllog: MlperfLog | None,
     ) -> None:
-        self.job, self.plan, self.directory, self.progress = job, job.plan, directory, progress
+        self.job, self.directory, self.progress = job, directory, progress
         self.parts, self.measure, self.saves = parts, measure, saves
         self.recorder, self.mllog = recorder, mllog
         self.orthogonalised = Orthogonalised(job)
@@ -103,7 +104,8 @@ class Account:
             self.recorder.say(complaint)
         if step := self.progress.step:
             self.recorder.event("resume", step=step, examples_seen=self.examples_seen, **self.saves.machine())
-            self.recorder.say(f"resumed at step {step} of {self.plan.steps} from {self.saves.last}")
+            most = "at most " if self.job.decided.adapting else ""
+            self.recorder.say(f"resumed at step {step} of {most}{self.plan.steps} from {self.saves.last}")
         for row in self.job.treatments:
             self.recorder.note(
                 f"{row.name} {tuple(row.shape)}: {row.kind}, {'decayed' if row.decayed else 'not decayed'}, "
@@ -116,6 +118,10 @@ class Account:
             if reason := open_because(facts):
                 self.recorder.say(f"record.mllog: the open division, for {reason}")
             self.mllog.start(facts, self.examples_seen / self.plan.dataset_size)
+
+    @property
+    def plan(self) -> BatchPlan:
+        return self.job.plan
 
     @property
     def examples_seen(self) -> int:
@@ -145,7 +151,8 @@ class Account:
                 raise Diverged(f"the loss is {loss} in step {one.number + 1} at lr {one.lr:g}; {self.last_good}")
         if ended == distributed.world_size():
             self.save_ended()
-        beside = {"global_batch_size": last.examples} if len(self.plan.stages) > 1 else {}
+        grows = len(self.plan.stages) > 1 or self.job.decided.adapting is not None
+        beside = {"global_batch_size": last.examples} if grows else {}
         beside |= self.orthogonalised.of_world(computed, sum(not one.skipped for one in unread))
         self.recorder.training(
             **self.plan.when(step),
@@ -296,6 +303,8 @@ class Account:
             "examples_per_second": examples / seconds if seconds else None,
             "parameters": sum(p.numel() for p in self.job.engine.model.parameters()),
         }
+        if self.job.decided.adapting is not None:
+            numbers["ramp"] = ramp_of(self.plan)
         for part in self.parts.values():
             numbers |= part.results(found)
         ended = made(ResultRecord, numbers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from largebatch.plan.batch import BatchPlan
 from largebatch.plan.score import ACCURACY
 from largebatch.recipes import config, derive, refusals
 from largebatch.recipes.config.model import FirstWeights
-from largebatch.recipes.decide import decide, precision_of, task_name
+from largebatch.recipes.decide import decide, grown, precision_of, task_name
 from largebatch.recipes.decided import DataFacts, Decided
 from largebatch.records.run import EvaluateLine, MicroBatchTrial
 from largebatch.records.saved import SavedRecord
@@ -35,9 +35,9 @@ from largebatch.tasks.task import Task, takes_soft_labels
 from largebatch.terminal.console import Console, tell
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Job:
-    """One run, built and ready: everything the loop touches."""
+    """One run, built and ready: everything the loop touches. Nothing of it changes but where the batch grows."""
 
     run: config.Run  # for assembly alone: what is running reads ``decided``
     decided: Decided
@@ -54,6 +54,12 @@ class Job:
     @property
     def plan(self) -> BatchPlan:
         return self.decided.plan
+
+    def grow(self, growth: Iterable[Sequence[int]]) -> None:
+        """The batch has grown, if it has: (steps done, global batch from then on), since the run's first step."""
+        if growth := [(step, size) for step, size in growth]:
+            self.decided = grown(self.decided, self.run, growth)
+            self.settings = self.settings.for_phases_of(self.decided, self.engine.optimizer)
 
 
 def assemble(

@@ -16,6 +16,7 @@ from largebatch.data.preparation import prepared
 from largebatch.models import batch_norm, frozen, recomputed
 from largebatch.models import weights as first_weights
 from largebatch.optim import Treatment
+from largebatch.plan.batch import BatchPlan
 from largebatch.recipes import config, derive
 from largebatch.recipes.phases_read_aloud import facts_of, words_of
 from largebatch.records import mllog, names
@@ -46,7 +47,7 @@ def planned(job: Job, command: str, code: dict[str, Any]) -> PlanRecord:
         micro_batch_trial=job.trial,
         bn_batch_size=run.batch.bn_batch_size,
         methods=decided.beside_words,
-        ramp=[[s.first_example / plan.dataset_size, s.global_batch_size] for s in plan.stages[1:]],
+        ramp=ramp_of(plan),
         phases=[PhaseRecord(**facts) for facts in facts_of(decided)],
         world_size=plan.world_size,
         steps=plan.steps,
@@ -69,6 +70,11 @@ def planned(job: Job, command: str, code: dict[str, Any]) -> PlanRecord:
         code=code or None,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def ramp_of(plan: BatchPlan) -> list[list[float]]:
+    """Pairs of an epoch and the batch from then on."""
+    return [[stage.first_example / plan.dataset_size, stage.global_batch_size] for stage in plan.stages[1:]]
 
 
 def writers_of_scalars(job: Job, directory: Path, first_step: int) -> dict[str, Callable[[], ScalarWriter]]:

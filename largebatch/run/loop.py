@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import rich.console
@@ -20,11 +20,13 @@ from largebatch.errors import Lost
 from largebatch.machine import distributed, watchdog
 from largebatch.machine.signals import signals_noticed
 from largebatch.optim.groups import rate_of
+from largebatch.plan.batch import BatchPlan
 from largebatch.records.mllog import MlperfLog
 from largebatch.run.account import Account, Result
 from largebatch.run.assemble import Job
 from largebatch.run.beforehand import planned, writers_of_scalars
 from largebatch.run.buffers import Buffers
+from largebatch.run.growing import AdaptiveRamp
 from largebatch.run.measure import Measure
 from largebatch.run.parts import Added, Parts
 from largebatch.run.record import Recorder
@@ -39,8 +41,12 @@ class Steps:
     """The steps of a job, with the parts beside them."""
 
     def __init__(self, job: Job, parts: Parts) -> None:
-        self.job, self.plan, self.engine, self.task, self.parts = job, job.plan, job.engine, job.task, parts
+        self.job, self.engine, self.task, self.parts = job, job.engine, job.task, parts
         self.buffers = Buffers(job.engine)
+
+    @property
+    def plan(self) -> BatchPlan:
+        return self.job.plan
 
     def begin(self, number: int, measured: bool = False) -> Step:
         """The step after ``number`` others; its examples are still to come."""
@@ -104,6 +110,22 @@ class Steps:
         return turn.loss
 
 
+class StepsLeft:
+    """The examples of the steps that are left, and after which of them something is to be done."""
+
+    def __init__(self, job: Job, step: int, ramp: AdaptiveRamp) -> None:
+        decided, self.job, self.ramp = job.decided, job, ramp
+        self.stream = job.dataset.train.steps(job.plan, distributed.rank(), step, job.placement, decided.seed)
+        self.evaluations, self.saves = decided.evaluating.at.steps(), decided.saving.at.steps()
+        self.asked = ramp.asked_after()
+
+    def anew(self, step: int) -> StepsLeft:
+        """From where the batch has grown, after so many steps."""
+        if isinstance(self.stream, Generator):
+            self.stream.close()  # what was read ahead is cut into other steps
+        return StepsLeft(self.job, step, self.ramp)
+
+
 class Stopped(Exception):
     """A signal asked the run to stop, or a process died that reads data for it."""
 
@@ -125,8 +147,7 @@ class Loop:
         mllog: MlperfLog | None = None,
         added: Added | None = None,
     ) -> None:
-        self.job, self.directory, self.plan, self.engine, self.mllog = job, directory, job.plan, job.engine, mllog
-        self.decided = job.decided
+        self.job, self.directory, self.engine, self.mllog = job, directory, job.engine, mllog
         self.unread: list[Step] = []
         self.noticed: list[int] = []  # signals
         self.parts = Parts(job, added, of_run=True)
@@ -137,6 +158,7 @@ class Loop:
         watchdog.now("the last checkpoint")
         self.saves.rehearse()
         self.progress, complaints = self.saves.resume()
+        self.ramp = AdaptiveRamp(job, self.parts, self.progress)
         self.recorder = Recorder(
             directory,
             planned(job, command, self.parts.code),
@@ -149,6 +171,11 @@ class Loop:
             job, directory, self.progress, self.parts, self.measure, self.saves, self.recorder, mllog
         )
         self.account.beginning(complaints)
+
+    @property
+    def plan(self) -> BatchPlan:
+        """Another from where the batch has grown."""
+        return self.job.plan
 
     @property
     def step(self) -> int:
@@ -183,25 +210,25 @@ class Loop:
 
     def train(self) -> None:
         """The steps that are left of the plan."""
-        decided, plan = self.decided, self.plan
-        stream = self.job.dataset.train.steps(plan, distributed.rank(), self.step, self.job.placement, decided.seed)
-        evaluations, saves = decided.evaluating.at.steps(), decided.saving.at.steps()
+        decided, left = self.job.decided, StepsLeft(self.job, self.step, self.ramp)
         self.engine.model.train()
         with distributed.Flag() as flag:
-            if self.step in evaluations and not self.over and not self.measure.knows(self.step):
+            if self.step in left.evaluations and not self.over and not self.measure.knows(self.step):
                 self.evaluate()  # killed in it, after a signal's save
             clock = time.perf_counter()
             while not self.over:
                 watchdog.now(f"the data of step {self.step + 1}")
                 recording = (self.step + 1) % decided.recording.every_steps == 0
                 step = self.steps.begin(self.step, measured=recording)
-                micro_batches = next(stream)
+                micro_batches = next(left.stream)
                 watchdog.now(f"the gradient of step {self.step + 1}")
                 self.unread.append(self.steps.make(step, micro_batches))
                 recording |= self.progress.made(step) > decided.skipped_at_most
                 watchdog.now(f"the end of step {self.step}")
                 last = self.over
-                evaluating, saving = self.step in evaluations, self.step in saves
+                if self.step in left.asked and not last and self.ramp.ask(self.recorder):
+                    left = left.anew(self.step)
+                evaluating, saving = self.step in left.evaluations, self.step in left.saves
                 stop = flag.exchange(self.asked_to_stop()) if not last else 0
                 if not (recording or evaluating or saving or stop or last):
                     continue

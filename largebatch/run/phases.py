@@ -27,6 +27,7 @@ class Settings:
         treatments: Sequence[Treatment],
         around: Surroundings,
     ) -> None:
+        self.treatments, self.around = treatments, around
         decayed = {row.name for row in treatments if row.decayed}
         own = [_settings(group) for group in optimizer.param_groups]
         whole = []
@@ -47,6 +48,11 @@ class Settings:
             [{key: group[key] for key in keys} for group, keys in zip(groups, differing, strict=True)]
             for groups in (own, *whole)
         )
+
+    def for_phases_of(self, decided: Decided, optimizer: torch.optim.Optimizer) -> Settings:
+        """Of the same recipe and ``optimizer``, where what was decided is another now."""
+        self.tell(optimizer.param_groups, None)
+        return Settings(decided, optimizer, self.treatments, self.around)
 
     def tell(self, groups: Sequence[Group], phase: int | None) -> None:
         """The ``groups`` are set as they are in this phase, counted from 0; None: as outside of phases."""

@@ -26,6 +26,7 @@ from largebatch.data import contents
 from largebatch.data.preparation import prepared
 from largebatch.errors import UserError
 from largebatch.machine import distributed
+from largebatch.plan.batch import BatchPlan
 from largebatch.recipes.decided import Decided
 from largebatch.records import circumstances, names
 from largebatch.records.files import sha256_of
@@ -50,6 +51,7 @@ class Progress:
     device_seconds: float = 0.0  # the same, times the ranks of each session
     seconds_before: float = 0.0  # of sessions before this one, everything included
     skipped: list[int] = dataclasses.field(default_factory=list)  # steps whose gradient was not finite
+    growth: list[list[int]] = dataclasses.field(default_factory=list)  # steps done, batch from then on
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
     def made(self, step: Step) -> int:
@@ -75,6 +77,7 @@ class Progress:
             "device_seconds": self.device_seconds,
             "seconds_before": self.total_seconds,
             "skipped": self.skipped,
+            "growth": self.growth,
         }
 
 
@@ -82,7 +85,7 @@ class Saves:
     """The checkpoints of one run. All methods are collective."""
 
     def __init__(self, job: Job, directory: Path, parts: Parts, measure: Measure) -> None:
-        self.job, self.decided, self.plan, self.engine = job, job.decided, job.plan, job.engine
+        self.job, self.engine = job, job.engine
         self.parts, self.measure = parts, measure
         self.run_directory, self.directory = directory, directory / names.CHECKPOINTS
         self.data: contents.Digests = {}  # on rank zero, which writes the manifest
@@ -94,6 +97,14 @@ class Saves:
         saving = self.decided.saving
         keep = checkpoint.Retention(saving.keep_last, saving.keep_every_epochs, saving.keep_best)
         self.writer = checkpoint.Writer(self.directory, keep, saving.asynchronous)
+
+    @property
+    def decided(self) -> Decided:
+        return self.job.decided
+
+    @property
+    def plan(self) -> BatchPlan:
+        return self.job.plan
 
     def rehearse(self) -> None:
         """Refuse a part that cannot be saved before time is spent. Collective."""
@@ -179,6 +190,7 @@ class Saves:
             return Progress(), []
         state, self.last = of_today(found.state, self.plan), found.path
         progress = Progress(**state["progress"])
+        self.job.grow(progress.growth)
         if progress.step > self.plan.steps:
             raise UserError(f"{found.path} lies beyond the run's {self.plan.steps} steps")
         complaints = taken_up(self.job, self.parts, state, progress.step)

@@ -141,6 +141,8 @@ def why_not_on(job: Job, file: Path, science: dict[str, Any]) -> str | None:
     if not steps:
         return ": it kept no checkpoint that it could go on from"
     before = config.from_dict(config.read(file), str(file))
+    if before.batch.ramp is not None and before.batch.ramp.rule == "adaptive":
+        return ": where its batch grows is known for its own steps alone"
     if any(method.ALONE == "at the end" for method in before.methods.values()):
         return ": its workers went on from where its steps ended"
     decided = decide(before, data_facts(job.dataset), distributed.world_size(), job.device.type)

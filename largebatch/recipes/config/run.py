@@ -156,6 +156,8 @@ class Run(Section):
         everything["all_reduce"] = everything["engine"].get("all_reduce", "fp32")
         everything["nonfinite_gradients"].pop("at_most")
         everything["batch"].pop("memory_reserve")
+        if self.batch.ramp is not None and self.batch.ramp.rule == "adaptive":  # what it follows
+            everything["noise_scale"] = self.methods["noise_scale"].model_dump(mode="json")
         for machine in (
             "name", "title", "device", "compile", "deterministic", "timeout_minutes", "channels_last", "resume",
             "engine", "evaluate", "checkpoint", "record", "expect", "search",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,8 +13,8 @@ from largebatch.plan.image_views import ImageViews
 from largebatch.recipes.config.mistakes import shown
 from largebatch.recipes.config.mixing import CropWindow, Erase, Mix
 from largebatch.recipes.config.policies import PolicyName
+from largebatch.recipes.config.ramp import Ramp
 from largebatch.recipes.keys import (
-    LARGEST,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -25,11 +24,9 @@ from largebatch.recipes.keys import (
     PositiveFloat,
     PositiveInt,
     Section,
-    Several,
     Size,
     Skipped,
     Switch,
-    ascending,
 )
 
 
@@ -122,78 +119,6 @@ class Data(Section):
         if sizes is None:
             return None
         return sizes.first if sizes.is_constant else sizes.model_dump(mode="json", by_alias=True)
-
-
-class Ramp(Section):
-    """The global batch grows: at epochs by ``factor`` or to the next of ``sizes``; or by ``rule: seesaw`` wherever the
-    decay would have cut the lr, by ``factor``, with the lr divided by ``lr_factor``."""
-
-    rule: Literal["epochs", "seesaw"] = "epochs"
-    at_epochs: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = None
-    factor: Several | None = None
-    largest: PositiveInt | None = None  # where the factor would go beyond it, the lr is divided by the factor instead
-    sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
-    lr: Literal["stays", "sqrt", "linear"] = "stays"  # what it does where the batch grows at epochs: times √, times
-    lr_factor: Annotated[float, Field(gt=1, le=LARGEST), Number] | None = None  # of seesaw; unset: √factor, the least
-
-    @property
-    def cut(self) -> float:
-        """What seesaw divides the lr by."""
-        return self.lr_factor or math.sqrt(self.factor or 1)
-
-    @pydantic.model_validator(mode="after")
-    def one_rule(self) -> Ramp:
-        if self.rule == "seesaw":
-            return self.whole_seesaw()
-        if self.at_epochs is None:
-            raise ValueError("batch.ramp.at_epochs is missing")
-        if self.lr_factor is not None:
-            raise ValueError("batch.ramp.lr_factor has no effect without batch.ramp.rule = seesaw")
-        if (self.factor is None) == (self.sizes is None):
-            raise ValueError("give exactly one of batch.ramp.factor and batch.ramp.sizes")
-        if self.sizes is not None and len(self.sizes) != len(self.at_epochs):
-            raise ValueError(
-                f"batch.ramp.sizes has {len(self.sizes)} sizes for the {len(self.at_epochs)} epochs of "
-                "batch.ramp.at_epochs; give one for each"
-            )
-        if self.largest is not None and self.factor is None:
-            raise ValueError("batch.ramp.largest needs batch.ramp.factor; batch.ramp.sizes says every size itself")
-        if self.largest is not None and self.lr != "stays":
-            raise ValueError(
-                f"batch.ramp.largest lowers the lr where the batch cannot grow, batch.ramp.lr = {self.lr} raises it "
-                "where it does; leave one out"
-            )
-        ascending("batch.ramp.at_epochs", self.at_epochs)
-        return self
-
-    def whole_seesaw(self) -> Ramp:
-        stated = [key for key in ("at_epochs", "sizes") if getattr(self, key) is not None]
-        stated += ["lr"] if self.lr != "stays" else []
-        if stated:
-            raise ValueError(f"batch.ramp.{stated[0]} has no effect with batch.ramp.rule = seesaw")
-        if self.factor is None or self.largest is None:
-            raise ValueError(
-                "batch.ramp.rule = seesaw needs batch.ramp.factor, and batch.ramp.largest below the critical batch"
-            )
-        if self.cut < (least := math.sqrt(self.factor)) * (1 - 1e-9):
-            raise ValueError(
-                f"batch.ramp.lr_factor = {self.lr_factor:g} is below √{self.factor} = {least:.6g}, where the loss "
-                "leaves that of the decay; at least that"
-            )
-        return self
-
-    def refusals(self, run: Any, precision: str) -> Iterator[str]:
-        if self.rule != "seesaw":
-            return
-        if run.optimizer.LR_RULE != "sqrt":
-            yield (
-                f"batch.ramp.rule = seesaw is of Adam's kind, and optimizer.name = {run.optimizer.name} has another "
-                "measure of steps; valid: batch.ramp.at_epochs and factor, with the lr as it is (Smith et al. 2018)"
-            )
-        if not run.lr.decay.CHANGES:
-            yield f"batch.ramp.rule = seesaw follows a decay, and lr.decay.name = {run.lr.decay.name} has none"
-        if run.lr.decay.in_steps or run.lr.warmup.steps:
-            yield "batch.ramp.rule = seesaw changes what a step is; state lr.warmup and lr.decay in epochs or shares"
 
 
 AUTO = "auto"

@@ -45,7 +45,7 @@ def measure(directory: Path, machine: Machine, workload: str | None = None, comm
 
 def _of_run(run: RecordedRun, directory: Path) -> tuple[float, int, int, int]:
     """Seconds of a step, ranks, micro-batch and micro-batches."""
-    if run.plan.ramp or run.plan.phases:
+    if run.ramp or run.plan.phases:
         raise UserError(f"the steps of {directory} differ, by a ramp or phases; the model's is one step")
     seconds, plan = run.result.seconds_per_step, run.plan
     if seconds is None or not plan.micro_batch_size or not plan.accumulation_steps:

@@ -19,7 +19,7 @@ from largebatch.data import Asked, sets
 from largebatch.data.sizes import constant
 from largebatch.errors import UserError
 from largebatch.plan.batch import TOKEN_PIXELS, BatchPlan
-from largebatch.recipes import config, derive, refusals
+from largebatch.recipes import config, derive, ramps, refusals
 from largebatch.recipes.decide import decide, moments_beside, precision_of
 from largebatch.recipes.decided import DataFacts, Decided, ExplainedSchedule
 from largebatch.recipes.phases_read_aloud import facts_of
@@ -193,6 +193,9 @@ def _batch_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
         made_of = f"{plan.world_size} × {stage.micro_batch_size:,} × {stage.accumulation_steps}"
         when = f"from epoch {stage.first_example / plan.dataset_size:.4g}, after {stage.first_step:,} steps"
         rows.append(("  then", f"{stage.global_batch_size:,} = {made_of}", when, origin("batch.ramp")))
+    if (ramp := run.batch.ramp) is not None and ramp.rule == "adaptive":
+        sizes = " → ".join(f"{size:,}" for size in ramps.may_come_to(run))
+        rows.append(("  may come to", sizes, ramp.words, origin("batch.ramp")))
     if (words := derive.words_of_sizes(run)) and derive.sides_of(run) is None:
         rows.append(("images", *words, origin("data.image_size")))
     for key, words in derive.words_of_augmentation(run).items():
@@ -232,6 +235,9 @@ def _budget_rows(run: config.Run, plan: BatchPlan, origin: Origin) -> list[Row]:
         least = math.ceil(plan.steps / clock.parts)
         rule = f"the clock's {plan.steps:,} reference steps, each step worth its gain of 1 to {clock.parts}"
         return [*rows, ("steps", f"{least:,} to {plan.steps:,}", rule, origin("epochs", "steps"))]
+    if run.batch.ramp is not None and run.batch.ramp.rule == "adaptive":
+        rule = "of a batch that stays; fewer where it grows"
+        return [*rows, ("steps", f"at most {plan.steps:,}", rule, origin("epochs"))]
     if run.epochs is None:
         rule = ""
     elif len(plan.stages) > 1:
