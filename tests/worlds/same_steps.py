@@ -30,6 +30,9 @@ OPTIMIZERS = {
     "normuon": lambda g, model, kind: optim.Muon(
         optim.muon_groups(g, model), 0.01, iteration=kind, variant="normuon", others="adamw", others_lr_scale=0.05
     ),
+    "orscale_lm": lambda g, model, kind: optim.Muon(
+        optim.muon_groups(g, model), 0.05, iteration=kind, variant="orscale_lm", others="adamw", others_lr_scale=0.05
+    ),
 }
 
 
