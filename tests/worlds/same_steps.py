@@ -31,7 +31,7 @@ OPTIMIZERS = {
         optim.muon_groups(g, model), 0.01, iteration=kind, variant="normuon", others="adamw", others_lr_scale=0.05
     ),
     "orscale_lm": lambda g, model, kind: optim.Muon(
-        optim.muon_groups(g, model), 0.05, iteration=kind, variant="orscale_lm", others="adamw", others_lr_scale=0.05
+        optim.muon_groups(g, model), 0.015, iteration=kind, variant="orscale_lm", others="adamw", others_lr_scale=0.05
     ),
 }
 
