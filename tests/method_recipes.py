@@ -219,6 +219,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "muon", "normalised": True, "match": "none", "ns_steps": 3, "iteration": "fp64"},
         "lr": {"base": 0.05, "scales": {"norm": 2, "11.*": 3}},
     },
+    "muon_with_trust_ratio": {
+        "optimizer": {"name": "muon", "variant": "orscale_lm", "iteration": "fp64"},
+        "lr": {"base": 0.01},
+    },
     "muon": {"optimizer": {"name": "muon", "variant": "normuon", "iteration": "fp64"}, "lr": {"base": 0.01}},
     "shampoo": {
         "optimizer": {"name": "shampoo", "grafting": "adagrad", "matrix_eps": 0.01, "roots": "svd", "block_size": 5},

@@ -170,6 +170,8 @@ CORE = [  # every engine, every method, every moment
     ("fsdp on 2", "target", ["in an evaluation"]),
     ("fsdp on 2", "muon_normalised", ["between a save and its name"]),
     ("zero 1 on 2", "muon_normalised", ["in an evaluation"]),
+    ("fsdp on 2", "muon_with_trust_ratio", ["between a gradient and its step"]),
+    ("zero 1 on 2", "muon_with_trust_ratio", ["between a save and its name"]),
     ("ddp alone", "muon", ["while an old checkpoint goes"]),
     ("fsdp on 2", "muon", ["in the middle of a file"]),
     ("zero 1 on 2", "muon", ["between a save and its name"]),

@@ -437,6 +437,18 @@ PAPERS = {
         },
         {2000: At(0.24, steps=200, top1=94.01)},
     ),
+    # Lou and You 2026, cifar10_davidnet.yaml and README.md of NUS-HPC-AI-Lab/OrScale
+    "cifar10/orscale2026": Paper(
+        512,
+        {
+            "epochs": 24, "optimizer.name": "muon", "optimizer.variant": "orscale", "optimizer.momentum": 0.95,
+            "optimizer.nesterov": True, "optimizer.match": "none", "optimizer.ns_steps": 5, "optimizer.others": "adamw",
+            "optimizer.min_trust_ratio": 0.5, "optimizer.max_trust_ratio": 1.5, "optimizer.others_lr_scale": 0.05,
+            "optimizer.beta1": 0.9, "optimizer.beta2": 0.999, "weight_decay.value": 5e-4, "weight_decay.skip": (),
+            "lr.decay.name": "cosine", "lr.decay.end_lr": 0, "loss.label_smoothing": 0, "data.window.padding": 4,
+        },
+        {512: At(0.02, 500 * 512 / 50_000, 2344, 94.05, std=0.08)},
+    ),
     # Jordan 2024, legacy/airbench94.py, legacy/airbench96.py and airbench94_muon.py of KellerJordan/cifar10-airbench
     "cifar10/airbench94": Paper(
         1024,

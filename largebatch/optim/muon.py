@@ -12,6 +12,8 @@
     variant         match       Nesterov   whose
     jordan2024      spectral    yes        Jordan et al., and torch.optim.Muon; the weight decay came later
     moonlight2025   rms         yes        Liu et al. 2025, Muon is Scalable for LLM Training (2502.16982)
+    orscale         none        yes        Lou & You 2026 (2605.07815), with a trust ratio: :mod:`.muon_trust`
+    orscale_lm      rms         yes        the same for language models: the ratio begins at 1
     normuon         rms         no         Li et al. 2025 (2510.05491), Algorithm 1: rows of O are made equally long,
 
         v ← β·v + (1−β)·mean of each row of O²     Ô = O / (√v + 1e-10)     O ← √min(A, B) · Ô/‖Ô‖_F
@@ -42,14 +44,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.optim.adamw import adamw
-from torch.optim.sgd import sgd
 
 from largebatch.errors import UserError, suggestion
-from largebatch.optim import loading, newton_schulz
+from largebatch.optim import loading, muon_trust, newton_schulz
 from largebatch.optim.dealt import Deal, DealtLayer, Traffic, layer_of_tensor, layers_of_partition
 from largebatch.optim.loading import Group, State
+from largebatch.optim.muon_others import step_others
 from largebatch.optim.muon_settings import TYPES, VARIANTS, check_group, of_today
+from largebatch.optim.muon_trust import CALIBRATION
 from largebatch.optim.sharded import ShardedOptimizer
 from largebatch.optim.shards import Partition, Shards, add_up
 
@@ -60,11 +62,15 @@ ROWS = "row_second_moment"
 class Muon(ShardedOptimizer):
     """Every parameter group says by ``muon`` whether its tensors are Muon's; ``muon_groups`` makes such groups.
 
-    ``match`` and ``nesterov`` that are None are the variant's. ``p.grad`` is read, never written.
+    ``match``, ``nesterov`` and the bounds of the trust ratio that are None are the variant's. ``p.grad`` is read, never
+    written.
     """
 
-    BESIDE = (ROWS,)
-    LATER: Mapping[str, Any] = {"variant": "jordan2024", "row_beta": 0.95, "normalised": False}
+    BESIDE = (ROWS, CALIBRATION)
+    LATER: Mapping[str, Any] = {
+        "variant": "jordan2024", "row_beta": 0.95, "normalised": False, "min_trust_ratio": None,
+        "max_trust_ratio": None,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -77,6 +83,8 @@ class Muon(ShardedOptimizer):
         variant: str = "jordan2024",
         row_beta: float = 0.95,
         normalised: bool = False,
+        min_trust_ratio: float | None = None,
+        max_trust_ratio: float | None = None,
         others: str = "sgd",
         others_lr_scale: float = 1.0,
         others_momentum: float = 0.9,
@@ -98,7 +106,8 @@ class Muon(ShardedOptimizer):
         defaults = {
             "lr": lr, "momentum": momentum, "nesterov": own.nesterov if nesterov is None else nesterov,
             "ns_steps": ns_steps, "match": own.match if match is None else match, "variant": variant,
-            "row_beta": row_beta, "normalised": normalised, "others": others, "others_lr_scale": others_lr_scale,
+            "row_beta": row_beta, "normalised": normalised, "min_trust_ratio": min_trust_ratio,
+            "max_trust_ratio": max_trust_ratio, "others": others, "others_lr_scale": others_lr_scale,
             "others_momentum": others_momentum, "beta1": beta1, "beta2": beta2, "eps": eps,
             "weight_decay": weight_decay,
         }  # fmt: skip
@@ -150,12 +159,13 @@ class Muon(ShardedOptimizer):
 
     def _check_tensors(self, index: Any, saved: State, group: Group, parameter: Tensor) -> None:
         super()._check_tensors(index, saved, group, parameter)
-        rows = saved.get(ROWS)
-        if isinstance(rows, Tensor) and tuple(rows.shape) != tuple(parameter.shape[:1]):
-            raise UserError(
-                f"the state belongs to another model: parameter {index} has {ROWS} of shape {tuple(rows.shape)}, here "
-                f"it is {tuple(parameter.shape[:1])}"
-            )
+        for key, wanted in ((ROWS, tuple(parameter.shape[:1])), (CALIBRATION, (1,))):
+            beside = saved.get(key)
+            if isinstance(beside, Tensor) and tuple(beside.shape) != wanted:
+                raise UserError(
+                    f"the state belongs to another model: parameter {index} has {key} of shape "
+                    f"{tuple(beside.shape)}, here it is {wanted}"
+                )
 
     @_disable_dynamo
     @torch.no_grad()
@@ -200,11 +210,42 @@ class Muon(ShardedOptimizer):
         for dealing in dealings:
             for number, of_layer in zip(dealing.numbers, self._orthogonalised(dealing, layers, parts), strict=True):
                 steps[number] = of_layer
+        trusted: list[MuonSteps] = []
+        first = 0
         for (shards, group), of_parts in zip(work, places, strict=True):
-            lr, waiting = float(group["lr"]), {place: iter(steps[place]) for place in of_parts}
-            for weight, place in zip(shards.weights, of_parts, strict=True):
-                scale = matched(group["match"], layers[place].layer.rows, layers[place].layer.columns)
-                weight.mul_(1 - lr * group["weight_decay"]).add_(next(waiting[place]), alpha=-lr * scale)
+            waiting = {place: iter(steps[place]) for place in of_parts}
+            ends = [next(waiting[place]) for place in of_parts]
+            scales = [matched(group["match"], layers[n].layer.rows, layers[n].layer.columns) for n in of_parts]
+            if VARIANTS[group["variant"]].trust is None:
+                lr = float(group["lr"])
+                for weight, end, scale in zip(shards.weights, ends, scales, strict=True):
+                    weight.mul_(1 - lr * group["weight_decay"]).add_(end, alpha=-lr * scale)
+            else:
+                trusted.append(MuonSteps(shards, group, layers[first : first + len(shards.names)], ends, scales))
+            first += len(shards.names)
+        if trusted:
+            self._step_trusted(trusted)
+
+    def _step_trusted(self, work: list[MuonSteps]) -> None:
+        """The groups with a trust ratio. Collective where shards make a layer."""
+        steps = [muon_trust.decayed(one.shards, one.ends, one.scales, one.group["weight_decay"]) for one in work]
+        lengths = muon_trust.lengths([(one.shards, step) for one, step in zip(work, steps, strict=True)])
+        for one, step, (weight_norms, step_norms) in zip(work, steps, lengths, strict=True):
+            trust = VARIANTS[one.group["variant"]].trust
+            assert trust is not None
+            calibrated = self._calibrated(one.layers, weight_norms, step_norms) if trust.calibrated else 1.0
+            ratios = trust.ratio(weight_norms, calibrated * step_norms, one.group)
+            rates = (float(one.group["lr"]) * ratios).unbind()
+            for weight, direction, row in zip(one.shards.weights, step, one.shards.rows, strict=True):
+                weight.sub_(direction.mul_(rates[row].to(weight.dtype)))
+
+    def _calibrated(self, layers: list[MuonLayer], weight_norms: Tensor, step_norms: Tensor) -> Tensor:
+        """c of the layers; 1 where it is not known yet."""
+        kept = torch.cat([self._kept_beside(one, CALIBRATION, 1, one.master_type) for one in layers])
+        now = muon_trust.calibration_of(kept, weight_norms, step_norms)
+        for one, value in zip(layers, now.split(1), strict=True):
+            self._keep_beside(one, CALIBRATION, value)
+        return torch.where(now > 0, now, 1.0).to(step_norms.dtype)
 
     def _dealt(self, work: list[tuple[Shards, Group]]) -> tuple[list[MuonLayer], list[Dealing]]:
         """All layers of the step in their order, and who computes them; the same at every step."""
@@ -249,25 +290,27 @@ class Muon(ShardedOptimizer):
             for place, i in enumerate(dealing.normalised, start=deal.matrices):
                 if i in ends:
                     one = layers[numbers[i]]
-                    ends[i], ends[place] = equal_rows(ends[i].to(kind), self._rows_of(one, kind), one.group["row_beta"])
+                    rows = self._kept_beside(one, ROWS, one.layer.rows, kind)
+                    ends[i], ends[place] = equal_rows(ends[i].to(kind), rows, one.group["row_beta"])
         received = deal.give_back(ends, kind, device)
         for place, i in enumerate(dealing.normalised, start=deal.matrices):
-            self._keep_rows(layers[numbers[i]], received[place][0])
+            self._keep_beside(layers[numbers[i]], ROWS, received[place][0])
         self.traffic = self.traffic.and_then(deal.traffic._replace(orthogonalised=counted))
         return received[: deal.matrices]
 
-    def _rows_of(self, one: MuonLayer, kind: torch.dtype) -> Tensor:
-        kept = self.state[one.parameter].get(ROWS)
+    def _kept_beside(self, one: MuonLayer, key: str, numbers: int, kind: torch.dtype) -> Tensor:
+        """Numbers of a layer, that many; zeros, where there are none yet."""
+        kept = self.state[one.parameter].get(key)
         kept = kept.get(one.layer.name) if isinstance(kept, dict) else kept
-        return torch.zeros(one.layer.rows, dtype=kind, device=one.parameter.device) if kept is None else kept.to(kind)
+        return torch.zeros(numbers, dtype=kind, device=one.parameter.device) if kept is None else kept.to(kind)
 
-    def _keep_rows(self, one: MuonLayer, rows: Tensor) -> None:
+    def _keep_beside(self, one: MuonLayer, key: str, numbers: Tensor) -> None:
         """On every rank, for they are few, in the weights' type; of a flat partition by the layer's name."""
-        state, kind = self.state[one.parameter], torch.promote_types(one.parameter.dtype, torch.float32)
+        state = self.state[one.parameter]
         if id(one.parameter) in self.partitions:
-            state.setdefault(ROWS, {})[one.layer.name] = rows.to(kind, copy=True)
+            state.setdefault(key, {})[one.layer.name] = numbers.to(one.master_type, copy=True)
         else:
-            state[ROWS] = rows.to(kind, copy=True)
+            state[key] = numbers.to(one.master_type, copy=True)
 
     def __getstate__(self) -> State:
         left = {"_deals": {}, "among": None}
@@ -278,6 +321,20 @@ class MuonLayer(NamedTuple):
     layer: DealtLayer
     parameter: Tensor  # that it is, or that holds it
     group: Group
+
+    @property
+    def master_type(self) -> torch.dtype:
+        return torch.promote_types(self.parameter.dtype, torch.float32)
+
+
+class MuonSteps(NamedTuple):
+    """Of a group, O and s of each part."""
+
+    shards: Shards
+    group: Group
+    layers: list[MuonLayer]
+    ends: list[Tensor]
+    scales: list[float]
 
 
 class Dealing(NamedTuple):
@@ -331,23 +388,6 @@ def matched(match: str, rows: int, columns: int) -> float:
     if match == "rms":
         return 0.2 * math.sqrt(max(rows, columns))
     return math.sqrt(max(1, rows / columns)) if match == "spectral" else 1.0
-
-
-def step_others(shards: Shards, group: Group) -> None:
-    lr = float(group["lr"]) * group["others_lr_scale"]
-    if group["others"] == "adamw":
-        adamw(
-            shards.weights, shards.grads, shards.buffers["exp_avg"], shards.buffers["exp_avg_sq"], [], shards.steps,
-            has_complex=False, amsgrad=False, beta1=group["beta1"], beta2=group["beta2"], lr=lr,
-            weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
-        )  # fmt: skip
-        return
-    momentum = group["others_momentum"]
-    buffers: list[Any] = shards.buffers["momentum_buffer"] if momentum > 0 else [None] * len(shards)
-    sgd(
-        shards.weights, shards.grads, buffers, weight_decay=group["weight_decay"], momentum=momentum, lr=lr,
-        dampening=0.0, nesterov=momentum > 0, maximize=False,
-    )  # fmt: skip
 
 
 def round_off(shards: Shards) -> None:

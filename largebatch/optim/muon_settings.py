@@ -9,18 +9,22 @@ from torch import Tensor
 
 from largebatch.errors import UserError, suggestion
 from largebatch.optim.loading import Group
+from largebatch.optim.muon_trust import Trust
 
 
 class MuonVariant(NamedTuple):
     match: str
     nesterov: bool
     equal_rows: bool = False
+    trust: Trust | None = None
 
 
 VARIANTS = {
     "jordan2024": MuonVariant("spectral", nesterov=True),
     "moonlight2025": MuonVariant("rms", nesterov=True),
     "normuon": MuonVariant("rms", nesterov=False, equal_rows=True),
+    "orscale": MuonVariant("none", nesterov=True, trust=Trust(0.5, 1.5)),
+    "orscale_lm": MuonVariant("rms", nesterov=True, trust=Trust(0.1, 5.0, calibrated=True)),
 }
 MATCHES = ("none", "rms", "spectral")
 OTHERS = ("sgd", "adamw")
@@ -63,6 +67,7 @@ def check_group(number: int, group: Group) -> None:
             raise UserError(f"{key} = {group[key]} in parameter group {number}; it must be at least 0")
         if key in BELOW_ONE and group[key] >= 1:
             raise UserError(f"{key} = {group[key]} in parameter group {number}; it must be below 1")
+    check_bounds(number, group)
     if not isinstance(group["normalised"], bool):
         raise UserError(f"normalised = {group['normalised']!r} in parameter group {number}; it must be true or false")
     if not (isinstance(group["ns_steps"], int) and 1 <= group["ns_steps"] <= MOST_ITERATIONS):
@@ -74,6 +79,24 @@ def check_group(number: int, group: Group) -> None:
         names = group.get("names") or [f"tensor {i} of parameter group {number}" for i in range(len(group["params"]))]
         for name, weight in zip(names, group["params"], strict=True):
             check_matrix(weight, name)
+
+
+def check_bounds(number: int, group: Group) -> None:
+    """Of the trust ratio, where the variant has one."""
+    trust, bounds = VARIANTS[group["variant"]].trust, (group["min_trust_ratio"], group["max_trust_ratio"])
+    if trust is None:
+        if bounds != (None, None):
+            having = ", ".join(name for name, one in VARIANTS.items() if one.trust is not None)
+            raise UserError(
+                f"variant = {group['variant']} has no trust ratio that min_trust_ratio or max_trust_ratio in parameter "
+                f"group {number} could bound; those with one: {having}"
+            )
+        return
+    smallest, largest = trust.bounds(group)
+    if smallest > largest:
+        raise UserError(
+            f"min_trust_ratio = {smallest:g} in parameter group {number} is above max_trust_ratio = {largest:g}"
+        )
 
 
 def check_matrix(weight: Tensor, name: str) -> None:

@@ -17,6 +17,8 @@ OWN = {  # of the variants: match, nesterov; largebatch.optim.muon has the same 
     "jordan2024": ("spectral", True),
     "moonlight2025": ("rms", True),
     "normuon": ("rms", False),
+    "orscale": ("none", True),
+    "orscale_lm": ("rms", True),
 }
 OLDER = {"original": "spectral", "match_rms_adamw": "rms"}  # optimizer.adjust_lr was torch's adjust_lr_fn
 
@@ -27,11 +29,12 @@ class MuonSection(Optimizer):
     SHARD_SAFE: ClassVar[bool] = True
     FIXED: ClassVar[frozenset[str]] = Optimizer.FIXED | {
         "iteration", "form", "others", "skip_orthogonalisation", "row_beta", "normalised",
+        "min_trust_ratio", "max_trust_ratio",
     }  # fmt: skip
     REFERENCE: ClassVar[dict[str, Any]] = {"nesterov": False}
 
     name: Literal["muon"]
-    variant: Literal["jordan2024", "moonlight2025", "normuon"] = "jordan2024"
+    variant: Literal["jordan2024", "moonlight2025", "normuon", "orscale", "orscale_lm"] = "jordan2024"
     momentum: Fraction = 0.95
     nesterov: Switch | None = None  # unset, like match: the variant's own
     match: Literal["none", "rms", "spectral"] | None = None  # what the size of an update is matched to
@@ -40,6 +43,8 @@ class MuonSection(Optimizer):
     form: Literal["auto", "plain", "batched", "gram"] = "auto"
     row_beta: Fraction = 0.95  # of NorMuon's second moment of rows
     normalised: Switch = False  # before each step a matrix of A rows is scaled to a Frobenius norm of √A
+    min_trust_ratio: PositiveFloat | None = None  # unset, like the next: the variant's own; orscale 0.5 and 1.5,
+    max_trust_ratio: PositiveFloat | None = None  # orscale_lm 0.1 and 5; the others have no ratio
     skip_orthogonalisation: tuple[Pattern, ...] = ()  # patterns of hidden weights that are the others', too
     others: Literal["sgd", "adamw"] = "sgd"
     others_lr_scale: PositiveFloat = 1.0  # the others' lr over Muon's
@@ -76,6 +81,10 @@ class MuonSection(Optimizer):
     def no_idle_key(self) -> MuonSection:
         if self.variant != "normuon" and self.row_beta != type(self).model_fields["row_beta"].default:
             raise ValueError("optimizer.row_beta belongs to optimizer.variant = normuon")
+        bounds = {"min_trust_ratio": self.min_trust_ratio, "max_trust_ratio": self.max_trust_ratio}
+        said = [key for key, value in bounds.items() if value is not None]
+        if said and not self.variant.startswith("orscale"):
+            raise ValueError(f"optimizer.{said[0]} belongs to optimizer.variant = orscale or orscale_lm")
         if self.beta2_half_life is not None and self.others != "adamw":
             raise ValueError("optimizer.beta2_half_life belongs to optimizer.others = adamw; sgd has no beta2")
         return self

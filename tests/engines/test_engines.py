@@ -17,7 +17,7 @@ ONE = [["ddp", {}, "fp64", 1], ["ddp", {}, "fp32", 2]]
 TWO = [["ddp", {}, "fp64", 2], ["ddp", {}, "fp32", 1], ["fsdp", {}, "fp64", 2], ["fsdp", {}, "fp32", 1]]
 ZERO = [["deepspeed", {"zero": stage}, "fp32", parts] for stage, parts in ((0, 2), (1, 2), (2, 2), (1, 1))]
 FOUR = [["fsdp", {}, "fp64", 1], ["fsdp", {}, "fp32", 1]]
-OPTIMIZERS = ["lars", "vissl", "lamb", "sgd", "adamw", "muon", "normuon", "normalised", "nadamw"]
+OPTIMIZERS = ["lars", "vissl", "lamb", "sgd", "adamw", "muon", "normuon", "orscale_lm", "normalised", "nadamw"]
 CASES = [
     (world, "-".join([engine, *map(str, settings.values()), precision, str(accumulation)]))
     for world, jobs in ((2, TWO), (2, ZERO), (4, FOUR))

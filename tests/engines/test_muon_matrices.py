@@ -13,6 +13,9 @@ from worlds.muon_matrices import MATRICES, SETTINGS, STEPS, stages_of
 pytestmark = pytest.mark.worlds
 TOLERANCE = {"fp32": 1e-6, "fp64": 1e-12, "bf16": 1e-6}  # what is iterated in bfloat16 is the same everywhere, too
 CUT = ["rows", "columns", "hybrid", "both", "twice", "mixed", "several"]
+NORMS = {  # all-reduces of sums of squares, which a trust ratio needs: one for each mesh and axis that cuts
+    "rows": 1, "columns": 1, "hybrid": 1, "both": 2, "twice": 2, "mixed": 1, "several": 2, "pairs": 1,
+}  # fmt: skip
 KINDS = [*((kind, iteration) for iteration in ("fp32", "fp64") for kind in SETTINGS), ("jordan", "bf16")]
 
 
@@ -58,10 +61,14 @@ def test_each_matrix_is_computed_once_in_the_world_and_few_collectives_carry_the
         assert sums <= ({1, 2} if kind == "normalised" and layout in (*CUT, "pairs") else {0}), layout
         return [([call for call in calls if call != "all_reduce"], matrices) for calls, matrices in seen]
 
-    twice = ["all_to_all_single"] * 2
+    def twice(layout: str) -> list[str]:
+        return ["all_to_all_single"] * 2 + ["all_reduce"] * (NORMS[layout] if kind.startswith("orscale") else 0)
+
     for layout in CUT:
-        assert steps(layout) == [(twice, len(MATRICES))] * STEPS, layout
-    assert steps("pairs") == [(twice, 2 * len(MATRICES))] * STEPS, "two pairs of ranks that know nothing of each other"
+        assert steps(layout) == [(twice(layout), len(MATRICES))] * STEPS, layout
+    assert steps("pairs") == [(twice("pairs"), 2 * len(MATRICES))] * STEPS, (
+        "two pairs of ranks that know nothing of each other"
+    )
     for layout in ("replicated", "dealt"):
         assert steps(layout) == [(["all_gather_into_tensor"], len(MATRICES))] * STEPS, layout
     assert steps("whole") == [([], 4 * len(MATRICES))] * STEPS, "nobody has said that the ranks have the same"

@@ -78,7 +78,44 @@ def normuon(w: Tensor, gradients: list[Tensor], lr: float, decay: float) -> Tens
     return w
 
 
-STATEMENTS = {"jordan2024": jordan, "moonlight2025": moonlight, "normuon": normuon}
+def frobenius(matrix: Tensor) -> float:
+    return math.sqrt(sum(x * x for x in matrix.flatten().tolist()))
+
+
+def orscale(
+    w: Tensor,
+    gradients: list[Tensor],
+    lr: float,
+    decay: float,
+    smallest: float = 0.5,
+    largest: float = 1.5,
+    of_language: bool = False,
+) -> Tensor:
+    """2605.07815, as its README has it: D = λ·W + s·Q, r = ‖W‖/(c·‖D‖), W ← W − η·clip(r)·D; without its ε."""
+    rows, columns = w.shape[0], w[0].numel()
+    s = 0.2 * math.sqrt(max(rows, columns)) if of_language else 1.0
+    buffer, c = torch.zeros(rows, columns, dtype=torch.float64), 1.0
+    for number, gradient in enumerate(gradients):
+        g = gradient.reshape(rows, columns)
+        buffer = 0.95 * buffer + g
+        d = decay * w + s * polynomial(g + 0.95 * buffer).reshape(w.shape)
+        if of_language and number == 0:
+            c = frobenius(w) / frobenius(d)
+        w = w - lr * min(max(frobenius(w) / (c * frobenius(d)), smallest), largest) * d
+    return w
+
+
+def orscale_lm(w: Tensor, gradients: list[Tensor], lr: float, decay: float, **bounds: float) -> Tensor:
+    return orscale(w, gradients, lr, decay, **{"smallest": 0.1, "largest": 5.0, **bounds}, of_language=True)
+
+
+STATEMENTS = {
+    "jordan2024": jordan,
+    "moonlight2025": moonlight,
+    "normuon": normuon,
+    "orscale": orscale,
+    "orscale_lm": orscale_lm,
+}
 
 
 @pytest.mark.parametrize("form", newton_schulz.FORMS)
@@ -101,7 +138,7 @@ def test_a_variant_is_its_equation(variant, form):
         others = [
             other(starts[name], gradients[name], 0.03, 0.2) for key, other in STATEMENTS.items() if key != variant
         ]
-        assert min((other - stated).abs().max() for other in others) > 1e-3
+        assert min((other - stated).abs().max() for other in others) > 1e-4
     assert (optimizer.traffic.orthogonalised, optimizer.traffic.due) == (16, 16)
 
 
@@ -120,6 +157,106 @@ def test_what_an_update_is_matched_to(match, scale):
     torch.testing.assert_close(weight.detach(), -0.5 * scale * s * q)
     if match == "rms":
         assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.5 * 0.2 * s)
+
+
+@pytest.mark.parametrize("bounds", [(0.01, 100.0), (0.5, 1.001), (2.0, 9.0), (None, 1.2), (0.9, None)])
+@pytest.mark.parametrize("variant", ["orscale", "orscale_lm"])
+def test_the_trust_ratio_is_its_equation_within_any_bounds(variant, bounds):
+    said = {key: value for key, value in zip(("smallest", "largest"), bounds, strict=True) if value is not None}
+    for name, shape in SHAPES.items():
+        weight = nn.Parameter(drawn(shape, 1))
+        optimizer = Muon(
+            [{"params": [weight], "muon": True}], 0.1, variant=variant, weight_decay=0.2, iteration="fp64",
+            min_trust_ratio=bounds[0], max_trust_ratio=bounds[1],
+        )  # fmt: skip
+        gradients = [drawn(shape, 30 + step) for step in range(6)]
+        for gradient in gradients:
+            weight.grad = gradient
+            optimizer.step()
+        stated = STATEMENTS[variant](drawn(shape, 1), gradients, 0.1, 0.2, **said)
+        torch.testing.assert_close(weight.detach(), stated, rtol=1e-11, atol=1e-12, msg=name)
+
+
+def test_a_calibrated_ratio_begins_as_moonlight_does():
+    """r is 1, and a decay beside or inside of the step is the same then."""
+    ends = []
+    for variant in ("orscale_lm", "moonlight2025"):
+        weight = nn.Parameter(drawn((4, 9), 1))
+        optimizer = Muon([{"params": [weight], "muon": True}], 0.1, variant=variant, weight_decay=0.2, iteration="fp64")
+        for step in range(2):
+            weight.grad = drawn((4, 9), 40 + step)
+            optimizer.step()
+            ends.append(weight.detach().clone())
+    torch.testing.assert_close(ends[0], ends[2], rtol=1e-14, atol=1e-15)
+    assert (ends[1] - ends[3]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("variant", ["orscale", "orscale_lm"])
+def test_a_matrix_without_length_has_the_ratio_1_and_is_calibrated_when_it_has_one(variant):
+    start = torch.zeros(4, 9, dtype=torch.float64)
+    weight = nn.Parameter(start.clone())
+    optimizer = Muon([{"params": [weight], "muon": True}], 0.1, variant=variant, weight_decay=0.2, iteration="fp64")
+    gradients = [drawn((4, 9), 50 + step) for step in range(4)]
+    weight.grad = gradients[0]
+    optimizer.step()
+    s = 0.2 * 3 if variant == "orscale_lm" else 1.0
+    torch.testing.assert_close(weight.detach(), -0.1 * s * polynomial(gradients[0]), rtol=1e-11, atol=1e-12)
+    if variant == "orscale_lm":
+        assert optimizer.state[weight]["trust_calibration"].tolist() == [0.0]
+        length = frobenius(weight.detach())
+        weight.grad = gradients[1]
+        optimizer.step()
+        buffer = 0.95 * gradients[0] + gradients[1]
+        d = 0.2 * (weight.detach() * 0 + -0.1 * s * polynomial(gradients[0]))
+        d = d + s * polynomial(gradients[1] + 0.95 * buffer)
+        (c,) = optimizer.state[weight]["trust_calibration"].tolist()
+        assert c == pytest.approx(length / frobenius(d), rel=1e-10)
+        weight.grad = gradients[2]
+        optimizer.step()
+        assert optimizer.state[weight]["trust_calibration"].tolist() == [c]
+
+
+def test_a_state_keeps_the_calibration_and_another_models_is_refused():
+    def stepped(optimizer: Muon, weight: nn.Parameter, numbers: range) -> None:
+        for step in numbers:
+            weight.grad = drawn((6, 8), 60 + step).float()
+            optimizer.step()
+
+    def made(start: Tensor) -> tuple[nn.Parameter, Muon]:
+        weight = nn.Parameter(start.clone())
+        return weight, Muon([{"params": [weight], "muon": True}], 0.1, variant="orscale_lm", iteration="fp32")
+
+    weight, optimizer = made(drawn((6, 8), 6).float())
+    stepped(optimizer, weight, range(2))
+    other, resumed = made(weight.detach())
+    saved = copy.deepcopy(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(saved))
+    for one, of in ((weight, optimizer), (other, resumed)):
+        stepped(of, one, range(2, 5))
+    assert torch.equal(weight, other)
+    saved["state"][0]["trust_calibration"] = torch.ones(2)
+    with pytest.raises(UserError, match=r"parameter 0 has trust_calibration of shape \(2,\), here it is \(1,\)"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"variant": "normuon", "max_trust_ratio": 2.0},
+            "variant = normuon has no trust ratio that min_trust_ratio or",
+        ),
+        ({"variant": "orscale", "min_trust_ratio": 2.0}, "min_trust_ratio = 2 in parameter group 0 is above max_trust"),
+        (
+            {"variant": "orscale", "min_trust_ratio": 0.0},
+            "min_trust_ratio = 0.0 in parameter group 0; it must be above",
+        ),
+    ],
+)
+def test_bounds_of_no_ratio_are_one_sentence(settings, sentence):
+    with pytest.raises(UserError) as told:
+        Muon([{"params": [nn.Parameter(torch.ones(2, 3))], "muon": True}], 0.1, **settings)
+    assert sentence in str(told.value)
 
 
 def test_normuon_makes_rows_equally_long_at_its_first_step():
@@ -210,7 +347,7 @@ def test_a_state_of_before_variants_goes_on():
                 saved = copy.deepcopy(optimizer.state_dict())
                 for group in saved["param_groups"]:
                     group["adjust_lr"] = "match_rms_adamw"
-                    for key in ("match", "variant", "row_beta"):
+                    for key in ("match", "variant", "row_beta", "min_trust_ratio", "max_trust_ratio"):
                         del group[key]
                 optimizer = Muon([{"params": [weight], "muon": True}], 0.1, match="none")
                 optimizer.load_state_dict(saved)
@@ -230,6 +367,7 @@ def test_a_recipe_of_before_match_says_the_same():
         ({"adjust_lr": "rms"}, "optimizer.adjust_lr = rms is not known; today it is optimizer.match: rms, spectral"),
         ({"adjust_lr": "original", "match": "rms"}, "optimizer.adjust_lr is optimizer.match by its former name"),
         ({"row_beta": 0.9}, "optimizer.row_beta belongs to optimizer.variant = normuon"),
+        ({"max_trust_ratio": 2}, "optimizer.max_trust_ratio belongs to optimizer.variant = orscale or orscale_lm"),
     ):
         with pytest.raises(ValueError, match=sentence):
             MuonSection.model_validate({"name": "muon", **keys})

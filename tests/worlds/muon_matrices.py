@@ -32,11 +32,14 @@ SHAPES = {
 }
 MATRICES = ("conv", "fc", "tall", "again", "small")
 STEPS = 6
+BESIDE = {"rows": "row_second_moment", "c": "trust_calibration"}  # what is kept of a layer, not of its shape
 SETTINGS: dict[str, dict[str, Any]] = {
     "jordan": {"lr": 0.05},
     "moonlight": {"lr": 0.05, "variant": "moonlight2025", "others": "adamw", "form": "plain"},
     "normuon": {"lr": 0.05, "variant": "normuon", "others": "adamw"},
     "normalised": {"lr": 0.05, "momentum": 0.6, "ns_steps": 3, "match": "none", "normalised": True},
+    "orscale": {"lr": 0.05, "variant": "orscale", "max_trust_ratio": 9.0},
+    "orscale_lm": {"lr": 0.05, "variant": "orscale_lm", "others": "adamw"},
 }
 STAGES = [  # of ZeRO, the type of the weights, that in which gradients are accumulated
     (0, "fp32", "fp32"), (1, "fp32", "fp32"), (2, "fp32", "fp32"),
@@ -128,8 +131,12 @@ def alone(settings: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[
             parameter.grad = directions(step, dtype)[name]
         optimizer.step()
     found = {n: optimizer.state[p].get("master_weight", p).detach().clone() for n, p in model.named_parameters()}
-    rows = {f"{n}.rows": optimizer.state[p].get("row_second_moment") for n, p in model.named_parameters()}
-    return found | {name: value.clone() for name, value in rows.items() if value is not None}
+    return found | beside(optimizer, model.named_parameters())
+
+
+def beside(optimizer: Muon, named: Any) -> dict[str, torch.Tensor]:
+    kept = {f"{n}.{short}": optimizer.state[p].get(key) for n, p in named for short, key in BESIDE.items()}
+    return {name: value.clone() for name, value in kept.items() if value is not None}
 
 
 def cut(tensor: torch.Tensor, where: Any) -> torch.Tensor:
@@ -179,11 +186,10 @@ def dtensors(folder: str) -> None:
                     everywhere = distributed.gather(of_step.matrices)
                     calls.append((of_step.calls, sum(everywhere)))
                 whole = {n: getattr(p, "full_tensor", lambda p=p: p)().detach().clone() for n, p in parameters.items()}
-                rows = {f"{n}.rows": optimizer.state[p].get("row_second_moment") for n, p in parameters.items()}
-                whole |= {name: value.clone() for name, value in rows.items() if value is not None}
+                whole |= beside(optimizer, parameters.items())
                 ends[f"{layout} {kind} {iteration}"] = whole
                 seen[f"{layout} {kind} {iteration}"] = calls
-                carried = [name for names, _ in calls for name in names if name != "all_reduce"]  # of norms
+                carried = [name for names, _ in calls for name in names if name != "all_reduce"]  # of norms: no matrix
                 assert optimizer.traffic.collectives == len(carried), layout
         seen["among half"] = among(half)
         if distributed.is_first():
@@ -259,8 +265,7 @@ def masters(engine: Any, optimizer: Muon, stage: int, partitions: Any) -> dict[s
     """The whole float32 weights, and what is kept of rows."""
     if stage == 0:
         found = {n: p.detach().clone() for n, p in engine.module.named_parameters()}
-        rows = {f"{n}.rows": optimizer.state[p].get("row_second_moment") for n, p in engine.module.named_parameters()}
-        return found | {n: value.clone() for n, value in rows.items() if value is not None}
+        return found | beside(optimizer, engine.module.named_parameters())
     flats = (
         engine.optimizer.fp32_partitioned_groups_flat
         if stage == 3
@@ -273,8 +278,9 @@ def masters(engine: Any, optimizer: Muon, stage: int, partitions: Any) -> dict[s
             for start, values in pieces.local:
                 whole[start : start + len(values)] = values
             found[name] = distributed.sum_(whole).view(pieces.shape)
-        rows = optimizer.state[flat].get("row_second_moment", {})
-        found |= {f"{n}.rows": value.clone() for n, value in rows.items()}
+        for short, key in BESIDE.items():
+            kept = optimizer.state[flat].get(key, {})
+            found |= {f"{name}.{short}": value.clone() for name, value in kept.items()}
     return found
 
 

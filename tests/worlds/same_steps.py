@@ -35,6 +35,9 @@ OPTIMIZERS = {
         optim.muon_groups(g, model), 0.03, 0.6, iteration=kind, ns_steps=3, match="none", normalised=True
     ),  # airbench's
     "nadamw": lambda g, model, kind: nadamw.NAdamW(g, 4e-3),
+    "orscale_lm": lambda g, model, kind: optim.Muon(
+        optim.muon_groups(g, model), 0.015, iteration=kind, variant="orscale_lm", others="adamw", others_lr_scale=0.05
+    ),
 }
 
 
