@@ -14,6 +14,7 @@ import pytest
 import texts
 from programs import REPOSITORY
 
+from largebatch.methods.outer_momentum import OuterStep
 from largebatch.recipes import config
 from largebatch.recipes.decide import decide
 from largebatch.recipes.decided import DataFacts, Decided
@@ -106,7 +107,9 @@ def test_muloco_is_muon_with_its_outer_step():
     """H 30, lr 0.7, momentum 0.6, Nesterov: as quoted by later notes."""
     muon, outer = (config.read(FILES[name]) for name in ("muon-64", "muloco-64"))
     assert outer.pop("outer_momentum") == {"every_steps": 30, "lr": 0.7, "momentum": 0.6}
-    assert config.load(FILES["muloco-64"]).methods["outer_momentum"].nesterov
+    method = config.load(FILES["muloco-64"]).methods["outer_momentum"]
+    assert isinstance(method, OuterStep)
+    assert method.nesterov
     assert apart(outer) == apart(muon)
 
 
