@@ -62,10 +62,7 @@ class StudyFolder:
             facts = self._facts()
         there, written = self.study, facts["recipes"]
         self._check_versions(facts["points_by"], there.sampler)
-        asked, stands = (
-            one.model_dump(mode="json") | {"recipes": {row.name: row.model_dump(mode="json") for row in one.recipes}}
-            for one in (study, there)
-        )
+        asked, stands = with_named_rows(study), with_named_rows(there)
         stands["recipes"] = {name: row for name, row in stands["recipes"].items() if name in asked["recipes"]}
         if more := [name for name in asked["recipes"] if name not in stands["recipes"]]:
             raise UserError(
@@ -259,3 +256,8 @@ def of_study(study: StudyFile, overrides: files.Overrides, batch: int) -> tuple[
         "evaluate.stop_at": study.target.model_dump(mode="json"),
     }
     return tuple(config.setting(key, value) for key, value in laid.items())
+
+
+def with_named_rows(study: StudyFile) -> dict[str, Any]:
+    """As JSON has it, but for the rows, which stand by their names."""
+    return study.model_dump(mode="json") | {"recipes": {row.name: row.model_dump(mode="json") for row in study.recipes}}
