@@ -180,7 +180,7 @@ class Machine(Section):
 
     @pydantic.model_validator(mode="after")
     def parameters_are_numbers_that_stand_here(self) -> Machine:
-        keys: dict[str, tuple[str, ...]] = {"inside": LINK, "between": LINK} | dict.fromkeys(self.workloads, PACE)
+        keys: dict[str, tuple[str, ...]] = {"inside": LINK, "between": LINK, **dict.fromkeys(self.workloads, PACE)}
         if self.meeting is not None:
             keys["meeting"] = MEETING
         for parameter in self.fit.parameters if self.fit else ():
