@@ -332,7 +332,7 @@ def test_another_target_is_another_run(tmp_path):
     trained(tmp_path, evaluate=evaluate)
     for changed, said in (
         ({"stop_at": {"score": 1}}, "evaluate.stop_at.score: 0.0 there, 1.0 here"),
-        ({"stop_at": None}, "evaluate: "),
+        ({"stop_at": None}, "evaluate.every_epochs: 0.2 there, None here; evaluate.stop_at: "),
         ({"every_epochs": 0.4}, "evaluate.every_epochs: 0.2 there, 0.4 here"),
     ):
         with pytest.raises(UserError, match=f"belongs to another config .{said}"):

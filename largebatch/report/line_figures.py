@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from largebatch.records.run import EvaluateLine
 from largebatch.report.frame import Picture, empty_axes
 from largebatch.report.numerals import axis, capital, count, slug
-from largebatch.report.row_lines import draw_edges, draw_lines, drawn_lines, line_picture, positive
+from largebatch.report.row_lines import draw_edges, draw_lines, drawn_lines, from_zero, line_picture, positive
 from largebatch.report.scales import focus, log
 from largebatch.report.summary import Comparison
 
@@ -27,7 +27,7 @@ def score(
     if log_x:
         log(axes, "x", [value for _, own in drawn for line in own for value in line.x if value > 0], count)
     else:
-        axes.set_xlim(left=0)
+        from_zero(axes)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=x == "epoch"))
     what = x_label.removesuffix(" (log scale)").split(",")[0]
     name = f"{slug(comparison.score)}-{name}"
@@ -59,7 +59,7 @@ def learning_rate(comparison: Comparison) -> Picture | None:
         if any(line.y[-1] < floor for _, own in drawn for line in own)
         else []
     )
-    axes.set_xlim(left=0)
+    from_zero(axes)
     return line_picture(
         comparison, figure, "learning-rate", "Curves", "Learning rate against epochs", drawn, cut + edges, ""
     )
@@ -73,5 +73,5 @@ def training(comparison: Comparison, key: str, name: str, title: str, y_label: s
     draw_lines(axes, comparison, drawn)
     steady = [value for _, own in drawn for line in own if not line.broken for value in line.y]
     log(axes, "y", steady or [value for _, own in drawn for line in own for value in line.y])
-    axes.set_xlim(left=0)
+    from_zero(axes)
     return line_picture(comparison, figure, name, "Curves", f"{title} against epochs", drawn, [], "")

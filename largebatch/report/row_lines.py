@@ -17,6 +17,7 @@ from largebatch.report.looks import Look, looks
 from largebatch.report.summary import Comparison, MeasuredRow
 
 Drawn = Sequence[tuple[MeasuredRow, list[CurveLine]]]
+MARKER_ROOM = 1.012  # times the longest line: half a marker
 
 
 def drawn_lines(comparison: Comparison, x: str, y: str, event: str = "train", x_scale: float = 1.0) -> Drawn:
@@ -73,6 +74,11 @@ def draw_edges(axes: Axes, comparison: Comparison, drawn: Drawn) -> list[str]:
     for row, epoch in edges:
         axes.axvline(epoch, color=style[row.id].colour, linewidth=0.8, dashes=(1, 2), zorder=0)
     return ["Dotted lines: another phase begins."] * bool(edges)
+
+
+def from_zero(axes: Axes) -> None:
+    """The x axis, with room for a marker at the end of the longest line."""
+    axes.set_xlim(0, MARKER_ROOM * axes.get_xlim()[1])
 
 
 def _sparse(points: int, index: int) -> tuple[int, int]:

@@ -32,6 +32,7 @@ def test_two_ranks_beside_one_process(tmp_path):
     assert "wanted of two ranks: at most 0.65 of one process" in ended.stdout
 
 
+@pytest.mark.worlds
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
