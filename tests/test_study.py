@@ -193,6 +193,14 @@ def test_what_a_study_cannot_be_is_a_sentence_before_anything_runs(study, tmp_pa
     assert not (tmp_path / "out" / "study.json").exists()
 
 
+def test_a_record_that_a_ramp_follows_may_be_set(study, tmp_path):
+    ramp = {"rule": "adaptive", "factor": 2, "largest": 100}
+    overrides = {"batch.ramp": ramp, "record.noise_scale": {"every_steps": 1}}
+    begun(study(recipes=["tiny.yaml"], batches=[25], overrides=overrides), tmp_path / "out")
+    with pytest.raises(UserError, match="overrides.record.to = .*: records change nothing of a run"):
+        begun(study(recipes=["tiny.yaml"], overrides={"record.to": ["tensorboard"]}), tmp_path / "other")
+
+
 def test_a_folder_holds_one_study(study, tmp_path):
     begun(study(), tmp_path / "out")
     for changes, difference in (

@@ -33,8 +33,16 @@ SET_ITSELF = {  # keys that say what is measured, and by whom they are set
     "record": "records change nothing of a run",
     "checkpoint": "checkpoints change nothing of a run",
 }
+FOLLOWED = "record.noise_scale"  # by an adaptive ramp: a record that changes the run
 QUIET = ("evaluate.train=false", "record.to=[]", "checkpoint.keep=1")
 TIMES = 8.0  # --tune lr looks so many times below and above the recipe's own
+
+
+def set_itself(key: str, free: tuple[str, ...] = ()) -> str | None:
+    """Why nobody else may set this key; None: anybody may, as all keys that begin with one of ``free``."""
+    if key.startswith(FOLLOWED):
+        return None
+    return next((why for one, why in SET_ITSELF.items() if touches(key, one) and not one.startswith(free)), None)
 
 
 class RowSearch:
@@ -44,8 +52,8 @@ class RowSearch:
         self.row, self.judged, self.dataset, self.facts = row, judged(tuning), dataset, data_facts(dataset)
         self.written = self._section(tuning.space)
         for key in self.written:
-            if fixed := next((one for one in SET_ITSELF if touches(key, one)), None):
-                raise UserError(f"{row.recipe}: search.{key} cannot be searched: {SET_ITSELF[fixed]}")
+            if why := set_itself(key):
+                raise UserError(f"{row.recipe}: search.{key} cannot be searched: {why}")
         space = Space.of(config.from_dict({**row.written, "search": self.written}).search or {})
         space = Space(tuple(self._in_whole_numbers(axis) for axis in space.axes))
         for key, value in space.ends():

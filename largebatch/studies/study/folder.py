@@ -24,7 +24,6 @@ from typing import Any
 from largebatch.errors import UserError
 from largebatch.machine import distributed
 from largebatch.recipes import config
-from largebatch.recipes.config.dotted import touches
 from largebatch.recipes.config.mistakes import shown
 from largebatch.recipes.decide import decide
 from largebatch.records.comparison import Tuning
@@ -33,7 +32,7 @@ from largebatch.records.run import ResultRecord
 from largebatch.run import record
 from largebatch.run.assemble import data_facts, dataset_of, task_of
 from largebatch.studies.rows import ComparedRecipe
-from largebatch.studies.search.of_row import SET_ITSELF, judged
+from largebatch.studies.search.of_row import judged, set_itself
 from largebatch.studies.study import file as files
 from largebatch.studies.study.file import StudyFile
 from largebatch.studies.study.jobs import Cell, Outcomes, chosen
@@ -244,8 +243,8 @@ def check(cells: list[Cell]) -> None:
 def of_study(study: StudyFile, overrides: files.Overrides, batch: int) -> tuple[str, ...]:
     """What a study lays over a recipe: the batch, the budget and the target, the same for all."""
     for key in (*study.overrides, *overrides):
-        if fixed := next((one for one in SET_ITSELF if touches(key, one) and not one.startswith("data.")), None):
-            raise UserError(f"overrides.{key} = {shown({**study.overrides, **overrides}[key])}: {SET_ITSELF[fixed]}")
+        if why := set_itself(key, free=("data.",)):
+            raise UserError(f"overrides.{key} = {shown({**study.overrides, **overrides}[key])}: {why}")
     laid = {
         **study.overrides,
         **overrides,
