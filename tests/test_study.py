@@ -25,6 +25,7 @@ from largebatch.report import targets
 from largebatch.studies.study import file as files
 from largebatch.studies.study import findings, status, work
 from largebatch.studies.study import folder as study_folder
+from largebatch.studies.study.findings import run_of
 from largebatch.studies.study.folder import StudyFolder
 from largebatch.studies.study.jobs import Cell, due, given_up_after, left, tried
 from largebatch.terminal.console import Console
@@ -135,6 +136,14 @@ def test_a_trial_that_reached_the_target_is_before_any_that_did_not(study, tmp_p
     assert [trial.worth for trial in trials.values()] == [(0.0, 84.9), (1.0, -4700.0), (0.0, 84.0)]
     assert given_up_after(cell, list(trials.values())) is None, "the budget is shorter"
     assert given_up_after(cell, [trials[0], trials[2]]) is None
+
+
+def test_a_row_whose_batch_grows_has_the_steps_that_it_took(study, tmp_path):
+    for ramp, reached, unreached in ((None, None, None), ({"at_epochs": [1], "factor": 2}, 40.0, 192.0)):
+        overrides = {"batch.ramp": ramp} if ramp else {}
+        cell = begun(study(overrides=overrides), tmp_path / f"out-{ramp is None}").cells()[0]
+        assert run_of(cell, 0, ended(1000)).steps == reached
+        assert run_of(cell, 0, ended(4800, reached=False)).steps == unreached
 
 
 def test_more_is_added_and_what_there_was_stays(study, recipe, tmp_path):

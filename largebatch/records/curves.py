@@ -32,7 +32,7 @@ class ReachedPoint:
     examples_low: Amount  # [examples] of its interval; null: one run
     examples_high: Amount  # [examples] null: one run, or not bounded
     level: Amount  # [share] null: one run
-    steps: Number  # examples / global_batch_size
+    steps: Number  # examples / global_batch_size; where the batch grows from that, what the runs took
     fitted_examples: Amount  # [examples] null: nothing was fitted
     error: Amount  # fitted_examples / examples − 1; null: a lower bound, or nothing was fitted
     seconds: Amount = None  # [s] to the target, of the same runs

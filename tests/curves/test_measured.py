@@ -76,3 +76,9 @@ def test_intervals_hold_the_median_about_as_often_as_they_say(runs, least):
         middle = middle_of(point(*np.exp(0.1 * draws.standard_normal(runs))))
         held += middle.needed.low <= 1 <= middle.needed.high
     assert held >= binom.ppf(0.001, 300, least)
+
+
+def test_steps_where_the_batch_grows_are_those_that_were_taken():
+    runs = tuple(TargetRun(seed, 6400.0, steps=steps) for seed, steps in enumerate((40.0, 60.0, 50.0)))
+    assert middle_of(TargetPoint(64, runs)).steps == 50.0
+    assert middle_of(TargetPoint(64, (TargetRun(0, 6400.0),))).steps == 100.0

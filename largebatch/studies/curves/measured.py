@@ -29,6 +29,7 @@ class TargetRun:
     examples: float
     reached: bool = True
     seconds: float | None = None
+    steps: float | None = None  # where the batch did not stay; else examples / batch
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class MiddleOfRuns:
     level: float | None
     runs: int
     reached: int
+    steps_taken: float | None = None  # where the batch did not stay
+
+    @property
+    def steps(self) -> float:
+        return self.examples / self.batch if self.steps_taken is None else self.steps_taken
 
     @property
     def examples(self) -> float:
@@ -102,16 +108,13 @@ class MiddleOfRuns:
     def exact(self) -> bool:
         return self.needed.exact
 
-    @property
-    def steps(self) -> float:
-        return self.examples / self.batch
-
 
 def middle_of(point: TargetPoint, how: Middle = "median") -> MiddleOfRuns:
     """Median or mean of what the runs of a point needed, with its interval."""
     assert point.runs
     reached, number = [run.reached for run in point.runs], len(point.runs)
     seconds = [run.seconds for run in point.runs if run.seconds is not None]
+    steps = [run.steps for run in point.runs if run.steps is not None]
     return MiddleOfRuns(
         batch=point.batch,
         needed=middle_value([run.examples for run in point.runs], reached, how),
@@ -119,6 +122,7 @@ def middle_of(point: TargetPoint, how: Middle = "median") -> MiddleOfRuns:
         level=min(LEVEL, highest_level(number)) if number > 1 else None,
         runs=number,
         reached=sum(reached),
+        steps_taken=middle_value(steps, reached, how).value if len(steps) == number else None,
     )
 
 

@@ -99,11 +99,14 @@ def reached_by(trial: Trial) -> bool:
 
 def run_of(cell: Cell, seed: int, result: ResultRecord) -> TargetRun:
     """One that failed would not have reached the target by its budget either."""
-    target = result.target
-    if target is not None and target.interpolated is not None:
-        return TargetRun(seed, target.interpolated.examples, True, target.interpolated.seconds)
-    budget = (cell.recipe.run().epochs or 0.0) * whole_size(cell)
-    return TargetRun(seed, budget, False, result.seconds_training if result.status == "finished" else None)
+    target, run = result.target, cell.recipe.run()
+    grows = run.batch.ramp is not None or run.phases is not None
+    if target is not None and (at := target.interpolated) is not None:
+        return TargetRun(seed, at.examples, True, at.seconds, at.steps if grows else None)
+    budget = (run.epochs or 0.0) * whole_size(cell)
+    finished = result.status == "finished"
+    steps = target.last.steps if grows and finished and target is not None and target.last is not None else None
+    return TargetRun(seed, budget, False, result.seconds_training if finished else None, steps)
 
 
 def whole_size(cell: Cell) -> int:
