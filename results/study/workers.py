@@ -29,8 +29,8 @@ STUDY = {
     "recipes": [{"recipe": str((HERE / "constant.yaml").resolve()), "search": {"lr.base": {"log": [0.02, 0.5]}}}],
     "batches": [256, 384, 512, 768, 1024, 1536],
     "target": {"score": 99},  # none reaches it: all runs are equally long
-    "epochs": 2,
-    "every_epochs": 0.5,
+    "epochs": 1,
+    "every_epochs": 0.25,
     "trials": 4,
     "seeds": 1,
     "hold_out": 10_000,
