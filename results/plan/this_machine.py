@@ -1,7 +1,7 @@
 """Two ranks of this machine predicted for models that it was not fitted on: ``python results/plan/this_machine.py``.
 
-The network, and what two ranks wait for one another, are fitted to the ``bench scaling`` of one model (rows of one and two
-ranks, its all-reduce alone). Of each other model the fit sees the step of one rank and how many bytes its gradients
+The network, and what two ranks wait for one another, are fitted to the ``bench scaling`` of one model (rows of one and
+two ranks, its all-reduce alone). Of each other model the fit sees the step of one rank and how many bytes its gradients
 have; its steps of two ranks are predicted. With ``--measure`` the benches are run anew, which wants a machine that does
 nothing else: they are written beside this file.
 """
@@ -67,8 +67,8 @@ def page(lines: list[dict[str, Any]], known: dict[str, Any]) -> str:
         f"{known['machine']['host_cpu']}, {known['machine']['cores']} cores. The machine is fitted to `bench scaling` "
         f"of {known['model']}; of each other model it has seen the step of one rank.",
         "",
-        f"**{good} of {len(lines)} steps are predicted within 15 %.** What ranks of a CPU wait for one another in a step "
-        "(`meeting`) is fitted as well; that they share its memory and clock the model knows nothing of.",
+        f"**{good} of {len(lines)} steps are predicted within 15 %.** What ranks of a CPU wait for one another in a "
+        "step (`meeting`) is fitted as well; that they share its memory and clock the model knows nothing of.",
         "",
         "| model | ranks | batch | measured ms | model ms | 95 % | error |",
         "|---|---:|---:|---:|---:|---|---:|",
