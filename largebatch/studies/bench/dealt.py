@@ -12,9 +12,6 @@ import copy
 import importlib.util
 import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,8 +30,9 @@ from largebatch.machine import distributed, launched
 from largebatch.optim import Muon, muon_groups, parameter_groups, treatments
 from largebatch.plan import batch
 from largebatch.studies.bench.contestants import LR, MOMENTUM, NEITHER, WEIGHT_DECAY
-from largebatch.studies.bench.optimizer import DROPPED
-from largebatch.studies.bench.scaling.measure import reason, threads_per_rank
+from largebatch.studies.bench.optimizer import DROPPED, median_ratio
+from largebatch.studies.bench.scaling.measure import counted, in_a_world, threads_per_rank
+from largebatch.studies.bench.throughput.turns import Clock
 
 WANTED_OF_ONE = 0.65  # of the time of one process, at most, on two ranks
 
@@ -52,11 +50,7 @@ def start(ranks: int, words: list[str]) -> None:
     """This very command in a world of so many processes on this host, which prints and writes what it finds."""
     if ranks < 2:
         raise UserError(f"--ranks {ranks} is no world to deal matrices among; at least 2")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_per_rank([ranks]))}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    ended = subprocess.run([*launcher, "-m", "largebatch", *words], env=environment, stderr=subprocess.PIPE, text=True)
-    if ended.returncode:
-        raise UserError(f"the world of {ranks} ranks ended with exit code {ended.returncode}: {reason(ended.stderr)}")
+    in_a_world(ranks, words, threads_per_rank([ranks]))
 
 
 def is_started(ranks: int) -> bool:
@@ -71,24 +65,24 @@ def measure(name: str, model: nn.Module, device: torch.device, repeats: int) -> 
     """The numbers of one model, alike on all ranks. Collective."""
     distributed.same_as_on_first(model.parameters())
     model, left_out = model.to(device), []
-    contestants = [one_process(model), dealt(model), fsdp(model, device)]
+    contestants = [whole(model, dealt=False), whole(model, dealt=True), fsdp(model, device)]
     if importlib.util.find_spec("deepspeed") is None:
         left_out.append("ZeRO 1 is left out: the package deepspeed is not installed")
     else:
         contestants.append(zero1(model, device))
+    clock = Clock(device)
     times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for number in range(DROPPED + repeats):
         for contestant in contestants if number % 2 == 0 else reversed(contestants):
-            times[contestant.name].append(milliseconds(contestant, device))
+            times[contestant.name].append(milliseconds(contestant, clock))
     times = {who: values[DROPPED:] for who, values in times.items()}
     alone = times[contestants[0].name]
     rows = []
     for who, own in times.items():
         low, median, high = statistics.quantiles(own, n=4, method="inclusive")
-        ratio = statistics.median(a / b for a, b in zip(own, alone, strict=True))
         rows.append(
             {"weights": who, "milliseconds": own, "milliseconds_median": median, "milliseconds_quartiles": [low, high],
-             "times_one_process": ratio}
+             "times_one_process": median_ratio(own, alone)}
         )  # fmt: skip
     matrices = [p for group in grouped(model) if group["muon"] for p in group["params"]]
     return {
@@ -103,23 +97,16 @@ def measure(name: str, model: nn.Module, device: torch.device, repeats: int) -> 
     }
 
 
-def milliseconds(contestant: Contestant, device: torch.device) -> float:
+def milliseconds(contestant: Contestant, clock: Clock) -> float:
     """Of one step on the slowest rank that takes part. Collective."""
     contestant.prepare()
-    waited(device)
-    torch.distributed.barrier()
-    begun, took = time.perf_counter(), 0.0
+    clock.start()
+    took = 0.0
     if distributed.is_first() or not contestant.alone:
         contestant.step()
-        waited(device)
-        took = 1e3 * (time.perf_counter() - begun)
-    torch.distributed.barrier()
+        took = 1e3 * clock.seconds()
+    torch.distributed.barrier()  # without work for the others, whose cores the one process is to have
     return max(distributed.gather(took))
-
-
-def waited(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def grouped(model: nn.Module) -> list[dict[str, Any]]:
@@ -136,16 +123,14 @@ def drawn(model: nn.Module) -> list[Tensor]:
     return [(0.01 * torch.randn(p.shape, generator=generator)).to(p.device) for p in model.parameters()]
 
 
-def one_process(model: nn.Module) -> Contestant:
+def whole(model: nn.Module, dealt: bool) -> Contestant:
+    """All weights on every rank: the matrices dealt out, or one process with all of them."""
     own = copy.deepcopy(model)
-    give(own)
-    return Contestant("whole, one process", muon(own).step, alone=True)
-
-
-def dealt(model: nn.Module) -> Contestant:
-    own = copy.deepcopy(model)
-    give(own)
+    for parameter, gradient in zip(own.parameters(), drawn(own), strict=True):
+        parameter.grad = gradient
     optimizer = muon(own)
+    if not dealt:
+        return Contestant("whole, one process", optimizer.step, alone=True)
     optimizer.deal_among(torch.distributed.group.WORLD)
     return Contestant("whole, dealt (DDP)", optimizer.step)
 
@@ -180,11 +165,6 @@ def zero1(model: nn.Module, device: torch.device) -> Contestant:
     return Contestant("partitions of ZeRO 1", engine.step, backward)
 
 
-def give(model: nn.Module) -> None:
-    for parameter, gradient in zip(model.parameters(), drawn(model), strict=True):
-        parameter.grad = gradient
-
-
 def table(facts: dict[str, Any]) -> rich.table.Table:
     rounds = len(facts["rows"][0]["milliseconds"])
     title = (
@@ -207,8 +187,7 @@ def table(facts: dict[str, Any]) -> rich.table.Table:
 
 def notes(facts: dict[str, Any]) -> list[str]:
     """What is said below the table."""
-    threads = facts["threads_per_rank"]
-    said = [*facts["left_out"], f"{threads} thread{'' if threads == 1 else 's'} for each process"]
+    said = [*facts["left_out"], f"{counted(facts['threads_per_rank'], 'thread')} for each process"]
     if facts["ranks"] == 2:
         said.append(f"wanted of two ranks: at most {WANTED_OF_ONE} of one process, each matrix being computed once")
     return said

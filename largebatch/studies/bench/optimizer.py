@@ -304,12 +304,12 @@ def _row(
         "gigabytes_that_must_move": gigabytes,
         "times_bandwidth_bound": median * bandwidth_gigabytes_per_second / gigabytes / 1e3,
         "peer": peer,
-        "times_peer": _times(own, times[peer]) if peer else None,
+        "times_peer": median_ratio(own, times[peer]) if peer else None,
         "edits_gradients": contestant.edits_gradients,
     }
 
 
-def _times(times: list[float], others: list[float]) -> float:
+def median_ratio(times: list[float], others: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
@@ -320,7 +320,7 @@ def _wanted(device: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["optimizer"] not in WANTED_OF_PEER or row["form"] != "fused":
             continue
         for peer in (r for r in rows if r["optimizer"] == f"timm {row['optimizer']}"):
-            ratio = _times(row["milliseconds"], peer["milliseconds"])
+            ratio = median_ratio(row["milliseconds"], peer["milliseconds"])
             name = f"{peer['optimizer']}, {peer['form']}"
             whose = f"{name} (its default here)" if peer["peer"] == name else name
             if device == "cpu":

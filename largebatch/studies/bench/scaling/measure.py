@@ -117,18 +117,27 @@ def started(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "world.json"
         words = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-            "-m", "largebatch", "bench", "scaling", str(recipe), *overrides,
+            "bench", "scaling", str(recipe), *overrides,
             "--ranks", ",".join(map(str, worlds)), "--steps", str(steps), "--json", str(file), *registry.as_options(),
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        ended = subprocess.run(words, env=environment, capture_output=True, text=True)
-        if ended.returncode or not file.exists():
-            code = ended.returncode
-            raise UserError(
-                f"the world of {counted(ranks, 'rank')} ended with exit code {code}: {reason(ended.stderr)}"
-            )
+        in_a_world(ranks, words, threads, file)
         return json.loads(file.read_text())["measured"]
+
+
+def in_a_world(ranks: int, words: list[str], threads: int, file: Path | None = None) -> None:
+    """This program with these words in a world of so many ranks of this host, which is to write the ``file``; without
+    one what it prints is seen."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    ended = subprocess.run(
+        [*launcher, "-m", "largebatch", *words],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdout=None if file is None else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if ended.returncode or (file is not None and not file.exists()):
+        code = ended.returncode
+        raise UserError(f"the world of {counted(ranks, 'rank')} ended with exit code {code}: {reason(ended.stderr)}")
 
 
 def reason(stderr: str) -> str:
